@@ -1,0 +1,4 @@
+"""How many bits each cluster gets: scores, and plans under a budget.
+
+Knows models and data, but no speech.
+"""

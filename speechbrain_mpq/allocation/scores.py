@@ -1,0 +1,214 @@
+"""The score table: how much each cluster's bits matter, kept for any budget.
+
+A score is the damage that quantizing one cluster to some bits does while all
+others stay in full precision: 0 is harmless, more is worse. Scores of one
+table share a unit; those of two methods do not.
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass, field
+
+from ..quantization.codebook import check_bits
+
+VERSION = 1
+
+
+def check_candidates(candidate_bits):
+    """Candidate bits in ascending order.
+
+    Arguments
+    ---------
+    candidate_bits : sequence of int
+        Different integers from 1 to 16.
+
+    Returns
+    -------
+    candidate_bits : tuple of int
+
+    Example
+    -------
+    >>> check_candidates([8, 2, 4])
+    (2, 4, 8)
+    >>> check_candidates([4, 4])
+    Traceback (most recent call last):
+    ...
+    ValueError: candidate bits [4, 4] name some bits twice
+    """
+    try:
+        candidates = sorted(check_bits(bits) for bits in candidate_bits)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"candidate bits {candidate_bits!r}: {error}; give a list such as "
+            "[2, 4, 8, 16]"
+        ) from error
+    if not candidates:
+        raise ValueError(
+            "candidate bits are empty; give a list such as [2, 4, 8, 16]"
+        )
+    if len(set(candidates)) < len(candidates):
+        raise ValueError(
+            f"candidate bits {list(candidate_bits)} name some bits twice"
+        )
+    return tuple(candidates)
+
+
+@dataclass
+class ScoreTable:
+    """Scores of every cluster at every candidate, and what a plan needs more.
+
+    Arguments
+    ---------
+    scores : dict
+        scores[cluster][bits], floats; the same bits for every cluster.
+    tensors : dict
+        tensors[cluster][tensor name] is the tensor's number of parameters.
+    scales : dict
+        scales[cluster] is the number of its scales; one a tensor if missing.
+    rest_parameters : int
+        Parameters in no cluster, that stay in full precision.
+    method : str
+        How the scores were made.
+    signed : bool
+        Whether the method can score below zero.
+    details : dict
+        Whatever else describes the scores (seconds, items, ...), for JSON.
+
+    Example
+    -------
+    >>> table = ScoreTable(
+    ...     {"conv": {2: 0.5, 4: 0.1}}, {"conv": {"conv.weight": 12}}
+    ... )
+    >>> table.candidate_bits, table.parameters, table.scales
+    ((2, 4), {'conv': 12}, {'conv': 1})
+    >>> ScoreTable({"conv": {2: float("nan")}}, {"conv": {"conv.weight": 12}})
+    Traceback (most recent call last):
+    ...
+    ValueError: the score of conv at 2 bits is nan: ...
+    """
+
+    scores: dict
+    tensors: dict
+    scales: dict = field(default_factory=dict)
+    rest_parameters: int = 0
+    method: str = ""
+    signed: bool = False
+    details: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.scores:
+            raise ValueError("a score table needs at least one cluster")
+        if set(self.scores) != set(self.tensors):
+            odd = sorted(set(self.scores) ^ set(self.tensors))
+            raise ValueError(f"clusters with scores or tensors only: {odd}")
+        sizes = [n for row in self.tensors.values() for n in row.values()]
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ValueError("a tensor's parameters must be a positive integer")
+        one_each = {name: len(row) for name, row in self.tensors.items()}
+        self.scales = one_each | self.scales
+        candidates = set(self.candidate_bits)
+        for cluster, row in self.scores.items():
+            self._check_row(cluster, row, candidates)
+
+    def _check_row(self, cluster, row, candidates):
+        """Refuses what no solver should see, naming the cluster."""
+        missing = sorted(candidates - set(row))
+        if missing:
+            raise ValueError(
+                f"{cluster} has no score at {missing} bits, others have; "
+                "score all clusters with the same candidate bits"
+            )
+        for bits, score in row.items():
+            if not math.isfinite(score) or (score < 0 and not self.signed):
+                raise ValueError(
+                    f"the score of {cluster} at {bits} bits is {score}: "
+                    "scores must be finite and not negative; look for NaN or "
+                    "infinity in its weights and in the scoring data"
+                )
+
+    @property
+    def candidate_bits(self):
+        """All bits that were tried, ascending."""
+        return check_candidates(
+            {b for row in self.scores.values() for b in row}
+        )
+
+    @property
+    def parameters(self):
+        """Number of parameters of each cluster."""
+        return {name: sum(row.values()) for name, row in self.tensors.items()}
+
+    def save(self, path):
+        """Write `scores.json`; a reader never sees half a file.
+
+        Arguments
+        ---------
+        path : str or path-like
+            File to write or replace.
+        """
+        content = {
+            "version": VERSION,
+            "method": self.method,
+            "signed": self.signed,
+            "candidate_bits": list(self.candidate_bits),
+            "rest_parameters": self.rest_parameters,
+            "details": self.details,
+            "clusters": {
+                cluster: {
+                    "parameters": self.parameters[cluster],
+                    "scales": self.scales[cluster],
+                    "tensors": self.tensors[cluster],
+                    "scores": {str(bits): row[bits] for bits in sorted(row)},
+                }
+                for cluster, row in self.scores.items()
+            },
+        }
+        text = json.dumps(content, indent=1, allow_nan=False)
+        temporary = f"{os.fspath(path)}.part"
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path):
+        """Read and check what `save` has written.
+
+        Arguments
+        ---------
+        path : str or path-like
+            A `scores.json`.
+
+        Returns
+        -------
+        table : ScoreTable
+        """
+        try:
+            with open(path, encoding="utf-8") as file:
+                return cls._from_content(json.load(file))
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is no usable score table ({error!r}); delete it and "
+                "score again"
+            ) from error
+
+    @classmethod
+    def _from_content(cls, content):
+        """The table from parsed JSON, whose keys are all strings."""
+        if content["version"] != VERSION:
+            raise ValueError(
+                f"version {content['version']}, this program reads {VERSION}"
+            )
+        clusters = content["clusters"]
+        return cls(
+            scores={
+                cluster: {int(bits): x for bits, x in row["scores"].items()}
+                for cluster, row in clusters.items()
+            },
+            tensors={name: row["tensors"] for name, row in clusters.items()},
+            scales={name: row["scales"] for name, row in clusters.items()},
+            rest_parameters=content["rest_parameters"],
+            method=content["method"],
+            signed=content["signed"],
+            details=content["details"],
+        )

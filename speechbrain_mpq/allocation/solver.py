@@ -1,0 +1,183 @@
+"""The best bit plan that a size budget allows."""
+
+import math
+from bisect import bisect_left
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import eye_array, kron
+
+from ..quantization.codebook import MAX_BITS, check_bits
+from ..quantization.plan import FLOAT_BYTES, BitPlan, ClusterBits
+from .scores import check_candidates
+
+COST_UNIT = 1e4  # HiGHS stops at a gap of 1e-6 below this, 1e-10 of the best
+EQUAL = 1e-9  # share of the best score within which plans are equally good
+
+
+def allocate_bits(
+    table,
+    *,
+    average_bits=None,
+    budget_bytes=None,
+    min_bits=2,
+    candidate_bits=None,
+):
+    """The plan with the least summed score that fits into the budget.
+
+    A multiple-choice knapsack, solved exactly. More bits are never scored
+    worse: where a table says so it is noise, or one error hiding another, and
+    the score of fewer bits stands for both. The least sum stays what it was,
+    and of all plans that reach it the largest is taken, so that no byte is
+    left that could still buy bits.
+
+    Arguments
+    ---------
+    table : ScoreTable
+        Scores of all clusters.
+    average_bits : float
+        The budget as that of the uniform plan of so many bits, or between
+        two uniform plans. Give this or `budget_bytes`.
+    budget_bytes : int
+        Most bytes of the plan, with scales and parameters left alone.
+    min_bits : int
+        Least bits of any cluster.
+    candidate_bits : sequence of int
+        Some of the table's candidates; all if not given.
+
+    Returns
+    -------
+    plan : BitPlan
+
+    Example
+    -------
+    >>> from speechbrain_mpq.allocation.scores import ScoreTable
+    >>> table = ScoreTable(
+    ...     {"a": {2: 9.0, 4: 1.0, 8: 0.0}, "b": {2: 0.2, 4: 0.1, 8: 0.0}},
+    ...     {"a": {"a.weight": 16}, "b": {"b.weight": 32}},
+    ... )
+    >>> plan = allocate_bits(table, average_bits=3)
+    >>> {name: cluster.bits for name, cluster in plan.clusters.items()}
+    {'a': 4, 'b': 2}
+    >>> plan.bytes  # 16 x 4 / 8 + 32 x 2 / 8 + 2 scales of 4
+    24
+    """
+    bits = _usable_bits(table, min_bits, candidate_bits)
+    choices = [[_cluster(table, c, b) for b in bits] for c in table.scores]
+    sizes = np.array([[choice.bytes for choice in row] for row in choices])
+    rest = FLOAT_BYTES * table.rest_parameters
+    budget = _budget(table, average_bits, budget_bytes)
+    lowest, highest = sizes[:, 0].sum() + rest, sizes[:, -1].sum() + rest
+    if not lowest <= budget <= highest:
+        raise ValueError(
+            f"a budget of {budget} bytes is out of reach: with {bits[0]} to "
+            f"{bits[-1]} bits this model takes {lowest} bytes ({bits[0]} bits "
+            f"on average) to {highest} bytes ({bits[-1]} bits on average)"
+        )
+    scores = np.array([[row[b] for b in bits] for row in table.scores.values()])
+    chosen = _knapsack(scores, sizes, budget - rest)
+    plan = {
+        name: row[index]
+        for name, row, index in zip(table.scores, choices, chosen)
+    }
+    return BitPlan(plan, table.rest_parameters)
+
+
+def _usable_bits(table, min_bits, candidate_bits):
+    """Candidates that were scored, are wanted and are not too few bits."""
+    if candidate_bits is None:
+        candidate_bits = table.candidate_bits
+    bits = check_candidates(candidate_bits)
+    unknown = sorted(set(bits) - set(table.candidate_bits))
+    if unknown:
+        raise ValueError(
+            f"candidate bits {unknown} were not scored, only "
+            f"{list(table.candidate_bits)}; score again with them"
+        )
+    usable = tuple(b for b in bits if b >= check_bits(min_bits))
+    if not usable:
+        raise ValueError(
+            f"no candidate of {list(bits)} reaches min_bits={min_bits}"
+        )
+    return usable
+
+
+def _cluster(table, cluster, bits):
+    """A cluster at some bits; it knows its bytes."""
+    tensors = table.tensors[cluster]
+    parameters = sum(tensors.values())
+    return ClusterBits(bits, parameters, tensors, table.scales[cluster])
+
+
+def _budget(table, average_bits, budget_bytes):
+    """The budget in bytes, whichever way it was given."""
+    if (average_bits is None) == (budget_bytes is None):
+        raise ValueError("give either average_bits or budget_bytes")
+    asked = budget_bytes if average_bits is None else average_bits
+    if isinstance(asked, (bool, str)) or not math.isfinite(asked):
+        raise ValueError(f"a budget must be a finite number, not {asked!r}")
+    if average_bits is None:
+        return math.floor(budget_bytes)
+    within = min(max(average_bits, 1), MAX_BITS)
+    below, above = (
+        sum(_cluster(table, cluster, bits).bytes for cluster in table.scores)
+        for bits in (math.floor(within), math.ceil(within))
+    )
+    parameters = sum(table.parameters.values())
+    between = within % 1 * (above - below)
+    beyond = (average_bits - within) * parameters / 8
+    # The tiny term keeps 2.3 from losing a byte to its binary form.
+    packed = below + math.floor(between + beyond + 1e-6)
+    return packed + FLOAT_BYTES * table.rest_parameters
+
+
+def _knapsack(scores, sizes, budget):
+    """Index of the candidate of each cluster; rows are clusters.
+
+    Least sum of scores first, then the most bytes.
+    """
+    scores = np.minimum.accumulate(scores, axis=1)
+    costs = scores - scores[:, -1:]
+    unit = _least_worst(costs, sizes, budget)
+    # The best sum lies between this and this times the number of clusters:
+    # whatever costs more alone is out, and no small score drowns.
+    allowed = costs <= unit * len(costs)
+    costs = np.where(allowed, costs * (COST_UNIT / (unit or 1.0)), 0.0)
+    fits = sizes, budget
+    best = _choose(costs, allowed, [fits])
+    least = np.take_along_axis(costs, best[:, None], 1).sum()
+    good = costs, least * (1 + EQUAL)
+    choice = _choose(-sizes, allowed, [fits, good])
+    used = np.take_along_axis(sizes, choice[:, None], 1).sum()
+    assert used <= budget, f"plan of {used} bytes for a budget of {budget}"
+    return choice
+
+
+def _least_worst(costs, sizes, budget):
+    """Least cost that all clusters can stay within under the budget."""
+
+    def affordable(cost):
+        return np.where(costs <= cost, sizes, np.inf).min(1).sum() <= budget
+
+    levels = np.unique(costs)
+    return levels[bisect_left(levels, True, key=affordable)]
+
+
+def _choose(objective, allowed, limits):
+    """One candidate a cluster with the least objective within the limits."""
+    clusters, candidates = objective.shape
+    one_each = kron(eye_array(clusters), np.ones((1, candidates)))
+    constraints = [LinearConstraint(one_each, 1, 1)]
+    for weights, limit in limits:
+        row = weights.reshape(1, -1)
+        constraints.append(LinearConstraint(row, -np.inf, limit))
+    result = milp(
+        objective.ravel(),
+        integrality=np.ones(objective.size),
+        bounds=Bounds(0, allowed.ravel().astype(float)),
+        constraints=constraints,
+        options={"mip_rel_gap": 0},
+    )
+    if not result.success:
+        raise RuntimeError(f"scipy's milp found no plan: {result.message}")
+    return result.x.reshape(objective.shape).argmax(1)

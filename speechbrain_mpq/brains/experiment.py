@@ -1,0 +1,162 @@
+"""The folder of one experiment: what it was asked, whether it is finished.
+
+A folder belongs to one set of hyper-parameters. Starting the same again
+continues or does nothing; starting another in it is refused, so that no
+result can come from a mixture of two.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import speechbrain as sb
+import yaml
+from hyperpyyaml import load_hyperpyyaml, resolve_references
+from speechbrain.utils.distributed import if_main_process
+
+# Keys that say where or how fast, not what comes out.
+NOT_SETTINGS = ("output_folder", "results_folder", "data_folder", "workers")
+
+
+def read_hparams(path, overrides=""):
+    """Load a hyper-parameter file.
+
+    Arguments
+    ---------
+    path : str
+        HyperPyYAML file.
+    overrides : str
+        YAML text of what to change.
+
+    Returns
+    -------
+    hparams : dict
+    """
+    with open(path, encoding="utf-8") as source:
+        return load_hyperpyyaml(source, overrides)
+
+
+def overrides_for(path, overrides, bits):
+    """What of an experiment's overrides its baseline shares.
+
+    Arguments
+    ---------
+    path : str
+        The baseline's hyper-parameter file.
+    overrides : str
+        YAML text of the experiment's overrides.
+    bits : int
+        Bits of the baseline.
+
+    Returns
+    -------
+    overrides : str
+        Those that the baseline's file knows too, with these bits.
+
+    Example
+    -------
+    >>> overrides_for("hparams/fp32.yaml", "seed: 7\\nscores: null", 32)
+    'bits: 32\\nseed: 7\\n'
+    """
+    with open(path, encoding="utf-8") as source:
+        text = resolve_references(source).getvalue()
+    known = set(yaml.compose(text).value and _top_keys(text))
+    own = {"system", "scores", "output_folder", "against"}
+    if bits == 32:
+        own.add("number_of_epochs")  # shipped as it is, unless asked itself
+    shared = {
+        key: value
+        for key, value in (yaml.safe_load(overrides or "") or {}).items()
+        if key in known - own
+    }
+    return yaml.safe_dump({**shared, "bits": bits})
+
+
+def _top_keys(text):
+    """Top-level keys of YAML text, whatever its tags."""
+    return [key.value for key, _ in yaml.compose(text).value]
+
+
+def baseline_bits(own, asked):
+    """Bits at which a baseline is run beside an experiment.
+
+    Arguments
+    ---------
+    own : int
+        Bits in the baseline's file.
+    asked : float
+        Average bits of the experiment.
+
+    Returns
+    -------
+    bits : list of int
+        32 for full precision; else the whole numbers around `asked`.
+
+    Example
+    -------
+    >>> baseline_bits(32, 4), baseline_bits(4, 3), baseline_bits(4, 2.5)
+    ([32], [3], [2, 3])
+    """
+    if own == 32:
+        return [32]
+    return sorted({math.floor(asked), math.ceil(asked)})
+
+
+class Experiment:
+    """Output folder of one experiment.
+
+    Arguments
+    ---------
+    hparams : dict
+        Loaded hyper-parameters; `output_folder` is used.
+    hparams_file : str
+        Where they come from.
+    overrides : str
+        YAML text of the overrides.
+    """
+
+    def __init__(self, hparams, hparams_file, overrides=""):
+        self.folder = Path(hparams["output_folder"])
+        self.hparams_file = hparams_file
+        self.overrides = overrides
+        self.settings = _fingerprint(hparams_file, overrides)
+        self._check_folder()
+
+    @property
+    def finished(self):
+        """Whether its metrics are there."""
+        return (self.folder / "metrics.json").exists()
+
+    def start(self):
+        """Make the folder, with SpeechBrain's own files in it."""
+        sb.create_experiment_directory(
+            str(self.folder), self.hparams_file, self.overrides
+        )
+        if if_main_process():
+            path = self.folder / "settings.json"
+            path.write_text(json.dumps({"sha256": self.settings}))
+
+    def _check_folder(self):
+        """Refuse a folder that belongs to other settings."""
+        path = self.folder / "settings.json"
+        if not path.exists():
+            return
+        if json.loads(path.read_text())["sha256"] != self.settings:
+            raise ValueError(
+                f"{self.folder} holds a run with other settings (see its "
+                "hyperparams.yaml): delete it, or choose another place with "
+                "--results_folder"
+            )
+
+
+def _fingerprint(hparams_file, overrides):
+    """Hash of everything that can change the result."""
+    with open(hparams_file, encoding="utf-8") as source:
+        text = resolve_references(source, overrides).getvalue()
+    lines = [
+        line
+        for line in text.splitlines()
+        if line.split(":")[0] not in NOT_SETTINGS and line[:1] != "#"
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,150 @@
+"""Matched pairs sentence-segment word error test (MAPSSWE).
+
+Two systems are compared on the same utterances. Errors are counted in
+segments that lie between words both have right, so that the segments can be
+taken as independent; the mean difference is then tested against zero. The
+segments are those of NIST's SCTK (sclite and sc_stats), with one difference:
+insertions of the second system behind the last word count like the first's.
+"""
+
+import math
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+from .wer import CORRECT, INSERTION, align
+
+SCLITE_WEIGHTS = (4, 3, 3)  # substitution, deletion, insertion
+SIGNIFICANCE_LEVEL = 0.05
+
+
+class Segment(NamedTuple):
+    """Reference words [start, stop) and the errors of both systems there."""
+
+    start: int
+    stop: int
+    errors_1: int
+    errors_2: int
+
+
+class MapssweResult(NamedTuple):
+    """Outcome of the test; z > 0 says that system 2 makes fewer errors."""
+
+    z: float
+    p: float
+    segments: int
+    mean: float
+    std: float
+
+    @property
+    def significant(self):
+        """Whether the systems differ at the 0.05 level."""
+        return self.p < SIGNIFICANCE_LEVEL
+
+
+def segments(reference, hypothesis_1, hypothesis_2, min_good=2):
+    """Segments of one utterance that hold errors of either system.
+
+    A segment begins with up to `min_good` words before the first error that
+    both systems have right, and ends when `min_good` such words follow in a
+    row. Neighbours may share these words. An insertion is an error before the
+    word that follows it.
+
+    Arguments
+    ---------
+    reference, hypothesis_1, hypothesis_2 : str | list[str]
+        Words said, and recognised by either system.
+    min_good : int
+        Words in a row that both must have right between two segments.
+
+    Returns
+    -------
+    list[Segment]
+        Segments in order; none where both systems are right.
+
+    Example
+    -------
+    >>> segments("a b c d e f", "a x c d e f", "a b c d e y")
+    [Segment(start=0, stop=4, errors_1=1, errors_2=0), \
+Segment(start=3, stop=6, errors_1=0, errors_2=1)]
+    >>> segments("a b", "a b", "a b")
+    []
+    """
+    if min_good < 1:
+        raise ValueError(f"min_good is {min_good}: it must be at least 1")
+    errors_1 = _errors_by_word(reference, hypothesis_1)
+    errors_2 = _errors_by_word(reference, hypothesis_2)
+    words = len(errors_1) - 1
+    found, good = [], min_good
+    for word, (here_1, here_2) in enumerate(zip(errors_1, errors_2)):
+        inserted = here_1[0] + here_2[0]
+        wrong = here_1[1] + here_2[1]
+        if inserted or wrong:
+            if good >= min_good:
+                start = max(0, word - min_good)
+                found.append(Segment(start, words, 0, 0))
+            last = found[-1]
+            found[-1] = last._replace(
+                stop=words,
+                errors_1=last.errors_1 + sum(here_1),
+                errors_2=last.errors_2 + sum(here_2),
+            )
+            # A right word behind an insertion is the first good one.
+            good = 0 if wrong else 1
+        else:
+            good += 1
+        if good == min_good and found:
+            found[-1] = found[-1]._replace(stop=min(word + 1, words))
+    return found
+
+
+def mapsswe(pairs, min_good=2):
+    """Test whether two systems differ in word errors, two-tailed.
+
+    As in SCTK, z is 0 where the differences do not vary or there are fewer
+    than two segments.
+
+    Arguments
+    ---------
+    pairs : iterable[tuple]
+        (reference, hypothesis of system 1, hypothesis of system 2), each a
+        string or a list of words.
+    min_good : int
+        See `segments`.
+
+    Returns
+    -------
+    MapssweResult
+        z, p, number of segments, mean and standard deviation of the
+        difference (errors of system 1 minus errors of system 2).
+
+    Example
+    -------
+    >>> pairs = [("a b", "a x", "a b"), ("c d", "x d", "c d"), ("e", "x", "y")]
+    >>> result = mapsswe(pairs)
+    >>> round(result.mean, 3), round(result.std, 3), round(result.z, 3)
+    (0.667, 0.577, 2.0)
+    >>> result.significant
+    True
+    """
+    differences = [
+        segment.errors_1 - segment.errors_2
+        for pair in pairs
+        for segment in segments(*pair, min_good=min_good)
+    ]
+    n = len(differences)
+    mean = fmean(differences) if n else 0.0
+    std = stdev(differences) if n > 1 else 0.0
+    z = mean / (std / math.sqrt(n)) if std else 0.0
+    return MapssweResult(z, math.erfc(abs(z) / math.sqrt(2)), n, mean, std)
+
+
+def _errors_by_word(reference, hypothesis):
+    """(insertions before, errors at) every reference word, and at the end."""
+    errors, inserted = [], 0
+    for edit in align(reference, hypothesis, SCLITE_WEIGHTS):
+        if edit.kind == INSERTION:
+            inserted += 1
+        else:
+            errors.append((inserted, int(edit.kind != CORRECT)))
+            inserted = 0
+    return errors + [(inserted, 0)]

@@ -1,0 +1,202 @@
+"""Pictures and sounds as text that stands inside one HTML file."""
+
+import base64
+import io
+
+import numpy as np
+from matplotlib import colormaps, rc_context
+from PIL import Image
+from scipy.signal import stft
+
+from .page import tag
+
+# What matplotlib draws lines and text with on a light and on a dark page.
+THEMES = {"light": ("#24292f", "#d5d9df"), "dark": ("#d7dce3", "#3a414b")}
+DYNAMIC_RANGE = 70  # dB that a spectrogram shows
+COLOURS = 64  # of a spectrogram; more make the file larger, not clearer
+PEAK = 0.9  # of full scale, the loudest sample of an example
+
+
+def picture(draw, text):
+    """A figure as an HTML element that follows the page's light or dark.
+
+    Arguments
+    ---------
+    draw : callable
+        Takes nothing, gives a matplotlib figure; called once per theme.
+    text : str
+        What the figure shows, for those who cannot see it.
+
+    Returns
+    -------
+    str
+        A `<picture>` element with both images inside.
+    """
+    light, dark = (_draw_png(draw, *colours) for colours in THEMES.values())
+    source = tag("source", srcset=dark, media="(prefers-color-scheme: dark)")
+    return tag("picture", source + tag("img", src=light, alt=text))
+
+
+def spectrogram(waveform, sample_rate, loudest, text):
+    """Log-magnitude spectrogram of a waveform as an HTML image.
+
+    Arguments
+    ---------
+    waveform : numpy.ndarray
+        Samples [time].
+    sample_rate : int
+        Hz.
+    loudest : float
+        Magnitude that gets the brightest colour, see `loudest_magnitude`.
+    text : str
+        What it shows.
+
+    Returns
+    -------
+    str
+        An `<img>` element; low frequencies are at the bottom.
+    """
+    level = 20 * np.log10(_magnitudes(waveform, sample_rate) / loudest + 1e-9)
+    shade = np.clip(level / DYNAMIC_RANGE + 1, 0, 1) * (COLOURS - 1)
+    # A palette image is a fraction of the size of a full-colour one.
+    image = Image.fromarray(np.flipud(shade).round().astype(np.uint8), "L")
+    image = image.convert("P")
+    colours = colormaps["magma"](np.linspace(0, 1, COLOURS))[:, :3]
+    image.putpalette((colours * 255).round().astype(np.uint8).tobytes())
+    stream = io.BytesIO()
+    image.save(stream, "PNG", optimize=True)
+    source = data_address("image/png", stream.getvalue())
+    return tag("img", src=source, alt=text, class_="spectrogram")
+
+
+def loudest_magnitude(waveforms, sample_rate):
+    """Largest magnitude in the spectrograms of some waveforms.
+
+    Arguments
+    ---------
+    waveforms : iterable[numpy.ndarray]
+        Samples [time] each.
+    sample_rate : int
+        Hz.
+
+    Returns
+    -------
+    float
+        Positive, also for silence.
+    """
+    peaks = [_magnitudes(x, sample_rate).max() for x in waveforms]
+    return float(max([*peaks, 1e-9]))
+
+
+def player(waveform, sample_rate):
+    """An audio player that holds the sound itself, 16-bit FLAC.
+
+    Arguments
+    ---------
+    waveform : numpy.ndarray
+        Samples [time] within -1 to 1.
+    sample_rate : int
+        Hz.
+
+    Returns
+    -------
+    str
+        An `<audio>` element.
+    """
+    import soundfile
+
+    stream = io.BytesIO()
+    soundfile.write(
+        stream, waveform, sample_rate, format="FLAC", subtype="PCM_16"
+    )
+    source = data_address("audio/flac", stream.getvalue())
+    return tag("audio", "", controls="", preload="metadata", src=source)
+
+
+def equal_loudness(waveforms):
+    """Scale waveforms to one energy, as a separator's scale is free.
+
+    Arguments
+    ---------
+    waveforms : dict
+        Name -> samples [time].
+
+    Returns
+    -------
+    dict
+        Name -> samples; the largest of all is 0.9, silence stays silent.
+
+    Example
+    -------
+    >>> scaled = equal_loudness({"a": [1.0, -1.0], "b": [0.02, -0.02]})
+    >>> scaled["b"].tolist()
+    [0.9, -0.9]
+    """
+    scaled = {}
+    for name, samples in waveforms.items():
+        samples = np.asarray(samples, dtype=np.float64)
+        if samples.ndim != 1 or not samples.size:
+            raise ValueError(f"{name} is not [time] but {samples.shape}")
+        if not np.isfinite(samples).all():
+            raise ValueError(f"{name} holds NaN or infinity")
+        energy = np.sqrt(np.mean(samples**2))
+        scaled[name] = samples / energy if energy else samples
+    peak = max(np.abs(samples).max() for samples in scaled.values())
+    gain = PEAK / peak if peak else 1.0
+    return {name: gain * samples for name, samples in scaled.items()}
+
+
+def data_address(kind, content):
+    """Bytes as an address that holds them itself.
+
+    Arguments
+    ---------
+    kind : str
+        Media type.
+    content : bytes
+        The content.
+
+    Returns
+    -------
+    str
+        A data: address.
+
+    Example
+    -------
+    >>> data_address("text/plain", b"hi")
+    'data:text/plain;base64,aGk='
+    """
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _draw_png(draw, text_colour, grid_colour):
+    """Address of a figure drawn with the colours of one theme."""
+    names = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")
+    style = {
+        **dict.fromkeys(names, text_colour),
+        "axes.edgecolor": grid_colour,
+        "grid.color": grid_colour,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+        "axes.titlesize": 10,
+        "font.size": 9,
+    }
+    stream = io.BytesIO()
+    with rc_context(style):
+        # Without metadata, as matplotlib would write its address there.
+        draw().savefig(
+            stream, dpi=110, transparent=True, metadata={"Software": None}
+        )
+    return data_address("image/png", stream.getvalue())
+
+
+def _magnitudes(waveform, sample_rate):
+    """Magnitudes [frequency, time] in windows of 32 ms, one every 10 ms."""
+    window = min(int(0.032 * sample_rate), len(waveform))
+    hop = min(int(0.010 * sample_rate), window)
+    _, _, spectrum = stft(
+        waveform, nperseg=window, noverlap=window - hop, nfft=512
+    )
+    return np.abs(spectrum)

@@ -1,0 +1,165 @@
+"""Word errors: minimum-edit alignment and their counts."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+CORRECT = "correct"
+SUBSTITUTION = "substitution"
+DELETION = "deletion"
+INSERTION = "insertion"
+
+
+class Edit(NamedTuple):
+    """One step of an alignment; a word that is not there is None."""
+
+    kind: str
+    reference: str | None
+    hypothesis: str | None
+
+
+@dataclass(frozen=True)
+class WordErrors:
+    """Counts of word errors; instances add up.
+
+    Arguments
+    ---------
+    substitutions, deletions, insertions : int
+        Errors by kind.
+    words : int
+        Words of the reference.
+
+    Example
+    -------
+    >>> total = WordErrors(1, 0, 0, 4) + WordErrors(0, 1, 1, 6)
+    >>> total.errors, total.words, total.rate
+    (3, 10, 30.0)
+    """
+
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+    words: int = 0
+
+    def __add__(self, other):
+        """Counts of both together."""
+        return WordErrors(
+            self.substitutions + other.substitutions,
+            self.deletions + other.deletions,
+            self.insertions + other.insertions,
+            self.words + other.words,
+        )
+
+    @property
+    def errors(self):
+        """Substitutions, deletions and insertions together."""
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def rate(self):
+        """Word error rate in percent; above 100 where insertions abound."""
+        if self.words == 0:
+            raise ValueError("no reference words: the error rate is undefined")
+        return 100 * self.errors / self.words
+
+
+def align(reference, hypothesis, weights=(1, 1, 1)):
+    """Align two word sequences at the least cost.
+
+    Of alignments with equal cost, the one is taken that, read from the last
+    word to the first, pairs two words where it can, else deletes, else
+    inserts. One substitution is thus preferred to two shifted words.
+
+    Arguments
+    ---------
+    reference : str | list[str]
+        Words that were said; a string is split at white space.
+    hypothesis : str | list[str]
+        Words that were recognised.
+    weights : tuple[int, int, int]
+        Costs of a substitution, a deletion and an insertion.
+
+    Returns
+    -------
+    list[Edit]
+        Steps in order.
+
+    Example
+    -------
+    >>> [edit.kind for edit in align("set nine now", "set five now please")]
+    ['correct', 'substitution', 'correct', 'insertion']
+    >>> align("go", "")
+    [Edit(kind='deletion', reference='go', hypothesis=None)]
+    """
+    reference, hypothesis = _words(reference), _words(hypothesis)
+    costs = _costs(reference, hypothesis, weights)
+    substitution, deletion, _ = weights
+    edits = []
+    i, j = len(reference), len(hypothesis)
+    while i or j:
+        cost = costs[i][j]
+        if i and j:
+            same = reference[i - 1] == hypothesis[j - 1]
+            step = 0 if same else substitution
+            if cost == costs[i - 1][j - 1] + step:
+                i, j = i - 1, j - 1
+                kind = CORRECT if same else SUBSTITUTION
+                edits.append(Edit(kind, reference[i], hypothesis[j]))
+                continue
+        if i and cost == costs[i - 1][j] + deletion:
+            i -= 1
+            edits.append(Edit(DELETION, reference[i], None))
+        else:
+            j -= 1
+            edits.append(Edit(INSERTION, None, hypothesis[j]))
+    return edits[::-1]
+
+
+def word_errors(reference, hypothesis):
+    """Count the word errors of one utterance.
+
+    Arguments
+    ---------
+    reference : str | list[str]
+        Words that were said.
+    hypothesis : str | list[str]
+        Words that were recognised.
+
+    Returns
+    -------
+    WordErrors
+        Counts at the least number of errors.
+
+    Example
+    -------
+    >>> word_errors("lay red at f nine now", "lay at f five now please")
+    WordErrors(substitutions=1, deletions=1, insertions=1, words=6)
+    >>> word_errors("yes", "").rate
+    100.0
+    """
+    kinds = [edit.kind for edit in align(reference, hypothesis)]
+    insertions = kinds.count(INSERTION)
+    return WordErrors(
+        kinds.count(SUBSTITUTION),
+        kinds.count(DELETION),
+        insertions,
+        len(kinds) - insertions,
+    )
+
+
+def _words(text):
+    """Words of a string, or the sequence itself."""
+    return text.split() if isinstance(text, str) else list(text)
+
+
+def _costs(reference, hypothesis, weights):
+    """Least cost of aligning every pair of beginnings, as rows."""
+    substitution, deletion, insertion = weights
+    costs = [[j * insertion for j in range(len(hypothesis) + 1)]]
+    for word in reference:
+        above = costs[-1]
+        row = [above[0] + deletion]
+        for j, other in enumerate(hypothesis):
+            pair = above[j] + (0 if word == other else substitution)
+            row.append(min(pair, above[j + 1] + deletion, row[j] + insertion))
+        costs.append(row)
+    return costs

@@ -1,0 +1,139 @@
+"""Fake quantization of one parameter, attached with a torch parametrization.
+
+The module keeps its identity and its float weight (``original``), which the
+optimizer goes on training; whoever reads the weight sees its quantized value.
+Bits and scale are buffers: they travel through ordinary checkpoints.
+"""
+
+from functools import partial
+
+import torch
+from torch.nn.utils import parametrize
+
+from .codebook import check_bits, dequantize, nearest_levels
+
+
+class FakeQuantize(torch.nn.Module):
+    """Rounds a weight to its codebook, with a straight-through gradient.
+
+    Arguments
+    ---------
+    bits : int
+        Bits of one value, 1 to 16.
+    alpha : torch.Tensor or float
+        Scale, broadcastable to the weight.
+
+    Example
+    -------
+    >>> weight = torch.tensor([0.6, -0.1, 9.0], requires_grad=True)
+    >>> quantized = FakeQuantize(2, 0.5)(weight)
+    >>> quantized.detach()
+    tensor([0.5000, 0.0000, 0.5000])
+    >>> quantized.sum().backward()
+    >>> weight.grad
+    tensor([1., 1., 1.])
+    """
+
+    def __init__(self, bits, alpha):
+        super().__init__()
+        bits = torch.tensor(check_bits(bits), dtype=torch.int32)
+        alpha = torch.as_tensor(alpha, dtype=torch.float32)
+        self.register_buffer("bits", bits)
+        self.register_buffer("alpha", alpha.detach().clone())
+
+    def forward(self, weight):
+        """The quantized weight.
+
+        Arguments
+        ---------
+        weight : torch.Tensor
+            Float weight of any shape.
+
+        Returns
+        -------
+        torch.Tensor
+            Same shape and type.
+        """
+        with torch.no_grad():
+            levels = nearest_levels(weight, int(self.bits), self.alpha)
+            quantized = dequantize(levels, self.alpha, weight.dtype)
+        # The second term is exactly zero and only carries the gradient. It is
+        # not cut where the table clips: a clipped weight must be able to come
+        # back, and the fitted scale clips few.
+        return quantized + (weight - weight.detach())
+
+    def right_inverse(self, weight):
+        """What ``module.weight = value`` stores: the float value itself."""
+        return weight
+
+    def extra_repr(self):
+        """Shown by ``print(model)``."""
+        return f"bits={int(self.bits)}, scales={self.alpha.numel()}"
+
+
+def attach(module, attribute, fake_quantize):
+    """Quantizes one parameter of a module from now on.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        Owner of the parameter.
+    attribute : str
+        Name of the parameter in its owner.
+    fake_quantize : torch.nn.Module
+        What the parameter passes through, e.g. a ``FakeQuantize``.
+
+    Example
+    -------
+    >>> layer = torch.nn.PReLU(init=0.3)
+    >>> attach(layer, "weight", FakeQuantize(2, 0.25))
+    >>> layer.weight.item()
+    0.25
+    >>> detach(layer, "weight")
+    >>> round(layer.weight.item(), 2)
+    0.3
+    """
+    parametrize.register_parametrization(module, attribute, fake_quantize)
+    hook = partial(_accept_full_precision, attribute)
+    handle = module.register_load_state_dict_pre_hook(hook)
+    module.parametrizations[attribute].load_hook = handle
+
+
+def detach(module, attribute, keep_quantized=False):
+    """Undoes ``attach``.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        Owner of the parameter.
+    attribute : str
+        Name of the parameter in its owner.
+    keep_quantized : bool
+        Leave the quantized value in the parameter instead of the float one.
+    """
+    quantized = getattr(module, attribute).detach().clone()
+    # torch edits the class that it made for the module, and a deep copy of
+    # the module shares that class: edit one of our own.
+    kind = type(module)
+    module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+    module.parametrizations[attribute].load_hook.remove()
+    parametrize.remove_parametrizations(
+        module, attribute, leave_parametrized=False
+    )
+    if keep_quantized:
+        with torch.no_grad():
+            getattr(module, attribute).copy_(quantized)
+
+
+def _accept_full_precision(attribute, module, state_dict, prefix, *_):
+    """Lets a checkpoint of the plain module load into the quantized one.
+
+    Bits and scale, which it lacks, stay as they are.
+    """
+    if f"{prefix}{attribute}" not in state_dict:
+        return
+    inside = f"{prefix}parametrizations.{attribute}."
+    value = state_dict.pop(f"{prefix}{attribute}")
+    state_dict[f"{inside}original"] = value
+    for name, value in module.parametrizations[attribute].state_dict().items():
+        state_dict.setdefault(f"{inside}{name}", value)

@@ -1,0 +1,262 @@
+"""Bit plans: how many bits each cluster of parameters gets."""
+
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .codebook import check_bits
+
+VERSION = 1
+SCALE_BYTES = 4  # a scale is stored as float32
+FLOAT_BYTES = 4  # and so is a parameter that is left alone
+
+
+def packed_bytes(parameters, bits, scales):
+    """Bytes of integers packed without gaps, rounded up, and their scales.
+
+    Arguments
+    ---------
+    parameters : int
+        Number of integers.
+    bits : int
+        Bits of one integer.
+    scales : int
+        Number of float32 scales.
+
+    Returns
+    -------
+    int
+
+    Example
+    -------
+    >>> packed_bytes(parameters=131072, bits=4, scales=1)
+    65540
+    >>> packed_bytes(parameters=1, bits=2, scales=1)
+    5
+    """
+    return math.ceil(parameters * bits / 8) + SCALE_BYTES * scales
+
+
+@dataclass(frozen=True)
+class ClusterBits:
+    """What a plan says of one cluster.
+
+    Arguments
+    ---------
+    bits : int
+        Bits of every value in the cluster, 1 to 16.
+    parameters : int
+        Number of values.
+    tensors : tuple of str
+        Names of the cluster's parameter tensors.
+    scales : int or None
+        Number of scales where a tensor has several; None: one each.
+
+    Example
+    -------
+    >>> ClusterBits(4, 192, ("norm.weight", "norm.bias")).bytes
+    104
+    """
+
+    bits: int
+    parameters: int
+    tensors: tuple = ()
+    scales: int = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "bits", check_bits(self.bits))
+        object.__setattr__(self, "parameters", int(self.parameters))
+        object.__setattr__(self, "tensors", tuple(self.tensors))
+        if self.scales is None:
+            object.__setattr__(self, "scales", len(self.tensors))
+        if self.parameters < 1:
+            raise ValueError("a cluster needs at least one parameter")
+
+    @property
+    def bytes(self):
+        """Size of the packed cluster. Tensors whose integers do not fill
+        their last byte can take up to a byte each more."""
+        return packed_bytes(self.parameters, self.bits, self.scales)
+
+
+@dataclass(frozen=True)
+class BitPlan:
+    """Bits of every cluster, and what that makes of the model's size.
+
+    Arguments
+    ---------
+    clusters : dict
+        Cluster name -> ClusterBits.
+    rest_parameters : int
+        Parameters that stay in float32.
+
+    Example
+    -------
+    >>> plan = BitPlan(
+    ...     {
+    ...         "conv": ClusterBits(2, 3000, ("conv.weight",)),
+    ...         "prelu": ClusterBits(16, 1, ("prelu.weight",)),
+    ...     },
+    ...     rest_parameters=10,
+    ... )
+    >>> plan.bytes, round(plan.average_bits, 3)
+    (800, 2.005)
+    """
+
+    clusters: dict = field(default_factory=dict)
+    rest_parameters: int = 0
+
+    def __post_init__(self):
+        if not self.clusters:
+            raise ValueError("a bit plan needs at least one cluster")
+        if self.rest_parameters < 0:
+            raise ValueError("rest_parameters must not be negative")
+
+    @classmethod
+    def uniform(cls, clusters, bits, rest_parameters=0):
+        """The plan that gives every cluster the same bits.
+
+        Arguments
+        ---------
+        clusters : dict
+            Cluster name -> ClusterBits, or another plan's ``clusters``.
+        bits : int
+            Bits for all.
+        rest_parameters : int
+            Parameters that stay in float32.
+
+        Returns
+        -------
+        BitPlan
+
+        Example
+        -------
+        >>> mixed = {"a": ClusterBits(2, 8, "w"), "b": ClusterBits(8, 8, "v")}
+        >>> BitPlan.uniform(mixed, 4).average_bits
+        4.0
+        """
+        same = {
+            name: ClusterBits(bits, old.parameters, old.tensors, old.scales)
+            for name, old in clusters.items()
+        }
+        return cls(same, rest_parameters)
+
+    @property
+    def average_bits(self):
+        """Mean bits of a quantized parameter."""
+        stored = sum(c.bits * c.parameters for c in self.clusters.values())
+        return stored / sum(c.parameters for c in self.clusters.values())
+
+    @property
+    def bytes(self):
+        """Size of the packed integers, the scales and the float rest."""
+        packed = sum(cluster.bytes for cluster in self.clusters.values())
+        return packed + FLOAT_BYTES * self.rest_parameters
+
+    def to_dict(self):
+        """The content of plan.json."""
+        return {
+            "version": VERSION,
+            "average_bits": self.average_bits,
+            "bytes": self.bytes,
+            "rest_parameters": self.rest_parameters,
+            "clusters": {
+                name: _cluster_to_dict(cluster)
+                for name, cluster in self.clusters.items()
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, content):
+        """The plan of a plan.json's content; ValueError where it is wrong.
+
+        Arguments
+        ---------
+        content : dict
+            As made by ``to_dict``.
+
+        Returns
+        -------
+        BitPlan
+        """
+        version = content.get("version") if isinstance(content, dict) else None
+        if version != VERSION:
+            raise ValueError(f"plan version {version!r} is not {VERSION}")
+        clusters = content.get("clusters")
+        if not isinstance(clusters, dict):
+            raise ValueError('"clusters" must map cluster names to their bits')
+        read = {}
+        for name, entry in clusters.items():
+            try:
+                read[name] = _cluster_from_dict(entry)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"cluster {name!r}: {error!r}") from error
+        rest = content.get("rest_parameters", 0)
+        if type(rest) is not int:
+            raise ValueError('"rest_parameters" must be a number of values')
+        plan = cls(read, rest)
+        if content.get("bytes", plan.bytes) != plan.bytes:
+            raise ValueError(
+                f'"bytes" says {content["bytes"]}, its clusters {plan.bytes}'
+            )
+        return plan
+
+    def save(self, path):
+        """Writes plan.json, all of it or nothing.
+
+        Arguments
+        ---------
+        path : str or Path
+            Where to.
+        """
+        path = Path(path)
+        temporary = path.with_name(path.name + ".tmp")
+        text = json.dumps(self.to_dict(), indent=1)
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path):
+        """Reads plan.json; ValueError names the file and what is wrong.
+
+        Arguments
+        ---------
+        path : str or Path
+            Where from.
+
+        Returns
+        -------
+        BitPlan
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls.from_dict(content)
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is no bit plan ({error}); delete it and allocate "
+                "again, or correct it by hand"
+            ) from error
+
+
+def _cluster_to_dict(cluster):
+    """One cluster of plan.json; the scales only where they are several."""
+    entry = {
+        "bits": cluster.bits,
+        "parameters": cluster.parameters,
+        "tensors": list(cluster.tensors),
+    }
+    if cluster.scales != len(cluster.tensors):
+        entry["scales"] = cluster.scales
+    return entry
+
+
+def _cluster_from_dict(entry):
+    """ClusterBits of one cluster of plan.json."""
+    tensors = entry["tensors"]
+    if not isinstance(tensors, list):
+        raise TypeError('"tensors" must be a list of names')
+    return ClusterBits(
+        entry["bits"], entry["parameters"], tensors, entry.get("scales")
+    )

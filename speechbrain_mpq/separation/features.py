@@ -1,0 +1,292 @@
+"""Spectral and spatial features of the mixture (Section 2.1 of the paper).
+
+Layout: waveforms are [batch, samples, mics]; complex spectra are
+[batch, mics, bins, frames]; features are [batch, inputs, frames], which is
+what the convolutions behind them take.
+"""
+
+import torch
+import torch.nn as nn
+
+from .array import check_doa, linear_array, pair_phase, used_microphones
+
+SAMPLE_RATE = 16000  # Hz
+EPS = 1e-8
+
+# Six pairs that span the nine spacings named in the paper's reference [25].
+PAPER_PAIRS = ((1, 15), (2, 14), (3, 13), (12, 4), (7, 10), (8, 9))
+# Six pairs on seven microphones: 56, 28, 20, 10, 6 and 3 cm apart.
+MINI_PAIRS = ((15, 1), (8, 1), (12, 4), (8, 4), (10, 6), (8, 6))
+
+
+def phasors(spectra):
+    """Unit phasors y / |y|; zero where the bin is silent.
+
+    Arguments
+    ---------
+    spectra : torch.Tensor
+        Complex, any shape.
+
+    Returns
+    -------
+    unit : torch.Tensor
+        Complex, same shape, magnitude 1 (or 0).
+
+    Example
+    -------
+    >>> phasors(torch.tensor([3 + 4j, 0j]))
+    tensor([0.6000+0.8000j, 0.0000+0.0000j])
+    """
+    power = spectra.real.square() + spectra.imag.square()
+    return spectra * torch.rsqrt(power.clamp_min(1e-20))
+
+
+def log_power(spectrum):
+    """Log-power spectrum in bels (log10), the paper's LPS.
+
+    Arguments
+    ---------
+    spectrum : torch.Tensor
+        Complex, any shape.
+
+    Returns
+    -------
+    lps : torch.Tensor
+        Same shape, log10(|y|^2 + 1e-8).
+
+    Example
+    -------
+    >>> log_power(torch.tensor([10 + 0j, 0j]))
+    tensor([ 2., -8.])
+    """
+    power = spectrum.real.square() + spectrum.imag.square()
+    return torch.log10(power + EPS)
+
+
+def interchannel_phase(spectra, first, second):
+    """Unit phasors of y_m / y_n; their angle is the IPD of Eq. 1.
+
+    Arguments
+    ---------
+    spectra : torch.Tensor
+        [batch, mics, bins, frames], complex.
+    first, second : torch.Tensor
+        [pairs], indices of m and n among the channels.
+
+    Returns
+    -------
+    ratio : torch.Tensor
+        [batch, pairs, bins, frames], complex, magnitude 1 (0 when silent).
+
+    Example
+    -------
+    >>> y = torch.tensor([2j, 1 + 0j]).view(1, 2, 1, 1)
+    >>> ratio = interchannel_phase(y, torch.tensor([0]), torch.tensor([1]))
+    >>> round(ratio.angle().item(), 4)  # +90 degrees
+    1.5708
+    """
+    unit = phasors(spectra)
+    return unit[:, first] * unit[:, second].conj()
+
+
+def steer(ratio, phase):
+    """Rotate the phase ratios by what the target's direction would cause.
+
+    The cosine is that of Eq. 3 for each pair (1 where the bin comes from the
+    target's direction); the sine tells on which side of the target it lies.
+
+    Arguments
+    ---------
+    ratio : torch.Tensor
+        [batch, pairs, bins, frames], complex, from `interchannel_phase`.
+    phase : torch.Tensor
+        [batch, targets, pairs, bins], from `pair_phase`.
+
+    Returns
+    -------
+    cosine, sine : torch.Tensor
+        [batch, targets, pairs, bins, frames].
+
+    Example
+    -------
+    >>> ratio = torch.tensor([1j]).view(1, 1, 1, 1)  # measured: 90 degrees
+    >>> cosine, sine = steer(ratio, torch.zeros(1, 1, 1, 1))
+    >>> cosine.item(), sine.item()  # expected 0: a quarter turn to one side
+    (0.0, 1.0)
+    """
+    # Real arithmetic: twice as fast as complex products on a CPU
+    real, imag = ratio.real[:, None], ratio.imag[:, None]
+    turn_real, turn_imag = phase.cos()[..., None], phase.sin()[..., None]
+    cosine = real * turn_real + imag * turn_imag
+    sine = imag * turn_real - real * turn_imag
+    return cosine, sine
+
+
+class SpatialFeatures(nn.Module):
+    """STFT, log-power spectrum, phase differences and angle feature.
+
+    Arguments
+    ---------
+    pairs : sequence of (int, int)
+        Microphone pairs (m, n), numbered from 1.
+    phase : str
+        "ipd": the angle of y_m / y_n in radians, as the paper's Eq. 1, one
+        map a pair. "steered": cosine and sine of the IPD minus the phase
+        that the target's direction causes, two maps a pair.
+    n_fft : int
+        Window length in samples (512 = 32 ms).
+    hop : int
+        Hop in samples (256 = 16 ms).
+    spacings_cm : sequence of float
+        Gaps of the linear array; None for the paper's 15 microphones.
+
+    Example
+    -------
+    >>> features = SpatialFeatures()
+    >>> features.microphones  # channels that `forward` expects, in this order
+    [1, 4, 6, 8, 10, 12, 15]
+    >>> spectra = features.stft(torch.randn(2, 16000, 7))
+    >>> features(spectra, torch.tensor([[90.0], [30.0]])).shape
+    torch.Size([2, 1, 3598, 63])
+    """
+
+    def __init__(
+        self,
+        pairs=MINI_PAIRS,
+        phase="steered",
+        n_fft=512,
+        hop=256,
+        spacings_cm=None,
+    ):
+        super().__init__()
+        if phase not in ("ipd", "steered"):
+            raise ValueError(f'phase must be "ipd" or "steered", got {phase!r}')
+        self.phase = phase
+        self.n_fft = n_fft
+        self.hop = hop
+        self.bins = n_fft // 2 + 1
+        self.microphones = used_microphones(pairs)
+        positions = (
+            linear_array() if spacings_cm is None else linear_array(spacings_cm)
+        )
+        if self.microphones[-1] > len(positions):
+            raise ValueError(
+                f"pair names microphone {self.microphones[-1]}, the array has "
+                f"{len(positions)}"
+            )
+        index = {mic: i for i, mic in enumerate(self.microphones)}
+        first = torch.tensor([index[m] for m, _ in pairs])
+        second = torch.tensor([index[n] for _, n in pairs])
+        used = positions[torch.tensor(self.microphones) - 1]
+        # Constants of the set-up, not of the training: kept out of state_dict
+        constants = {
+            "window": torch.hann_window(n_fft).sqrt(),
+            "first": first,
+            "second": second,
+            "distances": (used[first] - used[second]).float(),
+            "frequencies": torch.arange(self.bins) * SAMPLE_RATE / n_fft,
+        }
+        for name, value in constants.items():
+            self.register_buffer(name, value, persistent=False)
+        maps = len(pairs) * (1 if phase == "ipd" else 2)
+        self.inputs = (1 + maps + 1) * self.bins  # LPS, phases, angle feature
+
+    def stft(self, waveforms):
+        """Short-time Fourier transform of every channel.
+
+        Arguments
+        ---------
+        waveforms : torch.Tensor
+            [batch, samples, mics].
+
+        Returns
+        -------
+        spectra : torch.Tensor
+            [batch, mics, bins, frames], complex.
+        """
+        batch, samples, mics = waveforms.shape
+        flat = waveforms.transpose(1, 2).reshape(batch * mics, samples)
+        spectra = torch.stft(
+            flat,
+            self.n_fft,
+            self.hop,
+            window=self.window,
+            return_complex=True,
+            pad_mode="constant",
+        )
+        return spectra.view(batch, mics, *spectra.shape[1:])
+
+    def istft(self, spectrum, samples):
+        """Waveform of one-channel spectra.
+
+        Arguments
+        ---------
+        spectrum : torch.Tensor
+            [batch, bins, frames], complex.
+        samples : int
+            Length of the waveform.
+
+        Returns
+        -------
+        waveform : torch.Tensor
+            [batch, samples].
+        """
+        return torch.istft(
+            spectrum, self.n_fft, self.hop, window=self.window, length=samples
+        )
+
+    def angle_feature(self, spectra, doa):
+        """Eq. 3, as the mean over the pairs: 1 towards the target.
+
+        Arguments
+        ---------
+        spectra : torch.Tensor
+            [batch, mics, bins, frames], complex.
+        doa : torch.Tensor
+            [batch, targets], degrees.
+
+        Returns
+        -------
+        af : torch.Tensor
+            [batch, targets, bins, frames], -1 to 1.
+        """
+        return self._steered(spectra, doa)[0].mean(2)
+
+    def forward(self, spectra, doa):
+        """Features for the talkers at `doa`.
+
+        Arguments
+        ---------
+        spectra : torch.Tensor
+            [batch, mics, bins, frames], complex; reference channel first.
+        doa : torch.Tensor
+            [batch, targets], degrees from the array's axis, 0 to 180.
+
+        Returns
+        -------
+        features : torch.Tensor
+            [batch, targets, inputs, frames].
+        """
+        targets = doa.shape[1]
+        lps = log_power(spectra[:, :1])[:, None]  # [B, 1, 1, bins, frames]
+        cosine, sine = self._steered(spectra, doa)  # [B, K, pairs, bins, ...]
+        angle = cosine.mean(2, keepdim=True)  # [B, K, 1, bins, frames]
+        if self.phase == "steered":
+            phases = [cosine, sine]
+        else:
+            ratio = interchannel_phase(spectra, self.first, self.second)
+            phases = [_per_target(ratio.angle()[:, None], targets)]
+        maps = [_per_target(lps, targets), *phases, angle]
+        return torch.cat(maps, dim=2).flatten(2, 3)  # [B, K, inputs, frames]
+
+    def _steered(self, spectra, doa):
+        """Cosine and sine of the pairs' phases, turned to the targets."""
+        check_doa(doa)
+        ratio = interchannel_phase(spectra, self.first, self.second)
+        phase = pair_phase(doa, self.distances, self.frequencies)
+        return steer(ratio, phase)
+
+
+def _per_target(maps, targets):
+    """Repeat [B, 1, ...] for every target without copying."""
+    return maps.expand(-1, targets, *maps.shape[2:])

@@ -1,0 +1,175 @@
+"""The temporal convolutional network of Fig. 1: ConvBlocks and their stack.
+
+Layout: [batch, channels, frames].
+"""
+
+from collections import OrderedDict
+
+import torch
+import torch.nn as nn
+
+
+class ChannelAffine(nn.Module):
+    """Scale and shift per channel: what batch normalization is at inference.
+
+    Arguments
+    ---------
+    channels : int
+        Number of channels.
+
+    Example
+    -------
+    >>> affine = ChannelAffine(2)
+    >>> _ = affine.bias.data.fill_(1.0)
+    >>> affine(torch.zeros(1, 2, 3)).sum().item()
+    6.0
+    """
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x):
+        """Apply to [batch, channels, frames]."""
+        return torch.addcmul(self.bias[:, None], x, self.weight[:, None])
+
+    @classmethod
+    def folded_from(cls, norm):
+        """The affine map that a BatchNorm1d computes in eval mode.
+
+        Arguments
+        ---------
+        norm : torch.nn.BatchNorm1d
+            With running statistics.
+
+        Returns
+        -------
+        affine : ChannelAffine
+        """
+        affine = cls(norm.num_features).to(norm.weight.device)
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        affine.weight.data.copy_(scale)
+        affine.bias.data.copy_(norm.bias - norm.running_mean * scale)
+        return affine
+
+
+class ConvBlock(nn.Module):
+    """Dilated 1-D ConvBlock: the seven sublayers of the paper's Fig. 1 and 3.
+
+    1x1 conv, PReLU, norm, depthwise conv (D-conv), PReLU, norm, 1x1 conv, and
+    a skip connection around them.
+
+    Arguments
+    ---------
+    channels : int
+        Channels between the blocks (the paper's 256).
+    hidden : int
+        Channels of the depthwise convolution (the paper's 512).
+    kernel_size : int
+        Of the depthwise convolution.
+    dilation : int
+        Of the depthwise convolution.
+
+    Example
+    -------
+    >>> block = ConvBlock(4, 8, kernel_size=3, dilation=2)
+    >>> block(torch.randn(1, 4, 10)).shape
+    torch.Size([1, 4, 10])
+    >>> len(list(block.children()))
+    7
+    """
+
+    def __init__(self, channels, hidden, kernel_size=3, dilation=1):
+        super().__init__()
+        self.conv_1x1_in = nn.Conv1d(channels, hidden, 1, bias=False)
+        self.prelu_in = nn.PReLU()
+        self.norm_in = nn.BatchNorm1d(hidden)
+        self.d_conv = nn.Conv1d(
+            hidden,
+            hidden,
+            kernel_size,
+            padding=dilation * (kernel_size - 1) // 2,
+            dilation=dilation,
+            groups=hidden,
+            bias=False,
+        )
+        self.prelu_out = nn.PReLU()
+        self.norm_out = nn.BatchNorm1d(hidden)
+        self.conv_1x1_out = nn.Conv1d(hidden, channels, 1, bias=False)
+
+    def forward(self, x):
+        """Apply to [batch, channels, frames]."""
+        y = self.norm_in(self.prelu_in(self.conv_1x1_in(x)))
+        y = self.norm_out(self.prelu_out(self.d_conv(y)))
+        return x + self.conv_1x1_out(y)
+
+
+def mask_network(
+    inputs, outputs, channels=256, hidden=512, kernel_size=3, blocks=4, layers=8
+):
+    """The whole network between features and mask, as one chain.
+
+    Arguments
+    ---------
+    inputs : int
+        Features per frame.
+    outputs : int
+        Mask values per frame.
+    channels, hidden, kernel_size : int
+        See `ConvBlock`.
+    blocks : int
+        TCN blocks.
+    layers : int
+        ConvBlocks in each, with dilations 1, 2, 4, ...
+
+    Returns
+    -------
+    network : torch.nn.Sequential
+        Children `conv_in`, `tcn_0_0`, ..., `conv_out`.
+
+    Example
+    -------
+    >>> network = mask_network(2056, 514)
+    >>> sum(p.numel() for p in network.tcn_0_0.parameters())
+    265730
+    """
+    stages = [("conv_in", nn.Conv1d(inputs, channels, 1))]
+    for block in range(blocks):
+        for layer in range(layers):
+            stage = ConvBlock(channels, hidden, kernel_size, 2**layer)
+            stages.append((f"tcn_{block}_{layer}", stage))
+    stages.append(("conv_out", nn.Conv1d(channels, outputs, 1)))
+    return nn.Sequential(OrderedDict(stages))
+
+
+def fold_norms_(model):
+    """Replace every BatchNorm1d of a model by the affine map it has become.
+
+    Training statistics are no longer updated afterwards; the folded network
+    computes what the original did in eval mode (up to rounding).
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Changed in place.
+
+    Returns
+    -------
+    folded : int
+        How many were replaced (0 if the model was folded before).
+
+    Example
+    -------
+    >>> fold_norms_(ConvBlock(4, 8))
+    2
+    """
+    norms = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.BatchNorm1d)
+    ]
+    for parent, name, norm in norms:
+        setattr(parent, name, ChannelAffine.folded_from(norm))
+    return len(norms)

@@ -1,0 +1,221 @@
+"""Synthetic single-channel corpus: FLAC files and SpeechBrain manifests.
+
+Utterance i of a split depends only on (seed, split, i): a larger corpus
+extends a smaller one, and an interrupted preparation continues.
+"""
+
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+from . import espeak, sentences, voices
+
+SPLITS = ("train", "valid", "test")
+RMS = 0.05  # level of every utterance
+PEAK = 0.95  # highest sample allowed
+CHUNK = 50  # utterances written between two marks of progress
+
+
+def prepare_speech(
+    data_folder,
+    train=4000,
+    valid=200,
+    test=400,
+    seed=1234,
+    workers=2,
+    progress=None,
+):
+    """Speak the corpus into `data_folder`, or what is missing of it.
+
+    Writes ``speech/<split>/*.flac`` (16 kHz, mono, 16 bits) and
+    ``<split>_speech.json``.
+
+    Arguments
+    ---------
+    data_folder : str or Path
+        Where to write; it may hold a part of the same corpus.
+    train, valid, test : int
+        Utterances per split.
+    seed : int
+        Another seed gives other speakers and sentences.
+    workers : int
+        Processes to use.
+    progress : bool or None
+        Show a progress bar; None shows it on terminals only.
+
+    Example
+    -------
+    >>> prepare_speech("data/embedded", train=4000)  # doctest: +SKIP
+    """
+    data_folder = Path(data_folder)
+    _check_parameters(data_folder / "speech" / "parameters.json", seed)
+    counts = dict(zip(SPLITS, (train, valid, test)))
+    todo = [
+        (split, start, min(start + CHUNK, count))
+        for split, count in counts.items()
+        for start in range(0, count, CHUNK)
+        if not _is_complete(data_folder, split, start, count)
+    ]
+    speak = functools.partial(_speak_chunk, data_folder, seed)
+    if todo:
+        espeak.library()  # a missing library is reported before any work
+        _remove_partial_files(data_folder)
+        hidden = None if progress is None else not progress
+        with (
+            multiprocessing.get_context("fork").Pool(workers) as pool,
+            tqdm(
+                total=sum(stop - start for _, start, stop in todo),
+                desc="Synthesizing speech",
+                unit="utt",
+                disable=hidden,
+            ) as bar,
+        ):
+            for spoken in pool.imap(speak, todo):
+                bar.update(spoken)
+    for split, count in counts.items():
+        _write_manifest(data_folder, split, count)
+
+
+def utterance(split, index, seed=1234):
+    """One utterance of the corpus, made without any file.
+
+    Arguments
+    ---------
+    split : str
+        "train", "valid" or "test".
+    index : int
+        Number of the utterance.
+    seed : int
+        Seed of the corpus.
+
+    Returns
+    -------
+    samples : numpy.ndarray
+        int16 at 16 kHz.
+    entry : dict
+        length (s), words, speaker and phonemes.
+
+    Example
+    -------
+    >>> samples, entry = utterance("test", 0)  # doctest: +SKIP
+    >>> samples.dtype, entry["speaker"]  # doctest: +SKIP
+    (dtype('int16'), 'test_010_marcelo')
+    """
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    people = voices.speakers(split, seed)
+    speaker = voices.vary(people[rng.integers(len(people))], rng)
+    words = sentences.sentence(rng)
+    waveform, phonemes = voices.synthesize(words, speaker)
+    waveform = waveform.astype(np.float64)
+    level = np.sqrt(np.mean(waveform**2))
+    gain = min(RMS / level, PEAK / np.abs(waveform).max())
+    samples = np.round(waveform * gain * 2**15).astype(np.int16)
+    return samples, {
+        "length": len(samples) / voices.SAMPLE_RATE,
+        "words": words,
+        "speaker": speaker.name,
+        "phonemes": [list(phoneme) for phoneme in phonemes],
+    }
+
+
+def _check_parameters(path, seed):
+    """Write what the folder is made of, or refuse another corpus."""
+    made_of = [
+        sentences.WORDS,
+        sentences.PATTERNS,
+        [voices.speakers(split, seed) for split in SPLITS],
+        [RMS, PEAK, CHUNK],
+    ]
+    digest = hashlib.sha256(repr(made_of).encode()).hexdigest()
+    parameters = {"seed": seed, "sha256": digest}
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found != parameters:
+            raise ValueError(
+                f"{path} belongs to another corpus (seed {found['seed']}, "
+                f"asked: {seed}, or another version of the generator); "
+                "choose another data_folder or delete its speech folder."
+            )
+    else:
+        _write(path, json.dumps(parameters))
+
+
+def _chunk_file(data_folder, split, start):
+    """Where the entries of a chunk are kept."""
+    return data_folder / "speech" / split / f"entries_{start:06d}.json"
+
+
+def _audio_file(data_folder, key):
+    """Where the audio of an utterance is kept."""
+    split = key.split("_")[0]
+    return data_folder / "speech" / split / f"{key}.flac"
+
+
+def _is_complete(data_folder, split, start, count):
+    """Whether a chunk has been spoken as far as it is asked for."""
+    path = _chunk_file(data_folder, split, start)
+    if not path.exists():
+        return False
+    keys = json.loads(path.read_text())
+    return len(keys) >= min(CHUNK, count - start) and all(
+        _audio_file(data_folder, key).exists() for key in keys
+    )
+
+
+def _speak_chunk(data_folder, seed, chunk):
+    """Speak a chunk of a split; its entries are written last."""
+    split, start, stop = chunk
+    entries = {}
+    for index in range(start, stop):
+        key = f"{split}_{index:06d}"
+        samples, entries[key] = utterance(split, index, seed)
+        path = _audio_file(data_folder, key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = _partial(path)
+        soundfile.write(
+            partial, samples, voices.SAMPLE_RATE, "PCM_16", format="FLAC"
+        )
+        os.replace(partial, path)
+    _write(_chunk_file(data_folder, split, start), json.dumps(entries))
+    return stop - start
+
+
+def _write_manifest(data_folder, split, count):
+    """Collect the entries of a split, one utterance per line."""
+    lines = []
+    for start in range(0, count, CHUNK):
+        entries = json.loads(_chunk_file(data_folder, split, start).read_text())
+        for key in sorted(entries)[: count - start]:
+            wav = f"{{data_root}}/speech/{split}/{key}.flac"
+            entry = json.dumps({"wav": wav, **entries[key]})
+            lines.append(f'"{key}": {entry}')
+    path = data_folder / f"{split}_speech.json"
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
+    if not path.exists() or path.read_text() != text:
+        _write(path, text)
+
+
+def _write(path, text):
+    """Write a text file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(path)
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _partial(path):
+    """Name of a file while this process writes it."""
+    return path.with_suffix(f".{os.getpid()}.partial")
+
+
+def _remove_partial_files(data_folder):
+    """Tidy up after a preparation that was killed."""
+    for path in data_folder.rglob("*.partial"):
+        path.unlink(missing_ok=True)

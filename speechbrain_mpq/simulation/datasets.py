@@ -1,0 +1,86 @@
+"""SpeechBrain datasets of mixtures that are made when they are asked for."""
+
+import numpy as np
+import torch
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.data_pipeline import provides, takes
+
+from .mixtures import SAMPLE_RATE
+
+OUTPUT_KEYS = ["id", "mixture", "targets", "doa"]
+
+
+def training_mixtures(maker, seconds, count=None):
+    """Mixtures of a fixed length, both talkers being targets.
+
+    What is drawn depends on `maker.epoch`; set it before the loader of an
+    epoch is started.
+
+    Arguments
+    ---------
+    maker : MixtureMaker
+    seconds : float
+        Length: longer mixtures are cut at random, shorter ones padded.
+    count : int or None
+        Mixtures per epoch; None: one for each utterance.
+
+    Returns
+    -------
+    dataset : DynamicItemDataset
+        "mixture" [samples, mics], "targets" [samples, 2], "doa" [2].
+    """
+    samples = int(seconds * SAMPLE_RATE)
+
+    @takes("id")
+    @provides("mixture", "targets", "doa")
+    def render(key):
+        drawn = maker.draw(key)
+        signals = maker.render(drawn)
+        targets = np.stack([signals["target"], signals["interferer"]], axis=1)
+        spare = max(0, len(targets) - samples)
+        start = round(drawn["cut"] * spare)
+        yield _fit(signals["mixture"], start, samples)
+        yield _fit(targets, start, samples)
+        yield torch.tensor([drawn["doa_given"], drawn["doa_interferer"]])
+
+    keys = sorted(maker.speech)[:count]
+    if count is not None and len(keys) < count:
+        raise ValueError(
+            f"{count} mixtures per epoch asked for, the manifest has "
+            f"{len(keys)} utterances"
+        )
+    data = {key: {} for key in keys}
+    return DynamicItemDataset(data, [render], OUTPUT_KEYS)
+
+
+def listed_mixtures(maker, mixtures):
+    """The mixtures of a list, at full length.
+
+    Arguments
+    ---------
+    maker : MixtureMaker
+    mixtures : dict
+        From `mixtures.fixed_mixtures`.
+
+    Returns
+    -------
+    dataset : DynamicItemDataset
+        "mixture" [samples, mics], "targets" [samples, 1], "doa" [1], "drawn".
+    """
+
+    @takes("drawn")
+    @provides("mixture", "targets", "doa")
+    def render(drawn):
+        signals = maker.render(drawn)
+        yield torch.from_numpy(signals["mixture"])
+        yield torch.from_numpy(signals["target"])[:, None]
+        yield torch.tensor([drawn["doa_given"]])
+
+    data = {key: {"drawn": drawn} for key, drawn in mixtures.items()}
+    return DynamicItemDataset(data, [render], [*OUTPUT_KEYS, "drawn"])
+
+
+def _fit(signal, start, samples):
+    """Cut or zero-pad [samples, channels] to a length."""
+    signal = torch.from_numpy(np.ascontiguousarray(signal[start:][:samples]))
+    return torch.nn.functional.pad(signal, (0, 0, 0, samples - len(signal)))

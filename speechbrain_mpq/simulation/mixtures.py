@@ -1,0 +1,293 @@
+"""Two talkers in a room, made on the fly from utterances and impulse responses.
+
+A mixture is first drawn as a small dict (who, where, how loud, how much
+overlap), then rendered to waveforms. The draw depends on (seed, epoch, key)
+alone: an epoch can be repeated exactly, and every epoch is different.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import scipy.fft
+import soundfile
+
+SAMPLE_RATE = 16000  # Hz
+SIRS = (-6.0, 0.0, 6.0)  # dB
+OVERLAP = (0.6, 1.0)  # of the shorter utterance
+BUCKETS = ((0, 15), (15, 45), (45, 90), (90, 180))  # degrees between talkers
+PEAK = 0.9  # full scale = 1
+
+
+class MixtureMaker:
+    """Draws and renders mixtures of one split.
+
+    Arguments
+    ---------
+    speech : dict
+        Manifest of utterances (see `corpus.prepare_speech`), with absolute
+        "wav" paths, "length", "words" and "speaker".
+    rooms : RoomBank
+        Impulse responses of the split.
+    seed : int
+    doa_error : float
+        Standard deviation in degrees of the error with which the target's
+        direction is known, as a camera would make. 0: exact.
+    mirror : bool
+        Augmentation: look at half of the scenes from the other end of the
+        array (its microphones must be placed symmetrically).
+
+    Example
+    -------
+    >>> maker = MixtureMaker(speech, rooms)  # doctest: +SKIP
+    >>> mixture = maker.draw("utterance_0")  # doctest: +SKIP
+    >>> signals = maker.render(mixture)  # doctest: +SKIP
+    """
+
+    def __init__(self, speech, rooms, seed=1234, doa_error=0.0, mirror=False):
+        self.speech = speech
+        self.rooms = rooms
+        self.seed = seed
+        self.doa_error = doa_error
+        self.mirror = mirror
+        self.epoch = 0
+        self._ids = sorted(speech)
+        self._pairs = [rooms.pairs(bucket) for bucket in BUCKETS]
+        for bucket, pairs in zip(BUCKETS, self._pairs):
+            if not pairs:
+                raise ValueError(
+                    f"no two talkers {bucket} degrees apart in the room bank "
+                    f"of {len(rooms)} rooms: prepare more rooms"
+                )
+
+    def draw(self, target, bucket=None):
+        """Draw the circumstances of one mixture.
+
+        Arguments
+        ---------
+        target : str
+            Utterance to be separated.
+        bucket : int or None
+            Index of the angle bucket; None draws it evenly.
+
+        Returns
+        -------
+        mixture : dict
+            JSON-ready: "target", "interferer", "room", "talkers", "sir",
+            "overlap", "target_first", "doa", "doa_interferer", "angle",
+            "mirrored", "cut" (where training crops, 0 to 1), "doa_given" (with
+            the camera's error).
+        """
+        # crc32, not hash(): the same in every process
+        key = zlib.crc32(target.encode())
+        rng = np.random.default_rng([self.seed, self.epoch, key])
+        if bucket is None:
+            bucket = int(rng.integers(len(BUCKETS)))
+        pairs = self._pairs[bucket]
+        room, first, second = pairs[int(rng.integers(len(pairs)))]
+        speaker = self.speech[target]["speaker"]
+        while True:
+            interferer = self._ids[int(rng.integers(len(self._ids)))]
+            if self.speech[interferer]["speaker"] != speaker:
+                break
+        mirrored = self.mirror and bool(rng.integers(2))
+        doa = self.rooms.doa[room]
+        if mirrored:
+            doa = 180 - doa
+        error = self.doa_error * rng.standard_normal()
+        return {
+            "target": target,
+            "interferer": interferer,
+            "room": room,
+            "talkers": [first, second],
+            "sir": float(rng.choice(SIRS)),
+            "overlap": float(rng.uniform(*OVERLAP)),
+            "target_first": bool(rng.integers(2)),
+            "doa": float(doa[first]),
+            "doa_interferer": float(doa[second]),
+            "angle": float(abs(doa[first] - doa[second])),
+            "mirrored": mirrored,
+            "cut": float(rng.uniform()),
+            "doa_given": float(np.clip(doa[first] + error, 0, 180)),
+        }
+
+    def render(self, mixture):
+        """Make the waveforms of a drawn mixture.
+
+        Arguments
+        ---------
+        mixture : dict
+            From `draw`.
+
+        Returns
+        -------
+        signals : dict
+            "mixture" [samples, mics], "target" and "interferer" [samples]:
+            the reverberant talkers at the reference microphone, which add up
+            to the mixture's first channel. float32.
+        """
+        voices = [
+            self._read(mixture[role]) for role in ("target", "interferer")
+        ]
+        offsets = place(
+            [len(voice) for voice in voices],
+            mixture["overlap"],
+            mixture["target_first"],
+        )
+        rirs = self.rooms.rirs(mixture["room"], mixture["talkers"])
+        if mixture["mirrored"]:
+            rirs = rirs[:, ::-1]
+        return mix(voices, offsets, rirs, mixture["sir"])
+
+    def _read(self, utterance):
+        """Waveform of an utterance, float32."""
+        path = self.speech[utterance]["wav"]
+        waveform, rate = soundfile.read(path, dtype="float32")
+        if rate != SAMPLE_RATE or waveform.ndim != 1 or not len(waveform):
+            raise ValueError(
+                f"{path}: expected mono {SAMPLE_RATE} Hz audio, got shape "
+                f"{waveform.shape} at {rate} Hz: convert it first"
+            )
+        if not np.isfinite(waveform).all() or not waveform.any():
+            raise ValueError(
+                f"{path} is silent or holds NaN: remove it from the manifest"
+            )
+        return waveform
+
+
+def place(lengths, overlap, target_first):
+    """Start times so that the shorter utterance is overlapped by a share.
+
+    Arguments
+    ---------
+    lengths : (int, int)
+        Samples of target and interferer.
+    overlap : float
+        Share of the shorter utterance during which both talk.
+    target_first : bool
+        Who starts.
+
+    Returns
+    -------
+    offsets : (int, int)
+        First sample of target and interferer.
+
+    Example
+    -------
+    >>> place((100, 60), overlap=0.5, target_first=True)
+    (0, 70)
+    >>> place((100, 60), overlap=0.5, target_first=False)
+    (30, 0)
+    """
+    target, interferer = lengths
+    common = round(overlap * min(lengths))
+    if target_first:
+        return 0, target - common
+    return interferer - common, 0
+
+
+def mix(voices, offsets, rirs, sir):
+    """Convolve two voices with their impulse responses and add them up.
+
+    Arguments
+    ---------
+    voices : (numpy.ndarray, numpy.ndarray)
+        Target and interferer, [samples].
+    offsets : (int, int)
+        First sample of each.
+    rirs : numpy.ndarray
+        [2, mics, taps].
+    sir : float
+        Signal-to-interference ratio at the reference microphone in dB, over
+        the reverberant signals.
+
+    Returns
+    -------
+    signals : dict
+        "mixture" [samples, mics], "target", "interferer" [samples], float32,
+        scaled together so that no sample exceeds 0.9.
+
+    Example
+    -------
+    >>> click = np.ones(1, np.float32)
+    >>> rirs = np.ones((2, 3, 1), np.float32)
+    >>> signals = mix((click, click), (0, 1), rirs, sir=0.0)
+    >>> signals["mixture"].shape, signals["target"].round(2).tolist()
+    ((2, 3), [0.9, 0.0])
+    """
+    samples = max(o + len(v) for o, v in zip(offsets, voices))
+    n_fft = scipy.fft.next_fast_len(samples + rirs.shape[2], real=True)
+    dry = np.zeros((2, 1, samples), np.float32)
+    for talker, (offset, voice) in enumerate(zip(offsets, voices)):
+        dry[talker, 0, offset : offset + len(voice)] = voice
+    spectra = scipy.fft.rfft(dry, n_fft) * scipy.fft.rfft(rirs, n_fft)
+    target, interferer = scipy.fft.irfft(spectra[:, 0], n_fft)[:, :samples]
+    ratio = np.sum(target**2) / max(np.sum(interferer**2), 1e-12)
+    gain = np.float32(np.sqrt(ratio * 10 ** (-sir / 10)))
+    total = spectra[0] + gain * spectra[1]
+    mixture = scipy.fft.irfft(total, n_fft)[:, :samples]
+    scale = np.float32(PEAK / max(np.abs(mixture).max(), 1e-12))
+    return {
+        "mixture": np.ascontiguousarray(mixture.T) * scale,
+        "target": target * scale,
+        "interferer": interferer * (gain * scale),
+    }
+
+
+def fixed_mixtures(maker, count):
+    """A list of mixtures that every system is scored on.
+
+    Targets are taken in the manifest's order; the angle buckets take turns.
+
+    Arguments
+    ---------
+    maker : MixtureMaker
+    count : int
+        Number of mixtures.
+
+    Returns
+    -------
+    mixtures : dict
+        id -> mixture, JSON-ready, SpeechBrain's manifest format.
+    """
+    targets = sorted(maker.speech)
+    if count > len(targets):
+        raise ValueError(
+            f"{count} mixtures asked for, the manifest has {len(targets)} "
+            "utterances"
+        )
+    return {
+        f"mix_{i:04d}": {
+            **maker.draw(targets[i], bucket=i % len(BUCKETS)),
+            "words": maker.speech[targets[i]]["words"],
+        }
+        for i in range(count)
+    }
+
+
+def load_speech(manifest, data_root):
+    """Read a speech manifest and resolve its {data_root}.
+
+    Arguments
+    ---------
+    manifest : str
+        JSON file.
+    data_root : str
+        Folder that replaces "{data_root}".
+
+    Returns
+    -------
+    speech : dict
+        id -> {"wav", "length", "words", "speaker"}.
+    """
+    entries = json.loads(Path(manifest).read_text(encoding="utf-8"))
+    for key, entry in entries.items():
+        missing = {"wav", "words", "speaker"} - set(entry)
+        if missing:
+            raise ValueError(
+                f"{manifest}: {key} has no {sorted(missing)}: every utterance "
+                "needs wav, words and speaker"
+            )
+        entry["wav"] = entry["wav"].replace("{data_root}", str(data_root))
+    return entries

@@ -1,0 +1,209 @@
+"""Synthetic speakers on top of espeak-ng, with transcribed phoneme times.
+
+A speaker is an accent, a timbre ("variant"), pitch, range and rate, and the
+length of the vocal tract, which is changed by resampling.
+"""
+
+import dataclasses
+
+import numpy as np
+from scipy.signal import resample_poly
+
+from . import espeak
+
+SAMPLE_RATE = 16000  # Hz, of the waveforms returned
+UP, DOWN = 320, 441  # 16000 / 22050
+MARGIN = 0.03  # seconds of near-silence kept at both ends
+SPEAKERS = {"train": 320, "valid": 6, "test": 12}
+ACCENTS = ("en-us", "en", "en-gb-x-rp", "en-us-nyc", "en-gb-scotland")
+
+# Variants of espeak-ng by split: (high voices, low voices). Left out are the
+# nine whose noise source is not repeatable, robots, whispers and echoes.
+VARIANTS = {
+    "train": (
+        "Andrea anika aunty steph steph2 steph3 grandma zac".split(),
+        (
+            "Alex AnxiousAndy Denis Gene Gene2 Henrique Hugo Jacky Michael "
+            "Mike Nguyen Storm Tweaky adam antonio benjamin boris david ed "
+            "edward edward2 grandpa gustave ian iven iven2 iven3 iven4 john "
+            "klatt klatt2 klatt3 m1 m5 m6 m8 max michel miguel mike2 norbert "
+            "pablo pedro quincy rob travis"
+        ).split(),
+    ),
+    "valid": (["f1", "belinda"], "m2 Lee Marco robert".split()),
+    "test": (
+        "Annie f4 linda shelby".split(),
+        "Andy Diogo Mario m3 m4 m7 marcelo paul".split(),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Speaker:
+    """A synthetic speaker.
+
+    Arguments
+    ---------
+    name : str
+        Unique name.
+    voice : str
+        Accent, e.g. "en-us".
+    variant : str
+        espeak-ng's name of the timbre, e.g. "m3".
+    pitch : int
+        0 to 99, 50 is the variant's own pitch.
+    range : int
+        Liveliness of the intonation, 0 to 99.
+    rate : int
+        Words per minute.
+    warp : float
+        Factor on all frequencies, as of a shorter (> 1) vocal tract.
+
+    Example
+    -------
+    >>> Speaker("anna", "en-us", "f1", 50, 50, 160, 1.0).rate
+    160
+    """
+
+    name: str
+    voice: str
+    variant: str
+    pitch: int
+    range: int
+    rate: int
+    warp: float
+
+
+def speakers(split, seed=1234):
+    """All speakers of a split; no two splits share a variant.
+
+    Arguments
+    ---------
+    split : str
+        "train", "valid" or "test".
+    seed : int
+        Draws accent, pitch, range, rate and vocal tract.
+
+    Returns
+    -------
+    list of Speaker
+
+    Example
+    -------
+    >>> [len(speakers(split)) for split in ("train", "valid", "test")]
+    [320, 6, 12]
+    >>> speakers("test")[0].variant
+    'Annie'
+    """
+    index = list(SPEAKERS).index(split)
+    rng = np.random.default_rng([seed, index])
+    high, low = VARIANTS[split]
+    if split == "train":  # two low voices for every high one
+        variants = [
+            (high, low, low)[i % 3][i // 3 % len((high, low, low)[i % 3])]
+            for i in range(SPEAKERS[split])
+        ]
+    else:
+        variants = high + low
+    return [
+        Speaker(
+            name=f"{split}_{i:03d}_{variant}",
+            voice=ACCENTS[rng.integers(len(ACCENTS))],
+            variant=variant,
+            pitch=int(rng.integers(35, 66)),
+            range=int(rng.integers(35, 76)),
+            rate=int(rng.integers(126, 155)),
+            warp=round(float(rng.uniform(0.86, 1.15)), 3),
+        )
+        for i, variant in enumerate(variants)
+    ]
+
+
+def vary(speaker, rng):
+    """The same speaker in the mood of one utterance.
+
+    Arguments
+    ---------
+    speaker : Speaker
+        Who speaks.
+    rng : numpy.random.Generator
+        Draws up to 8 % of rate, 4 steps of pitch and 10 of range.
+
+    Returns
+    -------
+    Speaker
+
+    Example
+    -------
+    >>> anna = Speaker("anna", "en-us", "f1", 50, 50, 160, 1.0)
+    >>> 147 <= vary(anna, np.random.default_rng(0)).rate <= 173
+    True
+    """
+    return dataclasses.replace(
+        speaker,
+        pitch=speaker.pitch + int(rng.integers(-4, 5)),
+        range=speaker.range + int(rng.integers(-10, 11)),
+        rate=round(speaker.rate * rng.uniform(0.92, 1.08)),
+    )
+
+
+def synthesize(text, speaker):
+    """Speak a text.
+
+    Arguments
+    ---------
+    text : str
+        What to say.
+    speaker : Speaker
+        Who says it.
+
+    Returns
+    -------
+    waveform : numpy.ndarray
+        float32 samples at 16 kHz between -1 and 1.
+    phonemes : list of tuple
+        (start, end, symbol) in seconds, in espeak-ng's alphabet.
+
+    Example
+    -------
+    >>> anna = Speaker("anna", "en-us", "f1", 50, 50, 160, 1.0)
+    >>> waveform, phonemes = synthesize("seven", anna)  # doctest: +SKIP
+    >>> [symbol for _, _, symbol in phonemes]  # doctest: +SKIP
+    ['s', "'E", 'v', '@', 'n']
+    """
+    samples, events = espeak.speak(
+        text,
+        f"{speaker.voice}+{speaker.variant}",
+        # warping speeds the speech up: ask for slower speech
+        rate=round(speaker.rate / speaker.warp),
+        pitch=speaker.pitch,
+        range=speaker.range,
+    )
+    down = round(DOWN * speaker.warp)
+    waveform = resample_poly(samples.astype(np.float64) / 2**15, UP, down)
+    waveform, offset = _trim(waveform)
+    starts = [first * (UP / down) / SAMPLE_RATE - offset for first, _ in events]
+    symbols = [symbol for _, symbol in events]
+    duration = len(waveform) / SAMPLE_RATE
+    return waveform.astype(np.float32), _intervals(starts, symbols, duration)
+
+
+def _trim(waveform):
+    """Cut both ends to `MARGIN`; returns samples and the cut in seconds."""
+    loud = np.flatnonzero(np.abs(waveform) > 0.01 * np.abs(waveform).max())
+    margin = round(MARGIN * SAMPLE_RATE)
+    start = max(loud[0] - margin, 0)
+    return waveform[start : loud[-1] + margin], start / SAMPLE_RATE
+
+
+def _intervals(starts, symbols, duration):
+    """Increasing (start, end, symbol) inside the trimmed waveform."""
+    bounds = np.clip(np.array(starts + [np.inf]), 0, duration)
+    bounds = np.maximum.accumulate(bounds).round(4)
+    # rounding must not lead out of the waveform
+    bounds = np.minimum(bounds, np.floor(duration * 1e4) / 1e4)
+    return [
+        (float(start), float(end), symbol)
+        for start, end, symbol in zip(bounds[:-1], bounds[1:], symbols)
+        if end > start and symbol
+    ]

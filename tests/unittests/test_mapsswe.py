@@ -1,0 +1,131 @@
+"""MAPSSWE against NIST SCTK's check vector and a slow walk of its states."""
+
+import random
+
+import pytest
+
+from speechbrain_mpq.evaluation.mapsswe import mapsswe, segments
+from speechbrain_mpq.evaluation.wer import align, word_errors
+
+
+def state_machine(reference, hypothesis_1, hypothesis_2, min_good=2):
+    """Errors by segment from the states that SCTK draws: b, e and g."""
+    sides = []
+    for hypothesis in (hypothesis_1, hypothesis_2):
+        gaps, inserted = [], 0
+        for edit in align(reference, hypothesis, (4, 3, 3)):
+            if edit.kind == "insertion":
+                inserted += 1
+            else:
+                gaps.append((inserted, edit.kind != "correct"))
+                inserted = 0
+        sides.append(gaps + [(inserted, False)])
+    events = []
+    for index, ((in_1, bad_1), (in_2, bad_2)) in enumerate(zip(*sides)):
+        if in_1 or in_2:
+            events.append((in_1, in_2))
+        if index + 1 < len(sides[0]):
+            events.append((int(bad_1), int(bad_2)))
+    state, good, counts, found = "b", 0, [0, 0], []
+    for event in events:
+        if any(event):
+            state = "e"
+            counts = [counts[0] + event[0], counts[1] + event[1]]
+        elif state != "b":
+            good = good + 1 if state == "g" else 1
+            state = "g"
+            if good == min_good:
+                found.append(tuple(counts))
+                state, counts = "b", [0, 0]
+    return found + ([tuple(counts)] if state != "b" else [])
+
+
+def spoiled(words, chance):
+    heard = []
+    for word in words:
+        kind = chance.random()
+        if kind > 0.2:
+            heard.append(word)
+        elif kind > 0.1:
+            heard.append("x")
+        if kind < 0.05:
+            heard.append("y")
+    return heard
+
+
+@pytest.mark.parametrize("min_good", [1, 2, 3])
+def test_segments_agree_with_the_state_machine(min_good):
+    chance = random.Random(min_good)
+    for _ in range(300):
+        words = chance.choices("abcdefgh", k=chance.randint(1, 14))
+        heard = spoiled(words, chance), spoiled(words, chance)
+        found = segments(words, *heard, min_good=min_good)
+        expected = state_machine(words, *heard, min_good=min_good)
+        assert [(s.errors_1, s.errors_2) for s in found] == expected
+
+
+def test_no_error_is_lost():
+    chance = random.Random(9)
+    for _ in range(100):
+        words = chance.choices("abcdefgh", k=10)
+        one, two = spoiled(words, chance), spoiled(words, chance)
+        edits = [e.kind for e in align(words, one, (4, 3, 3))]
+        wrong = len(edits) - edits.count("correct")
+        found = segments(words, one, two)
+        assert sum(s.errors_1 for s in found) == wrong
+        assert wrong >= word_errors(words, one).errors
+
+
+def test_bounds_share_the_right_words_between():
+    found = segments("a b c d e f g h", "a b c x e f g h", "a b c d e f x h")
+    assert [(s.start, s.stop) for s in found] == [(1, 6), (4, 8)]
+
+
+def test_one_right_word_does_not_end_a_segment():
+    found = segments("a b c d e", "x b y d e", "a b c d e")
+    assert found == [(0, 5, 2, 0)]
+
+
+def test_insertions_are_errors():
+    assert segments("a b", "x a b", "a b") == [(0, 2, 1, 0)]
+    assert segments("a b", "a b", "a b x y") == [(0, 2, 0, 2)]
+
+
+def test_sctk_check_vector():
+    """SCTK test1a: 3 segments in 2 sentences, 9 against 7 errors."""
+    pairs = [
+        ("a b c d e f g h", "w x y z e f g p", "a w x y e f g h"),
+        ("a b c d", "w x y z", "w x y z"),
+    ]
+    result = mapsswe(pairs)
+    assert sum(s.errors_1 for p in pairs for s in segments(*p)) == 9
+    assert sum(s.errors_2 for p in pairs for s in segments(*p)) == 7
+    assert result.segments == 3
+    assert result.mean == pytest.approx(0.667, abs=5e-4)
+    assert result.std == pytest.approx(0.577, abs=5e-4)
+    assert result.z == pytest.approx(2.0)
+    assert result.p == pytest.approx(0.0455, abs=1e-4)
+    assert result.significant
+
+
+def test_swapping_the_systems_turns_the_sign():
+    chance = random.Random(3)
+    pairs = []
+    for _ in range(40):
+        words = chance.choices("abcdefgh", k=8)
+        pairs.append((words, spoiled(words, chance), spoiled(words, chance)))
+    forth = mapsswe(pairs)
+    back = mapsswe([(words, two, one) for words, one, two in pairs])
+    assert forth.z == -back.z != 0
+    assert forth.p == back.p
+
+
+def test_without_variation_nothing_is_significant():
+    assert mapsswe([("a", "a", "a")]) == (0, 1, 0, 0, 0)
+    always = mapsswe([("a", "x", "a")] * 5)
+    assert (always.z, always.p, always.mean) == (0, 1, 1)
+
+
+def test_min_good_must_be_positive():
+    with pytest.raises(ValueError, match="at least 1"):
+        segments("a", "b", "a", min_good=0)

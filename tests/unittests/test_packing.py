@@ -1,0 +1,301 @@
+"""Packed models: bits, files and everything that can be wrong with them."""
+
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from speechbrain_mpq.quantization.codebook import largest_level
+from speechbrain_mpq.quantization.container import PackedModelError
+from speechbrain_mpq.quantization.packing import (
+    load_packed_,
+    pack_bits,
+    read_packed,
+    save_packed,
+    unpack_bits,
+)
+from speechbrain_mpq.quantization.quantizer import (
+    dequantize_,
+    named_tensors,
+    quantize_,
+)
+
+
+class Net(torch.nn.Module):
+    """Convolution, recurrence, attention, norm and a persistent buffer."""
+
+    def __init__(self, hidden=6):
+        super().__init__()
+        self.conv = torch.nn.Conv1d(3, hidden, 3, padding=1)
+        self.norm = torch.nn.BatchNorm1d(hidden)
+        self.prelu = torch.nn.PReLU()
+        self.lstm = torch.nn.LSTM(hidden, 4, batch_first=True)
+        self.gru = torch.nn.GRU(4, 4, batch_first=True)
+        self.attention = torch.nn.MultiheadAttention(4, 2, batch_first=True)
+        self.register_buffer("window", torch.hann_window(5))
+
+    def forward(self, x):
+        """[batch, 3, time] to [batch, time, 4]."""
+        x = self.prelu(self.norm(self.conv(x))).transpose(1, 2)
+        x = self.gru(self.lstm(x)[0])[0]
+        return self.attention(x, x, x)[0] * self.window.sum()
+
+
+def net(seed=0, **sizes):
+    """A model in eval mode."""
+    torch.manual_seed(seed)
+    return Net(**sizes).eval()
+
+
+def packed(folder, bits=3, **arguments):
+    """A packed model, and the quantized model that it came from."""
+    model = net()
+    quantize_(model, bits, **arguments)
+    return save_packed(model, folder), model
+
+
+def slow_pack(integers, bits):
+    """The format in words: value + 2^(bits-1), one bit after another."""
+    offset = 2 ** (bits - 1)
+    stream = []
+    for value in integers:
+        code = (value + 1) // 2 if bits == 1 else value + offset
+        stream += [(code >> bit) & 1 for bit in range(bits)]
+    stream += [0] * (-len(stream) % 8)
+    starts = range(0, len(stream), 8)
+    return [sum(stream[s + i] << i for i in range(8)) for s in starts]
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 33])
+@pytest.mark.parametrize("bits", range(1, 17))
+def test_bits_survive_and_follow_the_written_format(bits, count):
+    torch.manual_seed(bits)
+    top = largest_level(bits)
+    integers = torch.randint(-top, top + 1, (count,), dtype=torch.int32)
+    integers[:2] = torch.tensor([top, -top])[:count]
+    if bits == 1:
+        integers[integers == 0] = 1
+    data = pack_bits(integers, bits)
+    assert data.dtype == torch.uint8
+    assert data.tolist() == slow_pack(integers.tolist(), bits)
+    assert torch.equal(unpack_bits(data, bits, (count,)), integers)
+
+
+def test_shape_comes_back():
+    integers = torch.arange(-7, 8).reshape(3, 5)
+    restored = unpack_bits(pack_bits(integers, 4), 4, (3, 5))
+    assert torch.equal(restored, integers.int())
+
+
+@pytest.mark.parametrize("bits, value", [(1, 0), (1, 2), (2, 2), (4, -8)])
+def test_integers_outside_of_the_codebook_are_refused(bits, value):
+    with pytest.raises(ValueError, match=f"{bits}-bit codebook"):
+        pack_bits(torch.tensor([1, value]), bits)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8, 11, 16])
+def test_loaded_forward_is_bit_identical(tmp_path, bits, granularity):
+    _, model = packed(tmp_path, bits, granularity=granularity)
+    inputs = torch.randn(2, 3, 9)
+    other = net(seed=1)
+    assert load_packed_(other, tmp_path) is other
+    assert torch.equal(other(inputs), model(inputs))
+    dequantize_(model, keep_quantized=True)
+    state, expected = other.state_dict(), model.state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_float_types_are_packed_too(tmp_path, dtype):
+    model = net().to(dtype)
+    quantize_(model, 4, exclude="norm.*")
+    save_packed(model, tmp_path)
+    other = net(seed=1).to(dtype)
+    load_packed_(other, tmp_path)
+    assert torch.equal(other.conv.weight, model.conv.weight)
+    assert torch.equal(other.norm.weight, model.norm.weight)
+
+
+def test_parameters_left_alone_and_buffers_stay_float(tmp_path):
+    path, model = packed(tmp_path, include=["conv.*"])
+    names = set(load_file(path))
+    assert {"packed", "scales", "window", "norm.running_mean"} < names
+    assert "lstm.weight_ih_l0" in names and "conv.weight" not in names
+    inputs = torch.randn(2, 3, 9)
+    assert torch.equal(
+        load_packed_(net(seed=1), tmp_path)(inputs), model(inputs)
+    )
+
+
+def test_tied_parameters_are_stored_once(tmp_path):
+    def tied(seed):
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(
+            torch.nn.Embedding(7, 5), torch.nn.Linear(5, 7)
+        )
+        model[1].weight = model[0].weight
+        return model
+
+    model, other = tied(0), tied(1)
+    quantize_(model, 4)
+    save_packed(model, tmp_path)
+    load_packed_(other, tmp_path)
+    tokens = torch.tensor([3, 1])
+    assert torch.equal(other(tokens), model(tokens))
+    assert other[1].weight is other[0].weight
+    assert set(read_packed(tmp_path)[0]) == {"0.weight", "1.bias"}
+
+
+def test_stored_integers_are_readable_without_a_model(tmp_path):
+    _, model = packed(tmp_path, 3)
+    quantized, floats = read_packed(tmp_path)
+    assert set(quantized) == set(named_tensors(model))
+    tensor = quantized["conv.weight"]
+    assert tensor.bits == 3 and tensor.integers.abs().max() <= 3
+    assert torch.equal(tensor.integers * tensor.alpha, model.conv.weight)
+    assert set(floats) == {
+        "window",
+        "norm.running_mean",
+        "norm.running_var",
+        "norm.num_batches_tracked",
+    }
+
+
+def test_the_same_weights_give_the_same_bytes(tmp_path):
+    first, _ = packed(tmp_path / "a")
+    second, _ = packed(tmp_path / "b")
+    assert first.read_bytes() == second.read_bytes()
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
+        "model.safetensors",
+        "quantization_config.json",
+    ]
+
+
+def test_the_file_is_the_plans_bytes_and_a_small_header(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential()
+    for block in range(16):  # 7 sublayers a block, as in the paper
+        layers = [torch.nn.Conv1d(16, 32, 1, bias=False), torch.nn.PReLU()]
+        layers += [torch.nn.LayerNorm(32), torch.nn.Conv1d(32, 32, 3)]
+        layers += [torch.nn.PReLU(), torch.nn.LayerNorm(32)]
+        layers += [torch.nn.Conv1d(32, 16, 1, bias=False)]
+        model.add_module(f"tcn_{block}", torch.nn.Sequential(*layers))
+    plan = quantize_(model, 2)
+    assert len(plan.clusters) == 112
+    size = save_packed(model, tmp_path).stat().st_size
+    assert plan.bytes < size < plan.bytes + 5000
+
+
+def test_readable_copy_tells_what_was_done(tmp_path):
+    model = net()
+    plan = quantize_(model, 4)
+    save_packed(model, tmp_path, metadata={"corpus": "embedded"})
+    text = (tmp_path / "quantization_config.json").read_text()
+    config = json.loads(text)
+    assert config["quant_method"] == "speechbrain_mpq"
+    assert config["version"] == 1
+    assert config["tensors"]["conv.weight"] == {"bits": 4, "shape": [6, 3, 3]}
+    assert config["plan"] == plan.to_dict()
+    assert config["metadata"] == {"corpus": "embedded"}
+
+
+def test_saving_leaves_the_model_quantized(tmp_path):
+    path, model = packed(tmp_path)
+    inputs = torch.randn(1, 3, 4)
+    expected = model(inputs)
+    save_packed(model, tmp_path / "again")
+    assert torch.equal(model(inputs), expected)
+
+
+def test_a_plain_model_cannot_be_packed(tmp_path):
+    with pytest.raises(ValueError, match="quantize_"):
+        save_packed(net(), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_quantized_model_cannot_be_loaded_into(tmp_path):
+    _, model = packed(tmp_path)
+    with pytest.raises(ValueError, match="dequantize_"):
+        load_packed_(model, tmp_path)
+
+
+def refused(folder, model, match):
+    """Loading fails with a message and leaves the model as it was."""
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(PackedModelError, match=match):
+        load_packed_(model, folder)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_any_flipped_byte_is_noticed(tmp_path):
+    path, _ = packed(tmp_path)
+    content = path.read_bytes()
+    model = net(seed=1)
+    header = int.from_bytes(content[:8], "little") + 8
+    places = list(range(0, header, 41)) + list(range(header, len(content), 29))
+    for place in places:
+        broken = bytearray(content)
+        broken[place] ^= 0x10
+        path.write_bytes(broken)
+        refused(tmp_path, model, "model.safetensors: .*; ")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 8, 300, 0.5, -1])
+def test_a_file_cut_short_is_refused(tmp_path, keep):
+    path, _ = packed(tmp_path)
+    content = path.read_bytes()
+    keep = int(keep * len(content)) if isinstance(keep, float) else keep
+    path.write_bytes(content[:keep])
+    refused(tmp_path, net(), "model.safetensors: damaged.*download")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    refused(tmp_path, net(), "model.safetensors: no such file.*save_packed")
+
+
+def test_another_architecture_is_refused(tmp_path):
+    packed(tmp_path)
+    refused(tmp_path, net(hidden=7), r"conv.*\(6,.*\(7,.*architecture")
+    larger = net()
+    larger.extra = torch.nn.Linear(2, 2)
+    refused(tmp_path, larger, "lacks extra.bias, extra.weight")
+    smaller = net()
+    del smaller.gru
+    refused(tmp_path, smaller, "adds gru.bias_hh_l0.*and 1 more")
+    refused(tmp_path, net().double(), "torch.float32.*torch.float64")
+
+
+def test_another_safetensors_file_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"conv.weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    refused(tmp_path, net(), "not a packed model.*save_packed")
+
+
+def test_a_later_format_is_refused(tmp_path):
+    path, _ = packed(tmp_path)
+    content = path.read_bytes()
+    wrong = content.replace(b'"mpq_version":"1"', b'"mpq_version":"2"')
+    path.write_bytes(wrong)
+    refused(tmp_path, net(), "version '2' is not '1'; install")
+
+
+def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path, model = packed(tmp_path)
+    content = path.read_bytes()
+    shutil.copytree(tmp_path, tmp_path / "copy")
+
+    def full(_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError):
+        save_packed(model, tmp_path)
+    assert path.read_bytes() == content
+    assert not list(tmp_path.glob("*.tmp"))

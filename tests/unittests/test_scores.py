@@ -1,0 +1,108 @@
+"""The score table: what it refuses, and scores.json."""
+
+import json
+
+import pytest
+
+from speechbrain_mpq.allocation.scores import ScoreTable, check_candidates
+
+
+def make_table(**changes):
+    """A table of two clusters."""
+    content = {
+        "scores": {
+            "conv": {2: 0.1 + 0.2, 4: 1e-17},
+            "norm": {2: 0.0, 4: 0.0},
+        },
+        "tensors": {
+            "conv": {"conv.weight": 12},
+            "norm": {"norm.weight": 3, "norm.bias": 3},
+        },
+        "rest_parameters": 7,
+        "method": "bernoulli_kl",
+        "details": {"seconds": 1.5},
+    }
+    return ScoreTable(**(content | changes))
+
+
+def test_save_and_load_keep_everything(tmp_path):
+    table = make_table(scales={"conv": 4})
+    table.save(tmp_path / "scores.json")
+    assert ScoreTable.load(tmp_path / "scores.json") == table
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+
+
+def test_keys_are_strings_in_the_file_and_integers_in_memory(tmp_path):
+    make_table().save(tmp_path / "scores.json")
+    content = json.loads((tmp_path / "scores.json").read_text())
+    assert set(content["clusters"]["conv"]["scores"]) == {"2", "4"}
+    assert content["clusters"]["norm"]["parameters"] == 6
+    loaded = ScoreTable.load(tmp_path / "scores.json")
+    assert set(loaded.scores["conv"]) == {2, 4}
+
+
+def test_counts():
+    table = make_table()
+    assert table.parameters == {"conv": 12, "norm": 6}
+    assert table.scales == {"conv": 1, "norm": 2}
+    assert table.candidate_bits == (2, 4)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1e-9])
+def test_bad_score_is_refused_by_name(bad):
+    scores = {"conv": {2: 0.1, 4: 0.0}, "norm": {2: 0.0, 4: bad}}
+    with pytest.raises(ValueError, match="norm at 4 bits"):
+        make_table(scores=scores)
+
+
+def test_a_signed_method_may_score_below_zero_but_not_nan():
+    scores = {"conv": {2: -0.1}, "norm": {2: 0.0}}
+    assert make_table(scores=scores, signed=True).scores == scores
+    scores["norm"][2] = float("nan")
+    with pytest.raises(ValueError, match="norm at 2 bits"):
+        make_table(scores=scores, signed=True)
+
+
+def test_missing_candidate_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"norm has no score at \[4\] bits"):
+        make_table(scores={"conv": {2: 0.0, 4: 0.0}, "norm": {2: 0.0}})
+
+
+def test_scores_and_tensors_must_have_the_same_clusters():
+    with pytest.raises(ValueError, match="norm"):
+        make_table(scores={"conv": {2: 0.0}})
+    with pytest.raises(ValueError, match="at least one cluster"):
+        make_table(scores={}, tensors={})
+
+
+def test_other_files_are_refused_by_path(tmp_path):
+    path = tmp_path / "scores.json"
+    make_table().save(path)
+    text = path.read_text()
+    newer = text.replace('"version": 1', '"version": 99')
+    no_norm = text.replace('"norm.bias": 3', '"norm.bias": "x"')
+    for broken in (newer, text[: len(text) // 2], "[]", "{}", no_norm):
+        path.write_text(broken)
+        with pytest.raises(ValueError, match=r"scores\.json"):
+            ScoreTable.load(path)
+    path.write_text(newer)
+    with pytest.raises(ValueError, match="version 99"):
+        ScoreTable.load(path)
+
+
+def test_failed_save_leaves_the_old_file(tmp_path):
+    path = tmp_path / "scores.json"
+    make_table().save(path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError):
+        make_table(details={"seconds": float("nan")}).save(path)
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "bad", [[], [4.0], [0], [17], [2, 2], ["4"], [True], 4]
+)
+def test_bad_candidates(bad):
+    with pytest.raises(ValueError, match="candidate bits"):
+        check_candidates(bad)

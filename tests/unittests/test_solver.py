@@ -1,0 +1,222 @@
+"""The plan under a budget, against all plans and against dynamic programming."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from speechbrain_mpq.allocation.scores import ScoreTable
+from speechbrain_mpq.allocation.solver import allocate_bits
+
+BITS = (2, 4, 8, 16)
+
+
+def make_table(scores, sizes, **more):
+    """A table of one-tensor clusters from arrays."""
+    names = [f"c{i}" for i in range(len(sizes))]
+    return ScoreTable(
+        {n: dict(zip(BITS, map(float, row))) for n, row in zip(names, scores)},
+        {n: {f"{n}.weight": int(size)} for n, size in zip(names, sizes)},
+        **more,
+    )
+
+
+def random_table(rng, clusters, spread=3.0):
+    """Falling scores over many orders of magnitude, some of them not."""
+    sizes = rng.integers(1, 400, clusters)
+    level = np.exp(rng.normal(size=(clusters, 1)) * spread)
+    noise = np.exp(rng.normal(size=(clusters, 4)))
+    return make_table(level * noise * 4.0 ** -np.array(BITS), sizes)
+
+
+def bits_of(plan):
+    """Cluster -> bits."""
+    return {name: cluster.bits for name, cluster in plan.clusters.items()}
+
+
+def size_of(table, cluster, bits):
+    """Bytes of a one-tensor cluster with one scale."""
+    return math.ceil(table.parameters[cluster] * bits / 8) + 4
+
+
+def score_of(table, bits):
+    """Summed score of a plan, where fewer bits stand in for more."""
+    return sum(
+        min(score for b, score in table.scores[c].items() if b <= bits[c])
+        for c in table.scores
+    )
+
+
+def best_of_all_plans(table, budget):
+    """(least score, most bytes) by trying everything."""
+    names = list(table.scores)
+    best = math.inf, 0
+    for row in itertools.product(BITS, repeat=len(names)):
+        bits = dict(zip(names, row))
+        used = sum(size_of(table, name, b) for name, b in bits.items())
+        if used <= budget:
+            best = min(best, (score_of(table, bits), -used))
+    return best[0], -best[1]
+
+
+def random_budget(table, rng):
+    """Bytes between those of the smallest and the largest plan."""
+    ends = [sum(size_of(table, c, b) for c in table.scores) for b in (2, 16)]
+    return int(rng.integers(ends[0], ends[1] + 1))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_plan_is_better(seed):
+    rng = np.random.default_rng(seed)
+    table = random_table(rng, int(rng.integers(1, 5)))
+    budget = random_budget(table, rng)
+    plan = allocate_bits(table, budget_bytes=budget)
+    score, _ = best_of_all_plans(table, budget)
+    assert plan.bytes <= budget
+    assert score_of(table, bits_of(plan)) == pytest.approx(score, rel=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_among_equally_good_plans_the_largest_is_taken(seed):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 4, size=(5, 4))  # small integers: many ties
+    table = make_table(scores, rng.integers(1, 60, 5))
+    budget = random_budget(table, rng)
+    plan = allocate_bits(table, budget_bytes=budget)
+    expected = best_of_all_plans(table, budget)
+    assert (score_of(table, bits_of(plan)), plan.bytes) == expected
+
+
+def test_medium_instance_against_dynamic_programming():
+    rng = np.random.default_rng(5)
+    table = random_table(rng, 40)
+    names = list(table.scores)
+    for budget in (random_budget(table, rng) for _ in range(3)):
+        best = np.zeros(budget + 1)  # least score with so many bytes
+        for name in names:
+            new = np.full(budget + 1, np.inf)
+            for b in BITS:
+                size = size_of(table, name, b)
+                if size <= budget:
+                    shifted = best[: budget + 1 - size] + table.scores[name][b]
+                    new[size:] = np.minimum(new[size:], shifted)
+            best = new
+        plan = allocate_bits(table, budget_bytes=budget)
+        assert plan.bytes <= budget
+        found = score_of(table, bits_of(plan))
+        assert found == pytest.approx(best[-1], rel=1e-8)
+
+
+def test_small_scores_count_beside_huge_ones():
+    # Any plan that saves on "huge" is out; between the others a trillionth
+    # of its score decides.
+    table = make_table([[1e6, 0, 0, 0], [2e-6] * 4, [1e-6, 0, 0, 0]], [80] * 3)
+    plan = allocate_bits(table, budget_bytes=40 + 40 + 20 + 3 * 4)
+    assert bits_of(plan) == {"c0": 4, "c1": 2, "c2": 4}
+
+
+def test_all_zero_scores_fill_the_budget():
+    table = make_table(np.zeros((3, 4)), [8, 80, 800])
+    budget = 8 + 20 + 800 + 12  # 8, 2 and 8 bits
+    assert allocate_bits(table, budget_bytes=budget).bytes == budget
+
+
+def test_spare_bytes_go_to_bits_that_are_scored_worse():
+    table = make_table([[0.2, 0.1, 0.3, 0.1]], [80])
+    assert bits_of(allocate_bits(table, budget_bytes=84)) == {"c0": 8}
+
+
+def test_negative_scores_of_a_signed_method():
+    table = make_table(
+        [[0.1, -0.5, -0.2, 0], [3, 2, 1, 0]], [80] * 2, signed=True
+    )
+    assert bits_of(allocate_bits(table, budget_bytes=40 + 80 + 8)) == {
+        "c0": 4,
+        "c1": 8,
+    }
+
+
+@pytest.mark.parametrize("average", [2, 4, 8, 16, 2.5, 3.3, 5])
+def test_average_bits_is_a_uniform_plans_budget(average):
+    rng = np.random.default_rng(0)
+    table = random_table(rng, 30)
+    plan = allocate_bits(table, average_bits=average)
+    low, high = (
+        sum(size_of(table, c, b) for c in table.scores)
+        for b in (math.floor(average), math.ceil(average))
+    )
+    budget = low + (average % 1) * (high - low)
+    assert plan.bytes <= budget + 1e-6
+    assert plan.bytes > budget - 400 * 2 / 8  # no cluster's next step fits
+    if average in BITS:
+        uniform = dict.fromkeys(table.scores, average)
+        assert score_of(table, bits_of(plan)) <= score_of(table, uniform)
+
+
+def test_plan_knows_its_clusters_and_the_rest():
+    table = ScoreTable(
+        {"norm": {2: 1.0, 4: 0.0}},
+        {"norm": {"norm.weight": 8, "norm.bias": 8}},
+        rest_parameters=5,
+    )
+    plan = allocate_bits(table, budget_bytes=8 + 8 + 20)
+    cluster = plan.clusters["norm"]
+    assert (cluster.bits, cluster.parameters) == (4, 16)
+    assert list(cluster.tensors) == ["norm.weight", "norm.bias"]
+    assert plan.rest_parameters == 5
+    assert plan.bytes == 36
+    assert allocate_bits(table, budget_bytes=35).clusters["norm"].bits == 2
+
+
+def test_several_scales_a_tensor_cost_their_bytes():
+    table = make_table([[3, 2, 1, 0]], [80], scales={"c0": 10})
+    assert allocate_bits(table, average_bits=4).bytes == 40 + 4 * 10
+
+
+def test_min_bits_and_fewer_candidates():
+    table = make_table([[3, 2, 1, 0], [0, 0, 0, 0]], [80, 80])
+    plan = allocate_bits(table, budget_bytes=40 + 80 + 8, min_bits=4)
+    assert bits_of(plan) == {"c0": 8, "c1": 4}
+    plan = allocate_bits(table, average_bits=4, candidate_bits=(4, 16))
+    assert bits_of(plan) == {"c0": 4, "c1": 4}
+    with pytest.raises(ValueError, match=r"\[6\] were not scored"):
+        allocate_bits(table, average_bits=4, candidate_bits=(4, 6))
+    with pytest.raises(ValueError, match="min_bits=16"):
+        allocate_bits(table, average_bits=4, candidate_bits=(4,), min_bits=16)
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"budget_bytes": 43},
+        {"budget_bytes": 329},
+        {"average_bits": 1},
+        {"average_bits": 1.5},
+        {"average_bits": 17},
+        {"average_bits": -3},
+    ],
+)
+def test_budget_out_of_reach_states_both_limits(budget):
+    table = make_table([[3, 2, 1, 0]] * 2, [80, 80])
+    message = r"48 bytes \(2 bits .* 328 bytes \(16 bits"
+    with pytest.raises(ValueError, match=message):
+        allocate_bits(table, **budget)
+    assert allocate_bits(table, budget_bytes=48).average_bits == 2
+    assert allocate_bits(table, budget_bytes=328).average_bits == 16
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {},
+        {"average_bits": 4, "budget_bytes": 100},
+        {"average_bits": float("nan")},
+        {"budget_bytes": float("inf")},
+        {"average_bits": "4"},
+        {"average_bits": True},
+    ],
+)
+def test_no_budget(budget):
+    with pytest.raises(ValueError, match="budget"):
+        allocate_bits(make_table([[3, 2, 1, 0]], [80]), **budget)

@@ -1,0 +1,230 @@
+"""Quantize a multichannel speech separator and score it to word error rate.
+
+To run this recipe:
+
+> python train.py hparams/kl_4bit.yaml
+
+Any budget: --bits 3, --bits 2.5. Full precision: hparams/fp32.yaml, uniform
+precision: hparams/uniform_4bit.yaml, new full-precision weights:
+hparams/pretrain.yaml. An interrupted run continues when started again.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.distributed import ddp_init_group, run_on_main
+from speechbrain.utils.logger import get_logger
+
+from speechbrain_mpq.brains.experiment import (
+    Experiment,
+    baseline_bits,
+    overrides_for,
+    read_hparams,
+)
+from speechbrain_mpq.brains.quantization import QuantizationBrain
+from speechbrain_mpq.evaluation.results import show_results, write_results
+from speechbrain_mpq.evaluation.scoring import Recognizer, score_separation
+from speechbrain_mpq.evaluation.si_snr import si_snr
+from speechbrain_mpq.quantization.packing import load_packed_
+from speechbrain_mpq.separation.loading import build_separator
+from speechbrain_mpq.separation.tcn import fold_norms_
+from speechbrain_mpq.simulation.datasets import (
+    listed_mixtures,
+    training_mixtures,
+)
+from speechbrain_mpq.simulation.mixtures import (
+    MixtureMaker,
+    fixed_mixtures,
+    load_speech,
+)
+from speechbrain_mpq.simulation.rooms import RoomBank, prepare_rooms
+
+logger = get_logger(__name__)
+
+
+class Separation(QuantizationBrain):
+    """Separates one talker by direction; trained on SI-SNR."""
+
+    def compute_forward(self, batch, stage):
+        """Estimates [batch, targets, samples]."""
+        waveforms, doa = batch.mixture.data, batch.doa.data
+        return self.modules.separator(
+            waveforms.to(self.device), doa.to(self.device)
+        )
+
+    def compute_objectives(self, estimates, batch, stage):
+        """Negative SI-SNR in dB against the reverberant targets."""
+        targets = batch.targets.data.transpose(1, 2)  # [B, targets, samples]
+        return -si_snr(estimates, targets.to(self.device)).mean()
+
+    def on_stage_start(self, stage, epoch=None):
+        """Draw new mixtures in every epoch, the same when it is repeated."""
+        if stage == sb.Stage.TRAIN:
+            self.hparams.training_maker.epoch = epoch
+        training = stage == sb.Stage.TRAIN
+        torch.compiler.set_stance("default" if training else "force_eager")
+
+    def calibration(self, dataset, count):
+        """Inputs of the mask network, and the mixtures' energies."""
+        items = [dataset[i] for i in range(count)]
+        mixtures = torch.stack([item["mixture"] for item in items])
+        doa = torch.stack([item["doa"][0] for item in items])
+        separator = self.modules.separator
+        with torch.no_grad():
+            inputs, reference, _ = separator.analyse(
+                mixtures.to(self.device), doa.to(self.device)
+            )
+        return {"inputs": inputs, "weights": reference.abs().square()}
+
+
+def prepare_data(hparams):
+    """Speak the corpus and simulate the rooms, or what is missing of them."""
+    if hparams["skip_prep"]:
+        return
+    from speechbrain_mpq.simulation.corpus import prepare_speech
+
+    folder, show = hparams["data_folder"], sys.stderr.isatty()
+    prepare_speech(folder, **hparams["utterances"], progress=show)
+    microphones = hparams["microphones"]
+    prepare_rooms(folder, hparams["rooms"], microphones, progress=show)
+
+
+def dataio_prep(hparams):
+    """Makers and datasets of the three splits."""
+    folder = hparams["data_folder"]
+    makers = {
+        split: MixtureMaker(
+            load_speech(hparams[f"{split}_speech"], folder),
+            RoomBank(folder, split, count),
+            seed=hparams["corpus_seed"],
+            doa_error=hparams["doa_error"],
+            mirror=split == "train",
+        )
+        for split, count in hparams["rooms"].items()
+    }
+    datasets = {
+        split: listed_mixtures(
+            makers[split],
+            fixed_mixtures(makers[split], hparams["mixtures"][split]),
+        )
+        for split in ("valid", "test")
+    }
+    makers["train"].seed = hparams["seed"]
+    datasets["train"] = training_mixtures(
+        makers["train"], hparams["chunk_seconds"], hparams["mixtures"]["train"]
+    )
+    hparams["training_maker"] = makers["train"]
+    return datasets
+
+
+def starting_separator(hparams):
+    """A new separator, or the shipped one in full precision."""
+    separator = build_separator(hparams["separator_file"])
+    source = hparams["pretrained_separator"]
+    if source is None:
+        return separator
+    if not Path(source, "model.safetensors").exists():
+        raise FileNotFoundError(
+            f"no full-precision separator in {source}: make one with "
+            "`python train.py hparams/pretrain.yaml` and copy its packed/ "
+            "folder there, or name another with --pretrained_separator"
+        )
+    fold_norms_(separator)
+    load_packed_(separator, source)
+    return separator
+
+
+def evaluate_packed(folder, hparams, dataset, device):
+    """Score the model that a fresh process would load from the folder."""
+    separator = build_separator(hparams["separator_file"]).eval()
+    fold_norms_(separator)
+    load_packed_(separator, folder)
+    return score_separation(
+        separator.to(device),
+        dataset,
+        Recognizer(hparams["asr_source"], device),
+        workers=hparams["workers"],
+        keep=hparams["examples"],
+    )
+
+
+def run_baselines(hparams, run_opts, overrides):
+    """Folders of the experiments to compare with, run where missing."""
+    folders = []
+    for file in hparams["against"]:
+        own_bits = read_hparams(file, overrides="")["bits"]
+        for bits in baseline_bits(own_bits, hparams["bits"]):
+            shared = overrides_for(file, overrides, bits)
+            folders.append(run(file, run_opts, shared))
+    return folders
+
+
+def run(hparams_file, run_opts, overrides):
+    """Run one experiment, its baselines first; return its folder."""
+    hparams = read_hparams(hparams_file, overrides)
+    baselines = run_baselines(hparams, run_opts, overrides)
+    experiment = Experiment(hparams, hparams_file, overrides)
+    if experiment.finished:
+        logger.info(f"{experiment.folder} is finished already")
+        return experiment.folder
+    experiment.start()
+    separator = starting_separator(hparams)
+    hparams["microphones"] = separator.features.microphones
+    run_on_main(prepare_data, args=[hparams])
+    datasets = dataio_prep(hparams)
+
+    brain = Separation(
+        modules={"separator": separator},
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    brain.checkpointer.add_recoverable("separator", separator)
+    calibrate = partial(
+        brain.calibration, datasets["train"], hparams["calibration_mixtures"]
+    )
+    plan = brain.quantize(separator, "mask_net", calibrate)
+    if hparams["compile_network"]:
+        separator.mask_net.compile(dynamic=False)
+    brain.fit(
+        hparams["epoch_counter"],
+        datasets["train"],
+        datasets["valid"],
+        train_loader_kwargs=hparams["train_loader"],
+        valid_loader_kwargs=hparams["valid_loader"],
+    )
+    brain.recover_best()
+    fold_norms_(separator)
+    packed = brain.pack(separator)
+    scored = evaluate_packed(packed, hparams, datasets["test"], brain.device)
+    system = {
+        "system": hparams["system"],
+        "bits": hparams["bits"],
+        "average_bits": plan.average_bits if plan else 32,
+        "model_bytes": (packed / "model.safetensors").stat().st_size,
+        "fp32_bytes": 4 * sum(p.numel() for p in separator.parameters()),
+        "corpus": hparams["corpus"],
+        "seed": hparams["seed"],
+        "wall_seconds": brain.times(),
+    }
+    run_on_main(
+        write_results, args=[experiment.folder, system, scored, baselines]
+    )
+    print(show_results([*baselines, experiment.folder]))
+    print(f"Look and listen: {experiment.folder / 'report.html'}")
+    return experiment.folder
+
+
+def main():
+    """Run the experiment of the command line."""
+    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+    ddp_init_group(run_opts)
+    run(hparams_file, run_opts, overrides)
+
+
+if __name__ == "__main__":
+    main()
