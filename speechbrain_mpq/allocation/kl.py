@@ -101,6 +101,8 @@ class KLScores(OutputScores):
     (0.0555, 0.0)
     """
 
+    needs = ("inputs",)  # what a calibration has to provide
+
     def __init__(
         self,
         candidate_bits=(2, 4, 8, 16),

@@ -66,6 +66,8 @@ class MaskErrorScores(OutputScores):
 
     method = "weighted_output_error"
 
+    needs = ("inputs", "weights")  # what a calibration has to provide
+
     def __call__(
         self,
         network,

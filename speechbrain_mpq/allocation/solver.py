@@ -11,8 +11,7 @@ from ..quantization.codebook import MAX_BITS, check_bits
 from ..quantization.plan import FLOAT_BYTES, BitPlan, ClusterBits
 from .scores import check_candidates
 
-COST_UNIT = 1e4  # HiGHS stops at a gap of 1e-6 below this, 1e-10 of the best
-EQUAL = 1e-9  # share of the best score within which plans are equally good
+COST_UNIT = 1e4  # HiGHS stops at a gap of 1e-6: 1e-10 of the best sum
 
 
 def allocate_bits(
@@ -27,9 +26,9 @@ def allocate_bits(
 
     A multiple-choice knapsack, solved exactly. More bits are never scored
     worse: where a table says so it is noise, or one error hiding another, and
-    the score of fewer bits stands for both. The least sum stays what it was,
-    and of all plans that reach it the largest is taken, so that no byte is
-    left that could still buy bits.
+    the score of fewer bits stands for both. That leaves the least sum as it
+    was, and lets bytes that are to spare be spent on bits that are not scored
+    better: in the plan no cluster can be raised any further.
 
     Arguments
     ---------
@@ -114,7 +113,7 @@ def _budget(table, average_bits, budget_bytes):
     if (average_bits is None) == (budget_bytes is None):
         raise ValueError("give either average_bits or budget_bytes")
     asked = budget_bytes if average_bits is None else average_bits
-    if isinstance(asked, (bool, str)) or not math.isfinite(asked):
+    if isinstance(asked, bool | str) or not math.isfinite(asked):
         raise ValueError(f"a budget must be a finite number, not {asked!r}")
     if average_bits is None:
         return math.floor(budget_bytes)
@@ -132,10 +131,7 @@ def _budget(table, average_bits, budget_bytes):
 
 
 def _knapsack(scores, sizes, budget):
-    """Index of the candidate of each cluster; rows are clusters.
-
-    Least sum of scores first, then the most bytes.
-    """
+    """Index of the candidate of each cluster; rows are clusters."""
     scores = np.minimum.accumulate(scores, axis=1)
     costs = scores - scores[:, -1:]
     unit = _least_worst(costs, sizes, budget)
@@ -143,14 +139,26 @@ def _knapsack(scores, sizes, budget):
     # whatever costs more alone is out, and no small score drowns.
     allowed = costs <= unit * len(costs)
     costs = np.where(allowed, costs * (COST_UNIT / (unit or 1.0)), 0.0)
-    fits = sizes, budget
-    best = _choose(costs, allowed, [fits])
-    least = np.take_along_axis(costs, best[:, None], 1).sum()
-    good = costs, least * (1 + EQUAL)
-    choice = _choose(-sizes, allowed, [fits, good])
-    used = np.take_along_axis(sizes, choice[:, None], 1).sum()
-    assert used <= budget, f"plan of {used} bytes for a budget of {budget}"
-    return choice
+    choice = _solve(costs, sizes, budget, allowed)
+    return _spend_rest(choice, sizes, budget)
+
+
+def _spend_rest(choice, sizes, budget):
+    """Raise clusters, by the largest step that fits, until none does."""
+    rows = np.arange(len(sizes))
+    raised = np.arange(sizes.shape[1])
+    while True:
+        used = sizes[rows, choice]
+        spare = budget - used.sum()
+        assert spare >= 0, f"the plan is {-spare} bytes over the budget"
+        steps = sizes - used[:, None]
+        possible = (raised > choice[:, None]) & (steps <= spare)
+        if not possible.any():
+            return choice
+        row, column = divmod(
+            np.where(possible, steps, -1).argmax(), len(raised)
+        )
+        choice[row] = column
 
 
 def _least_worst(costs, sizes, budget):
@@ -163,21 +171,20 @@ def _least_worst(costs, sizes, budget):
     return levels[bisect_left(levels, True, key=affordable)]
 
 
-def _choose(objective, allowed, limits):
-    """One candidate a cluster with the least objective within the limits."""
-    clusters, candidates = objective.shape
+def _solve(costs, sizes, budget, allowed):
+    """One allowed candidate a cluster with the least cost in the budget."""
+    clusters, candidates = costs.shape
     one_each = kron(eye_array(clusters), np.ones((1, candidates)))
-    constraints = [LinearConstraint(one_each, 1, 1)]
-    for weights, limit in limits:
-        row = weights.reshape(1, -1)
-        constraints.append(LinearConstraint(row, -np.inf, limit))
     result = milp(
-        objective.ravel(),
-        integrality=np.ones(objective.size),
+        costs.ravel(),
+        integrality=np.ones(costs.size),
         bounds=Bounds(0, allowed.ravel().astype(float)),
-        constraints=constraints,
+        constraints=[
+            LinearConstraint(one_each, 1, 1),
+            LinearConstraint(sizes.reshape(1, -1), -np.inf, budget),
+        ],
         options={"mip_rel_gap": 0},
     )
     if not result.success:
         raise RuntimeError(f"scipy's milp found no plan: {result.message}")
-    return result.x.reshape(objective.shape).argmax(1)
+    return result.x.reshape(costs.shape).argmax(1)

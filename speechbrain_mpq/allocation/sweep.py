@@ -15,7 +15,6 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn as nn
-from torch.func import functional_call
 from tqdm import tqdm
 
 from ..quantization.codebook import scale_shape
@@ -255,7 +254,28 @@ def _outputs(stages, index, row, cache):
     """The network's output at each candidate of one cluster."""
     _, changed = stages[index]
     given = cache[index]
-    output = torch.cat([functional_call(changed, own, given) for own in row])
+    outputs = []
+    for values in row:
+        with _replaced(changed, values):
+            outputs.append(changed(given))
+    output = torch.cat(outputs)
     for _, stage in stages[index + 1 :]:
         output = stage(output)
     return output.split(len(given))
+
+
+@contextmanager
+def _replaced(module, values):
+    """Other values in some parameters; the old ones come back bit-exact.
+
+    In place, not by `functional_call`: that one leaves a module which stands
+    twice in a network with the new values.
+    """
+    saved = {n: module.get_parameter(n).clone() for n in values}
+    try:
+        for name, value in values.items():
+            module.get_parameter(name).copy_(value)
+        yield
+    finally:
+        for name, value in saved.items():
+            module.get_parameter(name).copy_(value)

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import speechbrain as sb
-import torch
 from speechbrain.utils.distributed import main_process_only, run_on_main
 from speechbrain.utils.logger import get_logger
 
@@ -19,7 +18,7 @@ from ..allocation.scores import ScoreTable
 from ..allocation.solver import allocate_bits
 from ..quantization.packing import save_packed
 from ..quantization.plan import BitPlan
-from ..quantization.quantizer import clusters, quantize_
+from ..quantization.quantizer import quantize_
 
 logger = get_logger(__name__)
 
@@ -57,17 +56,19 @@ class QuantizationBrain(sb.Brain):
         if self.hparams.bits == 32:
             return None
         path = self._output("plan.json")
-        if path.exists():
-            plan = BitPlan.load(path)
-            logger.info(f"Continuing with the bit plan in {path}")
-        else:
-            plan = self._choose_plan(model, network_name, calibrate)
-        plan = quantize_(
-            model,
-            plan,
+        patterns = (
             self.hparams.quantize_include,
             self.hparams.quantize_exclude,
         )
+        if path.exists():
+            logger.info(f"Continuing with the bit plan in {path}")
+            chosen = BitPlan.load(path)
+        elif self.hparams.scores is None:
+            chosen = self.hparams.bits
+        else:
+            table = self._score(model, network_name, calibrate, patterns)
+            chosen = allocate_bits(table, average_bits=self.hparams.bits)
+        plan = quantize_(model, chosen, *patterns)
         plan.save(path)
         logger.info(
             f"Quantized {len(plan.clusters)} clusters to "
@@ -75,42 +76,30 @@ class QuantizationBrain(sb.Brain):
         )
         return plan
 
-    def _choose_plan(self, model, network_name, calibrate):
-        """Uniform, or the best plan for the scores."""
-        hparams = self.hparams
-        patterns = (hparams.quantize_include, hparams.quantize_exclude)
-        if hparams.scores is None:
-            return uniform_plan(model, hparams.bits, *patterns)
-        path = self._output("scores.json")
-        if path.exists():
-            table = ScoreTable.load(path)
-        else:
-            table = self._score(model, network_name, calibrate, patterns)
-            table.save(path)
-        return allocate_bits(table, average_bits=hparams.bits)
-
     def _score(self, model, network_name, calibrate, patterns):
         """Sensitivity of every cluster at every candidate width."""
+        path = self._output("scores.json")
+        if path.exists():
+            return ScoreTable.load(path)
         start = time.perf_counter()
-        network = model.get_submodule(network_name)
         scorer = self.hparams.scores
         calibration = calibrate()
         table = scorer(
-            network,
+            model.get_submodule(network_name),
             *(calibration[name] for name in scorer.needs),
             include=patterns[0],
             exclude=patterns[1],
             prefix=network_name,
             progress=not self.noprogressbar,
         )
+        table.save(path)
         seconds = time.perf_counter() - start
         self.note_time("scores", seconds)
-        count = len(clusters(model, *patterns))
-        logger.info(f"Scored {count} clusters in {seconds:.1f} s")
+        logger.info(f"Scored {len(table.scores)} clusters in {seconds:.1f} s")
         return table
 
     def on_fit_start(self):
-        """Also lets a network be compiled, which keeps its name and place."""
+        """Start the clock of the fine-tuning."""
         super().on_fit_start()
         self._fit_started = time.perf_counter()
 

@@ -36,9 +36,9 @@ class FakeQuantize(torch.nn.Module):
 
     def __init__(self, bits, alpha):
         super().__init__()
-        bits = torch.tensor(check_bits(bits), dtype=torch.int32)
         alpha = torch.as_tensor(alpha, dtype=torch.float32)
-        self.register_buffer("bits", bits)
+        bits = torch.tensor(check_bits(bits), dtype=torch.int32)
+        self.register_buffer("bits", bits.to(alpha.device))
         self.register_buffer("alpha", alpha.detach().clone())
 
     def forward(self, weight):

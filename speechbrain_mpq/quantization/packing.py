@@ -128,7 +128,7 @@ def unpack_bits(packed, bits, shape):
 
 
 def save_packed(model, folder, metadata=None):
-    """Writes a quantized model as a packed model.
+    """Writes a model as a packed model, quantized or in full precision.
 
     The same weights give the same bytes. Each file is written whole or not
     at all.
@@ -136,7 +136,7 @@ def save_packed(model, folder, metadata=None):
     Arguments
     ---------
     model : torch.nn.Module
-        Quantized model; it is left as it is.
+        It is left as it is.
     folder : str or Path
         Made if it is not there.
     metadata : dict or None
@@ -147,8 +147,8 @@ def save_packed(model, folder, metadata=None):
     Path
         The model.safetensors, whose size is the model's.
     """
-    plan = bit_plan(model)
     quantized, floats = _split(model)
+    plan = bit_plan(model).to_dict() if quantized else None
     granularity = _granularity(quantized)
     packed, scales, described = [], [], {}
     for name, tensor in quantized.items():
@@ -158,7 +158,9 @@ def save_packed(model, folder, metadata=None):
         packed.append(pack_bits(integers, bits))
         scales.append(alpha.detach().cpu().float().reshape(-1))
         described[name] = {"bits": bits, "shape": list(weight.shape)}
-    pools = {"packed": torch.cat(packed), "scales": torch.cat(scales)}
+    pools = {}
+    if quantized:
+        pools = {"packed": torch.cat(packed), "scales": torch.cat(scales)}
     header_config = {"granularity": granularity, "tensors": _nest(described)}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +171,7 @@ def save_packed(model, folder, metadata=None):
         "version": int(VERSION),
         "granularity": granularity,
         "tensors": described,
-        "plan": plan.to_dict(),
+        "plan": plan,
         "metadata": metadata or {},
     }
     text = json.dumps(readable, indent=1) + "\n"
@@ -349,6 +351,8 @@ def _flatten(tree, prefix=""):
 
 def _unpool(tensors, config):
     """The PackedTensors and float tensors of a file's content."""
+    if not config["tensors"]:  # full precision
+        return {}, tensors
     packed, scales = tensors.pop("packed"), tensors.pop("scales")
     if packed.dtype != torch.uint8 or scales.dtype != torch.float32:
         raise ValueError("packed is not uint8 or scales not float32")

@@ -276,17 +276,18 @@ def _bits_of_plan(plan, tensors, chosen):
     members = defaultdict(list)
     for tensor in chosen:
         members[tensor.cluster].append(tensor.name)
-    chosen = {tensor.name for tensor in chosen}
+    known = [tensor.name for tensor in chosen]
     bits = {}
     for cluster, entry in plan.clusters.items():
-        names = entry.tensors or members.get(cluster, ())
-        missing = [name for name in names if name not in chosen]
+        present = members.get(cluster, ())
+        names = entry.tensors or present
+        missing = [name for name in names if name not in present]
         if missing or not names:
             missing = missing[0] if missing else cluster
             raise ValueError(
                 f"the plan's cluster {cluster!r} needs {missing!r}, which the "
-                "model lacks or the patterns leave out"
-                f"{near_misses(missing, chosen)}"
+                "model lacks there or the patterns leave out"
+                f"{near_misses(missing, known)}"
             )
         count = sum(tensors[name].parameter.numel() for name in names)
         if count != entry.parameters:

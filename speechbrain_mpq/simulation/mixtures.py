@@ -54,6 +54,8 @@ class MixtureMaker:
         self.epoch = 0
         self._ids = sorted(speech)
         self._pairs = [rooms.pairs(bucket) for bucket in BUCKETS]
+        if len({entry["speaker"] for entry in speech.values()}) < 2:
+            raise ValueError("mixtures need utterances of two speakers")
         for bucket, pairs in zip(BUCKETS, self._pairs):
             if not pairs:
                 raise ValueError(
@@ -143,7 +145,13 @@ class MixtureMaker:
     def _read(self, utterance):
         """Waveform of an utterance, float32."""
         path = self.speech[utterance]["wav"]
-        waveform, rate = soundfile.read(path, dtype="float32")
+        try:
+            waveform, rate = soundfile.read(path, dtype="float32")
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"{path} cannot be read ({error}): make it again or remove it "
+                "from the manifest"
+            ) from error
         if rate != SAMPLE_RATE or waveform.ndim != 1 or not len(waveform):
             raise ValueError(
                 f"{path}: expected mono {SAMPLE_RATE} Hz audio, got shape "
@@ -213,8 +221,8 @@ def mix(voices, offsets, rirs, sir):
     >>> click = np.ones(1, np.float32)
     >>> rirs = np.ones((2, 3, 1), np.float32)
     >>> signals = mix((click, click), (0, 1), rirs, sir=0.0)
-    >>> signals["mixture"].shape, signals["target"].round(2).tolist()
-    ((2, 3), [0.9, 0.0])
+    >>> signals["mixture"].shape, f"{signals['target'][0]:.2f}"
+    ((2, 3), '0.90')
     """
     samples = max(o + len(v) for o, v in zip(offsets, voices))
     n_fft = scipy.fft.next_fast_len(samples + rirs.shape[2], real=True)
@@ -281,7 +289,17 @@ def load_speech(manifest, data_root):
     speech : dict
         id -> {"wav", "length", "words", "speaker"}.
     """
-    entries = json.loads(Path(manifest).read_text(encoding="utf-8"))
+    manifest = Path(manifest)
+    if not manifest.exists():
+        raise FileNotFoundError(
+            f"no manifest {manifest}: prepare the corpus, or name yours"
+        )
+    try:
+        entries = json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{manifest} is no JSON ({error}): write it again"
+        ) from error
     for key, entry in entries.items():
         missing = {"wav", "words", "speaker"} - set(entry)
         if missing:

@@ -7,6 +7,7 @@ microphones that a separator uses are simulated. Room i of a split depends on
 """
 
 import json
+import math
 import multiprocessing
 import os
 from pathlib import Path
@@ -48,7 +49,7 @@ def eyring_absorption(dimensions, t60):
     """
     x, y, z = dimensions
     surface = 2 * (x * y + y * z + z * x)
-    return 1 - np.exp(-0.161 * x * y * z / (surface * t60))
+    return 1 - math.exp(-0.161 * x * y * z / (surface * t60))
 
 
 def image_order(dimensions, t60):
@@ -73,7 +74,7 @@ def image_order(dimensions, t60):
     >>> image_order((6, 5, 3), 0.4)
     26
     """
-    return int(np.ceil(0.55 * SPEED_OF_SOUND * t60 / min(dimensions)))
+    return int(math.ceil(0.55 * SPEED_OF_SOUND * t60 / min(dimensions)))
 
 
 def draw_room(rng):

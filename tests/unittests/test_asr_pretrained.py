@@ -8,7 +8,7 @@ import pytest
 import torch
 from speechbrain.inference.ASR import EncoderASR
 
-from speechbrain_mpq.evaluation.wer import count_errors
+from speechbrain_mpq.evaluation.wer import word_errors
 from speechbrain_mpq.simulation.corpus import utterance
 
 FOLDER = Path(__file__).parents[2] / "pretrained" / "asr_mini"
@@ -35,7 +35,7 @@ def test_transcribes_new_voices(recognizer):
         samples, entry = utterance("test", index, seed=FRESH_SEED)
         wavs = torch.from_numpy(samples.astype(np.float32) / 2**15)[None]
         words, _ = recognizer.transcribe_batch(wavs, torch.ones(1))
-        errors.append(count_errors(entry["words"], words[0]))
+        errors.append(word_errors(entry["words"], words[0]))
     assert sum(e.errors for e in errors) < 0.15 * sum(e.words for e in errors)
 
 

@@ -212,10 +212,13 @@ def test_saving_leaves_the_model_quantized(tmp_path):
     assert torch.equal(model(inputs), expected)
 
 
-def test_a_plain_model_cannot_be_packed(tmp_path):
-    with pytest.raises(ValueError, match="quantize_"):
-        save_packed(net(), tmp_path / "none")
-    assert not (tmp_path / "none").exists()
+def test_a_full_precision_model_is_packed_as_it_is(tmp_path):
+    model, other = net(), net(seed=1)
+    save_packed(model, tmp_path)
+    assert read_packed(tmp_path)[0] == {}
+    load_packed_(other, tmp_path)
+    inputs = torch.randn(1, 3, 4)
+    assert torch.equal(other(inputs), model(inputs))
 
 
 def test_a_quantized_model_cannot_be_loaded_into(tmp_path):

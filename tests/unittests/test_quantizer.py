@@ -168,6 +168,7 @@ def test_a_plan_gives_its_clusters_their_bits_and_leaves_the_rest():
         ("konv", ClusterBits(2, 32, ("konv.weight",)), "misses: conv.weight"),
         ("conv", ClusterBits(2, 33, ("conv.weight",)), "33 parameters.*32"),
         ("norm", ClusterBits(2, 8, ("norm.bias",)), "leave out"),
+        ("gru", ClusterBits(2, 32, ("conv.weight",)), "lacks there"),
     ],
 )
 def test_a_plan_of_another_model_is_refused(cluster, entry, message):

@@ -1,0 +1,67 @@
+"""The hyper-parameter files: no drift between them, no key without use."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "hparams").glob("*.yaml"))
+METHOD_KEYS = {"system", "bits", "against", "scores", "number_of_epochs"}
+# Training from nothing needs more data and another schedule.
+TRAINING_KEYS = METHOD_KEYS | {
+    *("pretrained_separator", "utterances", "rooms", "mixtures", "lr"),
+    *("patience", "warmup_steps", "total_steps"),
+}
+
+
+def entries(path):
+    """Top-level key -> its text, tags and all."""
+    text = path.read_text(encoding="utf-8")
+    node = yaml.compose(text)
+    return {
+        key.value: text[key.start_mark.index : value.end_mark.index].strip()
+        for key, value in node.value
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_files_differ_only_in_the_method(path):
+    reference = entries(ROOT / "hparams/kl_4bit.yaml")
+    allowed = TRAINING_KEYS if path.name == "pretrain.yaml" else METHOD_KEYS
+    mine = entries(path)
+    assert set(mine) == set(reference)
+    differing = {
+        key
+        for key in mine
+        if re.sub(r"\s*#.*", "", mine[key])
+        != re.sub(r"\s*#.*", "", reference[key])
+    }
+    assert differing <= allowed
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_key_is_used(path):
+    text = path.read_text(encoding="utf-8")
+    sources = "".join(
+        file.read_text(encoding="utf-8")
+        for file in [ROOT / "train.py", *ROOT.glob("speechbrain_mpq/brains/*")]
+        if file.is_file()
+    )
+    for key in entries(path):
+        used = (
+            key.startswith("__")
+            or f"!ref <{key}" in text
+            or f"<{key}>" in text
+            or f'"{key}"' in sources
+            or f"hparams.{key}" in sources
+            or re.fullmatch("(train|valid|test)_speech", key)
+        )
+        assert used, f"{path.name}: nothing uses {key}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_header_states_the_command(path):
+    assert f"python train.py hparams/{path.name}" in path.read_text()
+    assert "precision" not in entries(path)  # a run option of SpeechBrain

@@ -1,0 +1,229 @@
+"""The user's own command at tiny size: train, quantize, resume, refuse."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from speechbrain_mpq.quantization.packing import load_packed_
+from speechbrain_mpq.quantization.plan import BitPlan
+from speechbrain_mpq.separation.loading import build_separator
+from speechbrain_mpq.separation.tcn import fold_norms_
+
+for needed in ("espeakng_loader", "pyroomacoustics", "pesq"):
+    pytest.importorskip(needed)
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "tests/data/separator_tiny.yaml"
+SIZES = """
+utterances: {train: 24, valid: 8, test: 12}
+rooms: {train: 25, valid: 25, test: 25}
+mixtures: {train: 16, valid: 4, test: 8}
+number_of_epochs: 2
+calibration_mixtures: 2
+chunk_seconds: 1.0
+batch_size: 4
+examples: 2
+workers: 1
+"""
+
+
+def command(folder, hparams, **options):
+    """The command line, with tiny sizes."""
+    options = {
+        "separator_file": TINY,
+        "data_folder": folder / "data",
+        "results_folder": folder / "results",
+        **options,
+    }
+    line = [sys.executable, "train.py", f"hparams/{hparams}", "--device=cpu"]
+    for text in SIZES.strip().splitlines():
+        key, value = text.split(": ", 1)
+        line += [f"--{key}", value]
+    for key, value in options.items():
+        line += [f"--{key}", str(value)]
+    return line
+
+
+def run(folder, hparams, **options):
+    """Run the command to its end; its output is returned."""
+    done = subprocess.run(
+        command(folder, hparams, **options),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def quality(path):
+    """metrics.json without what depends on the machine's speed."""
+    metrics = json.loads((path / "metrics.json").read_text())
+    for key in ("wall_seconds", "seconds_per_hour"):
+        metrics.pop(key)
+    return metrics
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a trained full-precision separator in it."""
+    folder = tmp_path_factory.mktemp("experiment")
+    run(folder, "pretrain.yaml")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shipped(folder):
+    """The packed full-precision separator."""
+    return folder / "results/pretrain_32bit/1234/packed"
+
+
+@pytest.fixture(scope="module")
+def kl(folder, shipped):
+    """Results of the main job, and what it printed."""
+    printed = run(folder, "kl_4bit.yaml", pretrained_separator=shipped)
+    return folder / "results/kl_4bit/1234", printed
+
+
+def test_training_lowers_the_loss(folder):
+    log = (folder / "results/pretrain_32bit/1234/train_log.txt").read_text()
+    losses = [
+        float(line.split("train loss: ")[1].split()[0])
+        for line in log.splitlines()
+    ]
+    assert len(losses) == 2 and losses[1] < losses[0]
+
+
+def test_main_job_leaves_everything_it_promises(kl):
+    results, printed = kl
+    for name in (
+        *("metrics.json", "plan.json", "scores.json", "report.html"),
+        *("packed/model.safetensors", "hyperparams.yaml", "env.log"),
+    ):
+        assert (results / name).stat().st_size > 0, name
+    plan = BitPlan.load(results / "plan.json")
+    assert plan.average_bits < 4.01  # single values take a whole byte
+    assert {c.bits for c in plan.clusters.values()} <= {2, 4, 8, 16}
+    assert {name.split(".")[1] for name in plan.clusters} == {
+        *("conv_in", "tcn_0_0", "tcn_0_1", "conv_out"),
+    }
+    for system in ("fp32", "uniform", "kl"):
+        assert system in printed
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert metrics["mapsswe"]["against"] == "fp32"
+    stored = (results / "packed/model.safetensors").stat().st_size
+    assert metrics["model_bytes"] == stored
+    assert sum(b["n"] for b in metrics["buckets"].values()) == 8
+
+
+def test_mixed_precision_is_no_larger_than_uniform(folder, kl):
+    plans = [
+        BitPlan.load(folder / f"results/{system}_4bit/1234/plan.json")
+        for system in ("kl", "uniform")
+    ]
+    assert plans[0].bytes <= plans[1].bytes
+
+
+def test_packed_folder_gives_what_was_evaluated(kl):
+    """A fresh model with the folder's weights gives the stored examples."""
+    import soundfile
+
+    from speechbrain_mpq.simulation.datasets import listed_mixtures
+    from speechbrain_mpq.simulation.mixtures import (
+        MixtureMaker,
+        fixed_mixtures,
+        load_speech,
+    )
+    from speechbrain_mpq.simulation.rooms import RoomBank
+
+    results, _ = kl
+    data = results.parents[2] / "data"
+    separator = build_separator(TINY).eval()
+    fold_norms_(separator)
+    load_packed_(separator, results / "packed")
+    speech = load_speech(data / "test_speech.json", data)
+    maker = MixtureMaker(speech, RoomBank(data, "test", 25))
+    item = listed_mixtures(maker, fixed_mixtures(maker, 8))[0]
+    with torch.no_grad():
+        estimate = separator(item["mixture"][None], item["doa"][None])[0, 0]
+    stored, _ = soundfile.read(
+        results / f"examples/{item['id']}.flac", dtype="float32"
+    )
+    torch.testing.assert_close(
+        estimate.clip(-1, 1), torch.from_numpy(stored), rtol=0, atol=1e-4
+    )
+
+
+def test_again_does_nothing_and_other_settings_are_refused(folder, shipped, kl):
+    results, _ = kl
+    stamp = (results / "metrics.json").stat().st_mtime_ns
+    run(folder, "kl_4bit.yaml", pretrained_separator=shipped)
+    assert (results / "metrics.json").stat().st_mtime_ns == stamp
+    line = command(
+        folder, "kl_4bit.yaml", pretrained_separator=shipped, lr=0.1
+    )
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "--results_folder" in done.stderr
+
+
+def test_killed_run_ends_like_an_uninterrupted_one(folder, shipped, kl):
+    results, _ = kl
+    again = folder / "again"
+    (again).mkdir()
+    (again / "data").symlink_to(folder / "data")
+    options = {"pretrained_separator": shipped, "against": "[]"}
+    process = subprocess.Popen(
+        command(again, "kl_4bit.yaml", **options),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    other = again / "results/kl_4bit/1234"
+    deadline = time.time() + 120
+    while not list(other.glob("save/CKPT*/CKPT.yaml")):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (other / "metrics.json").exists()
+    run(again, "kl_4bit.yaml", **options)
+    assert (other / "plan.json").read_text() == (
+        (results / "plan.json").read_text()
+    )
+    ours, theirs = quality(other), quality(results)
+    theirs.pop("mapsswe")
+    assert ours == theirs
+
+
+def test_missing_weights_name_the_command(folder):
+    line = command(
+        folder, "uniform_4bit.yaml", pretrained_separator="none", against="[]"
+    )
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "python train.py hparams/pretrain.yaml" in done.stderr
+
+
+def test_impossible_budget_names_the_limits(folder, shipped):
+    line = command(
+        folder,
+        "kl_4bit.yaml",
+        pretrained_separator=shipped,
+        against="[]",
+        bits=1,
+    )
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "bytes" in done.stderr and "bits" in done.stderr
