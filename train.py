@@ -9,6 +9,7 @@ precision: hparams/uniform_4bit.yaml, new full-precision weights:
 hparams/pretrain.yaml. An interrupted run continues when started again.
 """
 
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -82,12 +83,11 @@ class Separation(QuantizationBrain):
 
 def prepare_data(hparams):
     """Speak the corpus and simulate the rooms, or what is missing of them."""
-    if hparams["skip_prep"]:
-        return
-    from speechbrain_mpq.simulation.corpus import prepare_speech
-
     folder, show = hparams["data_folder"], sys.stderr.isatty()
-    prepare_speech(folder, **hparams["utterances"], progress=show)
+    if not hparams["skip_prep"]:
+        from speechbrain_mpq.simulation.corpus import prepare_speech
+
+        prepare_speech(folder, **hparams["utterances"], progress=show)
     microphones = hparams["microphones"]
     prepare_rooms(folder, hparams["rooms"], microphones, progress=show)
 
@@ -120,20 +120,29 @@ def dataio_prep(hparams):
     return datasets
 
 
+def weights_file(hparams):
+    """The full-precision weights to start from; none: train from nothing."""
+    return Path(hparams["pretrained_separator"] or "", "model.safetensors")
+
+
 def starting_separator(hparams):
     """A new separator, or the shipped one in full precision."""
     separator = build_separator(hparams["separator_file"])
-    source = hparams["pretrained_separator"]
-    if source is None:
+    if hparams["pretrained_separator"] is None:
+        if hparams["bits"] != 32:
+            raise ValueError(
+                "quantization starts from a trained separator: name its "
+                "packed folder with --pretrained_separator"
+            )
         return separator
-    if not Path(source, "model.safetensors").exists():
+    if not weights_file(hparams).exists():
         raise FileNotFoundError(
-            f"no full-precision separator in {source}: make one with "
+            f"no {weights_file(hparams)}: make full-precision weights with "
             "`python train.py hparams/pretrain.yaml` and copy its packed/ "
             "folder there, or name another with --pretrained_separator"
         )
     fold_norms_(separator)
-    load_packed_(separator, source)
+    load_packed_(separator, hparams["pretrained_separator"])
     return separator
 
 
@@ -166,7 +175,8 @@ def run(hparams_file, run_opts, overrides):
     """Run one experiment, its baselines first; return its folder."""
     hparams = read_hparams(hparams_file, overrides)
     baselines = run_baselines(hparams, run_opts, overrides)
-    experiment = Experiment(hparams, hparams_file, overrides)
+    inputs = [hparams["separator_file"], weights_file(hparams)]
+    experiment = Experiment(hparams, hparams_file, overrides, inputs)
     if experiment.finished:
         logger.info(f"{experiment.folder} is finished already")
         return experiment.folder
@@ -200,6 +210,7 @@ def run(hparams_file, run_opts, overrides):
     brain.recover_best()
     fold_norms_(separator)
     packed = brain.pack(separator)
+    shutil.copy(hparams["separator_file"], packed / "hyperparams.yaml")
     scored = evaluate_packed(packed, hparams, datasets["test"], brain.device)
     system = {
         "system": hparams["system"],

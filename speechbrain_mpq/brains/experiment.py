@@ -114,13 +114,16 @@ class Experiment:
         Where they come from.
     overrides : str
         YAML text of the overrides.
+    inputs : sequence of str or Path
+        Files that the result depends on too, such as the weights to start
+        from; what is missing is left out.
     """
 
-    def __init__(self, hparams, hparams_file, overrides=""):
+    def __init__(self, hparams, hparams_file, overrides="", inputs=()):
         self.folder = Path(hparams["output_folder"])
         self.hparams_file = hparams_file
         self.overrides = overrides
-        self.settings = _fingerprint(hparams_file, overrides)
+        self.settings = _fingerprint(hparams_file, overrides, inputs)
         self._check_folder()
 
     @property
@@ -144,13 +147,13 @@ class Experiment:
             return
         if json.loads(path.read_text())["sha256"] != self.settings:
             raise ValueError(
-                f"{self.folder} holds a run with other settings (see its "
-                "hyperparams.yaml): delete it, or choose another place with "
-                "--results_folder"
+                f"{self.folder} holds a run with other settings or weights "
+                "(see its hyperparams.yaml): delete it, or choose another "
+                "place with --results_folder"
             )
 
 
-def _fingerprint(hparams_file, overrides):
+def _fingerprint(hparams_file, overrides, inputs):
     """Hash of everything that can change the result."""
     with open(hparams_file, encoding="utf-8") as source:
         text = resolve_references(source, overrides).getvalue()
@@ -159,4 +162,8 @@ def _fingerprint(hparams_file, overrides):
         for line in text.splitlines()
         if line.split(":")[0] not in NOT_SETTINGS and line[:1] != "#"
     ]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join(lines).encode())
+    for path in map(Path, inputs):
+        if path.exists():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

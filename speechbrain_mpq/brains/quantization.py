@@ -53,7 +53,13 @@ class QuantizationBrain(sb.Brain):
         plan : BitPlan or None
             None at 32 bits.
         """
-        if self.hparams.bits == 32:
+        bits = self.hparams.bits
+        if isinstance(bits, bool) or not 1 <= bits <= 16 and bits != 32:
+            raise ValueError(
+                f"bits must lie in 1 to 16, or be 32 for full precision, not "
+                f"{bits!r}: change --bits"
+            )
+        if bits == 32:
             return None
         path = self._output("plan.json")
         patterns = (

@@ -168,9 +168,7 @@ def test_again_does_nothing_and_other_settings_are_refused(folder, shipped, kl):
     stamp = (results / "metrics.json").stat().st_mtime_ns
     run(folder, "kl_4bit.yaml", pretrained_separator=shipped)
     assert (results / "metrics.json").stat().st_mtime_ns == stamp
-    line = command(
-        folder, "kl_4bit.yaml", pretrained_separator=shipped, lr=0.1
-    )
+    line = command(folder, "kl_4bit.yaml", pretrained_separator=shipped, lr=0.1)
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0
     assert "--results_folder" in done.stderr
@@ -209,7 +207,11 @@ def test_killed_run_ends_like_an_uninterrupted_one(folder, shipped, kl):
 
 def test_missing_weights_name_the_command(folder):
     line = command(
-        folder, "uniform_4bit.yaml", pretrained_separator="none", against="[]"
+        folder,
+        "uniform_4bit.yaml",
+        pretrained_separator="none",
+        against="[]",
+        seed=9,
     )
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0

@@ -112,8 +112,9 @@ def test_draws_cover_what_the_paper_says(speech):
     ]
     assert min(counts) > 0.7 * len(drawn) / 4
     for d in drawn:
-        assert speech[d["target"]]["speaker"] != (
-            speech[d["interferer"]]["speaker"]
+        assert (
+            speech[d["target"]]["speaker"]
+            != (speech[d["interferer"]]["speaker"])
         )
         assert d["doa_given"] == d["doa"]
 
