@@ -83,13 +83,15 @@ class Separation(QuantizationBrain):
 
 def prepare_data(hparams):
     """Speak the corpus and simulate the rooms, or what is missing of them."""
-    folder, show = hparams["data_folder"], sys.stderr.isatty()
+    folder, seed = hparams["data_folder"], hparams["corpus_seed"]
+    show = sys.stderr.isatty()
     if not hparams["skip_prep"]:
         from speechbrain_mpq.simulation.corpus import prepare_speech
 
-        prepare_speech(folder, **hparams["utterances"], progress=show)
+        counts = hparams["utterances"]
+        prepare_speech(folder, **counts, seed=seed, progress=show)
     microphones = hparams["microphones"]
-    prepare_rooms(folder, hparams["rooms"], microphones, progress=show)
+    prepare_rooms(folder, hparams["rooms"], microphones, seed, progress=show)
 
 
 def dataio_prep(hparams):
@@ -99,12 +101,16 @@ def dataio_prep(hparams):
         split: MixtureMaker(
             load_speech(hparams[f"{split}_speech"], folder),
             RoomBank(folder, split, count),
-            seed=hparams["corpus_seed"],
+            seed=hparams["seed" if split == "train" else "corpus_seed"],
             doa_error=hparams["doa_error"],
             mirror=split == "train",
         )
         for split, count in hparams["rooms"].items()
     }
+    nominal, measured = makers["test"].rooms.mean_t60()
+    logger.info(
+        f"Test rooms: T60 {nominal:.2f} s asked for, {measured:.2f} s measured"
+    )
     datasets = {
         split: listed_mixtures(
             makers[split],
@@ -112,7 +118,6 @@ def dataio_prep(hparams):
         )
         for split in ("valid", "test")
     }
-    makers["train"].seed = hparams["seed"]
     datasets["train"] = training_mixtures(
         makers["train"], hparams["chunk_seconds"], hparams["mixtures"]["train"]
     )

@@ -15,6 +15,8 @@ import yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.utils.distributed import if_main_process
 
+from .files import write_whole
+
 # Keys that say where or how fast, not what comes out.
 NOT_SETTINGS = ("output_folder", "results_folder", "data_folder", "workers")
 
@@ -137,8 +139,8 @@ class Experiment:
             str(self.folder), self.hparams_file, self.overrides
         )
         if if_main_process():
-            path = self.folder / "settings.json"
-            path.write_text(json.dumps({"sha256": self.settings}))
+            settings = {"sha256": self.settings}
+            write_whole(self.folder / "settings.json", settings)
 
     def _check_folder(self):
         """Refuse a folder that belongs to other settings."""

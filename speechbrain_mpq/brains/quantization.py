@@ -19,6 +19,7 @@ from ..allocation.solver import allocate_bits
 from ..quantization.packing import save_packed
 from ..quantization.plan import BitPlan
 from ..quantization.quantizer import quantize_
+from .files import write_whole
 
 logger = get_logger(__name__)
 
@@ -169,4 +170,4 @@ class QuantizationBrain(sb.Brain):
         """Remember how long a stage took, across restarts."""
         times = self.times()
         times[stage] = seconds + (times.get(stage, 0.0) if add else 0.0)
-        self._output("times.json").write_text(json.dumps(times))
+        write_whole(self._output("times.json"), times)

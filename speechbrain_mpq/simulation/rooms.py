@@ -252,7 +252,9 @@ def _check_settings(folder, settings):
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings))
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(settings))
+    os.replace(temporary, path)
 
 
 def _shard(folder, split, shard):
