@@ -65,6 +65,14 @@ def run(folder, hparams, **options):
     return done.stdout
 
 
+def refused(folder, hparams, **options):
+    """Run the command, which must fail; its output is returned."""
+    line = command(folder, hparams, **options)
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    return done.stdout + done.stderr
+
+
 def quality(path):
     """metrics.json without what depends on the machine's speed."""
     metrics = json.loads((path / "metrics.json").read_text())
@@ -168,10 +176,8 @@ def test_again_does_nothing_and_other_settings_are_refused(folder, shipped, kl):
     stamp = (results / "metrics.json").stat().st_mtime_ns
     run(folder, "kl_4bit.yaml", pretrained_separator=shipped)
     assert (results / "metrics.json").stat().st_mtime_ns == stamp
-    line = command(folder, "kl_4bit.yaml", pretrained_separator=shipped, lr=0.1)
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "--results_folder" in done.stderr
+    options = {"pretrained_separator": shipped, "lr": 0.1}
+    assert "--results_folder" in refused(folder, "kl_4bit.yaml", **options)
 
 
 def test_killed_run_ends_like_an_uninterrupted_one(folder, shipped, kl):
@@ -206,26 +212,12 @@ def test_killed_run_ends_like_an_uninterrupted_one(folder, shipped, kl):
 
 
 def test_missing_weights_name_the_command(folder):
-    line = command(
-        folder,
-        "uniform_4bit.yaml",
-        pretrained_separator="none",
-        against="[]",
-        seed=9,
-    )
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "python train.py hparams/pretrain.yaml" in done.stderr
+    options = {"pretrained_separator": "none", "against": "[]", "seed": 9}
+    said = refused(folder, "uniform_4bit.yaml", **options)
+    assert "python train.py hparams/pretrain.yaml" in said
 
 
 def test_impossible_budget_names_the_limits(folder, shipped):
-    line = command(
-        folder,
-        "kl_4bit.yaml",
-        pretrained_separator=shipped,
-        against="[]",
-        bits=1,
-    )
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "bytes" in done.stderr and "bits" in done.stderr
+    options = {"pretrained_separator": shipped, "against": "[]", "bits": 1}
+    said = refused(folder, "kl_4bit.yaml", **options)
+    assert "bytes" in said and "on average" in said
