@@ -199,6 +199,7 @@ def run(hparams_file, run_opts, overrides):
         checkpointer=hparams["checkpointer"],
     )
     brain.checkpointer.add_recoverable("separator", separator)
+    fp32_bytes = 4 * sum(p.numel() for p in separator.parameters())
     calibrate = partial(
         brain.calibration, datasets["train"], hparams["calibration_mixtures"]
     )
@@ -222,7 +223,7 @@ def run(hparams_file, run_opts, overrides):
         "bits": hparams["bits"],
         "average_bits": plan.average_bits if plan else 32,
         "model_bytes": (packed / "model.safetensors").stat().st_size,
-        "fp32_bytes": 4 * sum(p.numel() for p in separator.parameters()),
+        "fp32_bytes": fp32_bytes,
         "corpus": hparams["corpus"],
         "seed": hparams["seed"],
         "wall_seconds": brain.times(),

@@ -19,6 +19,8 @@ _HOMES = {
     "quantize_": "quantization.quantizer",
     "dequantize_": "quantization.quantizer",
     "coverage": "quantization.quantizer",
+    "FakeQuantize": "quantization.fake_quant",
+    "LearnedStep": "quantization.fake_quant",
     "save_packed": "quantization.packing",
     "load_packed_": "quantization.packing",
     "KLScores": "allocation.kl",

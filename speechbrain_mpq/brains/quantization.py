@@ -29,6 +29,7 @@ class QuantizationBrain(sb.Brain):
 
     The hparams need `output_folder`, `bits` (32: leave in full precision),
     `scores` (an object such as `KLScores`, or None for uniform precision),
+    `estimator` (`FakeQuantize` or `LearnedStep`),
     `quantize_include`, `quantize_exclude`, `epoch_counter` (an
     `EpochCounterWithStopper`), `train_logger` and, if steps are scheduled,
     `lr_schedule`.
@@ -75,7 +76,8 @@ class QuantizationBrain(sb.Brain):
         else:
             table = self._score(model, network_name, calibrate, patterns)
             chosen = allocate_bits(table, average_bits=self.hparams.bits)
-        plan = quantize_(model, chosen, *patterns)
+        estimator = self.hparams.estimator
+        plan = quantize_(model, chosen, *patterns, estimator=estimator)
         plan.save(path)
         logger.info(
             f"Quantized {len(plan.clusters)} clusters to "

@@ -10,7 +10,12 @@ from functools import partial
 import torch
 from torch.nn.utils import parametrize
 
-from .codebook import check_bits, dequantize, nearest_levels
+from .codebook import (
+    check_bits,
+    dequantize,
+    largest_level,
+    nearest_levels,
+)
 
 
 class FakeQuantize(torch.nn.Module):
@@ -66,9 +71,81 @@ class FakeQuantize(torch.nn.Module):
         """What ``module.weight = value`` stores: the float value itself."""
         return weight
 
+    def set_scale(self, alpha):
+        """Starts again from a newly fitted scale."""
+        self.alpha.copy_(alpha)
+
     def extra_repr(self):
         """Shown by ``print(model)``."""
         return f"bits={int(self.bits)}, scales={self.alpha.numel()}"
+
+
+class LearnedStep(FakeQuantize):
+    """Fake quantization whose scale is trained with the weights.
+
+    The gradients are those of learned step size quantization (Esser et al.,
+    ICLR 2020). What is trained is the scale relative to the fitted one, so
+    that one learning rate suits scales of any size.
+
+    Arguments
+    ---------
+    bits : int
+        Bits of one value, 1 to 16.
+    alpha : torch.Tensor or float
+        Scale to start from, broadcastable to the weight.
+
+    Example
+    -------
+    >>> weight = torch.tensor([0.4, -0.1, 9.0], requires_grad=True)
+    >>> learned = LearnedStep(2, 0.5)
+    >>> learned(weight).sum().backward()
+    >>> weight.grad  # none where the table ends
+    tensor([1., 1., 0.])
+    >>> learned.stretch.grad  # 0.5 x ((1 - 0.8) + (0 + 0.2) + 1)
+    tensor(0.7000)
+    """
+
+    def __init__(self, bits, alpha):
+        super().__init__(bits, alpha)
+        fitted = self.alpha
+        del self.alpha
+        self.register_buffer("fitted", fitted)
+        self.stretch = torch.nn.Parameter(torch.ones_like(fitted))
+
+    @property
+    def alpha(self):
+        """The scale as it is now; never negative."""
+        return self.fitted * self.stretch.abs()
+
+    def set_scale(self, alpha):
+        """Starts again from a newly fitted scale."""
+        self.fitted.copy_(alpha)
+        self.stretch.data.fill_(1)
+
+    def forward(self, weight):
+        """The quantized weight.
+
+        Arguments
+        ---------
+        weight : torch.Tensor
+            Float weight of any shape.
+
+        Returns
+        -------
+        torch.Tensor
+            Same shape and type.
+        """
+        alpha = self.alpha
+        with torch.no_grad():
+            levels = nearest_levels(weight, int(self.bits), alpha)
+            quantized = dequantize(levels, alpha, weight.dtype)
+            largest = largest_level(int(self.bits))
+        # Inside the table a weight follows its gradient and the scale gets
+        # what rounding changed; beyond its ends the scale gets all of it.
+        steps = weight / alpha.clamp_min(torch.finfo(alpha.dtype).tiny)
+        inside = steps.clamp(-largest, largest)
+        smooth = (inside + (levels - inside).detach()) * alpha
+        return quantized + (smooth - smooth.detach()).to(weight.dtype)
 
 
 def attach(module, attribute, fake_quantize):

@@ -54,7 +54,12 @@ def clusters(model, include=("*",), exclude=()):
 
 
 def quantize_(
-    model, plan_or_bits, include=("*",), exclude=(), granularity="tensor"
+    model,
+    plan_or_bits,
+    include=("*",),
+    exclude=(),
+    granularity="tensor",
+    estimator=FakeQuantize,
 ):
     """Quantizes parameters in place; training goes on straight through.
 
@@ -72,6 +77,9 @@ def quantize_(
     granularity : str
         "tensor": one scale a tensor. "channel": one for each entry of the
         first dimension of matrices and filters.
+    estimator : type
+        How quantized weights are trained: ``FakeQuantize`` (straight
+        through, fixed scales) or ``LearnedStep``.
 
     Returns
     -------
@@ -105,7 +113,7 @@ def quantize_(
         name: _fit(tensors[name], bits[name], granularity) for name in bits
     }
     for name, alpha in scales.items():
-        fake_quantize = FakeQuantize(bits[name], alpha)
+        fake_quantize = estimator(bits[name], alpha)
         for module, attribute in tensors[name].owners:
             attach(module, attribute, fake_quantize)
     return bit_plan(model)
@@ -140,7 +148,8 @@ def requantize_(model):
             alpha = tensor.fake_quantize.alpha
             granularity = "channel" if alpha.dim() else "tensor"
             bits = int(tensor.fake_quantize.bits)
-            alpha.copy_(_fit(tensor, bits, granularity))
+            fitted = _fit(tensor, bits, granularity)
+            tensor.fake_quantize.set_scale(fitted)
 
 
 def bit_plan(model):
