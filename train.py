@@ -31,6 +31,7 @@ from speechbrain_mpq.evaluation.scoring import Recognizer, score_separation
 from speechbrain_mpq.evaluation.si_snr import si_snr
 from speechbrain_mpq.quantization.packing import load_packed_
 from speechbrain_mpq.separation.loading import build_separator
+from speechbrain_mpq.separation.separator import unit_mask_
 from speechbrain_mpq.separation.tcn import fold_norms_
 from speechbrain_mpq.simulation.datasets import (
     listed_mixtures,
@@ -70,15 +71,27 @@ class Separation(QuantizationBrain):
 
     def calibration(self, dataset, count):
         """Inputs of the mask network, and the mixtures' energies."""
-        items = [dataset[i] for i in range(count)]
-        mixtures = torch.stack([item["mixture"] for item in items])
-        doa = torch.stack([item["doa"][0] for item in items])
-        separator = self.modules.separator
+        mixtures, doa, _ = self._first(dataset, count)
         with torch.no_grad():
-            inputs, reference, _ = separator.analyse(
-                mixtures.to(self.device), doa.to(self.device)
-            )
+            inputs, reference = self.modules.separator.analyse(mixtures, doa)
         return {"inputs": inputs, "weights": reference.abs().square()}
+
+    def finish_training(self, dataset, count):
+        """Fold the norms of a newly trained separator, scale its masks."""
+        separator = self.modules.separator.eval()
+        if fold_norms_(separator):
+            gain = unit_mask_(separator, *self._first(dataset, count))
+            logger.info(f"Masks scaled by {gain:.4g}")
+
+    def _first(self, dataset, count):
+        """Mixtures, directions and targets of the first items."""
+        items = [dataset[i] for i in range(count)]
+        parts = (
+            [item["mixture"] for item in items],
+            [item["doa"][0] for item in items],
+            [item["targets"][:, 0] for item in items],
+        )
+        return [torch.stack(part).to(self.device) for part in parts]
 
 
 def prepare_data(hparams):
@@ -186,6 +199,10 @@ def run(hparams_file, run_opts, overrides):
         logger.info(f"{experiment.folder} is finished already")
         return experiment.folder
     experiment.start()
+    sb.create_experiment_directory(
+        hparams["output_folder"], hparams_file, overrides
+    )
+    torch.set_num_threads(hparams["threads"])
     separator = starting_separator(hparams)
     hparams["microphones"] = separator.features.microphones
     run_on_main(prepare_data, args=[hparams])
@@ -214,7 +231,7 @@ def run(hparams_file, run_opts, overrides):
         valid_loader_kwargs=hparams["valid_loader"],
     )
     brain.recover_best()
-    fold_norms_(separator)
+    brain.finish_training(datasets["train"], hparams["calibration_mixtures"])
     packed = brain.pack(separator)
     shutil.copy(hparams["separator_file"], packed / "hyperparams.yaml")
     scored = evaluate_packed(packed, hparams, datasets["test"], brain.device)

@@ -10,7 +10,6 @@ import json
 import math
 from pathlib import Path
 
-import speechbrain as sb
 import yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.utils.distributed import if_main_process
@@ -123,8 +122,6 @@ class Experiment:
 
     def __init__(self, hparams, hparams_file, overrides="", inputs=()):
         self.folder = Path(hparams["output_folder"])
-        self.hparams_file = hparams_file
-        self.overrides = overrides
         self.settings = _fingerprint(hparams_file, overrides, inputs)
         self._check_folder()
 
@@ -134,11 +131,9 @@ class Experiment:
         return (self.folder / "metrics.json").exists()
 
     def start(self):
-        """Make the folder, with SpeechBrain's own files in it."""
-        sb.create_experiment_directory(
-            str(self.folder), self.hparams_file, self.overrides
-        )
+        """Make the folder and note whose it is."""
         if if_main_process():
+            self.folder.mkdir(parents=True, exist_ok=True)
             settings = {"sha256": self.settings}
             write_whole(self.folder / "settings.json", settings)
 

@@ -62,14 +62,16 @@ class Separator(nn.Module):
         Returns
         -------
         estimate : torch.Tensor
-            [batch, samples] or [batch, targets, samples], at the level of
-            the reference channel.
+            [batch, samples] or [batch, targets, samples], at the level that
+            the talker has in the reference channel.
         """
-        inputs, reference, level = self.analyse(waveforms, doa)
+        inputs, reference = self.analyse(waveforms, doa)
         mask = self.mask_net(inputs)  # [B * K, 2 * bins, frames]
         estimate = apply_mask(mask, reference)  # [B * K, bins, frames]
         samples = waveforms.shape[1]
-        signal = self.features.istft(estimate, samples) * level
+        signal = self.features.istft(estimate, samples)
+        signal = signal.view(len(doa), -1, samples)  # [B, K, samples]
+        signal = match_level(signal, waveforms[:, None, :, 0])
         return signal.view(*doa.shape, samples)
 
     def analyse(self, waveforms, doa):
@@ -89,8 +91,6 @@ class Separator(nn.Module):
         reference : torch.Tensor
             [batch * targets, bins, frames], complex spectrum of the reference
             channel at unit RMS.
-        level : torch.Tensor
-            [batch * targets, 1], RMS of the reference channel.
         """
         self._check(waveforms, doa)
         doa = doa.view(len(doa), -1)  # [B, K]
@@ -99,8 +99,7 @@ class Separator(nn.Module):
         spectra = self.features.stft(waveforms / level[..., None])
         inputs = self.features(spectra, doa).flatten(0, 1)
         targets = doa.shape[1]
-        reference = spectra[:, 0].repeat_interleave(targets, dim=0)
-        return inputs, reference, level.repeat_interleave(targets, dim=0)
+        return inputs, spectra[:, 0].repeat_interleave(targets, dim=0)
 
     def _check(self, waveforms, doa):
         """Raise ValueError on input that would give a wrong answer."""
@@ -147,3 +146,66 @@ def apply_mask(mask, reference):
     """
     real, imag = mask.chunk(2, dim=1)
     return torch.complex(real.float(), imag.float()) * reference
+
+
+def match_level(estimate, mixture):
+    """Give an estimate the level that it has in the mixture.
+
+    SI-SNR leaves the level of the output open. As talkers are uncorrelated,
+    the scale that explains most of the mixture is the talker's own.
+
+    Arguments
+    ---------
+    estimate : torch.Tensor
+        [..., samples], of any level.
+    mixture : torch.Tensor
+        [..., samples], reference channel.
+
+    Returns
+    -------
+    estimate : torch.Tensor
+        Same shape; silence stays silence.
+
+    Example
+    -------
+    >>> talker, other = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 5.0]])
+    >>> match_level(100 * talker, talker + other)
+    tensor([1., 1., 0.])
+    """
+    common = (estimate * mixture).sum(-1, keepdim=True)
+    energy = estimate.square().sum(-1, keepdim=True)
+    return estimate * (common / energy.clamp_min(1e-12))
+
+
+@torch.no_grad()
+def unit_mask_(separator, waveforms, doa, targets):
+    """Scale the mask network's output to masks of the natural size.
+
+    Training on SI-SNR lets the mask grow without bound; scores that compare
+    masks through a sigmoid need it at a defined level.
+
+    Arguments
+    ---------
+    separator : Separator
+        Changed in place: its last layer.
+    waveforms : torch.Tensor
+        [batch, samples, mics].
+    doa : torch.Tensor
+        [batch], degrees.
+    targets : torch.Tensor
+        [batch, samples], what the separator should return.
+
+    Returns
+    -------
+    gain : float
+        What the last layer was multiplied by.
+    """
+    inputs, reference = separator.analyse(waveforms, doa)
+    masked = apply_mask(separator.mask_net(inputs), reference)
+    level = waveforms[..., 0].square().mean(1, keepdim=True).sqrt()
+    estimate = separator.features.istft(masked, waveforms.shape[1]) * level
+    common = (estimate * targets).sum(-1)
+    gain = (common / estimate.square().sum(-1)).median()
+    for parameter in separator.mask_net.conv_out.parameters():
+        parameter.mul_(gain)
+    return gain.item()

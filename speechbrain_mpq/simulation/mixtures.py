@@ -18,6 +18,7 @@ SIRS = (-6.0, 0.0, 6.0)  # dB
 OVERLAP = (0.6, 1.0)  # of the shorter utterance
 BUCKETS = ((0, 15), (15, 45), (45, 90), (90, 180))  # degrees between talkers
 PEAK = 0.9  # full scale = 1
+MIN_SAMPLES = 512  # one window of the separator
 
 
 class MixtureMaker:
@@ -152,10 +153,15 @@ class MixtureMaker:
                 f"{path} cannot be read ({error}): make it again or remove it "
                 "from the manifest"
             ) from error
-        if rate != SAMPLE_RATE or waveform.ndim != 1 or not len(waveform):
+        if rate != SAMPLE_RATE or waveform.ndim != 1:
             raise ValueError(
                 f"{path}: expected mono {SAMPLE_RATE} Hz audio, got shape "
                 f"{waveform.shape} at {rate} Hz: convert it first"
+            )
+        if len(waveform) < MIN_SAMPLES:
+            raise ValueError(
+                f"{path}: {len(waveform)} samples are less than one window of "
+                f"{MIN_SAMPLES}: remove it from the manifest"
             )
         if not np.isfinite(waveform).all() or not waveform.any():
             raise ValueError(

@@ -168,7 +168,8 @@ def test_test_set_is_fixed_and_takes_turns(speech):
         (lambda: np.zeros(16000), "silent or holds NaN"),
         (lambda: np.full(16000, np.nan), "silent or holds NaN"),
         (lambda: np.ones((16000, 2)) * 0.1, "expected mono 16000 Hz"),
-        (lambda: np.zeros(0), "expected mono 16000 Hz"),
+        (lambda: np.zeros(0), "less than one window"),
+        (lambda: np.ones(511) * 0.1, "less than one window"),
     ],
 )
 def test_bad_audio_names_the_file(speech, tmp_path, make, message):

@@ -1,11 +1,18 @@
 """The separator as a whole."""
 
+import copy
+
 import pytest
 import torch
 
 from speechbrain_mpq.separation.features import SpatialFeatures
 from speechbrain_mpq.separation.loading import build_separator
-from speechbrain_mpq.separation.separator import Separator, apply_mask
+from speechbrain_mpq.separation.separator import (
+    Separator,
+    apply_mask,
+    match_level,
+    unit_mask_,
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +49,30 @@ def test_level_of_the_input_carries_over(separator):
     torch.testing.assert_close(
         quiet, 0.01 * separator(waveforms, doa), rtol=1e-3, atol=1e-5
     )
+
+
+def test_output_has_the_level_of_the_talker(separator):
+    torch.manual_seed(1)
+    talker, other = torch.randn(2, 16000)
+    mixture = talker + other
+    estimate = match_level(300 * talker + other, mixture)
+    assert 0.9 < estimate.std() / talker.std() < 1.1
+    assert torch.equal(match_level(0 * talker, mixture), 0 * talker)
+
+
+def test_masks_are_scaled_to_their_natural_size(separator):
+    torch.manual_seed(1)
+    waveforms, doa = 0.1 * torch.randn(3, 6000, 7), torch.full((3,), 50.0)
+    targets = separator(waveforms, doa)
+    scaled = copy.deepcopy(separator)
+    for parameter in scaled.mask_net.conv_out.parameters():
+        parameter.data.mul_(77)
+    before = scaled(waveforms, doa)
+    gain = unit_mask_(scaled, waveforms, doa, targets)
+    # The last layer is as it was before, up to how far its masks were off.
+    own = unit_mask_(copy.deepcopy(separator), waveforms, doa, targets)
+    assert 77 * gain == pytest.approx(own, rel=1e-3)
+    torch.testing.assert_close(scaled(waveforms, doa), before)
 
 
 def test_two_targets_of_one_mixture(separator):
