@@ -31,7 +31,6 @@ from speechbrain_mpq.evaluation.scoring import Recognizer, score_separation
 from speechbrain_mpq.evaluation.si_snr import si_snr
 from speechbrain_mpq.quantization.packing import load_packed_
 from speechbrain_mpq.separation.loading import build_separator
-from speechbrain_mpq.separation.separator import unit_mask_
 from speechbrain_mpq.separation.tcn import fold_norms_
 from speechbrain_mpq.simulation.datasets import (
     listed_mixtures,
@@ -71,27 +70,14 @@ class Separation(QuantizationBrain):
 
     def calibration(self, dataset, count):
         """Inputs of the mask network, and the mixtures' energies."""
-        mixtures, doa, _ = self._first(dataset, count)
-        with torch.no_grad():
-            inputs, reference = self.modules.separator.analyse(mixtures, doa)
-        return {"inputs": inputs, "weights": reference.abs().square()}
-
-    def finish_training(self, dataset, count):
-        """Fold the norms of a newly trained separator, scale its masks."""
-        separator = self.modules.separator.eval()
-        if fold_norms_(separator):
-            gain = unit_mask_(separator, *self._first(dataset, count))
-            logger.info(f"Masks scaled by {gain:.4g}")
-
-    def _first(self, dataset, count):
-        """Mixtures, directions and targets of the first items."""
         items = [dataset[i] for i in range(count)]
-        parts = (
-            [item["mixture"] for item in items],
-            [item["doa"][0] for item in items],
-            [item["targets"][:, 0] for item in items],
-        )
-        return [torch.stack(part).to(self.device) for part in parts]
+        mixtures = torch.stack([item["mixture"] for item in items])
+        doa = torch.stack([item["doa"][0] for item in items])
+        with torch.no_grad():
+            inputs, reference = self.modules.separator.analyse(
+                mixtures.to(self.device), doa.to(self.device)
+            )
+        return {"inputs": inputs, "weights": reference.abs().square()}
 
 
 def prepare_data(hparams):
@@ -231,7 +217,7 @@ def run(hparams_file, run_opts, overrides):
         valid_loader_kwargs=hparams["valid_loader"],
     )
     brain.recover_best()
-    brain.finish_training(datasets["train"], hparams["calibration_mixtures"])
+    fold_norms_(separator)
     packed = brain.pack(separator)
     shutil.copy(hparams["separator_file"], packed / "hyperparams.yaml")
     scored = evaluate_packed(packed, hparams, datasets["test"], brain.device)

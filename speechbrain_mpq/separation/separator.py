@@ -175,37 +175,3 @@ def match_level(estimate, mixture):
     common = (estimate * mixture).sum(-1, keepdim=True)
     energy = estimate.square().sum(-1, keepdim=True)
     return estimate * (common / energy.clamp_min(1e-12))
-
-
-@torch.no_grad()
-def unit_mask_(separator, waveforms, doa, targets):
-    """Scale the mask network's output to masks of the natural size.
-
-    Training on SI-SNR lets the mask grow without bound; scores that compare
-    masks through a sigmoid need it at a defined level.
-
-    Arguments
-    ---------
-    separator : Separator
-        Changed in place: its last layer.
-    waveforms : torch.Tensor
-        [batch, samples, mics].
-    doa : torch.Tensor
-        [batch], degrees.
-    targets : torch.Tensor
-        [batch, samples], what the separator should return.
-
-    Returns
-    -------
-    gain : float
-        What the last layer was multiplied by.
-    """
-    inputs, reference = separator.analyse(waveforms, doa)
-    masked = apply_mask(separator.mask_net(inputs), reference)
-    level = waveforms[..., 0].square().mean(1, keepdim=True).sqrt()
-    estimate = separator.features.istft(masked, waveforms.shape[1]) * level
-    common = (estimate * targets).sum(-1)
-    gain = (common / estimate.square().sum(-1)).median()
-    for parameter in separator.mask_net.conv_out.parameters():
-        parameter.mul_(gain)
-    return gain.item()
