@@ -16,7 +16,11 @@ from pathlib import Path
 
 import speechbrain as sb
 import torch
-from speechbrain.utils.distributed import ddp_init_group, run_on_main
+from speechbrain.utils.distributed import (
+    ddp_init_group,
+    if_main_process,
+    run_on_main,
+)
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_mpq.brains.experiment import (
@@ -171,19 +175,20 @@ def run_baselines(hparams, run_opts, overrides):
         own_bits = read_hparams(file, overrides="")["bits"]
         for bits in baseline_bits(own_bits, hparams["bits"]):
             shared = overrides_for(file, overrides, bits)
-            folders.append(run(file, run_opts, shared))
+            folder, _ = run(file, run_opts, shared)
+            folders.append(folder)
     return folders
 
 
 def run(hparams_file, run_opts, overrides):
-    """Run one experiment, its baselines first; return its folder."""
+    """Run one experiment, its baselines first; return its folder and theirs."""
     hparams = read_hparams(hparams_file, overrides)
     baselines = run_baselines(hparams, run_opts, overrides)
     inputs = [hparams["separator_file"], weights_file(hparams)]
     experiment = Experiment(hparams, hparams_file, overrides, inputs)
     if experiment.finished:
         logger.info(f"{experiment.folder} is finished already")
-        return experiment.folder
+        return experiment.folder, baselines
     experiment.start()
     sb.create_experiment_directory(
         hparams["output_folder"], hparams_file, overrides
@@ -234,16 +239,17 @@ def run(hparams_file, run_opts, overrides):
     run_on_main(
         write_results, args=[experiment.folder, system, scored, baselines]
     )
-    print(show_results([*baselines, experiment.folder]))
-    print(f"Look and listen: {experiment.folder / 'report.html'}")
-    return experiment.folder
+    return experiment.folder, baselines
 
 
 def main():
-    """Run the experiment of the command line."""
+    """Run the experiment of the command line and show its table."""
     hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
     ddp_init_group(run_opts)
-    run(hparams_file, run_opts, overrides)
+    folder, baselines = run(hparams_file, run_opts, overrides)
+    if if_main_process():
+        print(show_results([*baselines, folder]))
+        print(f"Look and listen: {folder / 'report.html'}")
 
 
 if __name__ == "__main__":
