@@ -36,6 +36,7 @@ from speechbrain_mpq.evaluation.si_snr import si_snr
 from speechbrain_mpq.quantization.packing import load_packed_
 from speechbrain_mpq.separation.loading import build_separator
 from speechbrain_mpq.separation.tcn import fold_norms_
+from speechbrain_mpq.simulation.bank import RoomBank, prepare_rooms
 from speechbrain_mpq.simulation.datasets import (
     listed_mixtures,
     training_mixtures,
@@ -45,7 +46,6 @@ from speechbrain_mpq.simulation.mixtures import (
     fixed_mixtures,
     load_speech,
 )
-from speechbrain_mpq.simulation.rooms import RoomBank, prepare_rooms
 
 logger = get_logger(__name__)
 

@@ -145,13 +145,13 @@ def test_packed_folder_gives_what_was_evaluated(kl):
     """A fresh model with the folder's weights gives the stored examples."""
     import soundfile
 
+    from speechbrain_mpq.simulation.bank import RoomBank
     from speechbrain_mpq.simulation.datasets import listed_mixtures
     from speechbrain_mpq.simulation.mixtures import (
         MixtureMaker,
         fixed_mixtures,
         load_speech,
     )
-    from speechbrain_mpq.simulation.rooms import RoomBank
 
     results, _ = kl
     data = results.parents[2] / "data"

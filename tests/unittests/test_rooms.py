@@ -7,6 +7,7 @@ import pytest
 
 from speechbrain_mpq.separation.array import SPEED_OF_SOUND, linear_array
 from speechbrain_mpq.simulation import rooms
+from speechbrain_mpq.simulation.bank import RoomBank, prepare_rooms
 
 MICROPHONES = (1, 8, 15)
 
@@ -16,7 +17,7 @@ def small_bank():
     """Two rooms a shard, so that a bank takes a second."""
     pytest.importorskip("pyroomacoustics")
     patch = pytest.MonkeyPatch()
-    patch.setattr(rooms, "ROOMS_PER_SHARD", 2)
+    patch.setattr("speechbrain_mpq.simulation.bank.ROOMS_PER_SHARD", 2)
     patch.setattr(rooms, "T60", (0.05, 0.15))
     yield
     patch.undo()
@@ -57,29 +58,27 @@ def test_absorption_and_order_follow_the_reverberation_time():
 
 def test_bank_is_repeatable_resumable_and_grows(tmp_path):
     def first_rir(folder, count):
-        return rooms.RoomBank(folder, "train", count).rirs(0, (0, 1))
+        return RoomBank(folder, "train", count).rirs(0, (0, 1))
 
     kwargs = {"microphones": MICROPHONES, "workers": 1, "progress": False}
-    rooms.prepare_rooms(tmp_path / "a", {"train": 2}, **kwargs)
+    prepare_rooms(tmp_path / "a", {"train": 2}, **kwargs)
     before = first_rir(tmp_path / "a", 2)
     stamp = (tmp_path / "a/rooms/train/00000.npz").stat().st_mtime_ns
-    rooms.prepare_rooms(tmp_path / "a", {"train": 4}, **kwargs)
+    prepare_rooms(tmp_path / "a", {"train": 4}, **kwargs)
     assert (tmp_path / "a/rooms/train/00000.npz").stat().st_mtime_ns == stamp
-    rooms.prepare_rooms(tmp_path / "b", {"train": 2}, **kwargs)
+    prepare_rooms(tmp_path / "b", {"train": 2}, **kwargs)
     np.testing.assert_array_equal(first_rir(tmp_path / "b", 2), before)
     np.testing.assert_array_equal(first_rir(tmp_path / "a", 4), before)
 
     with pytest.raises(ValueError, match="data_folder"):
-        rooms.prepare_rooms(tmp_path / "a", {"train": 2}, (1, 2))
+        prepare_rooms(tmp_path / "a", {"train": 2}, (1, 2))
     with pytest.raises(FileNotFoundError, match="prepare_rooms"):
-        rooms.RoomBank(tmp_path / "a", "test", 2)
+        RoomBank(tmp_path / "a", "test", 2)
 
 
 def test_pairs_lie_in_their_bucket(tmp_path):
-    rooms.prepare_rooms(
-        tmp_path, {"test": 2}, MICROPHONES, workers=1, progress=False
-    )
-    bank = rooms.RoomBank(tmp_path, "test", 2)
+    prepare_rooms(tmp_path, {"test": 2}, MICROPHONES, workers=1, progress=False)
+    bank = RoomBank(tmp_path, "test", 2)
     buckets = [bank.pairs(b) for b in ((0, 15), (15, 45), (45, 90), (90, 180))]
     assert sum(map(len, buckets)) == 2 * 4 * 3  # ordered pairs of 4 talkers
     for room, a, b in buckets[2]:

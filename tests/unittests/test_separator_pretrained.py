@@ -10,7 +10,7 @@ from speechbrain_mpq.quantization.packing import load_packed_
 from speechbrain_mpq.quantization.quantizer import dequantize_, quantize_
 from speechbrain_mpq.separation.loading import build_separator
 from speechbrain_mpq.separation.tcn import fold_norms_
-from speechbrain_mpq.simulation import rooms
+from speechbrain_mpq.simulation.bank import RoomBank, prepare_rooms
 from speechbrain_mpq.simulation.datasets import listed_mixtures
 from speechbrain_mpq.simulation.mixtures import (
     MixtureMaker,
@@ -37,10 +37,10 @@ def mixtures(tmp_path_factory, separator):
     folder = tmp_path_factory.mktemp("corpus")
     prepare_speech(folder, train=0, valid=0, test=12, workers=1, progress=False)
     patch = pytest.MonkeyPatch()
-    patch.setattr(rooms, "ROOMS_PER_SHARD", 6)
+    patch.setattr("speechbrain_mpq.simulation.bank.ROOMS_PER_SHARD", 6)
     microphones = separator.features.microphones
-    rooms.prepare_rooms(folder, {"test": 6}, microphones, 1234, 1, False)
-    bank = rooms.RoomBank(folder, "test", 6)
+    prepare_rooms(folder, {"test": 6}, microphones, 1234, 1, False)
+    bank = RoomBank(folder, "test", 6)
     patch.undo()
     speech = load_speech(folder / "test_speech.json", folder)
     maker = MixtureMaker(speech, bank)
