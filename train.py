@@ -29,7 +29,10 @@ from speechbrain_mpq.brains.experiment import (
     overrides_for,
     read_hparams,
 )
-from speechbrain_mpq.brains.quantization import QuantizationBrain
+from speechbrain_mpq.brains.quantization import (
+    QuantizationBrain,
+    check_average_bits,
+)
 from speechbrain_mpq.evaluation.results import show_results, write_results
 from speechbrain_mpq.evaluation.scoring import Recognizer, score_separation
 from speechbrain_mpq.evaluation.si_snr import si_snr
@@ -183,6 +186,7 @@ def run_baselines(hparams, run_opts, overrides):
 def run(hparams_file, run_opts, overrides):
     """Run one experiment, its baselines first; return its folder and theirs."""
     hparams = read_hparams(hparams_file, overrides)
+    check_average_bits(hparams["bits"])  # before any work
     baselines = run_baselines(hparams, run_opts, overrides)
     inputs = [hparams["separator_file"], weights_file(hparams)]
     experiment = Experiment(hparams, hparams_file, overrides, inputs)

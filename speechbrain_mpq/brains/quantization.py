@@ -24,6 +24,25 @@ from .files import write_whole
 logger = get_logger(__name__)
 
 
+def check_average_bits(bits):
+    """Raise ValueError unless a budget can be meant.
+
+    Arguments
+    ---------
+    bits : float
+        1 to 16, or 32 for full precision.
+
+    Example
+    -------
+    >>> check_average_bits(2.5)
+    """
+    if isinstance(bits, bool) or not 1 <= bits <= 16 and bits != 32:
+        raise ValueError(
+            f"bits must lie in 1 to 16, or be 32 for full precision, not "
+            f"{bits!r}: change --bits"
+        )
+
+
 class QuantizationBrain(sb.Brain):
     """Stages of a quantization experiment on top of `sb.Brain`.
 
@@ -55,13 +74,8 @@ class QuantizationBrain(sb.Brain):
         plan : BitPlan or None
             None at 32 bits.
         """
-        bits = self.hparams.bits
-        if isinstance(bits, bool) or not 1 <= bits <= 16 and bits != 32:
-            raise ValueError(
-                f"bits must lie in 1 to 16, or be 32 for full precision, not "
-                f"{bits!r}: change --bits"
-            )
-        if bits == 32:
+        check_average_bits(self.hparams.bits)
+        if self.hparams.bits == 32:
             return None
         path = self._output("plan.json")
         patterns = (
