@@ -9,6 +9,7 @@ precision: hparams/uniform_4bit.yaml, new full-precision weights:
 hparams/pretrain.yaml. An interrupted run continues when started again.
 """
 
+import copy
 import shutil
 import sys
 from functools import partial
@@ -38,6 +39,7 @@ from speechbrain_mpq.evaluation.scoring import Recognizer, score_separation
 from speechbrain_mpq.evaluation.si_snr import si_snr
 from speechbrain_mpq.quantization.packing import load_packed_
 from speechbrain_mpq.separation.loading import build_separator
+from speechbrain_mpq.separation.separator import apply_mask
 from speechbrain_mpq.separation.tcn import fold_norms_
 from speechbrain_mpq.simulation.bank import RoomBank, prepare_rooms
 from speechbrain_mpq.simulation.datasets import (
@@ -54,7 +56,14 @@ logger = get_logger(__name__)
 
 
 class Separation(QuantizationBrain):
-    """Separates one talker by direction; trained on SI-SNR."""
+    """Separates one talker by direction; trained on SI-SNR.
+
+    `teacher` is the full-precision separator that is distilled from, or None;
+    `training_maker` draws the training mixtures.
+    """
+
+    teacher = None
+    training_maker = None
 
     def compute_forward(self, batch, stage):
         """Estimates [batch, targets, samples]."""
@@ -64,27 +73,54 @@ class Separation(QuantizationBrain):
         )
 
     def compute_objectives(self, estimates, batch, stage):
-        """Negative SI-SNR in dB against the reverberant targets."""
+        """Negative SI-SNR in dB against the reverberant targets.
+
+        In training, a share of it is against the estimates of the
+        full-precision separator (distillation).
+        """
         targets = batch.targets.data.transpose(1, 2)  # [B, targets, samples]
-        return -si_snr(estimates, targets.to(self.device)).mean()
+        loss = -si_snr(estimates, targets.to(self.device)).mean()
+        share = self.hparams.distillation
+        if stage != sb.Stage.TRAIN or not share or self.teacher is None:
+            return loss
+        with torch.no_grad():
+            taught = self.teacher(
+                batch.mixture.data.to(self.device),
+                batch.doa.data.to(self.device),
+            )
+        return (1 - share) * loss - share * si_snr(estimates, taught).mean()
 
     def on_stage_start(self, stage, epoch=None):
         """Draw new mixtures in every epoch, the same when it is repeated."""
         if stage == sb.Stage.TRAIN:
-            self.hparams.training_maker.epoch = epoch
+            self.training_maker.epoch = epoch
         training = stage == sb.Stage.TRAIN
         torch.compiler.set_stance("default" if training else "force_eager")
 
     def calibration(self, dataset, count):
-        """Inputs of the mask network, and the mixtures' energies."""
+        """What scores may need, from mixtures that no epoch trains on.
+
+        The mask network's inputs, the energies of the mixtures, and the loss
+        of the network's output: negative SI-SNR in dB, summed over items.
+        """
         items = [dataset[i] for i in range(count)]
         mixtures = torch.stack([item["mixture"] for item in items])
         doa = torch.stack([item["doa"][0] for item in items])
+        targets = torch.stack([item["targets"][:, 0] for item in items])
+        targets = targets.to(self.device)
+        separator = self.modules.separator
         with torch.no_grad():
-            inputs, reference = self.modules.separator.analyse(
+            inputs, reference = separator.analyse(
                 mixtures.to(self.device), doa.to(self.device)
             )
-        return {"inputs": inputs, "weights": reference.abs().square()}
+
+        def loss(output, chunk):
+            estimate = apply_mask(output, reference[chunk])
+            signal = separator.features.istft(estimate, targets.shape[1])
+            return -si_snr(signal, targets[chunk]).sum()
+
+        weights = reference.abs().square()
+        return {"inputs": inputs, "weights": weights, "loss": loss}
 
 
 def prepare_data(hparams):
@@ -101,7 +137,7 @@ def prepare_data(hparams):
 
 
 def dataio_prep(hparams):
-    """Makers and datasets of the three splits."""
+    """Datasets of the three splits, and the maker of training mixtures."""
     folder = hparams["data_folder"]
     makers = {
         split: MixtureMaker(
@@ -127,8 +163,7 @@ def dataio_prep(hparams):
     datasets["train"] = training_mixtures(
         makers["train"], hparams["chunk_seconds"], hparams["mixtures"]["train"]
     )
-    hparams["training_maker"] = makers["train"]
-    return datasets
+    return datasets, makers["train"]
 
 
 def weights_file(hparams):
@@ -183,26 +218,40 @@ def run_baselines(hparams, run_opts, overrides):
     return folders
 
 
+def run_prototypes(hparams, run_opts, overrides):
+    """Packed folders of the uniform systems to inherit from, by bits."""
+    file, folders = hparams["prototypes"], {}
+    if file is None:
+        return folders
+    for bits in hparams["scores"].candidate_bits:
+        shared = overrides_for(file, overrides, bits)
+        folder, _ = run(file, run_opts, shared)
+        folders[bits] = folder / "packed"
+    return folders
+
+
 def run(hparams_file, run_opts, overrides):
     """Run one experiment, its baselines first; return its folder and theirs."""
     hparams = read_hparams(hparams_file, overrides)
     check_average_bits(hparams["bits"])  # before any work
     baselines = run_baselines(hparams, run_opts, overrides)
-    inputs = [hparams["separator_file"], weights_file(hparams)]
+    prototypes = run_prototypes(hparams, run_opts, overrides)
+    inputs = [
+        hparams["separator_file"],
+        weights_file(hparams),
+        *(folder / "model.safetensors" for folder in prototypes.values()),
+    ]
     experiment = Experiment(hparams, hparams_file, overrides, inputs)
     if experiment.finished:
         logger.info(f"{experiment.folder} is finished already")
         return experiment.folder, baselines
-    experiment.start()
+    run_on_main(experiment.start)
     sb.create_experiment_directory(
         hparams["output_folder"], hparams_file, overrides
     )
     torch.set_num_threads(hparams["threads"])
     separator = starting_separator(hparams)
     hparams["microphones"] = separator.features.microphones
-    run_on_main(prepare_data, args=[hparams])
-    datasets = dataio_prep(hparams)
-
     brain = Separation(
         modules={"separator": separator},
         opt_class=hparams["opt_class"],
@@ -211,39 +260,62 @@ def run(hparams_file, run_opts, overrides):
         checkpointer=hparams["checkpointer"],
     )
     brain.checkpointer.add_recoverable("separator", separator)
+    brain.check_settings(separator)
     fp32_bytes = 4 * sum(p.numel() for p in separator.parameters())
-    calibrate = partial(
-        brain.calibration, datasets["train"], hparams["calibration_mixtures"]
-    )
-    plan = brain.quantize(separator, "mask_net", calibrate)
-    if hparams["compile_network"]:
-        separator.mask_net.compile(dynamic=False)
-    brain.fit(
-        hparams["epoch_counter"],
-        datasets["train"],
-        datasets["valid"],
-        train_loader_kwargs=hparams["train_loader"],
-        valid_loader_kwargs=hparams["valid_loader"],
-    )
-    brain.recover_best()
+
+    run_on_main(prepare_data, args=[hparams])
+    datasets, brain.training_maker = dataio_prep(hparams)
+    plan = estimate(brain, separator, datasets, prototypes)
     fold_norms_(separator)
     packed = brain.pack(separator)
-    shutil.copy(hparams["separator_file"], packed / "hyperparams.yaml")
-    scored = evaluate_packed(packed, hparams, datasets["test"], brain.device)
+    model_file = packed / "model.safetensors"
+    run_on_main(
+        shutil.copy,
+        args=[hparams["separator_file"], packed / "hyperparams.yaml"],
+    )
     system = {
         "system": hparams["system"],
         "bits": hparams["bits"],
         "average_bits": plan.average_bits if plan else 32,
-        "model_bytes": (packed / "model.safetensors").stat().st_size,
+        "estimator": hparams["estimator"].__name__ if plan else None,
+        "model_bytes": model_file.stat().st_size,
         "fp32_bytes": fp32_bytes,
         "corpus": hparams["corpus"],
         "seed": hparams["seed"],
         "wall_seconds": brain.times(),
     }
-    run_on_main(
-        write_results, args=[experiment.folder, system, scored, baselines]
-    )
+
+    def finish():
+        """Score what a fresh process would load; leave the results."""
+        scored = evaluate_packed(
+            packed, hparams, datasets["test"], brain.device
+        )
+        write_results(experiment.folder, system, scored, baselines)
+
+    run_on_main(finish)
     return experiment.folder, baselines
+
+
+def estimate(brain, separator, datasets, prototypes):
+    """Choose the bits, quantize in place and train; return the bit plan."""
+    hparams = brain.hparams
+    if hparams.distillation:
+        brain.teacher = copy.deepcopy(separator).eval().requires_grad_(False)
+    calibrate = partial(
+        brain.calibration, datasets["train"], hparams.calibration_mixtures
+    )
+    plan = brain.quantize(separator, "mask_net", calibrate, prototypes)
+    if hparams.compile_network:
+        separator.mask_net.compile(dynamic=False)
+    brain.fit(
+        hparams.epoch_counter,
+        datasets["train"],
+        datasets["valid"],
+        train_loader_kwargs=hparams.train_loader,
+        valid_loader_kwargs=hparams.valid_loader,
+    )
+    brain.recover_best()
+    return plan
 
 
 def main():

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
-from speechbrain.utils.distributed import if_main_process
 
 from .files import write_whole
 
@@ -63,7 +62,7 @@ def overrides_for(path, overrides, bits):
     with open(path, encoding="utf-8") as source:
         text = resolve_references(source).getvalue()
     known = set(yaml.compose(text).value and _top_keys(text))
-    own = {"system", "scores", "output_folder", "against"}
+    own = {"system", "scores", "output_folder", "against", "prototypes"}
     if bits == 32:
         own.add("number_of_epochs")  # shipped as it is, unless asked itself
     shared = {
@@ -132,10 +131,9 @@ class Experiment:
 
     def start(self):
         """Make the folder and note whose it is."""
-        if if_main_process():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            settings = {"sha256": self.settings}
-            write_whole(self.folder / "settings.json", settings)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = {"sha256": self.settings}
+        write_whole(self.folder / "settings.json", settings)
 
     def _check_folder(self):
         """Refuse a folder that belongs to other settings."""

@@ -16,10 +16,12 @@ from speechbrain.utils.logger import get_logger
 
 from ..allocation.scores import ScoreTable
 from ..allocation.solver import allocate_bits
+from ..quantization.codebook import check_bits
 from ..quantization.packing import save_packed
 from ..quantization.plan import BitPlan
-from ..quantization.quantizer import quantize_
+from ..quantization.quantizer import clusters, quantize_
 from .files import write_whole
+from .prototypes import inherit_, load_prototype
 
 logger = get_logger(__name__)
 
@@ -48,13 +50,42 @@ class QuantizationBrain(sb.Brain):
 
     The hparams need `output_folder`, `bits` (32: leave in full precision),
     `scores` (an object such as `KLScores`, or None for uniform precision),
-    `estimator` (`FakeQuantize` or `LearnedStep`),
+    `min_bits`, `granularity`, `estimator` (a class such as `LearnedStep`),
     `quantize_include`, `quantize_exclude`, `epoch_counter` (an
     `EpochCounterWithStopper`), `train_logger` and, if steps are scheduled,
     `lr_schedule`.
     """
 
-    def quantize(self, model, network_name, calibrate):
+    def check_settings(self, model):
+        """Refuse impossible settings before any work.
+
+        Arguments
+        ---------
+        model : torch.nn.Module
+            The model to be quantized.
+        """
+        bits, scorer = self.hparams.bits, self.hparams.scores
+        check_average_bits(bits)
+        if bits == 32:
+            return
+        clusters(model, *self._patterns())  # each pattern must match
+        candidates = getattr(scorer, "candidate_bits", None)
+        if candidates is None:
+            check_bits(bits)  # a whole number of them
+        elif not max(candidates[0], self.hparams.min_bits) <= bits:
+            raise ValueError(
+                f"{bits} bits on average cannot be reached with at least "
+                f"{max(candidates[0], self.hparams.min_bits)} in each cluster"
+                ": raise --bits, or lower candidate_bits and --min_bits"
+            )
+        elif bits > candidates[-1]:
+            raise ValueError(
+                f"{bits} bits on average cannot be reached with at most "
+                f"{candidates[-1]} in each cluster: lower --bits, or give "
+                "scores more candidate_bits"
+            )
+
+    def quantize(self, model, network_name, calibrate, prototypes=None):
         """Decide on the bits of every cluster and quantize in place.
 
         Arguments
@@ -65,53 +96,80 @@ class QuantizationBrain(sb.Brain):
             Submodule that is scored, the one that maps calibration inputs to
             outputs.
         calibrate : callable
-            Returns a dict with what the scores need: "inputs" of the network
-            and, for some, "weights". Called only where there are no scores
-            yet.
+            Returns a dict with what scores may need, by the names in their
+            `needs`: "inputs" of the network and, for some, "weights" or the
+            "loss". Called only where there are no scores yet.
+        prototypes : dict or None
+            Bits -> packed folder of the trained uniform system with these
+            bits. Clusters inherit their weights from them.
 
         Returns
         -------
         plan : BitPlan or None
             None at 32 bits.
         """
-        check_average_bits(self.hparams.bits)
+        self.check_settings(model)
         if self.hparams.bits == 32:
             return None
-        path = self._output("plan.json")
-        patterns = (
-            self.hparams.quantize_include,
-            self.hparams.quantize_exclude,
+        chosen = self._choose(model, network_name, calibrate, prototypes)
+        if prototypes and isinstance(chosen, BitPlan):
+            used = {cluster.bits for cluster in chosen.clusters.values()}
+            loaded = {
+                bits: load_prototype(folder)
+                for bits, folder in prototypes.items()
+                if bits in used
+            }
+            inherit_(model, chosen, loaded)
+        plan = quantize_(
+            model,
+            chosen,
+            *self._patterns(),
+            granularity=self.hparams.granularity,
+            estimator=self.hparams.estimator,
         )
-        if path.exists():
-            logger.info(f"Continuing with the bit plan in {path}")
-            chosen = BitPlan.load(path)
-        elif self.hparams.scores is None:
-            chosen = self.hparams.bits
-        else:
-            table = self._score(model, network_name, calibrate, patterns)
-            chosen = allocate_bits(table, average_bits=self.hparams.bits)
-        estimator = self.hparams.estimator
-        plan = quantize_(model, chosen, *patterns, estimator=estimator)
-        plan.save(path)
+        plan.save(self._output("plan.json"))
         logger.info(
             f"Quantized {len(plan.clusters)} clusters to "
             f"{plan.average_bits:.3f} bits on average, {plan.bytes} bytes"
         )
         return plan
 
-    def _score(self, model, network_name, calibrate, patterns):
-        """Sensitivity of every cluster at every candidate width."""
+    def _choose(self, model, network_name, calibrate, prototypes):
+        """The plan of an earlier start, of the scores, or the uniform bits."""
+        path = self._output("plan.json")
+        if path.exists():
+            logger.info(f"Continuing with the bit plan in {path}")
+            return BitPlan.load(path)
+        if self.hparams.scores is None:
+            return check_bits(self.hparams.bits)
+        # One process scores; the others read the same table.
+        run_on_main(
+            self._score, args=[model, network_name, calibrate, prototypes]
+        )
+        return allocate_bits(
+            ScoreTable.load(self._output("scores.json")),
+            average_bits=self.hparams.bits,
+            min_bits=self.hparams.min_bits,
+        )
+
+    def _patterns(self):
+        """What to quantize and what to leave out of it."""
+        return self.hparams.quantize_include, self.hparams.quantize_exclude
+
+    def _score(self, model, network_name, calibrate, prototypes):
+        """Write the sensitivity of every cluster at every candidate width."""
         path = self._output("scores.json")
         if path.exists():
-            return ScoreTable.load(path)
+            return
         start = time.perf_counter()
         scorer = self.hparams.scores
-        calibration = calibrate()
+        calibration = {"prototypes": prototypes, **calibrate()}
+        include, exclude = self._patterns()
         table = scorer(
             model.get_submodule(network_name),
             *(calibration[name] for name in scorer.needs),
-            include=patterns[0],
-            exclude=patterns[1],
+            include=include,
+            exclude=exclude,
             prefix=network_name,
             progress=not self.noprogressbar,
         )
@@ -119,7 +177,6 @@ class QuantizationBrain(sb.Brain):
         seconds = time.perf_counter() - start
         self.note_time("scores", seconds)
         logger.info(f"Scored {len(table.scores)} clusters in {seconds:.1f} s")
-        return table
 
     def on_fit_start(self):
         """Start the clock of the fine-tuning."""

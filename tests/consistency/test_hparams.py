@@ -8,7 +8,10 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "hparams").glob("*.yaml"))
-METHOD_KEYS = {"system", "bits", "against", "scores", "number_of_epochs"}
+METHOD_KEYS = {
+    *("system", "bits", "against", "scores", "number_of_epochs"),
+    *("prototypes", "calibration_mixtures"),
+}
 # Training from nothing needs more data and another schedule.
 TRAINING_KEYS = METHOD_KEYS | {
     *("pretrained_separator", "utterances", "rooms", "mixtures", "lr"),

@@ -220,4 +220,5 @@ def test_missing_weights_name_the_command(folder):
 def test_impossible_budget_names_the_limits(folder, shipped):
     options = {"pretrained_separator": shipped, "against": "[]", "bits": 1}
     said = refused(folder, "kl_4bit.yaml", **options)
-    assert "bytes" in said and "on average" in said
+    assert "1 bits on average cannot be reached" in said
+    assert "Beginning experiment" in said and "Test rooms" not in said
