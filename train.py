@@ -10,13 +10,13 @@ hparams/pretrain.yaml. An interrupted run continues when started again.
 """
 
 import copy
-import shutil
 import sys
 from functools import partial
 from pathlib import Path
 
 import speechbrain as sb
 import torch
+from hyperpyyaml import resolve_references
 from speechbrain.utils.distributed import (
     ddp_init_group,
     if_main_process,
@@ -34,10 +34,12 @@ from speechbrain_mpq.brains.quantization import (
     QuantizationBrain,
     check_average_bits,
 )
+from speechbrain_mpq.evaluation.files import write_text
 from speechbrain_mpq.evaluation.results import show_results, write_results
 from speechbrain_mpq.evaluation.scoring import Recognizer, score_separation
 from speechbrain_mpq.evaluation.si_snr import si_snr
 from speechbrain_mpq.quantization.packing import load_packed_
+from speechbrain_mpq.separation.equalization import equalize_inputs_
 from speechbrain_mpq.separation.loading import build_separator
 from speechbrain_mpq.separation.separator import apply_mask
 from speechbrain_mpq.separation.tcn import fold_norms_
@@ -92,6 +94,7 @@ class Separation(QuantizationBrain):
 
     def on_stage_start(self, stage, epoch=None):
         """Draw new mixtures in every epoch, the same when it is repeated."""
+        super().on_stage_start(stage, epoch)
         if stage == sb.Stage.TRAIN:
             self.training_maker.epoch = epoch
         training = stage == sb.Stage.TRAIN
@@ -189,12 +192,25 @@ def starting_separator(hparams):
         )
     fold_norms_(separator)
     load_packed_(separator, hparams["pretrained_separator"])
+    if hparams["equalize_inputs"]:
+        equalize_inputs_(separator)
     return separator
+
+
+def pack(brain, separator, hparams):
+    """Write the packed folder: weights, and the YAML that builds the model."""
+    fold_norms_(separator)
+    folder = brain.pack(separator)
+    shape = {"scale_inputs": True} if hparams["equalize_inputs"] else None
+    with open(hparams["separator_file"], encoding="utf-8") as source:
+        text = resolve_references(source, shape).getvalue()
+    run_on_main(write_text, args=[folder / "hyperparams.yaml", text])
+    return folder
 
 
 def evaluate_packed(folder, hparams, dataset, device):
     """Score the model that a fresh process would load from the folder."""
-    separator = build_separator(hparams["separator_file"]).eval()
+    separator = build_separator(folder / "hyperparams.yaml").eval()
     fold_norms_(separator)
     load_packed_(separator, folder)
     return score_separation(
@@ -266,13 +282,8 @@ def run(hparams_file, run_opts, overrides):
     run_on_main(prepare_data, args=[hparams])
     datasets, brain.training_maker = dataio_prep(hparams)
     plan = estimate(brain, separator, datasets, prototypes)
-    fold_norms_(separator)
-    packed = brain.pack(separator)
+    packed = pack(brain, separator, hparams)
     model_file = packed / "model.safetensors"
-    run_on_main(
-        shutil.copy,
-        args=[hparams["separator_file"], packed / "hyperparams.yaml"],
-    )
     system = {
         "system": hparams["system"],
         "bits": hparams["bits"],
@@ -290,7 +301,13 @@ def run(hparams_file, run_opts, overrides):
         scored = evaluate_packed(
             packed, hparams, datasets["test"], brain.device
         )
-        write_results(experiment.folder, system, scored, baselines)
+        write_results(
+            experiment.folder,
+            system,
+            scored,
+            baselines,
+            hparams["results_folder"],
+        )
 
     run_on_main(finish)
     return experiment.folder, baselines
@@ -299,23 +316,23 @@ def run(hparams_file, run_opts, overrides):
 def estimate(brain, separator, datasets, prototypes):
     """Choose the bits, quantize in place and train; return the bit plan."""
     hparams = brain.hparams
-    if hparams.distillation:
+    if hparams.distillation and brain.trains:
         brain.teacher = copy.deepcopy(separator).eval().requires_grad_(False)
     calibrate = partial(
         brain.calibration, datasets["train"], hparams.calibration_mixtures
     )
-    plan = brain.quantize(separator, "mask_net", calibrate, prototypes)
-    if hparams.compile_network:
-        separator.mask_net.compile(dynamic=False)
-    brain.fit(
-        hparams.epoch_counter,
-        datasets["train"],
-        datasets["valid"],
-        train_loader_kwargs=hparams.train_loader,
-        valid_loader_kwargs=hparams.valid_loader,
-    )
-    brain.recover_best()
-    return plan
+    brain.quantize(separator, "mask_net", calibrate, prototypes)
+    if brain.trains:
+        if hparams.compile_network:
+            separator.mask_net.compile(dynamic=False)
+        brain.fit(
+            hparams.epoch_counter,
+            datasets["train"],
+            datasets["valid"],
+            train_loader_kwargs=hparams.train_loader,
+            valid_loader_kwargs=hparams.valid_loader,
+        )
+    return brain.recover_best(separator)
 
 
 def main():

@@ -90,6 +90,12 @@ class KLScores(OutputScores):
         Scales of a tensor, "tensor" or "channel" (see `quantize_`).
     chunk : int
         Items that go through the network at a time; bounds the memory.
+    given : BitPlan or int or None
+        Bits of the other clusters while one is tried; None: full precision.
+    codebook : str
+        Kind of quantization table, "midtread" or "midrise".
+    rows : int or None
+        Most output channels of a cluster (see `clusters`).
 
     Example
     -------
@@ -109,55 +115,40 @@ class KLScores(OutputScores):
         form="bernoulli",
         granularity="tensor",
         chunk=8,
+        given=None,
+        codebook="midtread",
+        rows=None,
     ):
         if form not in FORMS:
             raise ValueError(f"form must be one of {list(FORMS)}, not {form!r}")
-        super().__init__(candidate_bits, granularity, chunk)
+        super().__init__(
+            candidate_bits, granularity, chunk, given, codebook, rows
+        )
         self.summand = FORMS[form]
         self.method = f"{form}_kl"
         self.signed = form == "one_sided"
 
-    def __call__(
-        self,
-        network,
-        inputs,
-        include=("*",),
-        exclude=(),
-        prefix="mask_net",
-        progress=True,
-    ):
-        """Score a network.
+    def comparison(self, inputs):
+        """How outputs are compared.
 
         Arguments
         ---------
-        network : torch.nn.Module
-            Full-precision network whose outputs are taken for logits; fastest
-            as a plain `nn.Sequential` of many stages (see `OutputScores`).
         inputs : torch.Tensor
-            [items, channels, frames].
-        include, exclude : sequence of str
-            Patterns on parameter names with their prefix.
-        prefix : str
-            Name of the network in its model; cluster names begin with it.
-        progress : bool
-            Shows a progress bar.
+            [items, channels, frames]; the outputs are taken for logits.
 
         Returns
         -------
-        table : ScoreTable
+        inputs, error, scale : tuple
+            As `OutputScores.table` takes them.
         """
-        return self.table(
-            network,
-            inputs,
-            lambda reference, output, _: _total(
-                self.summand, reference, output
-            ),
-            lambda reference, _: reference.numel(),
-            include=include,
-            exclude=exclude,
-            prefix=prefix,
-            progress=progress,
-        )
+
+        def error(reference, output, items):
+            return _total(self.summand, reference, output)
+
+        def outputs(reference, items):
+            return reference.numel()
+
+        return inputs, error, outputs
 
 
 def _total(function, *tensors):

@@ -52,6 +52,12 @@ class MaskErrorScores(OutputScores):
         Scales of a tensor, "tensor" or "channel" (see `quantize_`).
     chunk : int
         Items that go through the network at a time; bounds the memory.
+    given : BitPlan or int or None
+        Bits of the other clusters while one is tried; None: full precision.
+    codebook : str
+        Kind of quantization table, "midtread" or "midrise".
+    rows : int or None
+        Most output channels of a cluster (see `clusters`).
 
     Example
     -------
@@ -68,38 +74,21 @@ class MaskErrorScores(OutputScores):
 
     needs = ("inputs", "weights")  # what a calibration has to provide
 
-    def __call__(
-        self,
-        network,
-        inputs,
-        weights,
-        include=("*",),
-        exclude=(),
-        prefix="mask_net",
-        progress=True,
-    ):
-        """Score a network.
+    def comparison(self, inputs, weights):
+        """How outputs are compared.
 
         Arguments
         ---------
-        network : torch.nn.Module
-            Full-precision network, fastest as a plain `nn.Sequential` of many
-            stages (see `OutputScores`).
         inputs : torch.Tensor
             [items, channels, frames].
         weights : torch.Tensor
             [items, bins, frames], not negative. The output has a whole number
             of groups of `bins` channels, which share the weights.
-        include, exclude : sequence of str
-            Patterns on parameter names with their prefix.
-        prefix : str
-            Name of the network in its model; cluster names begin with it.
-        progress : bool
-            Shows a progress bar.
 
         Returns
         -------
-        table : ScoreTable
+        inputs, error, scale : tuple
+            As `OutputScores.table` takes them.
         """
         if len(weights) != len(inputs):
             raise ValueError(
@@ -115,16 +104,7 @@ class MaskErrorScores(OutputScores):
         def energy(reference, items):
             return error(torch.zeros_like(reference), reference, items)
 
-        return self.table(
-            network,
-            inputs,
-            error,
-            energy,
-            include=include,
-            exclude=exclude,
-            prefix=prefix,
-            progress=progress,
-        )
+        return inputs, error, energy
 
 
 def _check_shapes(output, weights):

@@ -10,7 +10,7 @@ import math
 import os
 from dataclasses import dataclass, field
 
-from ..quantization.codebook import check_bits
+from ..quantization.tables import check_bits, check_codebook
 
 VERSION = 1
 
@@ -20,17 +20,19 @@ def check_candidates(candidate_bits):
 
     Arguments
     ---------
-    candidate_bits : sequence of int
-        Different integers from 1 to 16.
+    candidate_bits : sequence of int or float
+        Different integers from 1 to 16, and 1.6.
 
     Returns
     -------
-    candidate_bits : tuple of int
+    candidate_bits : tuple of int or float
 
     Example
     -------
     >>> check_candidates([8, 2, 4])
     (2, 4, 8)
+    >>> check_candidates([2, 1.6, 1])
+    (1, 1.6, 2)
     >>> check_candidates([4, 4])
     Traceback (most recent call last):
     ...
@@ -63,7 +65,8 @@ class ScoreTable:
     scores : dict
         scores[cluster][bits], floats; the same bits for every cluster.
     tensors : dict
-        tensors[cluster][tensor name] is the tensor's number of parameters.
+        tensors[cluster][tensor name] is the tensor's number of parameters; a
+        slice counts as a tensor.
     scales : dict
         scales[cluster] is the number of its scales; one a tensor if missing.
     rest_parameters : int
@@ -74,6 +77,8 @@ class ScoreTable:
         Whether the method can score below zero.
     details : dict
         Whatever else describes the scores (seconds, items, ...), for JSON.
+    codebook : str
+        Kind of quantization table that was scored, and that plans then name.
 
     Example
     -------
@@ -95,8 +100,10 @@ class ScoreTable:
     method: str = ""
     signed: bool = False
     details: dict = field(default_factory=dict)
+    codebook: str = "midtread"
 
     def __post_init__(self):
+        check_codebook(self.codebook)
         if not self.scores:
             raise ValueError("a score table needs at least one cluster")
         if set(self.scores) != set(self.tensors):
@@ -147,8 +154,10 @@ class ScoreTable:
         path : str or path-like
             File to write or replace.
         """
+        kind = {"codebook": self.codebook}
         content = {
             "version": VERSION,
+            **(kind if self.codebook != "midtread" else {}),
             "method": self.method,
             "signed": self.signed,
             "candidate_bits": list(self.candidate_bits),
@@ -202,7 +211,7 @@ class ScoreTable:
         clusters = content["clusters"]
         return cls(
             scores={
-                cluster: {int(bits): x for bits, x in row["scores"].items()}
+                cluster: {_bits(key): x for key, x in row["scores"].items()}
                 for cluster, row in clusters.items()
             },
             tensors={name: row["tensors"] for name, row in clusters.items()},
@@ -211,4 +220,10 @@ class ScoreTable:
             method=content["method"],
             signed=content["signed"],
             details=content["details"],
+            codebook=content.get("codebook", "midtread"),
         )
+
+
+def _bits(key):
+    """Bits from a key of a JSON object: "2" or "1.6"."""
+    return check_bits(float(key) if "." in key else int(key))

@@ -1,5 +1,6 @@
 """The best bit plan that a size budget allows."""
 
+import logging
 import math
 from bisect import bisect_left
 
@@ -7,11 +8,14 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import eye_array, kron
 
-from ..quantization.codebook import MAX_BITS, check_bits
 from ..quantization.plan import FLOAT_BYTES, BitPlan, ClusterBits
+from ..quantization.tables import MAX_BITS, check_bits
 from .scores import check_candidates
 
+logger = logging.getLogger(__name__)
+
 COST_UNIT = 1e4  # HiGHS stops at a gap of 1e-6: 1e-10 of the best sum
+NODE_LIMIT = 1000  # usually it needs a few; many only to tell ties apart
 
 
 def allocate_bits(
@@ -24,7 +28,9 @@ def allocate_bits(
 ):
     """The plan with the least summed score that fits into the budget.
 
-    A multiple-choice knapsack, solved exactly. More bits are never scored
+    A multiple-choice knapsack, solved exactly, except where very many plans
+    are all but equal: there the search ends early, with a warning that states
+    how far from the best the plan can be at most. More bits are never scored
     worse: where a table says so it is noise, or one error hiding another, and
     the score of fewer bits stands for both. That leaves the least sum as it
     was, and lets bytes that are to spare be spent on bits that are not scored
@@ -36,12 +42,13 @@ def allocate_bits(
         Scores of all clusters.
     average_bits : float
         The budget as that of the uniform plan of so many bits, or between
-        two uniform plans. Give this or `budget_bytes`.
+        two uniform plans: of integers, and of 1.6 bits where that is a
+        candidate. Give this or `budget_bytes`.
     budget_bytes : int
         Most bytes of the plan, with scales and parameters left alone.
-    min_bits : int
-        Least bits of any cluster.
-    candidate_bits : sequence of int
+    min_bits : int or float
+        Least bits of any cluster, 1.6 included.
+    candidate_bits : sequence of int or float
         Some of the table's candidates; all if not given.
 
     Returns
@@ -79,7 +86,7 @@ def allocate_bits(
         name: row[index]
         for name, row, index in zip(table.scores, choices, chosen)
     }
-    return BitPlan(plan, table.rest_parameters)
+    return BitPlan(plan, table.rest_parameters, table.codebook)
 
 
 def _usable_bits(table, min_bits, candidate_bits):
@@ -118,12 +125,16 @@ def _budget(table, average_bits, budget_bytes):
     if average_bits is None:
         return math.floor(budget_bytes)
     within = min(max(average_bits, 1), MAX_BITS)
+    widths = sorted({*range(1, MAX_BITS + 1), *table.candidate_bits})
+    low = max(bits for bits in widths if bits <= within)
+    high = min(bits for bits in widths if bits >= within)
     below, above = (
         sum(_cluster(table, cluster, bits).bytes for cluster in table.scores)
-        for bits in (math.floor(within), math.ceil(within))
+        for bits in (low, high)
     )
     parameters = sum(table.parameters.values())
-    between = within % 1 * (above - below)
+    share = (within - low) / (high - low or 1)
+    between = share * (above - below)
     beyond = (average_bits - within) * parameters / 8
     # The tiny term keeps 2.3 from losing a byte to its binary form.
     packed = below + math.floor(between + beyond + 1e-6)
@@ -183,8 +194,13 @@ def _solve(costs, sizes, budget, allowed):
             LinearConstraint(one_each, 1, 1),
             LinearConstraint(sizes.reshape(1, -1), -np.inf, budget),
         ],
-        options={"mip_rel_gap": 0},
+        options={"mip_rel_gap": 0, "node_limit": NODE_LIMIT},
     )
-    if not result.success:
+    if result.x is None:
         raise RuntimeError(f"scipy's milp found no plan: {result.message}")
+    if not result.success:
+        logger.warning(
+            "Very many bit plans are almost equally good; the one taken is at "
+            f"most {result.mip_gap:.2g} of its summed score above the best"
+        )
     return result.x.reshape(costs.shape).argmax(1)

@@ -1,25 +1,18 @@
-"""What a network's output does when one cluster at a time is quantized.
+"""Scores that compare a network's output with the full-precision one.
 
-The slow and obvious way is one pass through the network for every cluster and
-candidate. Here everything before the changed stage of an `nn.Sequential` is
-computed once, the changed stage once for each candidate, and the stages behind
-it once for all candidates together, side by side on the batch dimension.
-
-Layout: [items, channels, frames], or whatever the network takes with its items
-in front. In eval mode an item must not depend on its neighbours.
+A subclass says what is compared and how; which weights are quantized for each
+score, and how often the network has to run for it, is said here.
 """
 
-import math
 import time
-from contextlib import contextmanager
 
-import torch
-import torch.nn as nn
-from tqdm import tqdm
-
-from ..quantization.codebook import scale_shape
-from ..quantization.quantizer import cluster_quantized, clusters
+from ..quantization.plan import BitPlan
+from ..quantization.quantizer import clusters
+from ..quantization.tables import check_bits, check_codebook
+from ..quantization.tensors import near_misses
+from .chain import evaluating, in_stage, mean_errors, stages_of
 from .scores import ScoreTable, check_candidates
+from .weights import named_under, quantized_values, table_sizes
 
 
 class OutputScores:
@@ -28,6 +21,11 @@ class OutputScores:
     A score is a summed error over a summed scale. Any other module than a
     plain `nn.Sequential` is one single stage: then each cluster and candidate
     costs a full pass.
+
+    Usually one cluster is quantized and all others are in full precision.
+    With `given` the others have the bits of a plan, and the score is the error
+    of the whole network, against full precision as ever. The table's details
+    then hold "given_score", the error of that plan itself.
 
     Arguments
     ---------
@@ -38,31 +36,154 @@ class OutputScores:
     chunk : int
         Items that go through the network at a time. Memory grows with chunk x
         candidates; the scores do not depend on it beyond rounding.
+    given : BitPlan or int or None
+        Bits of the clusters that are not being tried; those that a plan does
+        not name stay in full precision.
+    codebook : str
+        Kind of quantization table, "midtread" or "midrise".
+    rows : int or None
+        Most output channels of a cluster: larger matrices and filters are
+        cut into slices (see `clusters`).
 
     Example
     -------
-    >>> network = nn.Sequential(nn.Conv1d(1, 2, 1, bias=False), nn.ReLU())
+    >>> import torch
+    >>> network = torch.nn.Sequential(
+    ...     torch.nn.Conv1d(1, 2, 1, bias=False),
+    ...     torch.nn.Conv1d(2, 1, 1, bias=False),
+    ... )
     >>> _ = network[0].weight.data.copy_(torch.tensor([[[1.0]], [[3.0]]]))
-    >>> table = OutputScores((2, 3)).table(
-    ...     network,
+    >>> _ = network[1].weight.data.fill_(1)
+    >>> comparison = (
     ...     torch.ones(5, 1, 2),
     ...     lambda reference, output, items: (reference - output).abs().sum(),
     ...     lambda reference, items: reference.numel(),
-    ...     progress=False,
     ... )
-    >>> table.scores  # (1, 3) becomes (0, 3) or (2, 2) at 2 bits
-    {'0': {2: 0.5, 3: 0.0}}
+    >>> scores = OutputScores((2, 3))  # at 2 bits (1, 3) becomes (0, 3)
+    >>> scores.table(network, *comparison, progress=False).scores
+    {'0': {2: 1.0, 3: 0.0}, '1': {2: 0.0, 3: 0.0}}
+    >>> scores = OutputScores((2, 3), given=2)
+    >>> scores.table(network, *comparison, progress=False).scores
+    {'0': {2: 1.0, 3: 0.0}, '1': {2: 1.0, 3: 1.0}}
     """
 
     method = ""
     signed = False
+    needs = ()  # what a calibration has to provide
 
     def __init__(
-        self, candidate_bits=(2, 4, 8, 16), granularity="tensor", chunk=8
+        self,
+        candidate_bits=(2, 4, 8, 16),
+        granularity="tensor",
+        chunk=8,
+        given=None,
+        codebook="midtread",
+        rows=None,
     ):
         self.candidate_bits = check_candidates(candidate_bits)
         self.granularity = granularity
         self.chunk = chunk
+        plan_or_none = given is None or isinstance(given, BitPlan)
+        self.given = given if plan_or_none else check_bits(given)
+        self.codebook = check_codebook(codebook)
+        self.rows = rows
+
+    def comparison(self, *calibration):
+        """How outputs are compared on some data.
+
+        Arguments
+        ---------
+        *calibration : object
+            The values that `needs` names, in that order.
+
+        Returns
+        -------
+        inputs, error, scale : tuple
+            As `table` takes them.
+        """
+        raise NotImplementedError("a subclass says what is compared")
+
+    def __call__(
+        self,
+        network,
+        *calibration,
+        include=("*",),
+        exclude=(),
+        prefix="mask_net",
+        progress=True,
+    ):
+        """Score a network.
+
+        Arguments
+        ---------
+        network : torch.nn.Module
+            Full-precision network, fastest as a plain `nn.Sequential` of many
+            stages; left as it was found.
+        *calibration : object
+            The values that `needs` names, in that order.
+        include, exclude : sequence of str
+            Patterns on parameter names with their prefix.
+        prefix : str
+            Name of the network in its model; cluster names begin with it.
+        progress : bool
+            Shows a progress bar.
+
+        Returns
+        -------
+        table : ScoreTable
+        """
+        return self.table(
+            network,
+            *self.comparison(*calibration),
+            include=include,
+            exclude=exclude,
+            prefix=prefix,
+            progress=progress,
+        )
+
+    def measure(
+        self,
+        network,
+        plan_or_bits,
+        *calibration,
+        include=("*",),
+        exclude=(),
+        prefix="mask_net",
+    ):
+        """The error of a whole plan, in the unit of the scores.
+
+        Arguments
+        ---------
+        network : torch.nn.Module
+            Full-precision network, left as it was found.
+        plan_or_bits : BitPlan or int
+            Bits of all clusters.
+        *calibration : object
+            The values that `needs` names, in that order.
+        include, exclude : sequence of str
+            Patterns on parameter names with their prefix.
+        prefix : str
+            Name of the network in its model.
+
+        Returns
+        -------
+        error : float
+        """
+        inputs, error, scale = self.comparison(*calibration)
+        root = named_under(prefix, network)
+        members = clusters(root, include, exclude, self.rows)
+        given = self._bits_of_clusters(plan_or_bits, members)
+        values = self._quantized(root, members, given, candidates=())
+        with evaluating(network):
+            _, measured = mean_errors(
+                stages_of(network),
+                self._chunks(inputs),
+                {},
+                (root, _chosen(values, given)),
+                error,
+                scale,
+            )
+        return measured
 
     def table(
         self,
@@ -100,182 +221,96 @@ class OutputScores:
         -------
         table : ScoreTable
         """
-        if not len(inputs):
-            raise ValueError("scoring needs at least one item of input")
         started = time.perf_counter()
-        root = _named_under(prefix, network)
-        members = clusters(root, include, exclude)
-        stages = _stages(network)
+        root = named_under(prefix, network)
+        members = clusters(root, include, exclude, self.rows)
+        given = self._bits_of_clusters(self.given, members)
+        values = self._quantized(root, members, given, self.candidate_bits)
+        stages = stages_of(network)
         tries = {
-            cluster: _in_stage(stages, prefix, quantized)
-            for cluster, quantized in self._quantized(root, members)
+            cluster: in_stage(
+                stages, prefix, [row[bits] for bits in self.candidate_bits]
+            )
+            for cluster, row in values.items()
         }
-        chunks = inputs.split(self.chunk)
-        with _evaluating(network), torch.no_grad():
-            errors = _mean_errors(stages, chunks, tries, error, scale, progress)
-        seconds = round(time.perf_counter() - started, 2)
+        with evaluating(network):
+            errors, given_error = mean_errors(
+                stages,
+                self._chunks(inputs),
+                tries,
+                given and (root, _chosen(values, given)),
+                error,
+                scale,
+                progress,
+            )
+        details = {"items": len(inputs)}
+        if given:
+            details["given_score"] = given_error
+        details["seconds"] = round(time.perf_counter() - started, 2)
         return ScoreTable(
             scores={
-                name: dict(zip(self.candidate_bits, row))
-                for name, row in errors.items()
+                cluster: dict(zip(self.candidate_bits, row))
+                for cluster, row in errors.items()
             },
-            **_sizes(root, members, self.granularity),
+            **table_sizes(root, members, self.granularity),
             method=self.method,
             signed=self.signed,
-            details={"items": len(inputs), "seconds": seconds},
+            details=details,
+            codebook=self.codebook,
         )
 
-    def _quantized(self, root, members):
-        """Each cluster with its tensors at every candidate, by name.
+    def _chunks(self, inputs):
+        """The inputs, some items at a time."""
+        if not len(inputs):
+            raise ValueError("scoring needs at least one item of input")
+        return inputs.split(self.chunk)
+
+    def _quantized(self, root, members, given, candidates):
+        """values[cluster][bits], at all candidates and at the given bits.
 
         Fitting the scales is slow and needs no data: once, not once a chunk.
         """
-        for cluster, names in members.items():
-            row = []
-            for bits in self.candidate_bits:
-                with cluster_quantized(
-                    root, cluster, bits, names, (), self.granularity
-                ):
-                    row.append({n: _tensor(root, n).clone() for n in names})
-            yield cluster, row
+        return {
+            cluster: {
+                bits: quantized_values(
+                    root,
+                    cluster,
+                    names,
+                    bits,
+                    self.granularity,
+                    self.codebook,
+                    self.rows,
+                )
+                for bits in dict.fromkeys((*candidates, given.get(cluster)))
+                if bits is not None
+            }
+            for cluster, names in members.items()
+        }
+
+    def _bits_of_clusters(self, plan_or_bits, members):
+        """Cluster -> bits, for those of the network's that have any."""
+        if plan_or_bits is None:
+            return {}
+        if not isinstance(plan_or_bits, BitPlan):
+            return dict.fromkeys(members, check_bits(plan_or_bits))
+        plan = plan_or_bits
+        if plan.codebook != self.codebook:
+            raise ValueError(
+                f"the plan is of {plan.codebook} tables, the scores are of "
+                f"{self.codebook}: give both the same codebook"
+            )
+        unknown = sorted(set(plan.clusters) - set(members))
+        if unknown:
+            raise ValueError(
+                f"the plan's cluster {unknown[0]!r} is none of the network's "
+                f"{len(members)}{near_misses(unknown[0], members)}"
+            )
+        return {name: entry.bits for name, entry in plan.clusters.items()}
 
 
-def _named_under(prefix, network):
-    """A module around the network whose parameters carry the prefix."""
-    for name in reversed(prefix.split(".") if prefix else []):
-        network = nn.ModuleDict({name: network})
-    return network
-
-
-def _tensor(root, name):
-    """A parameter by name, as its module sees it."""
-    module, _, attribute = name.rpartition(".")
-    return getattr(root.get_submodule(module), attribute).detach()
-
-
-def _sizes(root, members, granularity):
-    """What a score table says of every cluster besides its scores."""
-    tensors, scales = {}, {}
-    for cluster, names in members.items():
-        shapes = [tuple(_tensor(root, name).shape) for name in names]
-        tensors[cluster] = dict(zip(names, map(math.prod, shapes)))
-        scales[cluster] = sum(
-            math.prod(scale_shape(shape, granularity)) for shape in shapes
-        )
-    total = sum(weight.numel() for weight in root.parameters())
-    inside = sum(sum(row.values()) for row in tensors.values())
-    return {
-        "tensors": tensors,
-        "scales": scales,
-        "rest_parameters": total - inside,
-    }
-
-
-@contextmanager
-def _evaluating(network):
-    """Eval mode inside; every module's own mode comes back."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _stages(network):
-    """Named stages in order; a network that is no chain is its only stage."""
-    if type(network).forward is nn.Sequential.forward:
-        stages = list(network.named_children())
-        weights = [id(w) for _, stage in stages for w in stage.parameters()]
-        # Stages that share weights, or stand twice, change together.
-        if len(stages) == len(network) and len(set(weights)) == len(weights):
-            return stages
-    return [("", network)]
-
-
-def _in_stage(stages, prefix, quantized):
-    """Index of a cluster's stage, and its tensors by their names in there."""
-    some_name = next(iter(quantized[0]))
-    for index, (stage, _) in enumerate(stages):
-        path = "".join(f"{part}." for part in (prefix, stage) if part)
-        if some_name.startswith(path):
-            row = [
-                {name.removeprefix(path): value for name, value in one.items()}
-                for one in quantized
-            ]
-            return index, row
-    raise KeyError(some_name)
-
-
-def _mean_errors(stages, chunks, tries, error, scale, progress):
-    """errors[cluster], a list of candidates: summed error / summed scale."""
-    totals = {name: [0.0] * len(row) for name, (_, row) in tries.items()}
-    divisor, start = 0.0, 0
-    steps = len(chunks) * len(tries)
-    with tqdm(total=steps, desc="scoring", disable=not progress) as bar:
-        for inputs in chunks:
-            items = slice(start, start + len(inputs))
-            start = items.stop
-            cache = _stage_inputs(stages, inputs)
-            reference = cache[-1]
-            divisor += float(scale(reference, items))
-            for name, (index, row) in tries.items():
-                outputs = _outputs(stages, index, row, cache)
-                for which, output in enumerate(outputs):
-                    totals[name][which] += error(reference, output, items)
-                bar.update()
-    if not divisor:
-        raise ValueError(
-            "nothing to score: the full-precision output or its weights are "
-            "all zero on this data"
-        )
-    return {
-        name: [float(total) / divisor for total in row]
-        for name, row in totals.items()
-    }
-
-
-def _stage_inputs(stages, inputs):
-    """What goes into every stage and, last, the full-precision output."""
-    weight = next(w for _, stage in stages for w in stage.parameters())
-    cache = [inputs.to(weight.device)]
-    for _, stage in stages:
-        cache.append(stage(cache[-1]))
-    if not isinstance(cache[-1], torch.Tensor):
-        raise TypeError(
-            "a network to be scored must return one tensor, not "
-            f"{type(cache[-1]).__name__}; wrap it in a module that does"
-        )
-    return cache
-
-
-def _outputs(stages, index, row, cache):
-    """The network's output at each candidate of one cluster."""
-    _, changed = stages[index]
-    given = cache[index]
-    outputs = []
-    for values in row:
-        with _replaced(changed, values):
-            outputs.append(changed(given))
-    output = torch.cat(outputs)
-    for _, stage in stages[index + 1 :]:
-        output = stage(output)
-    return output.split(len(given))
-
-
-@contextmanager
-def _replaced(module, values):
-    """Other values in some parameters; the old ones come back bit-exact.
-
-    In place, not by `functional_call`: that one leaves a module which stands
-    twice in a network with the new values.
-    """
-    saved = {n: module.get_parameter(n).clone() for n in values}
-    try:
-        for name, value in values.items():
-            module.get_parameter(name).copy_(value)
-        yield
-    finally:
-        for name, value in saved.items():
-            module.get_parameter(name).copy_(value)
+def _chosen(values, bits):
+    """The values of all tensors at their cluster's bits, in one dict."""
+    chosen = {}
+    for cluster, width in bits.items():
+        chosen |= values[cluster][width]
+    return chosen

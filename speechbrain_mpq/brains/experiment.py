@@ -57,25 +57,37 @@ def overrides_for(path, overrides, bits):
     Example
     -------
     >>> overrides_for("hparams/fp32.yaml", "seed: 7\\nscores: null", 32)
-    'bits: 32\\nseed: 7\\n'
+    'seed: 7\\nbits: 32\\n'
     """
     with open(path, encoding="utf-8") as source:
-        text = resolve_references(source).getvalue()
-    known = set(yaml.compose(text).value and _top_keys(text))
-    own = {"system", "scores", "output_folder", "against", "prototypes"}
+        known = _entries(resolve_references(source).getvalue())
+    own = {
+        *("system", "scores", "output_folder", "against", "prototypes", "bits"),
+        *("one_stage", "admm"),
+    }
     if bits == 32:
         own.add("number_of_epochs")  # shipped as it is, unless asked itself
+    # Nodes, not values: tags such as !name: must come through.
     shared = {
-        key: value
-        for key, value in (yaml.safe_load(overrides or "") or {}).items()
-        if key in known - own
+        key: node
+        for key, node in _entries(overrides).items()
+        if key in known and key not in own
     }
-    return yaml.safe_dump({**shared, "bits": bits})
+    pairs = [(_scalar(key), node) for key, node in sorted(shared.items())]
+    pairs.append((_scalar("bits"), yaml.compose(str(bits))))
+    mapping = yaml.MappingNode("tag:yaml.org,2002:map", pairs, flow_style=False)
+    return yaml.serialize(mapping)
 
 
-def _top_keys(text):
-    """Top-level keys of YAML text, whatever its tags."""
-    return [key.value for key, _ in yaml.compose(text).value]
+def _entries(text):
+    """Top-level keys of YAML text and their nodes, whatever the tags."""
+    root = yaml.compose(text or "{}")
+    return {key.value: node for key, node in root.value}
+
+
+def _scalar(text):
+    """A YAML node of a string."""
+    return yaml.ScalarNode("tag:yaml.org,2002:str", text)
 
 
 def baseline_bits(own, asked):

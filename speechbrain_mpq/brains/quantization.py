@@ -14,14 +14,15 @@ import speechbrain as sb
 from speechbrain.utils.distributed import main_process_only, run_on_main
 from speechbrain.utils.logger import get_logger
 
-from ..allocation.scores import ScoreTable
 from ..allocation.solver import allocate_bits
-from ..quantization.codebook import check_bits
 from ..quantization.packing import save_packed
 from ..quantization.plan import BitPlan
-from ..quantization.quantizer import clusters, quantize_
+from ..quantization.quantizer import bit_plan, clusters, quantize_
+from ..quantization.tables import check_bits
 from .files import write_whole
+from .outlook import write_additivity, write_outlook
 from .prototypes import inherit_, load_prototype
+from .rounding import round_calibrated_
 
 logger = get_logger(__name__)
 
@@ -50,10 +51,12 @@ class QuantizationBrain(sb.Brain):
 
     The hparams need `output_folder`, `bits` (32: leave in full precision),
     `scores` (an object such as `KLScores`, or None for uniform precision),
-    `min_bits`, `granularity`, `estimator` (a class such as `LearnedStep`),
-    `quantize_include`, `quantize_exclude`, `epoch_counter` (an
-    `EpochCounterWithStopper`), `train_logger` and, if steps are scheduled,
-    `lr_schedule`.
+    `min_bits`, `granularity`, `codebook`, `rows`, `quantize_include` and
+    `quantize_exclude` (see `quantize_`), `estimator` (a class such as
+    `LearnedStep`), `admm` (an `ADMMTraining` or None), `one_stage` (a
+    `OneStage` or None), `round_calibrated` (of a system that is not trained),
+    `epoch_counter` (an `EpochCounterWithStopper`), `train_logger` and
+    `lr_schedule` (or None).
     """
 
     def check_settings(self, model):
@@ -69,6 +72,8 @@ class QuantizationBrain(sb.Brain):
         if bits == 32:
             return
         clusters(model, *self._patterns())  # each pattern must match
+        self._check_methods()
+        scorer = self.hparams.one_stage or scorer
         candidates = getattr(scorer, "candidate_bits", None)
         if candidates is None:
             check_bits(bits)  # a whole number of them
@@ -84,6 +89,29 @@ class QuantizationBrain(sb.Brain):
                 f"{candidates[-1]} in each cluster: lower --bits, or give "
                 "scores more candidate_bits"
             )
+
+    def _check_methods(self):
+        """Refuse methods that exclude or miss each other."""
+        if self.hparams.one_stage and self.hparams.scores:
+            raise ValueError(
+                "one_stage decides on the bits itself: set scores to null"
+            )
+        if self.hparams.round_calibrated and self.trains:
+            raise ValueError(
+                "calibrated rounding is for systems that are not trained: "
+                "add --estimator '!name:speechbrain_mpq.PostTraining', or "
+                "set round_calibrated to False"
+            )
+        if self.hparams.admm and self.hparams.rows:
+            raise ValueError("ADMM takes whole layers: set rows to null")
+        for key in ("granularity", "codebook", "rows"):
+            asked = getattr(self.hparams, key)
+            scored = getattr(self.hparams.scores, key, asked)
+            if scored != asked:
+                raise ValueError(
+                    f"scores have {key} {scored!r}, the model {asked!r}: "
+                    "give both the same"
+                )
 
     def quantize(self, model, network_name, calibrate, prototypes=None):
         """Decide on the bits of every cluster and quantize in place.
@@ -102,15 +130,10 @@ class QuantizationBrain(sb.Brain):
         prototypes : dict or None
             Bits -> packed folder of the trained uniform system with these
             bits. Clusters inherit their weights from them.
-
-        Returns
-        -------
-        plan : BitPlan or None
-            None at 32 bits.
         """
         self.check_settings(model)
         if self.hparams.bits == 32:
-            return None
+            return
         chosen = self._choose(model, network_name, calibrate, prototypes)
         if prototypes and isinstance(chosen, BitPlan):
             used = {cluster.bits for cluster in chosen.clusters.values()}
@@ -120,84 +143,133 @@ class QuantizationBrain(sb.Brain):
                 if bits in used
             }
             inherit_(model, chosen, loaded)
+        uniform = not isinstance(chosen, BitPlan)
         plan = quantize_(
             model,
             chosen,
             *self._patterns(),
             granularity=self.hparams.granularity,
             estimator=self.hparams.estimator,
+            codebook=self.hparams.codebook if uniform else None,
+            rows=self.hparams.rows,
         )
-        plan.save(self._output("plan.json"))
         logger.info(
             f"Quantized {len(plan.clusters)} clusters to "
             f"{plan.average_bits:.3f} bits on average, {plan.bytes} bytes"
         )
-        return plan
+        if self.hparams.round_calibrated:
+            inputs = calibrate()["inputs"]
+            show = not self.noprogressbar
+            round_calibrated_(model, network_name, inputs, progress=show)
+        if self.hparams.one_stage:
+            self.hparams.one_stage.start(
+                model,
+                self.hparams.bits,
+                self.hparams.min_bits,
+                scores_file=self._output("scores.json"),
+            )
+            self.checkpointer.add_recoverable(
+                "one_stage", self.hparams.one_stage
+            )
+        if self.hparams.admm:
+            self.checkpointer.add_recoverable("admm", self.hparams.admm)
+
+    @property
+    def trains(self):
+        """Whether there is anything to train."""
+        full = self.hparams.bits == 32
+        return full or getattr(self.hparams.estimator, "trains", True)
 
     def _choose(self, model, network_name, calibrate, prototypes):
         """The plan of an earlier start, of the scores, or the uniform bits."""
+        if self.hparams.one_stage:
+            return self.hparams.one_stage.candidate_bits[-1]
         path = self._output("plan.json")
         if path.exists():
             logger.info(f"Continuing with the bit plan in {path}")
             return BitPlan.load(path)
         if self.hparams.scores is None:
             return check_bits(self.hparams.bits)
-        # One process scores; the others read the same table.
+        # One process scores; the others read the same plan.
         run_on_main(
             self._score, args=[model, network_name, calibrate, prototypes]
         )
-        return allocate_bits(
-            ScoreTable.load(self._output("scores.json")),
-            average_bits=self.hparams.bits,
-            min_bits=self.hparams.min_bits,
-        )
+        return BitPlan.load(path)
 
     def _patterns(self):
         """What to quantize and what to leave out of it."""
         return self.hparams.quantize_include, self.hparams.quantize_exclude
 
     def _score(self, model, network_name, calibrate, prototypes):
-        """Write the sensitivity of every cluster at every candidate width."""
-        path = self._output("scores.json")
-        if path.exists():
-            return
+        """Write scores.json, what it foresees, and plan.json."""
         start = time.perf_counter()
-        scorer = self.hparams.scores
+        scorer, folder = self.hparams.scores, Path(self.hparams.output_folder)
         calibration = {"prototypes": prototypes, **calibrate()}
+        values = [calibration[name] for name in scorer.needs]
+        network = model.get_submodule(network_name)
         include, exclude = self._patterns()
+        where = {"include": include, "exclude": exclude, "prefix": network_name}
         table = scorer(
-            model.get_submodule(network_name),
-            *(calibration[name] for name in scorer.needs),
-            include=include,
-            exclude=exclude,
-            prefix=network_name,
-            progress=not self.noprogressbar,
+            network, *values, progress=not self.noprogressbar, **where
         )
-        table.save(path)
-        seconds = time.perf_counter() - start
-        self.note_time("scores", seconds)
-        logger.info(f"Scored {len(table.scores)} clusters in {seconds:.1f} s")
+        table.save(folder / "scores.json")
+        self.note_time("scores", time.perf_counter() - start)
+        logger.info(f"Scored {len(table.scores)} clusters")
+        bits, min_bits = self.hparams.bits, self.hparams.min_bits
+        plan = allocate_bits(table, average_bits=bits, min_bits=min_bits)
+        if getattr(scorer, "foresees", True) and len(table.candidate_bits) > 1:
+            write_outlook(folder, table, plan, bits, min_bits)
+        if hasattr(scorer, "measure"):
+            write_additivity(
+                folder, table, plan, scorer, network, values, **where
+            )
+        plan.save(folder / "plan.json")
 
     def on_fit_start(self):
         """Start the clock of the fine-tuning."""
         super().on_fit_start()
         self._fit_started = time.perf_counter()
+        if self._quantized_by("admm"):
+            self.hparams.admm.start(self.modules, self.optimizer)
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Look ahead, where the estimation does."""
+        if self._quantized_by("admm"):
+            self.hparams.admm.look_ahead(self, batch)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        """Schedule the learning rate by steps."""
-        schedule = getattr(self.hparams, "lr_schedule", None)
-        if should_step and schedule is not None:
-            schedule(self.optimizer, self.optimizer_step)
+        """Schedule the learning rate by steps; count them."""
+        if not should_step:
+            return
+        if self.hparams.lr_schedule is not None:
+            self.hparams.lr_schedule(self.optimizer, self.optimizer_step)
+        if self._quantized_by("admm"):
+            self.hparams.admm.count_step(self.optimizer_step)
+        if self._quantized_by("one_stage"):
+            self.hparams.one_stage.end_step()
+
+    def _quantized_by(self, method):
+        """Whether a method with stages of its own is at work."""
+        return self.hparams.bits != 32 and getattr(self.hparams, method)
+
+    def on_stage_start(self, stage, epoch=None):
+        """Validate nothing that is over its budget still."""
+        if stage == sb.Stage.VALID and self._quantized_by("one_stage"):
+            self.hparams.one_stage.require_decision()
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Log, checkpoint, and stop early when validation stops improving."""
         if stage == sb.Stage.TRAIN:
             self._train_loss = stage_loss
         elif stage == sb.Stage.VALID:
+            stats = {}
+            if self._quantized_by("admm"):
+                row = self.hparams.admm.validated(stage_loss)
+                stats["primal residual"] = row["primal_residual"]
             self.hparams.train_logger.log_stats(
                 {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]},
                 {"loss": self._train_loss},
-                {"loss": stage_loss},
+                {"loss": stage_loss, **stats},
             )
             elapsed = time.perf_counter() - self._fit_started
             self.note_time("estimation", elapsed, add=True)
@@ -207,9 +279,27 @@ class QuantizationBrain(sb.Brain):
                 {"loss": float(stage_loss)}, min_keys=["loss"]
             )
 
-    def recover_best(self):
-        """Load the checkpoint with the lowest validation loss."""
+    def recover_best(self, model):
+        """Load the checkpoint with the lowest validation loss.
+
+        Arguments
+        ---------
+        model : torch.nn.Module
+            What was trained.
+
+        Returns
+        -------
+        plan : BitPlan or None
+            The bits that it has, written to plan.json; None at 32 bits.
+        """
         self.checkpointer.recover_if_possible(min_key="loss")
+        if self.hparams.bits == 32:
+            return None
+        if self._quantized_by("admm"):
+            self.hparams.admm.finish(model)
+        plan = bit_plan(model)
+        run_on_main(plan.save, args=[self._output("plan.json")])
+        return plan
 
     def pack(self, model, metadata=None):
         """Write a model as a packed folder.

@@ -88,7 +88,7 @@ def sensitivity_map(scores):
     """
     names = list(scores["clusters"])
     rows = [
-        {int(bits): float(x) for bits, x in cluster["scores"].items()}
+        {float(bits): float(x) for bits, x in cluster["scores"].items()}
         for cluster in scores["clusters"].values()
     ]
     bits = sorted({b for row in rows for b in row})
@@ -101,7 +101,7 @@ def sensitivity_map(scores):
     norm = LogNorm() if table.count() else None
     style = {"aspect": "auto", "cmap": "viridis", "norm": norm}
     image = axes.imshow(table, interpolation="nearest", **style)
-    axes.set_yticks(range(len(bits)), [f"{b} bit" for b in bits])
+    axes.set_yticks(range(len(bits)), [f"{b:g} bit" for b in bits])
     _cluster_ticks(axes, names)
     figure.colorbar(image, ax=axes, label="sensitivity", pad=0.01)
     return figure
@@ -158,7 +158,7 @@ def _bit_axis(axes, bits):
     axes.set_yscale("log", base=2)
     ticks = sorted({1, 2, 4, 8, 16} | set(bits))
     ticks = [tick for tick in ticks if tick <= max(bits)]
-    axes.set_yticks(ticks, [str(tick) for tick in ticks])
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_ylim(min(1, min(bits) / 2), max(bits) * 1.25)
     axes.set_ylabel("bits")

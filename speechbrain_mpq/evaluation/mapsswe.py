@@ -2,12 +2,18 @@
 
 Two systems are compared on the same utterances. Errors are counted in
 segments that lie between words both have right, so that the segments can be
-taken as independent; the mean difference is then tested against zero. The
-segments are those of NIST's SCTK (sclite and sc_stats), with one difference:
-insertions of the second system behind the last word count like the first's.
+taken as independent; the mean difference is then tested against zero.
+
+Segments and test are those of NIST's SCTK (sclite and sc_stats). It looks for
+insertions behind the last word only where its first system has some, so that
+its outcome depends on the order of the systems; here both are counted unless
+`sctk_end` asks for the same. Alignments are those of least cost under sclite's
+weights, which can hold more errors than the least number that word error
+rates count; which of several with equal cost is taken, `wer.align` says.
 """
 
 import math
+from functools import lru_cache
 from statistics import fmean, stdev
 from typing import NamedTuple
 
@@ -41,7 +47,7 @@ class MapssweResult(NamedTuple):
         return self.p < SIGNIFICANCE_LEVEL
 
 
-def segments(reference, hypothesis_1, hypothesis_2, min_good=2):
+def segments(reference, hypothesis_1, hypothesis_2, min_good=2, sctk_end=False):
     """Segments of one utterance that hold errors of either system.
 
     A segment begins with up to `min_good` words before the first error that
@@ -55,6 +61,9 @@ def segments(reference, hypothesis_1, hypothesis_2, min_good=2):
         Words said, and recognised by either system.
     min_good : int
         Words in a row that both must have right between two segments.
+    sctk_end : bool
+        As SCTK, overlook insertions of system 2 behind the last word unless
+        system 1 has some there too.
 
     Returns
     -------
@@ -68,11 +77,18 @@ def segments(reference, hypothesis_1, hypothesis_2, min_good=2):
 Segment(start=3, stop=6, errors_1=0, errors_2=1)]
     >>> segments("a b", "a b", "a b")
     []
+    >>> segments("a", "a", "a x")
+    [Segment(start=0, stop=1, errors_1=0, errors_2=1)]
+    >>> segments("a", "a", "a x", sctk_end=True)
+    []
     """
     if min_good < 1:
         raise ValueError(f"min_good is {min_good}: it must be at least 1")
-    errors_1 = _errors_by_word(reference, hypothesis_1)
-    errors_2 = _errors_by_word(reference, hypothesis_2)
+    reference = _words(reference)
+    errors_1 = _errors_by_word(reference, _words(hypothesis_1))
+    errors_2 = _errors_by_word(reference, _words(hypothesis_2))
+    if sctk_end and errors_1[-1] == (0, 0):
+        errors_2 = [*errors_2[:-1], (0, 0)]
     words = len(errors_1) - 1
     found, good = [], min_good
     for word, (here_1, here_2) in enumerate(zip(errors_1, errors_2)):
@@ -97,7 +113,7 @@ Segment(start=3, stop=6, errors_1=0, errors_2=1)]
     return found
 
 
-def mapsswe(pairs, min_good=2):
+def mapsswe(pairs, min_good=2, sctk_end=False):
     """Test whether two systems differ in word errors, two-tailed.
 
     As in SCTK, z is 0 where the differences do not vary or there are fewer
@@ -108,7 +124,7 @@ def mapsswe(pairs, min_good=2):
     pairs : iterable[tuple]
         (reference, hypothesis of system 1, hypothesis of system 2), each a
         string or a list of words.
-    min_good : int
+    min_good, sctk_end : int, bool
         See `segments`.
 
     Returns
@@ -129,7 +145,7 @@ def mapsswe(pairs, min_good=2):
     differences = [
         segment.errors_1 - segment.errors_2
         for pair in pairs
-        for segment in segments(*pair, min_good=min_good)
+        for segment in segments(*pair, min_good, sctk_end)
     ]
     n = len(differences)
     mean = fmean(differences) if n else 0.0
@@ -138,6 +154,12 @@ def mapsswe(pairs, min_good=2):
     return MapssweResult(z, math.erfc(abs(z) / math.sqrt(2)), n, mean, std)
 
 
+def _words(text):
+    """Words of a string or a list, hashable."""
+    return tuple(text.split() if isinstance(text, str) else text)
+
+
+@lru_cache(maxsize=2**16)  # a table tests one system against several
 def _errors_by_word(reference, hypothesis):
     """(insertions before, errors at) every reference word, and at the end."""
     errors, inserted = [], 0
@@ -147,4 +169,4 @@ def _errors_by_word(reference, hypothesis):
         else:
             errors.append((inserted, int(edit.kind != CORRECT)))
             inserted = 0
-    return errors + [(inserted, 0)]
+    return (*errors, (inserted, 0))

@@ -12,7 +12,7 @@ CSS = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+main { max-width: 1320px; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 1rem; }
 h1 small { display: block; font-size: .8rem; font-weight: 600;
   letter-spacing: .08em; text-transform: uppercase; color: var(--accent); }
@@ -34,8 +34,10 @@ th, td { padding: .4rem .5rem; text-align: right;
 th { color: var(--soft); font-weight: 600; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
   background: var(--paper); }
-thead tr:first-child th { text-align: center; border-bottom: 0;
-  padding-bottom: 0; }
+thead tr:first-child:not(:last-child) th { text-align: center;
+  border-bottom: 0; padding-bottom: 0; }
+.results td:nth-child(2), .results tr:last-child th:nth-child(2) {
+  text-align: left; }
 tr.ours td { font-weight: 700; background: var(--card); }
 td.first, th.first { border-left: 1px solid var(--line); }
 .example { background: var(--card); border: 1px solid var(--line);

@@ -1,6 +1,4 @@
-"""The report page of one experiment: one HTML file with all it shows."""
-
-from functools import partial
+"""Pages of results: one HTML file each, with all it shows inside."""
 
 try:
     import matplotlib  # noqa: F401
@@ -9,19 +7,35 @@ except ImportError as error:
         'the report needs matplotlib: pip install "speechbrain_mpq[evaluate]"'
     ) from error
 
-from .bit_plots import bits_per_cluster, sensitivity_map
 from .examples import example_section
 from .files import write_text
-from .media import picture
 from .page import page, tag, text
-from .plots import quality_by_bucket
-from .plots import training_curve as draw_training
-from .table import bits_text, table_cells, table_notes
-from .verdict import label, size_text, verdict
+from .sections import (
+    additivity_section,
+    admm_section,
+    pareto_section,
+    plan_section,
+    quality_section,
+    scores_section,
+    training_section,
+)
+from .systems import label
+from .table_html import table_section
+from .verdict import verdict
 
 
 def write_report(
-    path, metrics, plan=None, scores=None, examples=(), training_curve=None
+    path,
+    metrics,
+    plan=None,
+    scores=None,
+    examples=(),
+    training_curve=None,
+    neighbours=(),
+    ceiling=None,
+    pareto=None,
+    additivity=None,
+    admm=None,
 ):
     """Write the report of a system and its baselines as one HTML file.
 
@@ -43,10 +57,22 @@ def write_report(
         "mixture", "target" and system.
     training_curve : list | None
         One dict of numbers per epoch, or the losses alone.
+    neighbours : list[dict]
+        Metrics of more systems, drawn beside these by their size.
+    ceiling : dict | None
+        Content of ceiling.json, shown with the plan: what mixed precision can
+        win, "am_gm_db" and "limited_db", and what the plan does, "planned_db".
+    pareto : dict | None
+        Content of pareto.json: "points" and "chosen", dicts of "bytes" and
+        the summed "score" of a plan.
+    additivity : list[dict] | None
+        Content of additivity.json: "plan", "predicted" and "measured".
+    admm : list[dict] | None
+        Content of admm.json: "iteration", "primal_residual", "valid_loss".
 
     Example
     -------
-    >>> from .table import summarise
+    >>> from .metrics import summarise
     >>> item = {
     ...     "id": "a",
     ...     "angle": 7.0,
@@ -67,20 +93,51 @@ def write_report(
         tag("h1", tag("small", "Separation report") + text(headline)),
         *(tag("p", text(sentence)) for sentence in sentences),
         tag("p", text(_origin(metrics[0])), class_="soft"),
-        _table_section(metrics),
-        _quality_section(names, metrics),
+        tag("h2", "Results by angle between the speakers"),
+        table_section(metrics, ours=True),
+        quality_section(names, metrics),
     ]
+    if neighbours or pareto:
+        runs = [*metrics, *neighbours]
+        sections.append(pareto_section(runs, pareto))
     if plan:
-        sections.append(_plan_section(plan))
+        sections.append(plan_section(plan, ceiling))
     if scores:
-        sections.append(_scores_section(scores))
+        sections.append(scores_section(scores))
+    if additivity:
+        sections.append(additivity_section(additivity))
+    if admm:
+        sections.append(admm_section(admm))
     if training_curve:
-        sections.append(_training_section(training_curve))
+        sections.append(training_section(training_curve))
     if examples:
         sections.append(tag("h2", "Look and listen"))
         sections.append(tag("p", _EXAMPLES_NOTE, class_="soft"))
         sections += [example_section(example) for example in examples]
     write_text(path, page(headline, "\n".join(sections)))
+
+
+def write_table(path, runs, against=None, seeds="all"):
+    """Write the results table of many systems as one HTML file.
+
+    Arguments
+    ---------
+    path : str | Path
+        The file; its folder must exist.
+    runs : list[dict]
+        Contents of metrics.json files, as `runs.gather` gives them.
+    against : sequence of str | None
+        Baselines of the marks, see `marks.choose_baselines`.
+    seeds : str
+        "all" or "mean", see `table_cells.table_cells`.
+    """
+    sections = [
+        tag("h1", tag("small", "Results") + "Systems on one test set"),
+        tag("p", text(_origin(runs[0], ("corpus", "test_set"))), class_="soft"),
+        table_section(runs, against, seeds),
+        pareto_section(runs, own=False),
+    ]
+    write_text(path, page("Results", "\n".join(sections)))
 
 
 _EXAMPLES_NOTE = (
@@ -93,121 +150,17 @@ _EXAMPLES_NOTE = (
 )
 
 
-def _origin(metrics):
-    """Corpus, seed and times of a run in one line."""
-    parts = []
-    if metrics.get("corpus"):
-        parts.append(f"corpus {metrics['corpus']}")
-    if metrics.get("seed") is not None:
-        parts.append(f"seed {metrics['seed']}")
-    parts.append(f"{sum(b['n'] for b in metrics['buckets'].values())} mixtures")
-    if metrics.get("test_set"):
-        parts.append(f"test set {metrics['test_set']}")
-    parts += [
-        f"{name} {seconds:.0f} s"
-        for name, seconds in metrics.get("wall_seconds", {}).items()
-    ]
-    return " · ".join(parts)
-
-
-def _table_section(metrics):
-    """The results table; the first system's row stands out."""
-    groups, header, rows = table_cells(metrics)
-    starts, column = set(), 0
-    for _, columns in groups:
-        starts.add(column)
-        column += columns
-    starts.discard(0)
-    titles = "".join(
-        tag("th", text(title), colspan=columns) for title, columns in groups
+def _origin(metrics, keys=("corpus", "seed", "test_set")):
+    """Corpus, seed, test set and times of a run in one line."""
+    shown = [key for key in keys if metrics.get(key) is not None]
+    parts = [f"{key.replace('_', ' ')} {metrics[key]}" for key in shown]
+    parts.insert(
+        len(parts) - ("test_set" in shown),
+        f"{sum(b['n'] for b in metrics['buckets'].values())} mixtures",
     )
-    head = tag("tr", titles) + _row(header, starts, "th")
-    # Row 0 is the mixture, row 1 the system that the page is about.
-    body = "".join(
-        _row(row, starts, "td", "ours" if index == 1 else "")
-        for index, row in enumerate(rows)
-    )
-    table = tag("table", tag("thead", head) + tag("tbody", body))
-    notes = [tag("p", text(n), class_="soft") for n in table_notes(metrics)]
-    return (
-        tag("h2", "Results by angle between the speakers")
-        + tag("div", table, class_="scroll")
-        + "".join(notes)
-    )
-
-
-def _row(cells, starts, element, class_=""):
-    """One table row; `starts` are the columns that begin a group."""
-    inner = "".join(
-        tag(element, text(cell.strip()), class_="first")
-        if index in starts
-        else tag(element, text(cell.strip()))
-        for index, cell in enumerate(cells)
-    )
-    return tag("tr", inner, class_=class_) if class_ else tag("tr", inner)
-
-
-def _quality_section(names, metrics):
-    """Plots of the table's numbers."""
-    draw = partial(quality_by_bucket, names, metrics)
-    return _figure(draw, "SI-SNR, PESQ and word error rate by angle bucket")
-
-
-def _plan_section(plan):
-    """Bits per cluster, and how many parameters have how many."""
-    clusters = plan["clusters"]
-    total = sum(cluster["parameters"] for cluster in clusters.values())
-    rows = []
-    for bits in sorted({cluster["bits"] for cluster in clusters.values()}):
-        sizes = [
-            cluster["parameters"]
-            for cluster in clusters.values()
-            if cluster["bits"] == bits
+    if "seed" in keys:
+        parts += [
+            f"{name} {seconds:.0f} s"
+            for name, seconds in (metrics.get("wall_seconds") or {}).items()
         ]
-        share = f"{100 * sum(sizes) / max(total, 1):.1f} %"
-        cells = [f"{bits} bit", str(len(sizes)), f"{sum(sizes):,}", share]
-        rows.append(_row(cells, (), "td"))
-    header = ["bits", "clusters", "parameters", "share"]
-    head = tag("thead", _row(header, (), "th"))
-    table = tag("table", head + tag("tbody", "".join(rows)))
-    average = bits_text({"bits": plan["average_bits"]})
-    note = (
-        f"{len(clusters)} clusters, {average} bits per parameter on average, "
-        f"{size_text(plan['bytes'])} by the plan's count."
-    )
-    draw = partial(bits_per_cluster, clusters)
-    caption = "Bits of every cluster, in the order of the signal"
-    return (
-        tag("h2", "Where the bits went")
-        + tag("p", text(note))
-        + _figure(draw, caption, "wide")
-        + tag("div", table, class_="scroll")
-    )
-
-
-def _scores_section(scores):
-    """Heat map of the sensitivities that the bits follow from."""
-    draw = partial(sensitivity_map, scores)
-    note = f"Method: {scores.get('method', 'not named')}. " + (
-        "Brighter clusters lose more at these bits; empty cells are zero or "
-        "below."
-    )
-    return (
-        tag("h2", "Sensitivity to quantization")
-        + tag("p", text(note))
-        + _figure(draw, "Sensitivity of every cluster by bits", "map")
-    )
-
-
-def _training_section(curve):
-    """Curves of the training."""
-    draw = partial(draw_training, curve)
-    return tag("h2", "Training") + _figure(draw, "Training by epoch")
-
-
-def _figure(draw, caption, class_=""):
-    """A figure with its caption, which scrolls where it is wide."""
-    image = tag(
-        "div", picture(draw, caption), class_=f"scroll {class_}".strip()
-    )
-    return tag("figure", image + tag("figcaption", text(caption)))
+    return " · ".join(parts)

@@ -1,18 +1,27 @@
 """What an experiment leaves behind: items, examples, metrics, report."""
 
-import json
+import re
 from pathlib import Path
 
 import soundfile
+from speechbrain.utils.logger import get_logger
 
-from .files import load_metrics, write_json
+from .files import read_json, write_json
 from .metrics import significance, summarise
 from .report import write_report
+from .runs import load_run
+from .systems import label, table_order
 from .table import results_table
-from .verdict import label
+
+logger = get_logger(__name__)
+
+# Files of an experiment that the report shows where they are there.
+_SHOWN = ("plan", "scores", "ceiling", "pareto", "additivity", "admm")
+# A number in a line of SpeechBrain's FileTrainLogger.
+_LOGGED = re.compile(r"(\w[\w ]*): (-?[\d.]+(?:e[-+]?\d+)?)")
 
 
-def write_results(folder, system, scored, baselines=()):
+def write_results(folder, system, scored, baselines=(), results_folder=None):
     """Write test_items.json, examples/, report.html and metrics.json.
 
     metrics.json comes last: where it is, everything else is.
@@ -20,16 +29,20 @@ def write_results(folder, system, scored, baselines=()):
     Arguments
     ---------
     folder : str or Path
-        Output folder of the experiment; plan.json and scores.json in it are
+        Output folder of the experiment; plan.json, scores.json, ceiling.json,
+        pareto.json, additivity.json, admm.json and train_log.txt in it are
         shown in the report.
     system : dict
         What metrics.json says of the system beside its scores: "system",
-        "bits", "average_bits", "model_bytes", "fp32_bytes", "corpus", "seed",
-        "wall_seconds".
+        "bits", "average_bits", "estimator", "model_bytes", "fp32_bytes",
+        "corpus", "seed", "wall_seconds".
     scored : scoring.Scored
     baselines : sequence of str or Path
         Output folders of finished experiments on the same test set; the first
         is the one that MAPSSWE compares with.
+    results_folder : str or Path or None
+        All finished experiments in it (`<experiment>/<seed>/`) that were
+        scored on the same test set are drawn beside this one.
 
     Returns
     -------
@@ -42,20 +55,21 @@ def write_results(folder, system, scored, baselines=()):
         **summarise(scored.items),
         "seconds_per_hour": scored.seconds_per_hour,
     }
-    if baselines:
-        reference = load_metrics(Path(baselines[0], "metrics.json"))
+    others = [load_run(path, with_items=True) for path in baselines]
+    if others:
         metrics["mapsswe"] = significance(
-            scored.items, _items(baselines[0]), reference["system"]
+            scored.items, others[0]["items"], others[0]["system"]
         )
     _write_examples(folder, scored.examples)
-    others = [load_metrics(Path(path, "metrics.json")) for path in baselines]
-    systems = dict(zip([folder, *map(Path, baselines)], [metrics, *others]))
+    runs = [{**metrics, "items": scored.items, "folder": folder}, *others]
+    files = [folder / f"{name}.json" for name in _SHOWN]
     write_report(
         folder / "report.html",
-        [{**m, "items": _items(path)} for path, m in systems.items()],
-        plan=_optional(folder / "plan.json"),
-        scores=_optional(folder / "scores.json"),
-        examples=[_shown(example, systems) for example in scored.examples],
+        runs,
+        examples=[_shown(example, runs) for example in scored.examples],
+        training_curve=_training_curve(folder / "train_log.txt"),
+        neighbours=_neighbours(results_folder, runs),
+        **{path.stem: read_json(path) for path in files if path.exists()},
     )
     write_json(folder / "metrics.json", metrics)
     return metrics
@@ -72,20 +86,43 @@ def show_results(folders):
     -------
     table : str
     """
-    return results_table(
-        [load_metrics(Path(path, "metrics.json")) for path in folders]
-    )
+    return results_table([load_run(path) for path in folders])
 
 
-def _items(folder):
-    """Results of every test mixture of a finished experiment."""
-    path = Path(folder, "test_items.json")
-    return json.loads(path.read_text(encoding="utf-8"))
+def _training_curve(path):
+    """Numbers of every epoch in SpeechBrain's log, the last of repeated ones.
+
+    The learning rate is a setting, not an outcome.
+    """
+    if not path.exists():
+        return None
+    epochs = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = {key: float(value) for key, value in _LOGGED.findall(line)}
+        row.pop("lr", None)
+        if "epoch" in row:
+            epochs[row["epoch"]] = row
+    return list(epochs.values())
 
 
-def _optional(path):
-    """Content of a JSON file, or None where there is none."""
-    return json.loads(path.read_text()) if path.exists() else None
+def _neighbours(results_folder, runs):
+    """Finished runs on the same test set, except those given."""
+    if results_folder is None:
+        return []
+    known = {Path(run["folder"]).resolve() for run in runs}
+    found = []
+    for path in sorted(Path(results_folder).glob("*/*/metrics.json")):
+        if path.parent.resolve() in known:
+            continue
+        try:
+            run = load_run(path.parent)
+        except ValueError as error:
+            # Theirs to mend: this experiment's own results are sound.
+            logger.warning(f"Left out of the report: {error}")
+            continue
+        if run.get("test_set") == runs[0]["test_set"]:
+            found.append(run)
+    return sorted(found, key=table_order)
 
 
 def _example_file(folder, key):
@@ -102,17 +139,18 @@ def _write_examples(folder, examples):
         soundfile.write(path, estimate, example["sample_rate"])
 
 
-def _shown(example, systems):
+def _shown(example, runs):
     """An example with the estimates and words of several systems."""
     signals = {name: example["signals"][name] for name in ("mixture", "target")}
     hypotheses, ratios = {}, {}
-    for folder, metrics in systems.items():
-        item = next(i for i in _items(folder) if i["id"] == example["id"])
+    for run in runs:
+        item = next(i for i in run["items"] if i["id"] == example["id"])
         hypotheses.setdefault("mixture", item["hypothesis_mixture"])
         hypotheses.setdefault("target", item["hypothesis_target"])
         ratios.setdefault("mixture", item["si_snr_mixture"])
-        name = label(metrics)
-        signals[name], _ = soundfile.read(_example_file(folder, item["id"]))
+        name = label(run)
+        path = _example_file(run["folder"], item["id"])
+        signals[name], _ = soundfile.read(path)
         hypotheses[name], ratios[name] = item["hypothesis"], item["si_snr"]
     return {
         **example,

@@ -1,83 +1,8 @@
 """What the numbers of a system say against its baselines, in words."""
 
 from .mapsswe import SIGNIFICANCE_LEVEL
-from .metrics import significance
-from .table import MIB, bits_text
-
-FULL_PRECISION = 32  # bits
-
-
-def label(metrics):
-    """Name of a system with its bits.
-
-    Arguments
-    ---------
-    metrics : dict
-        Content of metrics.json.
-
-    Returns
-    -------
-    str
-        As "kl 4.03 bit"; full precision goes without bits.
-
-    Example
-    -------
-    >>> label({"system": "kl", "bits": 4, "average_bits": 4.031})
-    'kl 4.03 bit'
-    >>> label({"system": "fp32", "bits": 32})
-    'fp32'
-    """
-    if metrics["bits"] >= FULL_PRECISION:
-        return metrics["system"]
-    return f"{metrics['system']} {bits_text(metrics)} bit"
-
-
-def size_text(size):
-    """Bytes as text, in KiB below one MiB.
-
-    Arguments
-    ---------
-    size : int
-        Bytes.
-
-    Returns
-    -------
-    str
-        As "293 KiB" or "2.00 MiB".
-
-    Example
-    -------
-    >>> size_text(300000), size_text(2 * 2**20)
-    ('293 KiB', '2.00 MiB')
-    """
-    return f"{size / 1024:.0f} KiB" if size < MIB else f"{size / MIB:.2f} MiB"
-
-
-def compare(metrics, baseline):
-    """Significance of the WER difference between two systems.
-
-    It is computed where both hold their items, else taken from `mapsswe`.
-
-    Arguments
-    ---------
-    metrics : dict
-        Metrics of the system.
-    baseline : dict
-        Metrics of the baseline.
-
-    Returns
-    -------
-    dict | None
-        `{"against", "z", "p", "segments"}`, or None where it was not tested.
-    """
-    if metrics.get("items") and baseline.get("items"):
-        return significance(
-            metrics["items"], baseline["items"], baseline["system"]
-        )
-    test = metrics.get("mapsswe")
-    # Only full precision is sure to be the one system of its name.
-    known = test and baseline["bits"] >= FULL_PRECISION
-    return test if known and test["against"] == baseline["system"] else None
+from .marks import compare
+from .systems import FULL_PRECISION, label, size_text
 
 
 def verdict(metrics):

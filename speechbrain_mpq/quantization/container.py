@@ -8,7 +8,7 @@ import struct
 import torch
 from safetensors import SafetensorError, safe_open
 
-VERSION = "1"
+VERSIONS = ("1", "2")  # 2: slices, other tables than Eq. 7's, 1.6 bits
 DTYPES = {  # names of the safetensors format
     torch.float64: "F64",
     torch.float32: "F32",
@@ -40,7 +40,7 @@ class PackedModelError(ValueError):
         super().__init__(f"{path}: {problem}; {fix}")
 
 
-def write_container(path, tensors, config):
+def write_container(path, tensors, config, version="1"):
     """Writes tensors and a configuration as one safetensors file.
 
     The safetensors library writes the metadata in an order of its own, which
@@ -54,14 +54,16 @@ def write_container(path, tensors, config):
         Contiguous tensors on the CPU.
     config : dict
         Anything that JSON can hold.
+    version : str
+        Version of the format that is needed to read it.
     """
     config = json.dumps(config, separators=(",", ":"))
     header = {
         "__metadata__": {
             "format": "pt",
-            "mpq_version": VERSION,
+            "mpq_version": version,
             "mpq_config": config,
-            "sha256": digest(tensors, config),
+            "sha256": digest(tensors, config, version),
         }
     }
     # Wide types first keep every tensor aligned.
@@ -113,14 +115,15 @@ def read_container(path):
         raise PackedModelError(
             path, "not a packed model", "write one with save_packed"
         )
-    if metadata["mpq_version"] != VERSION:
+    version = metadata["mpq_version"]
+    if version not in VERSIONS:
         raise PackedModelError(
             path,
-            f"format version {metadata['mpq_version']!r} is not {VERSION!r}",
+            f"format version {version!r} is not in {VERSIONS}",
             "install a speechbrain_mpq that reads it, or pack again",
         )
     config = metadata.get("mpq_config", "")
-    if metadata.get("sha256") != digest(tensors, config):
+    if metadata.get("sha256") != digest(tensors, config, version):
         raise PackedModelError(path, "damaged (SHA-256 does not match)")
     return tensors, json.loads(config)
 
@@ -146,8 +149,8 @@ def write_whole(path, chunks):
         temporary.unlink(missing_ok=True)
 
 
-def digest(tensors, config):
-    """SHA-256 over configuration, names, types, shapes and payload.
+def digest(tensors, config, version):
+    """SHA-256 over version, configuration, names, types, shapes and payload.
 
     Arguments
     ---------
@@ -155,13 +158,15 @@ def digest(tensors, config):
         Contiguous tensors on the CPU.
     config : str
         The configuration as it is written.
+    version : str
+        Version of the format.
 
     Returns
     -------
     str
         Hexadecimal digits.
     """
-    sha = hashlib.sha256(f"{VERSION}\n{config}\n".encode())
+    sha = hashlib.sha256(f"{version}\n{config}\n".encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         kind = DTYPES.get(tensor.dtype, "?")

@@ -2,7 +2,7 @@
 
 The module keeps its identity and its float weight (``original``), which the
 optimizer goes on training; whoever reads the weight sees its quantized value.
-Bits and scale are buffers: they travel through ordinary checkpoints.
+Bits, codebook and scale are buffers: they travel through ordinary checkpoints.
 """
 
 from functools import partial
@@ -10,11 +10,13 @@ from functools import partial
 import torch
 from torch.nn.utils import parametrize
 
-from .codebook import (
+from .codebook import dequantize, nearest_levels
+from .tables import (
+    TERNARY_BITS,
     check_bits,
-    dequantize,
+    check_codebook,
     largest_level,
-    nearest_levels,
+    table_bits,
 )
 
 
@@ -23,10 +25,12 @@ class FakeQuantize(torch.nn.Module):
 
     Arguments
     ---------
-    bits : int
-        Bits of one value, 1 to 16.
+    bits : int or float
+        Bits of one value, 1 to 16, or 1.6.
     alpha : torch.Tensor or float
         Scale, broadcastable to the weight.
+    codebook : str
+        "midtread" or "midrise".
 
     Example
     -------
@@ -37,14 +41,46 @@ class FakeQuantize(torch.nn.Module):
     >>> quantized.sum().backward()
     >>> weight.grad
     tensor([1., 1., 1.])
+    >>> FakeQuantize(2, 0.25, "midrise")(weight).detach()
+    tensor([ 0.7500, -0.2500,  0.7500])
     """
 
-    def __init__(self, bits, alpha):
+    def __init__(self, bits, alpha, codebook="midtread"):
         super().__init__()
         alpha = torch.as_tensor(alpha, dtype=torch.float32)
-        bits = torch.tensor(check_bits(bits), dtype=torch.int32)
+        ternary = torch.tensor(check_bits(bits) == TERNARY_BITS)
+        bits = torch.tensor(table_bits(bits), dtype=torch.int32)
+        midrise = torch.tensor(check_codebook(codebook) == "midrise")
         self.register_buffer("bits", bits.to(alpha.device))
+        self.register_buffer("ternary", ternary.to(alpha.device))
+        self.register_buffer("midrise", midrise.to(alpha.device))
         self.register_buffer("alpha", alpha.detach().clone())
+
+    @property
+    def stored_bits(self):
+        """Bits that a value takes in a file: ``bits``, or 1.6."""
+        return TERNARY_BITS if self.ternary else int(self.bits)
+
+    @property
+    def codebook(self):
+        """Kind of the quantization table."""
+        return "midrise" if self.midrise else "midtread"
+
+    def levels(self, weight):
+        """The weight's nearest levels in the table, in units of alpha.
+
+        Arguments
+        ---------
+        weight : torch.Tensor
+            Float weight of any shape.
+
+        Returns
+        -------
+        torch.Tensor
+            Whole numbers as floats.
+        """
+        bits, alpha = self.stored_bits, self.alpha
+        return nearest_levels(weight, bits, alpha, self.codebook)
 
     def forward(self, weight):
         """The quantized weight.
@@ -60,7 +96,7 @@ class FakeQuantize(torch.nn.Module):
             Same shape and type.
         """
         with torch.no_grad():
-            levels = nearest_levels(weight, int(self.bits), self.alpha)
+            levels = self.levels(weight)
             quantized = dequantize(levels, self.alpha, weight.dtype)
         # The second term is exactly zero and only carries the gradient. It is
         # not cut where the table clips: a clipped weight must be able to come
@@ -75,9 +111,25 @@ class FakeQuantize(torch.nn.Module):
         """Starts again from a newly fitted scale."""
         self.alpha.copy_(alpha)
 
+    def set_codebook(self, codebook):
+        """Takes the values from another kind of table from now on."""
+        self.midrise.fill_(check_codebook(codebook) == "midrise")
+
     def extra_repr(self):
         """Shown by ``print(model)``."""
-        return f"bits={int(self.bits)}, scales={self.alpha.numel()}"
+        return (
+            f"bits={self.stored_bits}, scales={self.alpha.numel()}, "
+            f"codebook={self.codebook}"
+        )
+
+    def _load_from_state_dict(self, state_dict, prefix, *arguments):
+        """Checkpoints from before there was a choice of tables have Eq. 7's."""
+        for name in ("ternary", "midrise"):
+            state_dict.setdefault(prefix + name, torch.tensor(False))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+StraightThrough = FakeQuantize  # the name it has as an estimator
 
 
 class LearnedStep(FakeQuantize):
@@ -89,10 +141,12 @@ class LearnedStep(FakeQuantize):
 
     Arguments
     ---------
-    bits : int
-        Bits of one value, 1 to 16.
+    bits : int or float
+        Bits of one value, 1 to 16, or 1.6.
     alpha : torch.Tensor or float
         Scale to start from, broadcastable to the weight.
+    codebook : str
+        "midtread" or "midrise".
 
     Example
     -------
@@ -105,8 +159,8 @@ class LearnedStep(FakeQuantize):
     tensor(0.7000)
     """
 
-    def __init__(self, bits, alpha):
-        super().__init__(bits, alpha)
+    def __init__(self, bits, alpha, codebook="midtread"):
+        super().__init__(bits, alpha, codebook)
         fitted = self.alpha
         del self.alpha
         self.register_buffer("fitted", fitted)
@@ -137,9 +191,9 @@ class LearnedStep(FakeQuantize):
         """
         alpha = self.alpha
         with torch.no_grad():
-            levels = nearest_levels(weight, int(self.bits), alpha)
+            levels = self.levels(weight)
             quantized = dequantize(levels, alpha, weight.dtype)
-            largest = largest_level(int(self.bits))
+            largest = largest_level(self.stored_bits, self.codebook)
         # Inside the table a weight follows its gradient and the scale gets
         # what rounding changed; beyond its ends the scale gets all of it.
         steps = weight / alpha.clamp_min(torch.finfo(alpha.dtype).tiny)

@@ -1,130 +1,34 @@
 """Packed models: bit-packed integers in a safetensors file, and back.
 
 model.safetensors holds two pooled tensors, so that its header stays small:
-``packed`` (uint8), the integers of all quantized tensors in the order of
-their names, each beginning on a byte, and ``scales`` (float32) in the same
-order. What stayed in float keeps its own name. The header's ``mpq_config``
-gives the bits and shape of every quantized tensor, ``sha256`` guards it all.
-quantization_config.json beside it is a readable copy that nothing reads.
+``packed`` and ``scales`` (see ``pools``). What stayed in float keeps its own
+name. The header's ``mpq_config`` gives the bits and shape of every quantized
+tensor, ``sha256`` guards it all. quantization_config.json beside it is a
+readable copy that nothing reads.
 """
 
 import json
-import math
-from dataclasses import dataclass
+from collections import defaultdict
+from operator import itemgetter
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from .codebook import (
-    GRANULARITIES,
-    check_bits,
-    dequantize,
-    largest_level,
-    quantize_to_integers,
-    scale_shape,
-)
+from .codebook import dequantize
 from .container import (
     DTYPES,
-    VERSION,
     PackedModelError,
     read_container,
     write_container,
     write_whole,
 )
-from .quantizer import bit_plan
+from .model_plan import bit_plan
+from .pools import POOLS, needs_second_version, pool, unpool
+from .row_groups import first_row, split_name
 from .tensors import named_tensors, plain_buffers
 
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "quantization_config.json"
-POOLS = ("packed", "scales")
-
-
-@dataclass
-class PackedTensor:
-    """A quantized tensor as it is stored.
-
-    Arguments
-    ---------
-    bits : int
-        Bits of one value.
-    integers : torch.Tensor
-        int32, in the shape of the weight.
-    alpha : torch.Tensor
-        float32 scale, broadcastable to the integers.
-    """
-
-    bits: int
-    integers: torch.Tensor
-    alpha: torch.Tensor
-
-
-def pack_bits(integers, bits):
-    """Integers of a codebook to bytes without gaps, lowest bit first.
-
-    Stored is value + 2^(bits - 1), with one bit 0 for -1 and 1 for +1.
-
-    Arguments
-    ---------
-    integers : torch.Tensor
-        Levels of an n-bit codebook, any shape.
-    bits : int
-        Bits of one value, 1 to 16.
-
-    Returns
-    -------
-    torch.Tensor
-        uint8, ceil(n * bits / 8) bytes.
-
-    Example
-    -------
-    >>> pack_bits(torch.tensor([-1, 0, 1, 0, 1]), 2)
-    tensor([185,   3], dtype=torch.uint8)
-    >>> pack_bits(torch.tensor([-1, 1, 1]), 1)
-    tensor([6], dtype=torch.uint8)
-    """
-    largest = largest_level(check_bits(bits))
-    values = integers.detach().cpu().numpy().reshape(-1).astype(np.int32)
-    if np.abs(values).max(initial=0) > largest or (bits == 1 and 0 in values):
-        raise ValueError(f"integers are not in the {bits}-bit codebook")
-    codes = (values + 1) // 2 if bits == 1 else values + 2 ** (bits - 1)
-    as_bytes = codes.astype("<u2").view(np.uint8).reshape(-1, 2)
-    as_bits = np.unpackbits(as_bytes, axis=1, bitorder="little")[:, :bits]
-    return torch.from_numpy(np.packbits(as_bits, bitorder="little"))
-
-
-def unpack_bits(packed, bits, shape):
-    """The integers that ``pack_bits`` stored.
-
-    Arguments
-    ---------
-    packed : torch.Tensor
-        uint8 bytes.
-    bits : int
-        Bits of one value, 1 to 16.
-    shape : tuple of int
-        Shape of the integers.
-
-    Returns
-    -------
-    torch.Tensor
-        int32.
-
-    Example
-    -------
-    >>> unpack_bits(torch.tensor([185, 3], dtype=torch.uint8), 2, (5,))
-    tensor([-1,  0,  1,  0,  1], dtype=torch.int32)
-    """
-    count, bits = math.prod(shape), check_bits(bits)
-    as_bits = np.unpackbits(
-        packed.numpy(), count=count * bits, bitorder="little"
-    )
-    padded = np.zeros((count, 16), np.uint8)
-    padded[:, :bits] = as_bits.reshape(count, bits)
-    codes = np.packbits(padded, axis=1, bitorder="little").view("<u2")
-    codes = codes.reshape(shape).astype(np.int32)
-    values = 2 * codes - 1 if bits == 1 else codes - 2 ** (bits - 1)
-    return torch.from_numpy(values)
 
 
 def save_packed(model, folder, metadata=None):
@@ -148,30 +52,26 @@ def save_packed(model, folder, metadata=None):
         The model.safetensors, whose size is the model's.
     """
     quantized, floats = _split(model)
-    plan = bit_plan(model).to_dict() if quantized else None
-    granularity = _granularity(quantized)
-    packed, scales, described = [], [], {}
-    for name, tensor in quantized.items():
-        bits, alpha = int(tensor.fake_quantize.bits), tensor.fake_quantize.alpha
-        weight = tensor.parameter.detach()
-        integers = quantize_to_integers(weight, bits, alpha)
-        packed.append(pack_bits(integers, bits))
-        scales.append(alpha.detach().cpu().float().reshape(-1))
-        described[name] = {"bits": bits, "shape": list(weight.shape)}
-    pools = {}
-    if quantized:
-        pools = {"packed": torch.cat(packed), "scales": torch.cat(scales)}
-    header_config = {"granularity": granularity, "tensors": _nest(described)}
+    plan = bit_plan(model) if quantized else None
+    codebook = plan.codebook if plan else "midtread"
+    pools, header = pool(quantized, codebook)
+    version = 2 if needs_second_version(header) else 1
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MODEL_FILE
-    write_container(path, {**floats, **pools}, header_config)
+    write_container(path, {**floats, **pools}, header, str(version))
     readable = {
         "quant_method": "speechbrain_mpq",
-        "version": int(VERSION),
-        "granularity": granularity,
-        "tensors": described,
-        "plan": plan,
+        "version": version,
+        "granularity": header["granularity"],
+        "tensors": {
+            name: {
+                "bits": tensor.fake_quantize.stored_bits,
+                "shape": list(tensor.weight.shape),
+            }
+            for name, tensor in quantized.items()
+        },
+        "plan": plan.to_dict() if plan else None,
         "metadata": metadata or {},
     }
     text = json.dumps(readable, indent=1) + "\n"
@@ -190,14 +90,14 @@ def read_packed(folder):
     Returns
     -------
     quantized : dict of str -> PackedTensor
-        What was quantized, by parameter name.
+        What was quantized, by the name of the parameter or slice.
     floats : dict of str -> torch.Tensor
         What was not.
     """
     path = Path(folder) / MODEL_FILE
     tensors, config = read_container(path)
     try:
-        return _unpool(tensors, config)
+        return unpool(tensors, config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise PackedModelError(
             path, f"inconsistent ({error!r})", "pack the model again"
@@ -225,15 +125,7 @@ def load_packed_(model, folder):
     """
     targets = _plain_targets(model)
     quantized, floats = read_packed(folder)
-    values = dict(floats)
-    for name, tensor in quantized.items():
-        target = targets.get(name, tensor.alpha)
-        if target.is_floating_point():
-            values[name] = dequantize(
-                tensor.integers, tensor.alpha, target.dtype
-            )
-        else:
-            values[name] = tensor.integers
+    values = {**floats, **_dequantized(quantized, targets)}
     problem = _difference(values, targets)
     if problem:
         raise PackedModelError(
@@ -288,6 +180,22 @@ def _plain_targets(model):
     return {**targets, **_stored_buffers(model)}
 
 
+def _dequantized(quantized, targets):
+    """Parameter name -> float values in the type that the model has."""
+    pieces = defaultdict(list)
+    for name, tensor in quantized.items():
+        parameter, rows = split_name(name)
+        value, target = tensor.integers, targets.get(parameter, tensor.alpha)
+        if target.is_floating_point():
+            value = dequantize(value, tensor.alpha, target.dtype)
+        pieces[parameter].append((first_row(rows), value))
+    values = {}
+    for name, slices in pieces.items():
+        ordered = [value for _, value in sorted(slices, key=itemgetter(0))]
+        values[name] = torch.cat(ordered) if len(ordered) > 1 else ordered[0]
+    return values
+
+
 def _difference(values, targets):
     """How a file's tensors differ from a model's; empty if they do not."""
     missing = sorted(set(targets) - set(values))
@@ -302,76 +210,6 @@ def _difference(values, targets):
         if wanted != found:
             return f"{name} is {found}, the model's is {wanted}"
     return ""
-
-
-def _granularity(quantized):
-    """The one granularity that all scales' shapes follow."""
-    shapes = {
-        name: (tuple(t.parameter.shape), tuple(t.fake_quantize.alpha.shape))
-        for name, t in quantized.items()
-    }
-    for granularity in GRANULARITIES:
-        if all(
-            scale_shape(shape, granularity) == alpha
-            for shape, alpha in shapes.values()
-        ):
-            return granularity
-    raise ValueError(
-        "packing needs one scale per tensor, or one per entry of the first "
-        "dimension, in the whole model"
-    )
-
-
-def _nest(described):
-    """{"a.b.weight": ...} to {"a": {"b": {"weight": [bits, *shape]}}}.
-
-    Written in full, the names would be most of the header.
-    """
-    tree = {}
-    for name, entry in described.items():
-        *parents, leaf = name.split(".")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[leaf] = [entry["bits"], *entry["shape"]]
-    return tree
-
-
-def _flatten(tree, prefix=""):
-    """Undoes ``_nest``: yields (name, bits, shape)."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            bits, *shape = value
-            if any(type(size) is not int or size < 0 for size in shape):
-                raise ValueError(f"shape {shape} of {prefix}{key}")
-            yield prefix + key, check_bits(bits), tuple(shape)
-
-
-def _unpool(tensors, config):
-    """The PackedTensors and float tensors of a file's content."""
-    if not config["tensors"]:  # full precision
-        return {}, tensors
-    packed, scales = tensors.pop("packed"), tensors.pop("scales")
-    if packed.dtype != torch.uint8 or scales.dtype != torch.float32:
-        raise ValueError("packed is not uint8 or scales not float32")
-    if not torch.isfinite(scales).all():
-        raise ValueError("scales must be finite")
-    quantized = {}
-    for name, bits, shape in sorted(_flatten(config["tensors"])):
-        alpha_shape = scale_shape(shape, config["granularity"])
-        count = math.prod(alpha_shape)
-        size = math.ceil(math.prod(shape) * bits / 8)
-        if len(packed) < size or len(scales) < count:
-            raise ValueError(f"no integers or scales left for {name}")
-        integers = unpack_bits(packed[:size], bits, shape)
-        alpha = scales[:count].reshape(alpha_shape)
-        quantized[name] = PackedTensor(bits, integers, alpha)
-        packed, scales = packed[size:], scales[count:]
-    if len(packed) or len(scales):
-        raise ValueError("more integers or scales than tensors")
-    return quantized, tensors
 
 
 def _some(names):

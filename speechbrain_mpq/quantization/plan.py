@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .codebook import check_bits
+from .tables import TERNARY_BITS, check_bits, check_codebook
 
 VERSION = 1
 SCALE_BYTES = 4  # a scale is stored as float32
@@ -16,12 +16,14 @@ FLOAT_BYTES = 4  # and so is a parameter that is left alone
 def packed_bytes(parameters, bits, scales):
     """Bytes of integers packed without gaps, rounded up, and their scales.
 
+    At 1.6 bits five integers share a byte.
+
     Arguments
     ---------
     parameters : int
         Number of integers.
-    bits : int
-        Bits of one integer.
+    bits : int or float
+        Bits of one integer, 1 to 16, or 1.6.
     scales : int
         Number of float32 scales.
 
@@ -35,7 +37,11 @@ def packed_bytes(parameters, bits, scales):
     65540
     >>> packed_bytes(parameters=1, bits=2, scales=1)
     5
+    >>> packed_bytes(parameters=11, bits=1.6, scales=0)
+    3
     """
+    if bits == TERNARY_BITS:
+        return math.ceil(parameters / 5) + SCALE_BYTES * scales
     return math.ceil(parameters * bits / 8) + SCALE_BYTES * scales
 
 
@@ -45,12 +51,13 @@ class ClusterBits:
 
     Arguments
     ---------
-    bits : int
-        Bits of every value in the cluster, 1 to 16.
+    bits : int or float
+        Bits of every value in the cluster, 1 to 16, or 1.6.
     parameters : int
         Number of values.
     tensors : tuple of str
-        Names of the cluster's parameter tensors.
+        Names of the cluster's parameter tensors, with their rows where a
+        tensor is cut: "conv.weight[0:32]".
     scales : int or None
         Number of scales where a tensor has several; None: one each.
 
@@ -60,7 +67,7 @@ class ClusterBits:
     104
     """
 
-    bits: int
+    bits: int | float
     parameters: int
     tensors: tuple = ()
     scales: int = None
@@ -91,6 +98,8 @@ class BitPlan:
         Cluster name -> ClusterBits.
     rest_parameters : int
         Parameters that stay in float32.
+    codebook : str
+        Kind of all quantization tables, "midtread" or "midrise".
 
     Example
     -------
@@ -107,25 +116,29 @@ class BitPlan:
 
     clusters: dict = field(default_factory=dict)
     rest_parameters: int = 0
+    codebook: str = "midtread"
 
     def __post_init__(self):
+        check_codebook(self.codebook)
         if not self.clusters:
             raise ValueError("a bit plan needs at least one cluster")
         if self.rest_parameters < 0:
             raise ValueError("rest_parameters must not be negative")
 
     @classmethod
-    def uniform(cls, clusters, bits, rest_parameters=0):
+    def uniform(cls, clusters, bits, rest_parameters=0, codebook="midtread"):
         """The plan that gives every cluster the same bits.
 
         Arguments
         ---------
         clusters : dict
             Cluster name -> ClusterBits, or another plan's ``clusters``.
-        bits : int
+        bits : int or float
             Bits for all.
         rest_parameters : int
             Parameters that stay in float32.
+        codebook : str
+            Kind of all quantization tables.
 
         Returns
         -------
@@ -141,13 +154,22 @@ class BitPlan:
             name: ClusterBits(bits, old.parameters, old.tensors, old.scales)
             for name, old in clusters.items()
         }
-        return cls(same, rest_parameters)
+        return cls(same, rest_parameters, codebook)
+
+    @property
+    def tensors(self):
+        """Names of all tensors and slices in the plan."""
+        return [name for c in self.clusters.values() for name in c.tensors]
 
     @property
     def average_bits(self):
         """Mean bits of a quantized parameter."""
-        stored = sum(c.bits * c.parameters for c in self.clusters.values())
-        return stored / sum(c.parameters for c in self.clusters.values())
+        # Integer tenths, so that 1.6 bits everywhere are exactly 1.6.
+        sizes = [
+            (round(10 * c.bits), c.parameters) for c in self.clusters.values()
+        ]
+        stored = sum(tenths * count for tenths, count in sizes)
+        return stored / (10 * sum(count for _, count in sizes))
 
     @property
     def bytes(self):
@@ -156,9 +178,11 @@ class BitPlan:
         return packed + FLOAT_BYTES * self.rest_parameters
 
     def to_dict(self):
-        """The content of plan.json."""
+        """The content of plan.json; the codebook only where not Eq. 7's."""
+        kind = {"codebook": self.codebook}
         return {
             "version": VERSION,
+            **(kind if self.codebook != "midtread" else {}),
             "average_bits": self.average_bits,
             "bytes": self.bytes,
             "rest_parameters": self.rest_parameters,
@@ -196,7 +220,7 @@ class BitPlan:
         rest = content.get("rest_parameters", 0)
         if type(rest) is not int:
             raise ValueError('"rest_parameters" must be a number of values')
-        plan = cls(read, rest)
+        plan = cls(read, rest, content.get("codebook", "midtread"))
         if content.get("bytes", plan.bytes) != plan.bytes:
             raise ValueError(
                 f'"bytes" says {content["bytes"]}, its clusters {plan.bytes}'

@@ -10,20 +10,22 @@ from contextlib import contextmanager
 
 import torch
 
-from .codebook import check_bits, dequantize, fit_scale, nearest_levels
+from .codebook import dequantize, fit_scale, nearest_levels
+from .cutting import cut, cut_as_named
 from .fake_quant import FakeQuantize, attach, detach
-from .plan import BitPlan, ClusterBits, packed_bytes
-from .tensors import (
-    NamedTensor,
-    named_tensors,
-    near_misses,
-    plain_buffers,
-    select,
-)
+from .model_plan import bit_plan, bits_of_plan
+from .plan import BitPlan
+from .row_groups import RowGroups
+from .tables import check_bits, check_codebook
+from .tensors import named_tensors, near_misses, select
 
 
-def clusters(model, include=("*",), exclude=()):
+def clusters(model, include=("*",), exclude=(), rows=None):
     """The clusters of the parameters that patterns select.
+
+    A cluster is named after the module that owns its parameters. Slices of
+    them are in a cluster for their rows; what is not cut (biases, vectors)
+    stays in the cluster of the module's own name.
 
     Arguments
     ---------
@@ -33,11 +35,14 @@ def clusters(model, include=("*",), exclude=()):
         fnmatch patterns on parameter names; each must match something.
     exclude : sequence of str
         Patterns of what to leave out of these; each must match something.
+    rows : int or None
+        Most output channels of one slice: matrices and filters with more are
+        cut along their first dimension into slices of about equal size.
 
     Returns
     -------
     dict of str -> list of str
-        Cluster name -> names of its parameters.
+        Cluster name -> names of its parameters and slices.
 
     Example
     -------
@@ -46,9 +51,12 @@ def clusters(model, include=("*",), exclude=()):
     {'0': ['0.weight', '0.bias'], '1': ['1.weight']}
     >>> clusters(model, exclude=["*.bias"])
     {'0': ['0.weight'], '1': ['1.weight']}
+    >>> clusters(model, include="0.*", rows=2)
+    {'0[0:1]': ['0.weight[0:1]'], '0[1:3]': ['0.weight[1:3]'], '0': ['0.bias']}
     """
     grouped = defaultdict(list)
-    for tensor in select(named_tensors(model), include, exclude):
+    tensors = cut(named_tensors(model), rows)
+    for tensor in select(tensors, include, exclude):
         grouped[tensor.cluster].append(tensor.name)
     return dict(grouped)
 
@@ -60,6 +68,8 @@ def quantize_(
     exclude=(),
     granularity="tensor",
     estimator=FakeQuantize,
+    codebook=None,
+    rows=None,
 ):
     """Quantizes parameters in place; training goes on straight through.
 
@@ -67,9 +77,9 @@ def quantize_(
     ---------
     model : torch.nn.Module
         Model without quantized parameters.
-    plan_or_bits : BitPlan or int
-        Bits of every cluster. Parameters that a plan does not name stay in
-        float.
+    plan_or_bits : BitPlan, int or float
+        Bits of every cluster, 1 to 16, or 1.6. Parameters that a plan does
+        not name stay in float.
     include : sequence of str
         fnmatch patterns on parameter names; each must match something.
     exclude : sequence of str
@@ -80,6 +90,12 @@ def quantize_(
     estimator : type
         How quantized weights are trained: ``FakeQuantize`` (straight
         through, fixed scales) or ``LearnedStep``.
+    codebook : str or None
+        "midtread" (Eq. 7) or "midrise" (no zero, one level more). None: that
+        of the plan; without a plan "midtread".
+    rows : int or None
+        Most output channels of one slice, as in ``clusters``. Counts for
+        bits only: a plan names the slices that it is for.
 
     Returns
     -------
@@ -103,19 +119,30 @@ def quantize_(
         raise ValueError(
             "the model is quantized already: call dequantize_(model) first"
         )
-    chosen = select(tensors, include, exclude)
     if isinstance(plan_or_bits, BitPlan):
-        bits = _bits_of_plan(plan_or_bits, tensors, chosen)
+        codebook = codebook or plan_or_bits.codebook
+        tensors = cut_as_named(tensors, plan_or_bits.tensors)
+        chosen = select(tensors, include, exclude)
+        bits = bits_of_plan(plan_or_bits, tensors, chosen)
     else:
+        tensors = cut(tensors, rows)
+        chosen = select(tensors, include, exclude)
         bits = dict.fromkeys([t.name for t in chosen], check_bits(plan_or_bits))
+    codebook = check_codebook(codebook or "midtread")
+    whole = _whole_parameters(tensors, bits)
     # All scales first: a tensor that is refused leaves the model as it was.
     scales = {
-        name: _fit(tensors[name], bits[name], granularity) for name in bits
+        name: _fit(tensors[name], bits[name], granularity, codebook)
+        for name in bits
     }
-    for name, alpha in scales.items():
-        fake_quantize = estimator(bits[name], alpha)
-        for module, attribute in tensors[name].owners:
-            attach(module, attribute, fake_quantize)
+    for pieces in whole:
+        quantizers = [estimator(bits[p.name], scales[p.name]) for p in pieces]
+        for quantizer in quantizers:
+            quantizer.set_codebook(codebook)
+        cut_up = len(pieces) > 1
+        quantizer = RowGroups(quantizers) if cut_up else quantizers[0]
+        for module, attribute in pieces[0].owners:
+            attach(module, attribute, quantizer)
     return bit_plan(model)
 
 
@@ -129,10 +156,11 @@ def dequantize_(model, keep_quantized=False):
     keep_quantized : bool
         Leave the quantized values in the parameters, not the float ones.
     """
-    for tensor in named_tensors(model).values():
-        if tensor.fake_quantize:
-            for module, attribute in tensor.owners:
-                detach(module, attribute, keep_quantized)
+    quantized = [t for t in named_tensors(model).values() if t.fake_quantize]
+    # Slices of one tensor have the same owners.
+    owners = dict.fromkeys(owner for t in quantized for owner in t.owners)
+    for module, attribute in owners:
+        detach(module, attribute, keep_quantized)
 
 
 def requantize_(model):
@@ -144,50 +172,23 @@ def requantize_(model):
         Quantized model.
     """
     for tensor in named_tensors(model).values():
-        if tensor.fake_quantize:
-            alpha = tensor.fake_quantize.alpha
-            granularity = "channel" if alpha.dim() else "tensor"
-            bits = int(tensor.fake_quantize.bits)
-            fitted = _fit(tensor, bits, granularity)
-            tensor.fake_quantize.set_scale(fitted)
-
-
-def bit_plan(model):
-    """The plan that a quantized model follows.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Quantized model.
-
-    Returns
-    -------
-    BitPlan
-    """
-    grouped, rest = defaultdict(list), 0
-    for tensor in named_tensors(model).values():
-        if tensor.fake_quantize:
-            grouped[tensor.cluster].append(tensor)
-        else:
-            rest += tensor.parameter.numel()
-    if not grouped:
-        raise ValueError(
-            "the model has no quantized parameter: call quantize_ first"
-        )
-    entries = {}
-    for cluster, members in grouped.items():
-        entries[cluster] = ClusterBits(
-            bits=int(members[0].fake_quantize.bits),
-            parameters=sum(m.parameter.numel() for m in members),
-            tensors=tuple(m.name for m in members),
-            scales=sum(m.fake_quantize.alpha.numel() for m in members),
-        )
-    return BitPlan(entries, rest)
+        quantizer = tensor.fake_quantize
+        if quantizer:
+            granularity = "channel" if quantizer.alpha.dim() else "tensor"
+            bits, codebook = quantizer.stored_bits, quantizer.codebook
+            quantizer.set_scale(_fit(tensor, bits, granularity, codebook))
 
 
 @contextmanager
 def cluster_quantized(
-    model, cluster, bits, include=("*",), exclude=(), granularity="tensor"
+    model,
+    cluster,
+    bits,
+    include=("*",),
+    exclude=(),
+    granularity="tensor",
+    codebook="midtread",
+    rows=None,
 ):
     """Quantizes one cluster of a plain model inside a ``with`` block.
 
@@ -200,14 +201,18 @@ def cluster_quantized(
         Plain model.
     cluster : str
         Name of the cluster.
-    bits : int
-        Bits of its values.
+    bits : int or float
+        Bits of its values, 1 to 16, or 1.6.
     include : sequence of str
-        fnmatch patterns on parameter names.
+        fnmatch patterns on parameter names, or names of slices.
     exclude : sequence of str
         Patterns of what to leave out of these.
     granularity : str
         "tensor" or "channel".
+    codebook : str
+        "midtread" or "midrise".
+    rows : int or None
+        Most output channels of one slice, as in ``clusters``.
 
     Example
     -------
@@ -220,128 +225,60 @@ def cluster_quantized(
     >>> torch.equal(model[1].weight, before)
     True
     """
-    tensors = named_tensors(model)
-    names = clusters(model, include, exclude)
-    if cluster not in names:
+    tensors = cut(named_tensors(model), rows)
+    grouped = defaultdict(list)
+    for tensor in select(tensors, include, exclude):
+        grouped[tensor.cluster].append(tensor)
+    if cluster not in grouped:
         raise ValueError(
-            f"no cluster {cluster!r} in the model{near_misses(cluster, names)}"
+            f"no cluster {cluster!r} in the model"
+            f"{near_misses(cluster, grouped)}"
         )
-    members = [tensors[name] for name in names[cluster]]
+    members = grouped[cluster]
     if any(member.fake_quantize for member in members):
         raise ValueError(
             f"cluster {cluster!r} is quantized already: call "
             "dequantize_(model) first"
         )
-    values = [_quantized(member, bits, granularity) for member in members]
-    saved = [member.parameter.detach().clone() for member in members]
+    values = [_quantized(m, bits, granularity, codebook) for m in members]
+    saved = [member.weight.clone() for member in members]
     with torch.no_grad():
         try:
             for member, value in zip(members, values, strict=True):
-                member.parameter.copy_(value)
+                member.parameter[member.rows].copy_(value)
             yield
         finally:
             for member, value in zip(members, saved, strict=True):
-                member.parameter.copy_(value)
+                member.parameter[member.rows].copy_(value)
 
 
-def coverage(model):
-    """One row for every tensor of the model: asked and stored bits, bytes.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Plain or quantized.
-
-    Returns
-    -------
-    list of dict
-        Keys tensor, cluster, shape, parameters, asked_bits (None where it was
-        left alone), stored_bits, bytes, reason (why it was left alone).
-
-    Example
-    -------
-    >>> model = torch.nn.BatchNorm1d(8)
-    >>> _ = quantize_(model, 4, exclude=["bias"])
-    >>> for row in coverage(model):
-    ...     print(row["tensor"], row["stored_bits"], row["bytes"])
-    weight 4 8
-    bias 32 32
-    running_mean 32 32
-    running_var 32 32
-    num_batches_tracked 64 8
-    """
-    tensors = sorted(
-        named_tensors(model).values(), key=lambda t: t.fake_quantize is None
-    )
-    rows = [_coverage_row(tensor) for tensor in tensors]
-    for name, buffer in plain_buffers(model).items():
-        tensor = NamedTensor(name, buffer, reason="buffer, not trained")
-        rows.append(_coverage_row(tensor))
-    return rows
-
-
-def _bits_of_plan(plan, tensors, chosen):
-    """Parameter name -> bits, for a plan that must fit the model."""
-    members = defaultdict(list)
-    for tensor in chosen:
-        members[tensor.cluster].append(tensor.name)
-    known = [tensor.name for tensor in chosen]
-    bits = {}
-    for cluster, entry in plan.clusters.items():
-        present = members.get(cluster, ())
-        names = entry.tensors or present
-        missing = [name for name in names if name not in present]
-        if missing or not names:
-            missing = missing[0] if missing else cluster
+def _whole_parameters(tensors, bits):
+    """The pieces of every parameter that gets bits, one list for each."""
+    pieces = defaultdict(list)
+    for tensor in tensors.values():
+        pieces[tensor.parameter_name].append(tensor)
+    names = dict.fromkeys(tensors[name].parameter_name for name in bits)
+    for piece in (p for name in names for p in pieces[name]):
+        if piece.name not in bits:
             raise ValueError(
-                f"the plan's cluster {cluster!r} needs {missing!r}, which the "
-                "model lacks there or the patterns leave out"
-                f"{near_misses(missing, known)}"
+                f"{piece.name} gets no bits, other rows of its tensor do: "
+                "quantize all slices of a tensor or none"
             )
-        count = sum(tensors[name].parameter.numel() for name in names)
-        if count != entry.parameters:
-            raise ValueError(
-                f"the plan's cluster {cluster!r} has {entry.parameters} "
-                f"parameters, the model's {count}: make a plan for this model"
-            )
-        bits.update(dict.fromkeys(names, entry.bits))
-    return bits
+    return [pieces[name] for name in names]
 
 
-def _fit(tensor, bits, granularity):
+def _fit(tensor, bits, granularity, codebook):
     """Scale of a tensor; names the tensor where it cannot be fitted."""
-    if not torch.isfinite(tensor.parameter).all():
+    if not torch.isfinite(tensor.weight).all():
         raise ValueError(
             f"{tensor.name} has NaN or infinite values: load sound weights "
             "before quantizing"
         )
-    return fit_scale(tensor.parameter, bits, granularity)
+    return fit_scale(tensor.weight, bits, granularity, codebook)
 
 
-def _quantized(tensor, bits, granularity):
+def _quantized(tensor, bits, granularity, codebook):
     """The quantized values of a tensor, as its own type."""
-    bits = check_bits(bits)
-    weight = tensor.parameter.detach()
-    alpha = _fit(tensor, bits, granularity)
-    return dequantize(nearest_levels(weight, bits, alpha), alpha, weight.dtype)
-
-
-def _coverage_row(tensor):
-    """One row of the coverage table."""
-    count = tensor.parameter.numel()
-    row = {
-        "tensor": tensor.name,
-        "cluster": tensor.cluster,
-        "shape": list(tensor.parameter.shape),
-        "parameters": count,
-        "asked_bits": None,
-        "stored_bits": 8 * tensor.parameter.element_size(),
-        "bytes": count * tensor.parameter.element_size(),
-        "reason": tensor.reason or "not selected",
-    }
-    if tensor.fake_quantize:
-        bits = int(tensor.fake_quantize.bits)
-        scales = tensor.fake_quantize.alpha.numel()
-        row.update(asked_bits=bits, stored_bits=bits, reason="")
-        row["bytes"] = packed_bytes(count, bits, scales)
-    return row
+    alpha = _fit(tensor, check_bits(bits), granularity, codebook)
+    levels = nearest_levels(tensor.weight, bits, alpha, codebook)
+    return dequantize(levels, alpha, tensor.weight.dtype)

@@ -1,27 +1,29 @@
 """The parameters of a model, by the names that they have while it is plain."""
 
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import torch
 from torch.nn.utils import parametrize
 
 from .fake_quant import FakeQuantize
+from .row_groups import RowGroups, slice_name, split_name
 
 ROOT = "."  # cluster of the parameters that the model itself owns
 
 
 @dataclass
 class NamedTensor:
-    """A parameter under the name it has in the plain model.
+    """A parameter, or some rows of it, by its name in the plain model.
 
     Arguments
     ---------
     name : str
-        Name in the plain model, quantized or not.
+        Name in the plain model, quantized or not; with its rows where it is
+        a slice, "conv.weight[0:32]".
     parameter : torch.nn.Parameter
-        The float values that are trained.
+        The float values that are trained, of all slices.
     owners : list
         (module, attribute) of every module that holds it; several where
         parameters are tied.
@@ -29,6 +31,8 @@ class NamedTensor:
         What quantizes it.
     reason : str
         Why it cannot be quantized; empty where it can.
+    rows : slice or Ellipsis
+        ``parameter[rows]`` are its values.
     """
 
     name: str
@@ -36,15 +40,39 @@ class NamedTensor:
     owners: list = field(default_factory=list)
     fake_quantize: FakeQuantize = None
     reason: str = ""
+    rows: object = ...
+
+    @property
+    def parameter_name(self):
+        """Name of the whole parameter."""
+        return split_name(self.name)[0] if self.rows is not ... else self.name
 
     @property
     def cluster(self):
-        """Name of the owning module."""
-        return self.name.rpartition(".")[0] or ROOT
+        """Name of the owning module, with the rows of a slice."""
+        module = self.parameter_name.rpartition(".")[0] or ROOT
+        return slice_name(module, self.rows)
+
+    @property
+    def weight(self):
+        """The float values, without gradient; a view of the parameter."""
+        return self.parameter.detach()[self.rows]
+
+    def slice(self, rows, fake_quantize=None):
+        """Some rows of it as a tensor of its own."""
+        return replace(
+            self,
+            name=slice_name(self.name, rows),
+            owners=list(self.owners),
+            fake_quantize=fake_quantize,
+            rows=rows,
+        )
 
 
 def named_tensors(model):
     """All parameters by their plain names, tied ones once.
+
+    A parameter that is quantized in slices stands there as these.
 
     Arguments
     ---------
@@ -70,7 +98,8 @@ def named_tensors(model):
         if "parametrizations" in path.split("."):
             continue
         for tensor in _tensors_of(path, module):
-            first = found.setdefault(id(tensor.parameter), tensor)
+            identity = id(tensor.parameter), slice_name("", tensor.rows)
+            first = found.setdefault(identity, tensor)
             if first is not tensor:
                 first.owners += tensor.owners
     return {tensor.name: tensor for tensor in found.values()}
@@ -103,7 +132,8 @@ def select(tensors, include, exclude):
     tensors : dict of str -> NamedTensor
         As made by ``named_tensors``.
     include : sequence of str
-        fnmatch patterns on parameter names; each must match something.
+        fnmatch patterns on parameter names, or names of slices; each must
+        match something.
     exclude : sequence of str
         Patterns of what to leave out of these; each must match something.
 
@@ -121,20 +151,25 @@ def select(tensors, include, exclude):
     """
     include = [include] if isinstance(include, str) else list(include)
     exclude = [exclude] if isinstance(exclude, str) else list(exclude)
+
+    def matches(tensor, patterns):
+        return any(
+            fnmatchcase(tensor.parameter_name, pattern)
+            or tensor.name == pattern
+            for pattern in patterns
+        )
+
     for pattern in include + exclude:
-        if not any(fnmatchcase(name, pattern) for name in tensors):
+        if not any(matches(t, [pattern]) for t in tensors.values()):
             raise ValueError(
                 f"pattern {pattern!r} matches no parameter"
                 f"{near_misses(pattern, tensors)}"
             )
 
-    def matches(name, patterns):
-        return any(fnmatchcase(name, pattern) for pattern in patterns)
-
     chosen = [
         tensor
-        for name, tensor in tensors.items()
-        if matches(name, include) and not matches(name, exclude)
+        for tensor in tensors.values()
+        if matches(tensor, include) and not matches(tensor, exclude)
     ]
     for tensor in chosen:
         if tensor.reason.startswith("parametrized"):
@@ -202,6 +237,12 @@ def _tensors_of(path, module):
         name, owners = prefix + attribute, [(module, attribute)]
         if isinstance(chain[0], FakeQuantize):
             yield NamedTensor(name, chain.original, owners, chain[0])
+            continue
+        if isinstance(chain[0], RowGroups):
+            whole = NamedTensor(name, chain.original, owners)
+            slices = chain[0].slices(len(chain.original))
+            for rows, fake_quantize in slices:
+                yield whole.slice(rows, fake_quantize)
             continue
         kind = type(chain[0]).__name__
         for part, parameter in chain.named_parameters():

@@ -17,6 +17,9 @@ class Separator(nn.Module):
         Front end; it knows the array.
     channels, hidden, kernel_size, blocks, layers : int
         Size of the TCN, see `tcn.mask_network`.
+    scale_inputs : bool
+        Begin with a factor for each input: the form that
+        `equalization.equalize_inputs_` gives it.
 
     Example
     -------
@@ -35,6 +38,7 @@ class Separator(nn.Module):
         kernel_size=3,
         blocks=4,
         layers=8,
+        scale_inputs=False,
     ):
         super().__init__()
         self.features = features
@@ -46,6 +50,7 @@ class Separator(nn.Module):
             kernel_size,
             blocks,
             layers,
+            scale_inputs,
         )
 
     def forward(self, waveforms, doa):

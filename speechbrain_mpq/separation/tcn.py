@@ -54,6 +54,29 @@ class ChannelAffine(nn.Module):
         return affine
 
 
+class ChannelScale(nn.Module):
+    """A factor per channel.
+
+    Arguments
+    ---------
+    channels : int
+        Number of channels.
+
+    Example
+    -------
+    >>> ChannelScale(2)(torch.ones(1, 2, 3)).sum().item()
+    6.0
+    """
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x):
+        """Apply to [batch, channels, frames]."""
+        return x * self.weight[:, None]
+
+
 class ConvBlock(nn.Module):
     """Dilated 1-D ConvBlock: the seven sublayers of the paper's Fig. 1 and 3.
 
@@ -106,7 +129,14 @@ class ConvBlock(nn.Module):
 
 
 def mask_network(
-    inputs, outputs, channels=256, hidden=512, kernel_size=3, blocks=4, layers=8
+    inputs,
+    outputs,
+    channels=256,
+    hidden=512,
+    kernel_size=3,
+    blocks=4,
+    layers=8,
+    scale_inputs=False,
 ):
     """The whole network between features and mask, as one chain.
 
@@ -122,11 +152,13 @@ def mask_network(
         TCN blocks.
     layers : int
         ConvBlocks in each, with dilations 1, 2, 4, ...
+    scale_inputs : bool
+        Begin with a factor for each input, see `equalize_inputs_`.
 
     Returns
     -------
     network : torch.nn.Sequential
-        Children `conv_in`, `tcn_0_0`, ..., `conv_out`.
+        Children (`scale_in`,) `conv_in`, `tcn_0_0`, ..., `conv_out`.
 
     Example
     -------
@@ -134,7 +166,8 @@ def mask_network(
     >>> sum(p.numel() for p in network.tcn_0_0.parameters())
     265730
     """
-    stages = [("conv_in", nn.Conv1d(inputs, channels, 1))]
+    stages = [("scale_in", ChannelScale(inputs))] if scale_inputs else []
+    stages.append(("conv_in", nn.Conv1d(inputs, channels, 1)))
     for block in range(blocks):
         for layer in range(layers):
             stage = ConvBlock(channels, hidden, kernel_size, 2**layer)

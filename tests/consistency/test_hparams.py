@@ -10,12 +10,14 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "hparams").glob("*.yaml"))
 METHOD_KEYS = {
     *("system", "bits", "against", "scores", "number_of_epochs"),
-    *("prototypes", "calibration_mixtures"),
+    *("prototypes", "calibration_mixtures", "one_stage"),
+    *("estimator", "admm", "lr", "opt_class"),
+    *("equalize_inputs", "min_bits", "codebook"),
 }
 # Training from nothing needs more data and another schedule.
 TRAINING_KEYS = METHOD_KEYS | {
     *("pretrained_separator", "utterances", "rooms", "mixtures", "lr"),
-    *("patience", "warmup_steps", "total_steps"),
+    *("patience", "warmup_steps", "total_steps", "distillation"),
 }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from speechbrain_mpq.brains.prototypes import load_prototype
 from speechbrain_mpq.quantization.packing import load_packed_
 from speechbrain_mpq.quantization.plan import BitPlan
 from speechbrain_mpq.separation.loading import build_separator
@@ -222,3 +223,73 @@ def test_impossible_budget_names_the_limits(folder, shipped):
     said = refused(folder, "kl_4bit.yaml", **options)
     assert "1 bits on average cannot be reached" in said
     assert "Beginning experiment" in said and "Test rooms" not in said
+
+
+METHODS = {
+    "hes_4bit.yaml": ("hes", {"calibration_mixtures": 4}),
+    "nas_4bit.yaml": ("nas", {"calibration_mixtures": 4}),
+    "best_4bit.yaml": ("best", {}),
+    "one_stage_4bit.yaml": ("one_stage", {"one_stage": "{interval: 2}"}),
+    "admm_4bit.yaml": ("admm", {"admm": "{iteration_steps: 2}"}),
+}
+
+
+@pytest.mark.parametrize("file", METHODS)
+def test_every_method_meets_its_budget(folder, shipped, file):
+    system, options = METHODS[file]
+    options = {"pretrained_separator": shipped, "against": "[]", **options}
+    run(folder, file, **options)
+    results = folder / f"results/{system}_4bit/1234"
+    plan = BitPlan.load(results / "plan.json")
+    # Single values take a whole byte, and the input scales are more values.
+    assert plan.average_bits <= 4.1
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert metrics["system"] == system and metrics["estimator"]
+    foreseen = {"hes", "best"}
+    assert (results / "ceiling.json").exists() == (system in foreseen)
+    if system == "nas":  # its prototypes
+        made = {path.parent.name for path in results.parents[1].glob("u*/1234")}
+        assert made >= {f"uniform_{bits}bit" for bits in (2, 4, 8, 16)}
+    if system == "admm":
+        history = json.loads((results / "admm.json").read_text())
+        assert len(history) == 4 and history[1]["valid_loss"] is not None
+    if system == "best":
+        shape = (results / "packed/hyperparams.yaml").read_text()
+        assert "scale_inputs: true" in shape.lower()
+
+
+def test_post_training_trains_nothing(folder, shipped):
+    options = {
+        "pretrained_separator": shipped,
+        "estimator": "!name:speechbrain_mpq.PostTraining",
+        "round_calibrated": True,
+        "results_folder": folder / "post_training",
+    }
+    printed = run(folder, "kl_4bit.yaml", **options)
+    assert "PostTraining" in printed
+    results = folder / "post_training/kl_4bit/1234"
+    assert not (results / "train_log.txt").exists()
+    rows = json.loads((results / "additivity.json").read_text())
+    assert rows[0]["plan"] == "chosen" and rows[0]["measured"] > 0
+
+
+def test_prototypes_are_inherited(folder, shipped):
+    """With nothing trained, a uniform plan's weights are the prototype's."""
+    shared = {"pretrained_separator": shipped, "against": "[]"}
+    run(folder, "uniform_4bit.yaml", **shared)
+    options = {
+        **shared,
+        "prototypes": "hparams/uniform_4bit.yaml",
+        "scores": "{candidate_bits: [4]}",
+        "number_of_epochs": 0,
+        "system": "heir",
+    }
+    # Prototypes share the command line: they are not trained either.
+    options["results_folder"] = folder / "heirs"
+    run(folder, "kl_4bit.yaml", **options)
+    heir, prototype = (
+        load_prototype(folder / f"heirs/{system}_4bit/1234/packed")
+        for system in ("heir", "uniform")
+    )
+    for name, value in prototype.items():
+        torch.testing.assert_close(heir[name], value)

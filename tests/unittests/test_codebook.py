@@ -1,5 +1,8 @@
 """Codebooks and the fitted scale."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,16 +11,17 @@ from speechbrain_mpq.quantization.codebook import (
     codebook,
     dequantize,
     fit_scale,
-    largest_level,
+    nearest_levels,
     quantize_to_integers,
     scale_shape,
 )
+from speechbrain_mpq.quantization.tables import CODEBOOKS, largest_level
 
 
-def squared_error(weight, bits, alpha):
+def squared_error(weight, bits, alpha, kind="midtread"):
     """What the fit minimises, in float64."""
     alpha = torch.as_tensor(alpha, dtype=torch.float64)
-    integers = quantize_to_integers(weight.double(), bits, alpha)
+    integers = quantize_to_integers(weight.double(), bits, alpha, kind)
     value = dequantize(integers, alpha, torch.float64)
     return (weight.double() - value).square().sum().item()
 
@@ -35,50 +39,93 @@ def weights(kind, count=300):
     return torch.tensor(draw[kind](), dtype=torch.float32)
 
 
-@pytest.mark.parametrize("bits", range(1, 17))
-def test_codebook_is_symmetric_and_has_the_papers_levels(bits):
-    table = codebook(bits, 0.5)
-    assert torch.equal(table, -table.flip(0))
-    assert table.max() == 0.5 * largest_level(bits)
-    assert len(table) == (2 if bits == 1 else 2**bits - 1)
-
-
-@pytest.mark.parametrize("bits", [0, 17, -1, True, 4.0, "4", None])
-def test_bits_that_are_no_integers_from_1_to_16_are_refused(bits):
-    with pytest.raises(ValueError, match="integer from 1 to 16"):
-        codebook(bits)
-
-
-def test_numpy_integers_are_bits():
-    assert len(codebook(np.int64(2))) == 3
-
-
-@pytest.mark.parametrize("bits", [1, 2, 3, 5])
-def test_integers_are_the_nearest_table_entries(bits):
+@pytest.mark.parametrize("kind", CODEBOOKS)
+@pytest.mark.parametrize("bits", [1, 1.6, 2, 3, 5, 6])
+def test_integers_are_the_nearest_table_entries(bits, kind):
     weight = weights("normal")
     alpha = torch.tensor(0.3)
-    table = codebook(bits, 0.3)
+    table = codebook(bits, 0.3, kind)
     nearest = table[(weight[:, None] - table).abs().argmin(1)]
-    integers = quantize_to_integers(weight, bits, alpha)
+    integers = quantize_to_integers(weight, bits, alpha, kind)
     torch.testing.assert_close(dequantize(integers, alpha), nearest)
 
 
-@pytest.mark.parametrize("bits", range(1, 17))
-def test_table_values_are_preserved(bits):
-    top = largest_level(bits)
-    levels = torch.unique(torch.linspace(-top, top, 101).round())
-    levels = levels[levels != 0] if bits == 1 else levels
-    integers = quantize_to_integers(levels * 0.013, bits, 0.013)
+@pytest.mark.parametrize("kind", CODEBOOKS)
+@pytest.mark.parametrize("bits", [1.6, *range(1, 17)])
+def test_table_values_are_preserved(bits, kind):
+    levels = codebook(bits, kind=kind)[:: max(1, int(2**bits) // 100)]
+    integers = quantize_to_integers(levels * 0.013, bits, 0.013, kind)
     assert torch.equal(integers, levels.int())
 
 
-@pytest.mark.parametrize("bits", range(1, 17))
-def test_quantizing_twice_changes_nothing(bits):
+@pytest.mark.parametrize("kind", CODEBOOKS)
+@pytest.mark.parametrize("bits", [1.6, *range(1, 17)])
+def test_quantizing_twice_changes_nothing(bits, kind):
     weight = weights("laplace")
-    alpha = fit_scale(weight, bits)
-    integers = quantize_to_integers(weight, bits, alpha)
+    alpha = fit_scale(weight, bits, codebook=kind)
+    integers = quantize_to_integers(weight, bits, alpha, kind)
     once = dequantize(integers, alpha)
-    assert torch.equal(quantize_to_integers(once, bits, alpha), integers)
+    again = quantize_to_integers(once, bits, alpha, kind)
+    assert torch.equal(again, integers)
+
+
+@pytest.mark.parametrize("bits, kind", [(1, "midtread"), (2, "midrise")])
+def test_tables_without_zero_treat_signs_alike_and_zero_as_positive(bits, kind):
+    weight = torch.tensor([0.0, -0.0, 1.0, -1.0, 2.0, -2.0])
+    integers = quantize_to_integers(weight, bits, 1.0, kind)
+    top = 3 if bits == 2 else 1
+    assert integers.tolist() == [1, 1, 1, -1, top, -top]
+
+
+def test_broken_weights_stay_visible_in_every_table():
+    weight = torch.tensor([float("nan"), 1.0])
+    for bits, kind in itertools.product((1, 1.6, 2, 8), CODEBOOKS):
+        levels = nearest_levels(weight, bits, torch.tensor(1.0), kind)
+        assert levels.isnan().tolist() == [True, False]
+
+
+def test_three_levels_are_those_of_the_2_bit_table():
+    weight = weights("laplace")
+    alpha = fit_scale(weight, 2)
+    for kind in CODEBOOKS:
+        assert torch.equal(fit_scale(weight, 1.6, codebook=kind), alpha)
+        integers = quantize_to_integers(weight, 1.6, alpha, kind)
+        assert torch.equal(integers, quantize_to_integers(weight, 2, alpha))
+
+
+@pytest.mark.parametrize(
+    "bits, kind, levels",
+    [
+        (1.6, "midtread", 3),
+        (2, "midrise", 4),
+        (3, "midtread", 7),
+        (3, "midrise", 8),
+        (4, "midtread", 15),
+        (4, "midrise", 16),
+    ],
+)
+def test_noise_of_normal_weights_is_that_of_the_best_uniform_table(
+    bits, kind, levels
+):
+    """Against the integral of the error, minimised over the step."""
+    cdf = torch.special.ndtr
+
+    def noise(step):
+        table = (torch.arange(levels) - (levels - 1) / 2).double() * step
+        inner = (table[1:] + table[:-1]) / 2
+        ends = inner.new_tensor([-20, 20])
+        borders = torch.cat([ends[:1], inner, ends[1:]])
+        density = torch.exp(-borders.square() / 2) / math.sqrt(2 * math.pi)
+        mass = cdf(borders).diff()
+        first, second = -density.diff(), mass - (borders * density).diff()
+        return (second - 2 * table * first + table**2 * mass).sum().item()
+
+    best = min(noise(step) for step in np.linspace(0.1, 2, 2000))
+    count = 2**15  # a normal distribution without sampling noise
+    weight = torch.special.ndtri((torch.arange(count) + 0.5).double() / count)
+    alpha = fit_scale(weight, bits, codebook=kind)
+    measured = squared_error(weight, bits, alpha, kind) / count
+    assert 10 * math.log10(measured / best) == pytest.approx(0, abs=0.03)  # dB
 
 
 @pytest.mark.parametrize("kind", ["normal", "laplace", "uniform", "outlier"])
@@ -95,14 +142,19 @@ def test_fit_is_as_good_as_a_dense_search(kind, bits):
 
 
 @pytest.mark.parametrize("kind", ["normal", "laplace", "outlier", "lattice"])
-@pytest.mark.parametrize("bits", range(2, 17))
-def test_fit_is_never_worse_than_the_largest_magnitude(kind, bits):
+@pytest.mark.parametrize(
+    "bits, table",
+    [(bits, "midtread") for bits in range(2, 17)]
+    + [(bits, "midrise") for bits in range(2, 7)],
+)
+def test_fit_is_never_worse_than_the_largest_magnitude(kind, bits, table):
     weight = weights(kind)
-    largest = weight.abs().max() / largest_level(bits)
-    error = squared_error(weight, bits, fit_scale(weight, bits))
+    largest = weight.abs().max() / largest_level(bits, table)
+    alpha = fit_scale(weight, bits, codebook=table)
+    error = squared_error(weight, bits, alpha, table)
     # A squared rounding of alpha to float32 is all that may be lost.
     slack = 1e-13 * weight.double().square().sum().item()
-    assert error <= squared_error(weight, bits, largest) + slack
+    assert error <= squared_error(weight, bits, largest, table) + slack
 
 
 @pytest.mark.parametrize("bits", [3, 4, 5, 8])
@@ -127,17 +179,19 @@ def test_long_and_short_tensors_take_the_same_search():
     )
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
-def test_zeros_and_single_values_are_exact(bits):
+@pytest.mark.parametrize("kind", CODEBOOKS)
+@pytest.mark.parametrize("bits", [1, 1.6, 2, 4, 8, 16])
+def test_zeros_and_single_values_are_exact(bits, kind):
     zeros = torch.zeros(5)
-    alpha = fit_scale(zeros, bits)
+    alpha = fit_scale(zeros, bits, codebook=kind)
+    integers = quantize_to_integers(zeros, bits, alpha, kind)
     assert alpha == 0
-    assert torch.equal(
-        dequantize(quantize_to_integers(zeros, bits, alpha), alpha), zeros
-    )
+    assert torch.equal(dequantize(integers, alpha), zeros)
+    assert set(integers.tolist()) <= set(codebook(bits, kind=kind).tolist())
     single = torch.tensor([-0.25])
-    alpha = fit_scale(single, bits)
-    value = dequantize(quantize_to_integers(single, bits, alpha), alpha)
+    alpha = fit_scale(single, bits, codebook=kind)
+    integers = quantize_to_integers(single, bits, alpha, kind)
+    value = dequantize(integers, alpha)
     torch.testing.assert_close(value, single, rtol=1e-6, atol=0)
 
 
@@ -148,15 +202,24 @@ def test_fit_ignores_sign_and_scales_with_the_weights():
     assert torch.equal(fit_scale(4 * weight, 3), 4 * alpha)
 
 
-@pytest.mark.parametrize("bits", [1, 3, 8])
-def test_channel_scales_are_those_of_the_rows(bits):
+@pytest.mark.parametrize("kind", CODEBOOKS)
+@pytest.mark.parametrize("bits", [1, 1.6, 3, 8])
+def test_channel_scales_are_those_of_the_rows(bits, kind):
     weight = weights("normal", 240).reshape(6, 20, 2)
     weight[2] = 0
-    alpha = fit_scale(weight, bits, "channel")
+    alpha = fit_scale(weight, bits, "channel", kind)
     assert alpha.shape == (6, 1, 1)
-    rows = torch.stack([fit_scale(row, bits) for row in weight])
+    rows = [fit_scale(row, bits, codebook=kind) for row in weight]
+    rows = torch.stack(rows)
     torch.testing.assert_close(alpha[:, 0, 0], rows)
     assert scale_shape((6,), "channel") == ()
+
+
+def test_unknown_codebooks_are_refused():
+    with pytest.raises(ValueError, match="codebook must be one of.*midrise"):
+        fit_scale(torch.ones(2), 4, codebook="uniform")
+    with pytest.raises(ValueError, match="codebook must be one of"):
+        quantize_to_integers(torch.ones(2), 4, 1.0, "uniform")
 
 
 def test_unknown_granularity_and_broken_weights_are_refused():

@@ -37,6 +37,26 @@ def test_forward_is_the_dequantized_integers(bits, dtype):
     assert quantizer(weight).dtype == dtype
 
 
+@pytest.mark.parametrize("bits", [1, 1.6, 2, 4, 8])
+def test_the_quantizer_knows_its_table(bits):
+    torch.manual_seed(0)
+    weight = torch.randn(40)
+    quantizer = FakeQuantize(bits, 0.3, "midrise")
+    integers = quantize_to_integers(weight, bits, quantizer.alpha, "midrise")
+    assert torch.equal(quantizer(weight), dequantize(integers, 0.3))
+    assert torch.equal(quantizer.levels(weight).int(), integers)
+    assert quantizer.stored_bits == bits and quantizer.codebook == "midrise"
+    assert f"bits={bits}, scales=1, codebook=midrise" in repr(quantizer)
+    quantizer.set_codebook("midtread")
+    expected = FakeQuantize(bits, 0.3)(weight)
+    assert torch.equal(quantizer(weight), expected)
+
+
+def test_an_unknown_codebook_is_refused():
+    with pytest.raises(ValueError, match="codebook must be one of"):
+        FakeQuantize(2, 0.3, "other")
+
+
 def test_gradient_passes_unchanged_also_where_the_table_clips():
     weight = torch.tensor([0.1, -0.7, 30.0], requires_grad=True)
     upstream = torch.tensor([1.0, -2.0, 3.0])
@@ -85,6 +105,28 @@ def test_quantized_checkpoint_restores_bits_scale_and_output():
     assert int(other.parametrizations.weight[0].bits) == 3
     inputs = torch.randn(2, 5)
     assert torch.equal(other(inputs), layer(inputs))
+
+
+def test_checkpoints_carry_the_table():
+    state = FakeQuantize(1.6, 0.1).state_dict()
+    other = FakeQuantize(8, 1.0, "midrise")
+    other.load_state_dict(state)
+    assert (other.stored_bits, other.codebook) == (1.6, "midtread")
+    other.load_state_dict(FakeQuantize(3, 0.1, "midrise").state_dict())
+    assert (other.stored_bits, other.codebook) == (3, "midrise")
+
+
+def test_checkpoints_from_before_there_was_a_choice_have_the_papers_table():
+    layer, _ = quantized_linear(bits=3)
+    inside = "parametrizations.weight.0."
+    state = layer.state_dict()
+    old = {k: v for k, v in state.items() if k[len(inside) :] != "ternary"}
+    old.pop(f"{inside}midrise")
+    assert len(old) == len(state) - 2
+    other = torch.nn.Linear(5, 3)
+    attach(other, "weight", FakeQuantize(1.6, 1.0, "midrise"))
+    other.load_state_dict(old)
+    assert torch.equal(other.weight, layer.weight)
 
 
 def test_full_precision_checkpoint_loads_into_a_quantized_layer():

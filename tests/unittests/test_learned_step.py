@@ -3,20 +3,21 @@
 import pytest
 import torch
 
-from speechbrain_mpq.quantization.codebook import largest_level
 from speechbrain_mpq.quantization.fake_quant import FakeQuantize, LearnedStep
 from speechbrain_mpq.quantization.packing import load_packed_, save_packed
 from speechbrain_mpq.quantization.quantizer import quantize_, requantize_
+from speechbrain_mpq.quantization.tables import largest_level
 
 
-@pytest.mark.parametrize("bits", [1, 2, 3, 8])
-def test_gradients_are_those_of_the_paper_one_weight_at_a_time(bits):
+@pytest.mark.parametrize("kind", ["midtread", "midrise"])
+@pytest.mark.parametrize("bits", [1, 1.6, 2, 3, 8])
+def test_gradients_are_those_of_the_paper_one_weight_at_a_time(bits, kind):
     """Esser et al., Eq. 3 and 5, written out as a loop."""
     torch.manual_seed(0)
     weight = torch.randn(50, requires_grad=True)
     upstream = torch.randn(50)
-    alpha, largest = 0.6, largest_level(bits)
-    learned = LearnedStep(bits, alpha)
+    alpha, largest = 0.3, largest_level(bits, kind)
+    learned = LearnedStep(bits, alpha, kind)
     quantized = learned(weight)
     quantized.backward(upstream)
 
@@ -59,7 +60,7 @@ def test_training_lowers_the_error_of_a_bad_scale():
 def test_trained_scales_are_packed_and_saved(tmp_path):
     torch.manual_seed(0)
     layer = torch.nn.Linear(6, 4)
-    quantize_(layer, 3, estimator=LearnedStep)
+    quantize_(layer, 3, estimator=LearnedStep, codebook="midrise")
     layer.parametrizations.weight[0].stretch.data.fill_(1.3)
     x = torch.randn(2, 6)
     expected = layer(x)

@@ -129,3 +129,74 @@ def test_without_variation_nothing_is_significant():
 def test_min_good_must_be_positive():
     with pytest.raises(ValueError, match="at least 1"):
         segments("a", "b", "a", min_good=0)
+
+
+def walk_paths(reference, hypothesis_1, hypothesis_2, min_good=2):
+    """Errors by segment, walking two alignments by index as SCTK does."""
+    paths = [
+        [edit.kind for edit in align(reference, hypothesis, (4, 3, 3))]
+        for hypothesis in (hypothesis_1, hypothesis_2)
+    ]
+    at, last_good = [0, 0], [0, 0]
+    state, good, found = "b", 0, []
+
+    def right(side):
+        inside = at[side] < len(paths[side])
+        return inside and paths[side][at[side]] == "correct"
+
+    def store(ends):
+        counts = []
+        for path, last, end in zip(paths, last_good, ends):
+            span = path[max(0, last - (min_good - 1)) : end + 1]
+            counts.append(len(span) - span.count("correct"))
+        found.append(tuple(counts))
+
+    while at[0] < len(paths[0]):
+        for side, path in enumerate(paths):
+            while at[side] < len(path) and path[at[side]] == "insertion":
+                at[side] += 1
+                state = "e"
+        if not (right(0) and right(1)):
+            state = "e"
+        elif state == "b":
+            last_good = list(at)
+        else:
+            good = good + 1 if state == "g" else 1
+            state = "g"
+            if good == min_good:
+                store(at)
+                last_good, state = list(at), "b"
+        at = [min(i + 1, len(path)) for i, path in zip(at, paths)]
+    if state != "b":
+        store([i - 1 for i in at])
+    return found
+
+
+def added(words, chance):
+    """Words with some more between, before and behind them."""
+    heard = list(words)
+    for _ in range(chance.choice([0, 0, 1, 2])):
+        heard.insert(chance.randint(0, len(heard)), "z")
+    return heard
+
+
+@pytest.mark.parametrize("min_good", [1, 2, 3])
+def test_segments_agree_with_a_walk_along_the_paths(min_good):
+    chance = random.Random(min_good)
+    differing = 0
+    for _ in range(400):
+        words = chance.choices("abcdefgh", k=chance.randint(0, 12))
+        heard = [added(spoiled(words, chance), chance) for _ in range(2)]
+        expected = walk_paths(words, *heard, min_good)
+        found = segments(words, *heard, min_good, sctk_end=True)
+        assert [(s.errors_1, s.errors_2) for s in found] == expected
+        differing += found != segments(words, *heard, min_good)
+    assert 0 < differing < 80  # the end matters, now and then
+
+
+def test_only_the_end_depends_on_the_order_of_systems():
+    said, one, two = "a b", "a b", "a b x y"
+    assert segments(said, one, two, sctk_end=True) == []
+    assert segments(said, two, one, sctk_end=True) == [(0, 2, 2, 0)]
+    assert segments(said, one + " z", two, sctk_end=True) == [(0, 2, 1, 2)]
+    assert mapsswe([(said, one, two)], sctk_end=True).segments == 0

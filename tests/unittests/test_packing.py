@@ -8,15 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from speechbrain_mpq.quantization.codebook import largest_level
 from speechbrain_mpq.quantization.container import PackedModelError
 from speechbrain_mpq.quantization.packing import (
     load_packed_,
-    pack_bits,
     read_packed,
     save_packed,
-    unpack_bits,
 )
+from speechbrain_mpq.quantization.plan import BitPlan, ClusterBits
 from speechbrain_mpq.quantization.quantizer import (
     dequantize_,
     named_tensors,
@@ -57,49 +55,20 @@ def packed(folder, bits=3, **arguments):
     return save_packed(model, folder), model
 
 
-def slow_pack(integers, bits):
-    """The format in words: value + 2^(bits-1), one bit after another."""
-    offset = 2 ** (bits - 1)
-    stream = []
-    for value in integers:
-        code = (value + 1) // 2 if bits == 1 else value + offset
-        stream += [(code >> bit) & 1 for bit in range(bits)]
-    stream += [0] * (-len(stream) % 8)
-    starts = range(0, len(stream), 8)
-    return [sum(stream[s + i] << i for i in range(8)) for s in starts]
-
-
-@pytest.mark.parametrize("count", [0, 1, 7, 8, 33])
-@pytest.mark.parametrize("bits", range(1, 17))
-def test_bits_survive_and_follow_the_written_format(bits, count):
-    torch.manual_seed(bits)
-    top = largest_level(bits)
-    integers = torch.randint(-top, top + 1, (count,), dtype=torch.int32)
-    integers[:2] = torch.tensor([top, -top])[:count]
-    if bits == 1:
-        integers[integers == 0] = 1
-    data = pack_bits(integers, bits)
-    assert data.dtype == torch.uint8
-    assert data.tolist() == slow_pack(integers.tolist(), bits)
-    assert torch.equal(unpack_bits(data, bits, (count,)), integers)
-
-
-def test_shape_comes_back():
-    integers = torch.arange(-7, 8).reshape(3, 5)
-    restored = unpack_bits(pack_bits(integers, 4), 4, (3, 5))
-    assert torch.equal(restored, integers.int())
-
-
-@pytest.mark.parametrize("bits, value", [(1, 0), (1, 2), (2, 2), (4, -8)])
-def test_integers_outside_of_the_codebook_are_refused(bits, value):
-    with pytest.raises(ValueError, match=f"{bits}-bit codebook"):
-        pack_bits(torch.tensor([1, value]), bits)
-
-
-@pytest.mark.parametrize("granularity", ["tensor", "channel"])
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8, 11, 16])
-def test_loaded_forward_is_bit_identical(tmp_path, bits, granularity):
-    _, model = packed(tmp_path, bits, granularity=granularity)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"granularity": "channel"},
+        {"codebook": "midrise"},
+        {"rows": 4},
+        {"granularity": "channel", "codebook": "midrise", "rows": 5},
+    ],
+    ids=lambda arguments: "-".join(arguments),
+)
+@pytest.mark.parametrize("bits", [1, 1.6, 2, 3, 4, 8, 11, 16])
+def test_loaded_forward_is_bit_identical(tmp_path, bits, arguments):
+    _, model = packed(tmp_path, bits, **arguments)
     inputs = torch.randn(2, 3, 9)
     other = net(seed=1)
     assert load_packed_(other, tmp_path) is other
@@ -281,12 +250,74 @@ def test_another_safetensors_file_is_refused(tmp_path):
     refused(tmp_path, net(), "not a packed model.*save_packed")
 
 
-def test_a_later_format_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    "bits, arguments, version",
+    [
+        (2, {}, 1),
+        (8, {"granularity": "channel"}, 1),
+        (1.6, {}, 2),
+        (2, {"codebook": "midrise"}, 2),
+        (2, {"rows": 3}, 2),
+    ],
+)
+def test_old_readers_refuse_only_what_they_would_misread(
+    tmp_path, bits, arguments, version
+):
+    path, _ = packed(tmp_path, bits, **arguments)
+    assert f'"mpq_version":"{version}"'.encode() in path.read_bytes()
+    text = (tmp_path / "quantization_config.json").read_text()
+    assert json.loads(text)["version"] == version
+
+
+def test_a_version_that_was_changed_is_noticed(tmp_path):
     path, _ = packed(tmp_path)
     content = path.read_bytes()
     wrong = content.replace(b'"mpq_version":"1"', b'"mpq_version":"2"')
     path.write_bytes(wrong)
-    refused(tmp_path, net(), "version '2' is not '1'; install")
+    refused(tmp_path, net(), "damaged")
+
+
+def test_slices_are_read_by_their_names_and_cost_little(tmp_path):
+    _, model = packed(tmp_path / "rows", 3, rows=2)
+    path, _ = packed(tmp_path / "whole", 3)
+    quantized, _ = read_packed(tmp_path / "rows")
+    names = [f"conv.weight[{i}:{i + 2}]" for i in (0, 2, 4)]
+    assert set(names) < set(quantized) and "conv.weight" not in quantized
+    pieces = [
+        quantized[name].integers * quantized[name].alpha for name in names
+    ]
+    assert torch.equal(torch.cat(pieces), model.conv.weight)
+    more = len(quantized) - len(read_packed(tmp_path / "whole")[0])
+    size = (tmp_path / "rows" / path.name).stat().st_size
+    # A scale, what the last byte leaves empty and a number in the header.
+    assert size - path.stat().st_size <= more * (4 + 1 + 2) + 32
+
+
+def test_more_than_ten_slices_come_back_in_order(tmp_path):
+    def large(seed):
+        torch.manual_seed(seed)
+        return torch.nn.Linear(3, 130)
+
+    model, other = large(0), large(1)
+    clusters = {
+        f".[{i}:{i + 10}]": ClusterBits(
+            1 + i // 10, 30, [f"weight[{i}:{i + 10}]"]
+        )
+        for i in range(0, 130, 10)
+    }
+    plan = quantize_(model, BitPlan(clusters))
+    assert plan.clusters == clusters
+    save_packed(model, tmp_path)
+    load_packed_(other, tmp_path)
+    assert torch.equal(other.weight, model.weight)
+
+
+def test_a_later_format_is_refused(tmp_path):
+    path, _ = packed(tmp_path)
+    content = path.read_bytes()
+    wrong = content.replace(b'"mpq_version":"1"', b'"mpq_version":"3"')
+    path.write_bytes(wrong)
+    refused(tmp_path, net(), "version '3' is not in .*; install")
 
 
 def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):

@@ -32,6 +32,30 @@ def test_channel_scales_are_counted():
     assert ClusterBits(4, 64, ("w",), scales=8).bytes == 32 + 32
 
 
+@pytest.mark.parametrize("parameters", [1, 5, 6, 35, 10**6, 10**6 + 1])
+def test_three_levels_take_a_fifth_of_a_byte(parameters):
+    full, rest = divmod(parameters, 5)
+    assert ClusterBits(1.6, parameters, ("w",)).bytes == full + bool(rest) + 4
+
+
+def test_1_6_bits_and_the_codebook_survive_the_file(tmp_path):
+    clusters = {"a": ClusterBits(1.6, 10, ("a.weight[0:2]",))}
+    plan = BitPlan(clusters, codebook="midrise")
+    plan.save(tmp_path / "plan.json")
+    loaded = BitPlan.load(tmp_path / "plan.json")
+    assert loaded == plan and loaded.tensors == ["a.weight[0:2]"]
+    assert loaded.average_bits == 1.6
+    content = json.loads((tmp_path / "plan.json").read_text())
+    assert content["codebook"] == "midrise"
+    assert content["clusters"]["a"]["bits"] == 1.6
+    uniform = BitPlan.uniform(clusters, 2, codebook="midrise")
+    assert (uniform.codebook, uniform.average_bits) == ("midrise", 2)
+
+
+def test_the_papers_codebook_is_not_written_out():
+    assert "codebook" not in MIXED.to_dict() and MIXED.codebook == "midtread"
+
+
 def test_plan_survives_its_file(tmp_path):
     path = tmp_path / "plan.json"
     MIXED.save(path)
@@ -53,6 +77,7 @@ def test_plan_survives_its_file(tmp_path):
         (lambda c: c.update(version=2), "version 2"),
         (lambda c: c.pop("clusters"), "clusters"),
         (lambda c: c.update(clusters={}), "at least one"),
+        (lambda c: c.update(codebook="other"), "codebook must be one of"),
         (lambda c: c["clusters"]["conv"].update(bits=4.0), "conv.*1 to 16"),
         (lambda c: c["clusters"]["conv"].pop("parameters"), "conv.*parameters"),
         (lambda c: c["clusters"]["conv"].update(tensors="w"), "conv.*list"),

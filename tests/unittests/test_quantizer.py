@@ -71,22 +71,38 @@ def test_clusters_are_the_owning_modules():
     assert sorted(names) == sorted(parameter_names(model))
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 16])
-def test_every_kind_of_layer_is_quantized_and_restored(bits):
+@pytest.mark.parametrize(
+    "bits, kind, rows",
+    [
+        (1, "midtread", None),
+        (2, "midtread", None),
+        (4, "midtread", None),
+        (16, "midtread", None),
+        (1.6, "midtread", None),
+        (2, "midrise", None),
+        (1.6, "midrise", 5),
+    ],
+)
+def test_every_kind_of_layer_is_quantized_and_restored(bits, kind, rows):
     model, inputs = zoo()
     before = copy.deepcopy(model.state_dict())
     kinds = [type(module) for module in model.modules()]
     expected = model(inputs)
-    plan = quantize_(model, bits)
+    found = clusters(model, rows=rows)
+    plan = quantize_(model, bits, codebook=kind, rows=rows)
     assert plan.average_bits == bits and plan.rest_parameters == 0
-    assert set(plan.clusters) == set(clusters(model))
+    assert plan.codebook == kind
+    assert {n: list(c.tensors) for n, c in plan.clusters.items()} == found
+    assert clusters(model) == found
     for name in before:
         owner, _, attribute = name.rpartition(".")
         value = getattr(model.get_submodule(owner), attribute)
         if name in dict(model.named_buffers()):
             continue
         assert not isinstance(value, torch.nn.Parameter)
-        assert len(value.unique()) <= len(codebook(bits))
+        pieces = -(-len(value) // rows) if rows and value.dim() > 1 else 1
+        levels = pieces * len(codebook(bits, kind=kind))
+        assert len(value.unique()) <= levels
     changed = model(inputs)
     assert not torch.equal(changed, expected)
     dequantize_(model)
@@ -289,6 +305,23 @@ def test_full_precision_weights_load_and_are_requantized():
     requantize_(model)
     quantize_(other, 4)
     assert torch.equal(model(inputs), other(inputs))
+
+
+def test_requantizing_keeps_bits_and_codebook():
+    model, inputs = zoo()
+    plan = quantize_(model, 1.6, include="conv.*", codebook="midrise")
+    expected = model(inputs)
+    requantize_(model)
+    assert bit_plan(model) == plan
+    assert torch.equal(model(inputs), expected)
+
+
+def test_mixed_codebooks_are_refused():
+    model, _ = zoo()
+    quantize_(model, 2)
+    model.conv.parametrizations.weight[0].set_codebook("midrise")
+    with pytest.raises(ValueError, match="mixes the codebooks"):
+        bit_plan(model)
 
 
 def test_channel_scales_are_closer_and_cost_more():

@@ -13,12 +13,19 @@ from speechbrain_mpq.evaluation.bit_plots import (
     bits_per_cluster,
     sensitivity_map,
 )
+from speechbrain_mpq.evaluation.curves import (
+    convergence,
+    pareto,
+    predicted_and_measured,
+    trace_errors,
+)
 from speechbrain_mpq.evaluation.examples import marked_words
+from speechbrain_mpq.evaluation.marks import compare
 from speechbrain_mpq.evaluation.media import equal_loudness, loudest_magnitude
+from speechbrain_mpq.evaluation.metrics import summarise
 from speechbrain_mpq.evaluation.plots import top_view, training_curve
-from speechbrain_mpq.evaluation.report import write_report
-from speechbrain_mpq.evaluation.table import summarise
-from speechbrain_mpq.evaluation.verdict import compare, verdict
+from speechbrain_mpq.evaluation.report import write_report, write_table
+from speechbrain_mpq.evaluation.verdict import verdict
 
 NASTY = "<script>alert('x & y')</script>"
 
@@ -249,6 +256,19 @@ def test_sensitivity_leaves_out_what_has_no_logarithm():
     assert table.mask[2].all() and not table.mask[:2].any()
 
 
+def test_three_levels_are_1_6_bits(tmp_path):
+    clusters = {"a": {"bits": 1.6, "parameters": 5}}
+    row = {"scores": {"1.6": 2.0, "2": 1.0, "16": 0.1}}
+    axes = sensitivity_map({"clusters": {"a": row}}).axes[0]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["1.6 bit", "2 bit", "16 bit"]
+    axes = bits_per_cluster(clusters).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "1",
+        "1.6",
+    ]
+
+
 def test_sensitivity_of_nothing_positive(tmp_path):
     scores = {"clusters": {"a": {"scores": {"2": -1.0}}}}
     html = written(
@@ -291,3 +311,108 @@ def test_signals_get_one_loudness():
 def test_marked_words_are_escaped():
     assert marked_words("a", "<b>") == "<mark>&lt;b&gt; <s>a</s></mark>"
     assert marked_words("a <b>", "a") == "a <del>&lt;b&gt;</del>"
+
+
+def sized(system, bits, size, si_snr, seed=1):
+    """Metrics of which only the average and the size matter."""
+    average = {"si_snr": si_snr, "pesq": 2.0, "wer": 30 - si_snr}
+    return {
+        "system": system,
+        "bits": bits,
+        "seed": seed,
+        "model_bytes": size,
+        "average": average,
+    }
+
+
+def test_pareto_shows_sizes_and_the_chosen_point():
+    runs = [
+        sized("kl", 4, 4096, 8.5),
+        sized("kl", 4, 4096, 8.7, seed=2),
+        sized("kl", 2, 2048, 6.0),
+        sized("uniform", 4, 4096, 8.0),
+        sized("fp32", 32, 32768, 9.0),
+        sized("unknown", 4, None, 9.0),
+    ]
+    points = [{"bytes": 2048, "score": 3.0}, {"bytes": 4096, "score": 1.0}]
+    figure = pareto(runs, {"points": points, "chosen": points[1]})
+    quality, words, predicted = figure.axes
+    lines = {line.get_label(): line for line in quality.lines}
+    assert lines["kl"].get_xydata().tolist() == [[2, 6], [4, 8.6]]
+    assert lines["fp32"].get_ydata()[0] == 9
+    assert "unknown" not in lines
+    (ring,) = [line for line in quality.lines if line.get_ms() == 14]
+    assert ring.get_xydata().tolist() == [[4, 8.6]]
+    assert [text.get_text() for text in words.texts] == ["4", "2", "4"]
+    assert predicted.lines[-1].get_xydata().tolist() == [[4, 1]]
+    without = pareto(runs, own=False)
+    assert len(without.axes) == 2
+    assert not [x for x in without.axes[0].lines if x.get_ms() == 14]
+
+
+def test_predicted_and_measured_copes_with_what_has_no_logarithm():
+    rows = [
+        {"plan": "a", "predicted": -1.0, "measured": 0.5},
+        {"plan": "b", "predicted": None, "measured": 0.5},
+    ]
+    axes = predicted_and_measured(rows).axes[0]
+    assert axes.get_xscale() == "linear"
+    assert [text.get_text() for text in axes.texts] == ["a"]
+
+
+def test_convergence_of_a_residual_that_vanishes():
+    rows = [
+        {"iteration": i, "primal_residual": r, "valid_loss": -8.0}
+        for i, r in ((1, 0.5), (2, 0.0))
+    ]
+    rows.append({**rows[-1], "iteration": 3, "valid_loss": None})
+    residual, loss = convergence(rows).axes
+    assert residual.get_yscale() == "linear"
+    assert loss.lines[0].get_xydata().tolist() == [[1, -8], [2, -8]]
+
+
+def test_traces_below_zero_are_hollow():
+    traces = {
+        "a": {"trace": 5.0, "standard_error": 1.0},
+        "b": {"trace": -2.0, "standard_error": 3.0},
+    }
+    hollow = trace_errors(traces).axes[0].lines[-1]
+    assert hollow.get_xydata().tolist() == [[1, 3]]
+
+
+def test_page_with_everything_optional(tmp_path):
+    clusters = make_clusters()
+    scores = make_scores(clusters)
+    row = {"trace": 1.0, "standard_error": 0.5}
+    scores["details"] = {"traces": dict.fromkeys(clusters, row)}
+    points = [{"bytes": 2048, "score": 3.0}]
+    html = written(
+        tmp_path / "report.html",
+        [make_metrics("kl", 4, 2, model_bytes=3000)],
+        make_plan(clusters),
+        scores,
+        neighbours=[make_metrics("uniform", 4, 3, model_bytes=3000)],
+        ceiling={"am_gm_db": 9.25, "limited_db": 6.0, "planned_db": 5.75},
+        pareto={"points": points, "chosen": points[0]},
+        additivity=[{"plan": "kl 4", "predicted": 1.0, "measured": 1.5}],
+        admm=[{"iteration": 1, "primal_residual": 0.1, "valid_loss": -8.0}],
+    )
+    for shown in (
+        *("Size against quality", "at most 9.2 dB less damage"),
+        *("Within the candidate bits it is 6.0 dB", "do 5.8 dB less"),
+        *("Hessian trace", "Predicted and measured", "Convergence of ADMM"),
+    ):
+        assert shown in html, shown
+
+
+def test_table_page_escapes_and_shows_differences(tmp_path):
+    runs = [
+        make_metrics(system, 4, errors, seed=seed, model_bytes=1000)
+        for system, errors in ((NASTY, 1), ("uniform", 2))
+        for seed in (1, 2)
+    ]
+    write_table(tmp_path / "table.html", runs)
+    html = (tmp_path / "table.html").read_text("utf-8")
+    assert "<script" not in html and "&lt;script&gt;" in html
+    assert "Differences at equal bytes" in html
+    assert "<td>+10.0 ± 0.0</td>" in html

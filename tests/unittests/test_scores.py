@@ -41,6 +41,24 @@ def test_keys_are_strings_in_the_file_and_integers_in_memory(tmp_path):
     assert set(loaded.scores["conv"]) == {2, 4}
 
 
+def test_1_6_bits_and_the_codebook_survive_the_file(tmp_path):
+    scores = {"conv": {1.6: 0.3, 2: 0.1}, "norm": {1.6: 0.0, 2: 0.0}}
+    table = make_table(scores=scores, codebook="midrise")
+    table.save(tmp_path / "scores.json")
+    assert ScoreTable.load(tmp_path / "scores.json") == table
+    content = json.loads((tmp_path / "scores.json").read_text())
+    assert content["candidate_bits"] == [1.6, 2]
+    assert set(content["clusters"]["conv"]["scores"]) == {"1.6", "2"}
+    assert content["codebook"] == "midrise"
+    make_table().save(tmp_path / "scores.json")
+    assert "codebook" not in (tmp_path / "scores.json").read_text()
+
+
+def test_an_unknown_codebook_is_refused():
+    with pytest.raises(ValueError, match="codebook must be one of"):
+        make_table(codebook="other")
+
+
 def test_counts():
     table = make_table()
     assert table.parameters == {"conv": 12, "norm": 6}
@@ -101,7 +119,7 @@ def test_failed_save_leaves_the_old_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad", [[], [4.0], [0], [17], [2, 2], ["4"], [True], 4]
+    "bad", [[], [4.0], [0], [17], [2, 2], [1.5], ["4"], [True], 4]
 )
 def test_bad_candidates(bad):
     with pytest.raises(ValueError, match="candidate bits"):

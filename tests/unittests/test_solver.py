@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -189,6 +190,35 @@ def test_min_bits_and_fewer_candidates():
         allocate_bits(table, average_bits=4, candidate_bits=(4,), min_bits=16)
 
 
+THREE_LEVELS = ScoreTable(
+    {
+        "a": {1: 9.0, 1.6: 3.0, 2: 2.9, 3: 0.0},
+        "b": {1: 9.0, 1.6: 6.0, 2: 0.1, 3: 0.0},
+    },
+    {"a": {"a.weight": 40}, "b": {"b.weight": 41}},
+    codebook="midrise",
+)
+
+
+def test_three_levels_are_a_candidate_with_bytes_of_its_own():
+    # 8 + 11 bytes and two scales: 10 + 11 would cost two more.
+    plan = allocate_bits(THREE_LEVELS, budget_bytes=8 + 11 + 8, min_bits=1.6)
+    assert bits_of(plan) == {"a": 1.6, "b": 2}
+    assert plan.bytes == 27 and plan.codebook == "midrise"
+    plan = allocate_bits(THREE_LEVELS, budget_bytes=5 + 11 + 8, min_bits=1)
+    assert bits_of(plan) == {"a": 1, "b": 2}
+    with pytest.raises(ValueError, match="out of reach: with 2 to 3 bits"):
+        allocate_bits(THREE_LEVELS, budget_bytes=27)
+
+
+def test_average_bits_of_1_6_is_that_uniform_plans_budget():
+    plan = allocate_bits(THREE_LEVELS, average_bits=1.6, min_bits=1.6)
+    assert bits_of(plan) == {"a": 1.6, "b": 1.6}
+    assert plan.bytes == 8 + 9 + 8  # 41 values fill nine bytes
+    with pytest.raises(ValueError, match=r"25 bytes \(1.6 bits"):
+        allocate_bits(THREE_LEVELS, average_bits=1.5, min_bits=1.6)
+
+
 @pytest.mark.parametrize(
     "budget",
     [
@@ -223,3 +253,19 @@ def test_budget_out_of_reach_states_both_limits(budget):
 def test_no_budget(budget):
     with pytest.raises(ValueError, match="budget"):
         allocate_bits(make_table([[3, 2, 1, 0]], [80]), **budget)
+
+
+@pytest.mark.parametrize("scores", ["proportional", "equal"])
+def test_ties_without_end_take_no_minutes(scores, caplog):
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 40000, 60)
+    rows = 4.0 ** -np.array(BITS) * sizes[:, None]
+    if scores == "equal":
+        rows = np.tile(16.0 - np.array(BITS), (60, 1))
+    table = make_table(rows, sizes)
+    started = time.perf_counter()
+    plan = allocate_bits(table, average_bits=4.3)
+    assert time.perf_counter() - started < 30
+    assert plan.average_bits == pytest.approx(4.3, abs=0.1)
+    stated = [record for record in caplog.records if "equally" in record.msg]
+    assert len(stated) == (scores == "proportional")

@@ -1,0 +1,311 @@
+"""Bits by architecture search in a super-network of uniform prototypes.
+
+Equation numbers are those of "Mixed precision DNN quantization for overlapped
+speech separation and recognition" (ICASSP 2022); Gumbel-softmax samples and
+their temperatures are those of "Towards green automatic speech recognition"
+(Interspeech 2022).
+"""
+
+import copy
+import time
+
+import torch
+from speechbrain.utils.logger import get_logger
+from torch.nn.utils import parametrize
+from tqdm import tqdm
+
+from ..quantization.quantizer import clusters
+from .chain import evaluating
+from .scores import ScoreTable, check_candidates
+from .super_network import (
+    annealed,
+    entropy,
+    read_prototype,
+    size_penalty,
+    super_network_,
+)
+from .weights import named_under, table_sizes
+
+logger = get_logger(__name__)
+
+LEAST_WEIGHT = 1e-300  # so that no score is infinite
+
+SHARES = {  # parameters of each cluster -> what each counts in the penalty
+    "sum": torch.ones_like,
+    "mean": lambda parameters: torch.ones_like(parameters) / len(parameters),
+    "size": lambda parameters: parameters / parameters.sum(),
+}
+
+
+class NASScores:
+    """Scores candidates by their architecture weights (Eq. 11).
+
+    Each cluster is a mixture of its versions in the uniform prototypes. The
+    mixture's weights follow the gradient of
+
+        loss + beta * sum a sqrt(n)
+
+    on held-out data while all else is frozen; the score is -log a. So the
+    plan of a budget is the most likely one among those that fit into it. In a
+    cluster whose most likely candidate is a small one, more bits score worse;
+    `allocate_bits` takes that for no gain, which spends what is to spare by
+    size alone. A penalty that outweighs the loss makes all clusters so, and
+    is warned of.
+
+    The steps are those of plain gradient descent: whatever normalizes them,
+    as Adam does, makes a harmless cluster as decided as a harmful one, and
+    the solver compares clusters.
+
+    Arguments
+    ---------
+    candidate_bits : sequence of int
+        Bits to choose from; there must be a prototype of each.
+    beta : float
+        Weight of the penalty against the loss.
+    shares : str
+        How much a cluster counts in the penalty: "sum", 1 as printed; "mean",
+        1 / clusters; "size", its share of the parameters.
+    gumbel : bool
+        Draw Gumbel-softmax samples instead of mixing by the softmax.
+    temperature : tuple of float or None
+        At the beginning and at the end, geometric in between; (1, 0.03) with
+        Gumbel samples and (1, 1) without if not given.
+    epochs : int
+        Passes over the data.
+    batch : int
+        Items of one step.
+    lr : float
+        Step of the logits per unit of the loss, at temperature 1.
+    granularity : str
+        Scales of a tensor in the prototypes, "tensor" or "channel".
+    seed : int
+        Of the order of the batches and of the Gumbel noise.
+
+    Example
+    -------
+    >>> from pathlib import Path
+    >>> from speechbrain_mpq import quantize_, save_packed
+    >>> folder = Path(getfixture("tmpdir"))
+    >>> for bits, value in {2: 0.5, 4: 1.0}.items():
+    ...     prototype = torch.nn.Sequential(torch.nn.PReLU(init=value))
+    ...     prototype = torch.nn.ModuleDict({"mask_net": prototype})
+    ...     plan = quantize_(prototype, bits)
+    ...     path = save_packed(prototype, folder / str(bits))
+    >>> def loss(output, items):
+    ...     return (output + 1).square().sum()
+    >>> scores = NASScores((2, 4), beta=0, epochs=1, batch=4, lr=1.0)
+    >>> table = scores(
+    ...     torch.nn.Sequential(torch.nn.PReLU()),
+    ...     torch.full((4, 1, 1), -1.0),
+    ...     loss,
+    ...     {2: folder / "2", 4: folder / "4"},
+    ...     progress=False,
+    ... )
+    >>> # d/dlogit = a (dL/dW) (W - mean) = 1/2 x (-1/2) x (-+1/4)
+    >>> {bits: round(x, 4) for bits, x in table.scores["mask_net.0"].items()}
+    {2: 0.7576, 4: 0.6326}
+    """
+
+    needs = ("inputs", "loss", "prototypes")
+    foresees = False  # likelihoods, not damages that add up
+
+    def __init__(
+        self,
+        candidate_bits=(2, 4, 8, 16),
+        beta=0.5,
+        shares="sum",
+        gumbel=False,
+        temperature=None,
+        epochs=4,
+        batch=8,
+        lr=2.0,
+        granularity="tensor",
+        seed=0,
+    ):
+        if shares not in SHARES:
+            raise ValueError(
+                f"shares must be one of {list(SHARES)}, not {shares!r}"
+            )
+        self.candidate_bits = check_candidates(candidate_bits)
+        self.beta = beta
+        self.share = SHARES[shares]
+        self.gumbel = gumbel
+        self.temperature = temperature or ((1, 0.03) if gumbel else (1, 1))
+        if min(self.temperature) <= 0:
+            raise ValueError(f"temperature must be positive, not {temperature}")
+        self.epochs = epochs
+        self.batch = batch
+        self.lr = lr
+        self.granularity = granularity
+        self.seed = seed
+        self.method = "gumbel_nas" if gumbel else "nas"
+
+    def __call__(
+        self,
+        network,
+        inputs,
+        loss,
+        prototypes,
+        include=("*",),
+        exclude=(),
+        prefix="mask_net",
+        progress=True,
+    ):
+        """Search in the super-network.
+
+        Arguments
+        ---------
+        network : torch.nn.Module
+            The architecture; left as it was found.
+        inputs : torch.Tensor
+            [items, ...], best held out from the training of the prototypes.
+        loss : callable
+            `loss(output, items)`: the summed loss of an output, `items` being
+            the slice of the inputs that it belongs to.
+        prototypes : dict
+            Bits -> packed folder of the uniform system of these bits.
+        include, exclude : sequence of str
+            Patterns on parameter names with their prefix.
+        prefix : str
+            Name of the network in its model; cluster names begin with it.
+        progress : bool
+            Shows a progress bar.
+
+        Returns
+        -------
+        table : ScoreTable
+            Its details hold the learned weights of every cluster and, for
+            each epoch, the mean loss, the penalty and the entropy in bits.
+        """
+        if not len(inputs):
+            raise ValueError("a search needs at least one item of input")
+        started = time.perf_counter()
+        root = named_under(prefix, network)
+        members = clusters(root, include, exclude)
+        sizes = table_sizes(root, members, self.granularity)
+        mixed = copy.deepcopy(network)
+        choices = super_network_(
+            named_under(prefix, mixed), members, self._read(prototypes, root)
+        )
+        shares = self.share(
+            torch.tensor(
+                [float(sum(row.values())) for row in sizes["tensors"].values()]
+            )
+        )
+        with evaluating(mixed):
+            history = self._search(
+                mixed, choices, shares, inputs, loss, progress
+            )
+        weights = _weights(choices)
+        self._warn_of_penalty(weights)
+        return ScoreTable(
+            scores={
+                name: dict(zip(self.candidate_bits, row))
+                for name, row in zip(members, weights.log().neg().tolist())
+            },
+            **sizes,
+            method=self.method,
+            details={
+                "items": len(inputs),
+                "seconds": round(time.perf_counter() - started, 2),
+                "history": history,
+                "weights": dict(zip(members, weights.tolist())),
+            },
+        )
+
+    def _read(self, prototypes, root):
+        """Values of the candidates' prototypes."""
+        missing = sorted(set(self.candidate_bits) - set(prototypes or {}))
+        if missing:
+            raise ValueError(
+                f"the super-network lacks prototypes of {missing} bits: name "
+                "the uniform systems' file with --prototypes "
+                "hparams/uniform_4bit.yaml, or take these bits out of "
+                "candidate_bits"
+            )
+        return [
+            read_prototype(prototypes[bits], bits, root)
+            for bits in self.candidate_bits
+        ]
+
+    def _search(self, mixed, choices, shares, inputs, loss, progress):
+        """Train the choices; loss, penalty and entropy of every epoch."""
+        generator = torch.Generator().manual_seed(self.seed)
+        starts = torch.arange(0, len(inputs), self.batch)
+        temperatures = iter(
+            annealed(*self.temperature, self.epochs * len(starts))
+        )
+        history = []
+        with tqdm(
+            total=self.epochs * len(starts),
+            desc="searching",
+            disable=not progress,
+        ) as bar:
+            for _ in range(self.epochs):
+                total = 0.0
+                order = torch.randperm(len(starts), generator=generator)
+                for start in starts[order].tolist():
+                    items = slice(start, start + self.batch)
+                    _set_up(choices, next(temperatures), self.gumbel, generator)
+                    total += self._step(
+                        mixed, choices, shares, inputs[items], loss, items
+                    )
+                    bar.update()
+                history.append(self._summary(choices, shares, total, inputs))
+        return history
+
+    def _step(self, mixed, choices, shares, inputs, loss, items):
+        """One step of gradient descent; the summed loss before it."""
+        inputs = inputs.to(choices[0].logits.device)
+        with parametrize.cached():
+            output = mixed(inputs)
+        summed = loss(output, items)
+        logits = [choice.logits for choice in choices]
+        weights = torch.stack([choice.weights() for choice in choices])
+        penalty = size_penalty(weights, self.candidate_bits, shares)
+        objective = summed / len(inputs) + self.beta * penalty
+        slopes = torch.autograd.grad(objective, logits)
+        with torch.no_grad():
+            for choice, slope in zip(choices, slopes):
+                # The slope grows with 1 / temperature; the step does not.
+                choice.logits -= self.lr * choice.temperature * slope
+        return summed.item()
+
+    def _warn_of_penalty(self, weights):
+        """Say so where the data had no say."""
+        least = (weights.argmax(1) == 0).double().mean().item()
+        if least > 0.8:
+            logger.warning(
+                f"{100 * least:.0f} % of the clusters prefer the least bits: "
+                "the penalty outweighs the loss and says nothing of them; "
+                'lower beta, or share it with shares="mean" or "size"'
+            )
+
+    def _summary(self, choices, shares, total, inputs):
+        """What an epoch has come to; also logged."""
+        weights = _weights(choices)
+        penalty = size_penalty(weights, self.candidate_bits, shares)
+        summary = {
+            "loss": total / len(inputs),
+            "penalty": self.beta * penalty.item(),
+            "entropy": entropy(weights),
+        }
+        logger.info(
+            "Search: loss {loss:.3f}, penalty {penalty:.3f}, entropy "
+            "{entropy:.3f} bits".format(**summary)
+        )
+        return summary
+
+
+def _set_up(choices, temperature, gumbel, generator):
+    """Temperature and, with Gumbel samples, the noise of the next step."""
+    for choice in choices:
+        choice.temperature.fill_(temperature)
+        if gumbel:
+            choice.draw(generator)
+
+
+def _weights(choices):
+    """Architecture weights without noise at temperature 1, [C, candidates]."""
+    logits = torch.stack([choice.logits.detach() for choice in choices])
+    return logits.double().softmax(1).clamp_min(LEAST_WEIGHT).cpu()

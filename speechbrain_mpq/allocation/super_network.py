@@ -1,0 +1,184 @@
+"""The super-network of architecture search, and the terms of its objective.
+
+Equation numbers are those of "Mixed precision DNN quantization for overlapped
+speech separation and recognition" (ICASSP 2022).
+"""
+
+import math
+from pathlib import Path
+
+import torch
+from torch.nn.utils import parametrize
+
+from ..quantization.candidates import BitChoice, WeightedCandidates
+from ..quantization.codebook import dequantize
+from ..quantization.packing import MODEL_FILE, read_packed
+from ..quantization.tensors import named_tensors
+
+
+def size_penalty(weights, candidate_bits, shares=None):
+    """Sum over clusters and candidates of a sqrt(n), from Eq. 11.
+
+    Arguments
+    ---------
+    weights : torch.Tensor
+        Architecture weights a, [clusters, candidates].
+    candidate_bits : sequence of int
+        Bits n of each candidate.
+    shares : torch.Tensor or None
+        How much each cluster counts, [clusters]; 1 each if not given, as in
+        the equation.
+
+    Returns
+    -------
+    penalty : torch.Tensor
+        One value.
+
+    Example
+    -------
+    >>> weights = torch.tensor([[0.5, 0.5], [0.0, 1.0]])
+    >>> size_penalty(weights, (4, 16)).item()  # (2 + 4) / 2 + 4
+    7.0
+    """
+    roots = torch.tensor([float(b) for b in candidate_bits]).sqrt()
+    per_cluster = weights @ roots.to(weights)
+    if shares is None:
+        return per_cluster.sum()
+    return per_cluster @ shares.to(weights)
+
+
+def entropy(weights):
+    """Mean entropy of the clusters' architecture weights, in bits.
+
+    Arguments
+    ---------
+    weights : torch.Tensor
+        [clusters, candidates].
+
+    Returns
+    -------
+    entropy : float
+        0: every cluster is decided.
+
+    Example
+    -------
+    >>> entropy(torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.0, 1.0, 0.0, 0.0]]))
+    1.0
+    """
+    nats = torch.special.entr(weights.double()).sum(1)
+    return (nats / math.log(2)).mean().item()
+
+
+def annealed(first, last, steps):
+    """Temperatures of all steps, falling geometrically.
+
+    Arguments
+    ---------
+    first, last : float
+        Of the first and the last step.
+    steps : int
+        Number of steps.
+
+    Returns
+    -------
+    temperatures : list of float
+
+    Example
+    -------
+    >>> annealed(1.0, 0.25, 3)
+    [1.0, 0.5, 0.25]
+    """
+    ratio = last / first
+    return [first * ratio ** (i / max(steps - 1, 1)) for i in range(steps)]
+
+
+def read_prototype(folder, bits, model):
+    """The values of a uniform prototype for a model, by parameter name.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Packed folder of a uniform system.
+    bits : int
+        Bits that it must have.
+    model : torch.nn.Module
+        Plain model of the prototype's architecture.
+
+    Returns
+    -------
+    values : dict of str -> torch.Tensor
+        A value for every parameter of the model.
+    """
+    remedy = (
+        f"make it with `python train.py hparams/uniform_4bit.yaml --bits {bits}"
+        "` from the same separator_file"
+    )
+    if not Path(folder, MODEL_FILE).exists():
+        raise FileNotFoundError(
+            f"the super-network lacks its {bits}-bit prototype, there is no "
+            f"{Path(folder, MODEL_FILE)}: {remedy}"
+        )
+    quantized, values = read_packed(folder)
+    found = sorted({tensor.bits for tensor in quantized.values()})
+    if found != [bits]:
+        raise ValueError(
+            f"{folder} is no uniform prototype of {bits} bits, it has {found}: "
+            f"{remedy}"
+        )
+    for name, tensor in quantized.items():
+        values[name] = dequantize(tensor.integers, tensor.alpha)
+    wanted = {n: t.parameter.shape for n, t in named_tensors(model).items()}
+    for name, shape in wanted.items():
+        if name not in values or values[name].shape != shape:
+            has = tuple(values[name].shape) if name in values else "missing"
+            raise ValueError(
+                f"{folder} is a prototype of another architecture, its {name} "
+                f"is {has}, the model's {tuple(shape)}: {remedy}"
+            )
+    return {name: values[name] for name in wanted}
+
+
+def super_network_(model, members, prototypes):
+    """Make every cluster of a model a mixture of its prototypes, in place.
+
+    A parameter that is in no cluster goes with the cluster of its module,
+    such as the bias of a quantized convolution, as outputs are mixed; where
+    there is none it becomes the mean of the prototypes.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Plain model. Only the choices require a gradient afterwards.
+    members : dict
+        Cluster name -> names of its parameters, as of `clusters`.
+    prototypes : list of dict
+        Values by parameter name, one dict for each candidate.
+
+    Returns
+    -------
+    choices : list of BitChoice
+        One for each cluster.
+
+    Example
+    -------
+    >>> layer = torch.nn.PReLU()
+    >>> values = [{"weight": torch.tensor([x])} for x in (0.5, 0.25)]
+    >>> choices = super_network_(layer, {".": ["weight"]}, values)
+    >>> layer.weight.item()
+    0.375
+    """
+    tensors = named_tensors(model)
+    model.requires_grad_(False)
+    choices = {name: BitChoice(len(prototypes)) for name in members}
+    for name, tensor in tensors.items():
+        parameter = tensor.parameter
+        values = torch.stack([p[name].to(parameter) for p in prototypes])
+        if tensor.cluster not in choices:
+            parameter.copy_(values.mean(0))
+            continue
+        mixture = WeightedCandidates(values, choices[tensor.cluster])
+        for module, attribute in tensor.owners:
+            parametrize.register_parametrization(
+                module, attribute, mixture.to(parameter.device)
+            )
+    return list(choices.values())

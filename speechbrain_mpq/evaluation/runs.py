@@ -1,0 +1,250 @@
+"""Finished runs as they lie on the disk, checked when they are read.
+
+A run is the content of its metrics.json, a dict; reading adds its "folder" and
+where test_items.json lies beside it, its "items".
+"""
+
+import math
+from pathlib import Path
+from statistics import fmean
+
+from .files import read_json
+from .metrics import AVERAGED, BUCKET_NAMES, hash_test_set
+from .systems import label, table_order
+
+_NUMBERS = ("average_bits", "model_bytes", "fp32_bytes", "seconds_per_hour")
+_TEXTS = ("test_set", "estimator", "corpus")
+
+
+def load_metrics(path):
+    """Read and check a metrics.json file.
+
+    Arguments
+    ---------
+    path : str | Path
+        The file.
+
+    Returns
+    -------
+    dict
+        Its content.
+    """
+    metrics = read_json(path)
+    problem = _problem(metrics)
+    if problem:
+        raise ValueError(
+            f"{path} is not a metrics file of this project: {problem}"
+        )
+    return metrics
+
+
+def load_items(folder):
+    """Read the results of every test mixture of a finished run.
+
+    Arguments
+    ---------
+    folder : str | Path
+        Folder of the run, which holds a test_items.json.
+
+    Returns
+    -------
+    list[dict]
+        See `metrics`.
+    """
+    path = Path(folder, "test_items.json")
+    items = read_json(path)
+    try:
+        hash_test_set(items)
+        complete = all(isinstance(item["hypothesis"], str) for item in items)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path} holds no test items ({error!r}): evaluate again"
+        ) from error
+    if not items or not complete:
+        raise ValueError(f"{path} lacks hypotheses: evaluate again")
+    return items
+
+
+def load_run(folder, with_items=False):
+    """Read a finished run.
+
+    Arguments
+    ---------
+    folder : str | Path
+        Output folder of the experiment, which holds a metrics.json.
+    with_items : bool
+        Whether it must hold a test_items.json too.
+
+    Returns
+    -------
+    dict
+        The metrics, with "folder" and, where there are any, "items".
+    """
+    folder = Path(folder)
+    run = {**load_metrics(folder / "metrics.json"), "folder": folder}
+    path = folder / "test_items.json"
+    if with_items or path.exists():
+        items = load_items(folder)
+        if run.get("test_set") not in (None, hash_test_set(items)):
+            raise ValueError(
+                f"{path} does not belong to the metrics.json beside it: they "
+                "tell of different test sets; evaluate again"
+            )
+        run["items"] = items
+    return run
+
+
+def gather(*folders):
+    """Read every finished run below some folders.
+
+    Arguments
+    ---------
+    *folders : str | Path
+        As `results`, with one folder per experiment.
+
+    Returns
+    -------
+    list[dict]
+        Runs in the order of the paper's Table 1; a run that lies below two
+        of the folders comes once.
+    """
+    found = {}
+    for folder in map(Path, folders):
+        paths = sorted(folder.rglob("metrics.json"))
+        if not paths:
+            raise FileNotFoundError(
+                f"no metrics.json below {folder}: run an experiment first, "
+                "as `python train.py hparams/fp32.yaml`"
+            )
+        for path in paths:
+            found.setdefault(path.resolve(), path.parent)
+    return sorted(map(load_run, found.values()), key=table_order)
+
+
+def check_same_test_set(runs):
+    """Refuse systems that were scored on different test sets.
+
+    Arguments
+    ---------
+    runs : list[dict]
+        Contents of metrics.json files, each with `test_set` or `items`.
+    """
+    if not runs:
+        raise ValueError("a table needs the metrics of at least one system")
+    if len(runs) == 1:
+        return
+    tested = {}
+    for run in runs:
+        tested.setdefault(_test_set(run), []).append(_place(run))
+    if len(tested) > 1:
+        sides = "; ".join(
+            f"{', '.join(systems)} on {test_set}"
+            for test_set, systems in tested.items()
+        )
+        raise ValueError(
+            f"systems were scored on different test sets ({sides}): "
+            "evaluate them again on one, or leave one side out"
+        )
+
+
+def _problem(metrics):
+    """What is wrong with the content of a metrics file, or None."""
+    if not isinstance(metrics, dict):
+        return f"it holds a {type(metrics).__name__}"
+    for key in ("system", "bits", "buckets", "average"):
+        if key not in metrics:
+            return f"`{key}` is missing"
+    if not isinstance(metrics["system"], str):
+        return f"`system` is {metrics['system']!r}"
+    if not _is_number(metrics["bits"]):
+        return f"`bits` is {metrics['bits']!r}"
+    for key in _TEXTS:
+        if not isinstance(metrics.get(key), str | None):
+            return f"`{key}` is {metrics[key]!r}"
+    for key in (*_NUMBERS, "seed"):
+        if metrics.get(key) is not None and not _is_number(metrics[key]):
+            return f"`{key}` is {metrics[key]!r}"
+    return (
+        _buckets_problem(metrics["buckets"])
+        or _block_problem(metrics["average"], "average", AVERAGED)
+        or _average_problem(metrics)
+        or _test_problem(metrics.get("mapsswe"))
+    )
+
+
+def _buckets_problem(buckets):
+    """What is wrong with the averages by bucket, or None."""
+    if not isinstance(buckets, dict):
+        return f"buckets holds a {type(buckets).__name__}"
+    for name in BUCKET_NAMES:
+        if name not in buckets:
+            return f"bucket {name} is missing"
+        keys = ("n", "si_snr_mixture", "words", *AVERAGED)
+        problem = _block_problem(buckets[name], f"bucket {name}", keys)
+        if problem:
+            return problem
+    return None
+
+
+def _block_problem(block, name, keys):
+    """What is wrong with one block of numbers, or None."""
+    if not isinstance(block, dict):
+        return f"{name} holds a {type(block).__name__}"
+    for key in keys:
+        if key not in block:
+            return f"`{key}` of {name} is missing"
+        if block[key] is not None and not _is_number(block[key]):
+            return f"`{key}` of {name} is {block[key]!r}"
+    return None
+
+
+def _average_problem(metrics):
+    """Whether an average is not the mean of the four buckets, or None."""
+    for key in AVERAGED:
+        values = [metrics["buckets"][name][key] for name in BUCKET_NAMES]
+        mean = None if None in values else fmean(values)
+        found = metrics["average"][key]
+        if mean is None and found is None:
+            continue
+        if None in (mean, found) or not math.isclose(
+            mean, found, rel_tol=1e-6, abs_tol=1e-9
+        ):
+            return f"`{key}` of average is {found}, that of its buckets {mean}"
+    return None
+
+
+def _test_problem(test):
+    """What is wrong with the significance test, or None."""
+    if test is None:
+        return None
+    problem = _block_problem(test, "mapsswe", ("z", "p", "segments"))
+    if problem:
+        return problem
+    if not isinstance(test.get("against"), str):
+        return f"`against` of mapsswe is {test.get('against')!r}"
+    if None in (test["z"], test["p"]):
+        return "`z` or `p` of mapsswe is not known"
+    return None
+
+
+def _is_number(value):
+    """Whether a value read from JSON is a finite number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def _test_set(run):
+    """Hash of the test set of a run."""
+    if run.get("test_set"):
+        return run["test_set"]
+    if run.get("items"):
+        return hash_test_set(run["items"])
+    raise ValueError(
+        f"the metrics of {_place(run)} tell no `test_set`: evaluate it again"
+    )
+
+
+def _place(run):
+    """Name of a run, and where it was read if that is known."""
+    folder = f" ({run['folder']})" if run.get("folder") else ""
+    return f"{label(run)}{folder}"

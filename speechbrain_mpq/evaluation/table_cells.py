@@ -1,0 +1,221 @@
+"""Cells of the results table: the columns of the paper's Table 1, as text."""
+
+from statistics import fmean
+
+from .marks import choose_baselines, significance_marks
+from .metrics import BUCKET_NAMES, BUCKETS
+from .runs import check_same_test_set
+from .seeds import by_system, mean_and_spread, paired_differences
+from .systems import FULL_PRECISION, KIB, MIB, bits_text
+
+NOTHING = "-"  # shown where a value is not known
+SEEDS = ("all", "mean")  # rows of every run, or of every system only
+
+
+def table_cells(runs, against=None, seeds="all"):
+    """Cells of the results table.
+
+    Arguments
+    ---------
+    runs : list[dict]
+        Contents of metrics.json files on one test set, in order.
+    against : sequence of str | None
+        Baselines of the marks, see `marks.choose_baselines`.
+    seeds : str
+        "all": a row for each run, and the mean and the standard deviation
+        over the seeds of a system below. "mean": only these for systems with
+        several seeds.
+
+    Returns
+    -------
+    tuple
+        (groups, header, rows): groups are (title, number of columns) and lie
+        over the header; the first row is the unprocessed mixture's. Columns
+        of estimations and seeds are there where these differ or are known.
+
+    Example
+    -------
+    >>> from .metrics import summarise
+    >>> item = {
+    ...     "id": "a",
+    ...     "angle": 7.0,
+    ...     "si_snr": 9.0,
+    ...     "si_snr_mixture": 0.0,
+    ...     "pesq": 2.0,
+    ...     "reference": "set red",
+    ...     "hypothesis": "set blue",
+    ... }
+    >>> run = {"system": "kl", "bits": 4, **summarise([item])}
+    >>> groups, header, rows = table_cells([run])
+    >>> groups[1], rows[1][:4], rows[1][8:10]
+    (('SI-SNR dB (PESQ)', 5), ['1', 'kl', '4', '9.00(2.00)'], ['50.0', '-'])
+    """
+    if seeds not in SEEDS:
+        raise ValueError(f"seeds must be one of {SEEDS}, not {seeds!r}")
+    check_same_test_set(runs)
+    layout = _Layout(runs, against)
+    rows = [layout.mixture_row(runs[0])]
+    for number, system in enumerate(by_system(runs), 1):
+        several = len(system) > 1
+        if seeds == "all" or not several:
+            rows += [layout.run_row(number, run) for run in system]
+        if several:
+            rows += layout.seed_rows(number, system)
+    return layout.groups, layout.header, rows
+
+
+def difference_cells(runs):
+    """Cells of the differences between systems of equal bytes.
+
+    Arguments
+    ---------
+    runs : list[dict]
+        Contents of metrics.json files.
+
+    Returns
+    -------
+    tuple
+        (header, rows); no row where no pair has two common seeds.
+
+    Example
+    -------
+    >>> average = {"si_snr": 7.0, "pesq": 2.0, "wer": 30.0}
+    >>> runs = [
+    ...     {"system": s, "bits": 4, "seed": n, "average": average}
+    ...     for s in ("uniform", "kl")
+    ...     for n in (1, 2)
+    ... ]
+    >>> difference_cells([{**run, "model_bytes": 500} for run in runs])[1]
+    [['kl 4 bit - uniform 4 bit', '+0.00 ± 0.00', '+0.00 ± 0.00', \
+'+0.0 ± 0.0', '2']]
+    """
+    header = ["same size, by seed", "SI-SNR dB", "PESQ", "WER points", "seeds"]
+    rows = []
+    for pair in paired_differences(runs):
+        cells = [f"{pair['system']} - {pair['against']}"]
+        for key, decimals in (("si_snr", 2), ("pesq", 2), ("wer", 1)):
+            cells.append(_plus_minus(pair[key], decimals))
+        rows.append([*cells, str(pair["n"])])
+    return header, rows
+
+
+class _Layout:
+    """Columns of one table, and the rows that fill them."""
+
+    def __init__(self, runs, against):
+        self.runs = runs
+        self.baselines = choose_baselines(runs, against)
+        self.with_estimation = any(run.get("estimator") for run in runs)
+        self.with_seed = len({run.get("seed") for run in runs}) > 1
+        sizes = [run["model_bytes"] for run in runs if run.get("model_bytes")]
+        small = max(sizes, default=0) < MIB
+        self.unit, unit_name = (KIB, "KiB") if small else (MIB, "MiB")
+        full = [r for r in runs if r["bits"] >= FULL_PRECISION]
+        self.full_bytes = full[0].get("model_bytes") if full else None
+        names = [*BUCKET_NAMES, "avg."]
+        lead = self._lead("sys", "system", "estimation", "#bit", "seed")
+        tail = [unit_name, "ratio", "s/hour"]
+        self.header = [*lead, *names, *names, *tail]
+        self.groups = [
+            ("", len(lead)),
+            ("SI-SNR dB (PESQ)", len(BUCKETS) + 1),
+            ("WER %", len(BUCKETS) + 1),
+            ("", len(tail)),
+        ]
+
+    def mixture_row(self, run):
+        """Cells of the unprocessed mixture."""
+        buckets = [run["buckets"][name] for name in BUCKET_NAMES]
+        si_snr = [bucket["si_snr_mixture"] for bucket in buckets]
+        wer = [bucket.get("wer_mixture") for bucket in buckets]
+        return [
+            *self._lead("", "mixture", "", NOTHING, ""),
+            *(_number(value, 2) for value in [*si_snr, _mean(si_snr)]),
+            *(_number(value, 1) for value in wer),
+            self._marked(_number(_mean(wer), 1), {}),
+            *[NOTHING] * 3,
+        ]
+
+    def run_row(self, number, run):
+        """Cells of one run."""
+        marks = significance_marks(run, self.runs, self.baselines)
+        lead = self._lead_of(number, run, str(run.get("seed", "?")))
+        size = run.get("model_bytes")
+        full = self.full_bytes or run.get("fp32_bytes")
+        return self._cells(lead, run, marks, size and full and full / size)
+
+    def seed_rows(self, number, system):
+        """Cells of the mean and of the standard deviation over the seeds."""
+        mean, spread = mean_and_spread(system)
+        tests = [
+            significance_marks(run, self.runs, self.baselines) for run in system
+        ]
+        marks = {mark: all(test[mark] for test in tests) for mark in tests[0]}
+        size = mean["model_bytes"]
+        full = self.full_bytes or system[0].get("fp32_bytes")
+        lead = self._lead_of(number, system[0], "mean")
+        below = self._lead("", "", "", "", "± sd")
+        return [
+            self._cells(lead, mean, marks, size and full and full / size),
+            self._cells(below, spread, {}, None),
+        ]
+
+    def _lead_of(self, number, run, seed):
+        """The cells that say which system a row is about."""
+        estimation = run.get("estimator") or NOTHING
+        bits = bits_text(run)
+        return self._lead(str(number), run["system"], estimation, bits, seed)
+
+    def _lead(self, number, system, estimation, bits, seed):
+        """The first cells, without the columns that would say nothing."""
+        return [
+            number,
+            system,
+            *([estimation] if self.with_estimation else []),
+            bits,
+            *([seed] if self.with_seed else []),
+        ]
+
+    def _cells(self, lead, run, marks, ratio):
+        """Cells of the numbers of a run, or of several merged to one."""
+        blocks = [run["buckets"][name] for name in BUCKET_NAMES]
+        blocks.append(run["average"])
+        quality = [_number(block["si_snr"], 2) for block in blocks]
+        for index, block in enumerate(blocks):
+            if block["pesq"] is not None:
+                quality[index] += f"({block['pesq']:.2f})"
+        wer = [_number(block["wer"], 1) for block in blocks]
+        wer[-1] = self._marked(wer[-1], marks)
+        size = run.get("model_bytes")
+        decimals = 1 if self.unit == KIB else 2
+        return [
+            *lead,
+            *quality,
+            *wer,
+            _number(None if size is None else size / self.unit, decimals),
+            _number(ratio or None, 1),
+            _number(run.get("seconds_per_hour"), 1),
+        ]
+
+    def _marked(self, wer, marks):
+        """An average WER with its marks, the digits in one column."""
+        shown = "".join(mark for mark, same in marks.items() if same)
+        return wer + shown.ljust(len(self.baselines))
+
+
+def _plus_minus(mean_and_sd, decimals):
+    """A difference with its standard deviation, or a dash."""
+    if mean_and_sd is None:
+        return NOTHING
+    mean, sd = mean_and_sd
+    return f"{mean:+.{decimals}f} ± {sd:.{decimals}f}"
+
+
+def _number(value, decimals):
+    """A number as text, or a dash."""
+    return NOTHING if value is None else f"{value:.{decimals}f}"
+
+
+def _mean(values):
+    """Mean, or None where one is None."""
+    return None if None in values else fmean(values)

@@ -1,0 +1,102 @@
+"""The command line: the table of a folder, bad input, an impatient reader."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from speechbrain_mpq.__main__ import main
+from speechbrain_mpq.evaluation.files import write_json
+from speechbrain_mpq.evaluation.metrics import summarise
+
+ITEMS = [
+    {
+        "id": f"{index}",
+        "angle": angle,
+        "si_snr": 8.0,
+        "si_snr_mixture": 0.0,
+        "pesq": 2.0,
+        "reference": "set red now",
+        "hypothesis": "set red",
+    }
+    for index, angle in enumerate((5, 30, 60, 120))
+]
+
+
+def write_run(folder, system, bits, seed):
+    """A finished run."""
+    path = folder / f"{system}_{bits}bit" / f"{seed}"
+    path.mkdir(parents=True)
+    metrics = {"system": system, "bits": bits, "seed": seed}
+    write_json(path / "test_items.json", ITEMS)
+    write_json(path / "metrics.json", {**metrics, **summarise(ITEMS)})
+    return path
+
+
+@pytest.fixture
+def results(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path, "fp32", 32, seed)
+        write_run(tmp_path, "kl", 4, seed)
+    return tmp_path
+
+
+def test_table_of_a_folder(results, capsys):
+    assert main(["table", str(results)]) == 0
+    printed = capsys.readouterr().out
+    rows = [line.split()[:4] for line in printed.splitlines()]
+    for row in (["1", "fp32", "32", "1"], ["2", "kl", "4", "mean"]):
+        assert row in rows
+    assert main(["table", str(results), "--seeds", "mean"]) == 0
+    rows = [line.split()[:4] for line in capsys.readouterr().out.splitlines()]
+    assert ["1", "fp32", "32", "1"] not in rows
+    assert ["1", "fp32", "32", "mean"] in rows
+
+
+def test_baselines_by_name(results, capsys):
+    folders = [str(results / name) for name in ("fp32_32bit", "kl_4bit")]
+    assert main(["table", *folders, "--against", "kl_4bit"]) == 0
+    assert "from sys 2, kl 4 bit" in capsys.readouterr().out
+    assert main(["table", *folders, "--against", "nas"]) == 1
+    assert "choose from: fp32_32bit, kl_4bit" in capsys.readouterr().err
+
+
+def test_page(results, tmp_path):
+    page = tmp_path / "table.html"
+    assert main(["table", str(results), "--html", str(page)]) == 0
+    html = page.read_text("utf-8")
+    assert html.count("<table") == 1 and "<td>kl</td>" in html
+    assert "http" not in html and "<script" not in html
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": NaN}', ""])
+def test_broken_metrics_are_named(results, capsys, text):
+    path = results / "kl_4bit" / "2" / "metrics.json"
+    path.write_text(text)
+    assert main(["table", str(results)]) == 1
+    printed = capsys.readouterr()
+    assert str(path) in printed.err and not printed.out
+
+
+def test_other_test_sets_are_named(results, capsys):
+    folder = results / "kl_4bit" / "2"
+    other = [{**item, "reference": "set blue now"} for item in ITEMS]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    write_json(folder / "metrics.json", {**metrics, **summarise(other)})
+    write_json(folder / "test_items.json", other)
+    assert main(["table", str(results)]) == 1
+    printed = capsys.readouterr()
+    assert str(folder) in printed.err and not printed.out
+
+
+def test_a_reader_that_stops_early_is_no_error(results):
+    """As `... table results/ | head -1`, the reader gone before the first."""
+    command = [sys.executable, "-m", "speechbrain_mpq", "table", str(results)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 0
