@@ -162,6 +162,8 @@ class Experiment:
 
 def _fingerprint(hparams_file, overrides, inputs):
     """Hash of everything that can change the result."""
+    if overrides:  # in one form, however they are written
+        overrides = yaml.serialize(yaml.compose(overrides))
     with open(hparams_file, encoding="utf-8") as source:
         text = resolve_references(source, overrides).getvalue()
     lines = [

@@ -96,11 +96,13 @@ class QuantizationBrain(sb.Brain):
             raise ValueError(
                 "one_stage decides on the bits itself: set scores to null"
             )
-        if self.hparams.round_calibrated and self.trains:
+        if self.hparams.round_calibrated and (
+            self.hparams.admm or self.hparams.one_stage
+        ):
             raise ValueError(
-                "calibrated rounding is for systems that are not trained: "
-                "add --estimator '!name:speechbrain_mpq.PostTraining', or "
-                "set round_calibrated to False"
+                "calibrated rounding is for a plan that stays, and for "
+                "estimators that begin at rounded weights: set "
+                "round_calibrated to False"
             )
         if self.hparams.admm and self.hparams.rows:
             raise ValueError("ADMM takes whole layers: set rows to null")
