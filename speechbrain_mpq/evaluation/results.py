@@ -10,7 +10,7 @@ from .files import read_json, write_json
 from .metrics import significance, summarise
 from .report import write_report
 from .runs import load_run
-from .systems import label, table_order
+from .systems import label, system_key, table_order
 from .table import results_table
 
 logger = get_logger(__name__)
@@ -110,6 +110,7 @@ def _neighbours(results_folder, runs):
     if results_folder is None:
         return []
     known = {Path(run["folder"]).resolve() for run in runs}
+    names = {(system_key(run), run.get("seed")) for run in runs}
     found = []
     for path in sorted(Path(results_folder).glob("*/*/metrics.json")):
         if path.parent.resolve() in known:
@@ -120,6 +121,14 @@ def _neighbours(results_folder, runs):
             # Theirs to mend: this experiment's own results are sound.
             logger.warning(f"Left out of the report: {error}")
             continue
+        name = system_key(run), run.get("seed")
+        if name in names:
+            logger.warning(
+                f"Left out of the report: {path.parent}, a second run of "
+                f"{label(run)} with seed {run.get('seed')}"
+            )
+            continue
+        names.add(name)
         if run.get("test_set") == runs[0]["test_set"]:
             found.append(run)
     return sorted(found, key=table_order)

@@ -12,7 +12,7 @@ METHOD_KEYS = {
     *("system", "bits", "against", "scores", "number_of_epochs"),
     *("prototypes", "calibration_mixtures", "one_stage"),
     *("estimator", "admm", "lr", "opt_class"),
-    *("equalize_inputs", "min_bits", "codebook"),
+    *("equalize_inputs", "min_bits", "codebook", "round_calibrated"),
 }
 # Training from nothing needs more data and another schedule.
 TRAINING_KEYS = METHOD_KEYS | {

@@ -226,8 +226,8 @@ def test_impossible_budget_names_the_limits(folder, shipped):
 
 
 METHODS = {
-    "hes_4bit.yaml": ("hes", {"calibration_mixtures": 4}),
-    "nas_4bit.yaml": ("nas", {"calibration_mixtures": 4}),
+    "hes_4bit.yaml": ("hes", {}),
+    "nas_4bit.yaml": ("nas", {}),
     "best_4bit.yaml": ("best", {}),
     "one_stage_4bit.yaml": ("one_stage", {"one_stage": "{interval: 2}"}),
     "admm_4bit.yaml": ("admm", {"admm": "{iteration_steps: 2}"}),

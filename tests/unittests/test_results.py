@@ -102,6 +102,18 @@ def test_neighbours_are_drawn_and_broken_ones_named(tmp_path, caplog):
     assert "Size against quality" in html
 
 
+def test_a_second_run_of_the_same_system_is_left_out(tmp_path, caplog):
+    """It must not cost a finished run its results."""
+    again = finish(tmp_path / "again", "uniform")
+    again.parent.rename(tmp_path / "uniform_copy")
+    finish(tmp_path, "uniform")
+    logger = "speechbrain_mpq.evaluation.results"
+    with caplog.at_level(logging.WARNING, logger=logger):
+        folder = finish(tmp_path, results_folder=tmp_path)
+    assert "a second run of uniform 4 bit with seed 1" in caplog.text
+    assert load_run(folder)["system"] == "kl"
+
+
 def test_a_baseline_without_items_is_named(tmp_path):
     base = finish(tmp_path, "fp32", 32)
     (base / "test_items.json").unlink()
