@@ -38,15 +38,13 @@ workers: 1
 def command(folder, hparams, **options):
     """The command line, with tiny sizes."""
     options = {
+        **dict(line.split(": ", 1) for line in SIZES.strip().splitlines()),
         "separator_file": TINY,
         "data_folder": folder / "data",
         "results_folder": folder / "results",
         **options,
     }
     line = [sys.executable, "train.py", f"hparams/{hparams}", "--device=cpu"]
-    for text in SIZES.strip().splitlines():
-        key, value = text.split(": ", 1)
-        line += [f"--{key}", value]
     for key, value in options.items():
         line += [f"--{key}", str(value)]
     return line
@@ -276,7 +274,6 @@ def test_post_training_trains_nothing(folder, shipped):
 def test_prototypes_are_inherited(folder, shipped):
     """With nothing trained, a uniform plan's weights are the prototype's."""
     shared = {"pretrained_separator": shipped, "against": "[]"}
-    run(folder, "uniform_4bit.yaml", **shared)
     options = {
         **shared,
         "prototypes": "hparams/uniform_4bit.yaml",
