@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from speechbrain_mpq.quantization.codebook import codebook
+from speechbrain_mpq.quantization.coverage import coverage
 from speechbrain_mpq.quantization.fake_quant import FakeQuantize
 from speechbrain_mpq.quantization.plan import BitPlan, ClusterBits
 from speechbrain_mpq.quantization.quantizer import (
     bit_plan,
     cluster_quantized,
     clusters,
-    coverage,
     dequantize_,
     quantize_,
     requantize_,
