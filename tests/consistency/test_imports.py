@@ -14,6 +14,18 @@ ALLOWED = {
     "simulation": {"separation"},  # the array's geometry
     "brains": {"quantization", "allocation"},
     "inference": {"quantization", "separation"},
+    "vision": set(),  # faces, directions, lips: knows no model
+    "plugin": {"quantization", "allocation", "brains"},
+    # What a user types: each command may use whatever it serves.
+    "commands": {
+        "quantization",
+        "separation",
+        "allocation",
+        "evaluation",
+        "inference",
+        "plugin",
+        "vision",
+    },
 }
 
 
