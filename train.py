@@ -16,7 +16,6 @@ from pathlib import Path
 
 import speechbrain as sb
 import torch
-from hyperpyyaml import resolve_references
 from speechbrain.utils.distributed import (
     ddp_init_group,
     if_main_process,
@@ -34,20 +33,25 @@ from speechbrain_mpq.brains.quantization import (
     QuantizationBrain,
     check_average_bits,
 )
-from speechbrain_mpq.evaluation.files import write_text
+from speechbrain_mpq.evaluation.files import read_json
 from speechbrain_mpq.evaluation.results import show_results, write_results
 from speechbrain_mpq.evaluation.scoring import Recognizer, score_separation
 from speechbrain_mpq.evaluation.si_snr import si_snr
+from speechbrain_mpq.inference.folder import write_card, write_hyperparams
+from speechbrain_mpq.inference.registry import describe
 from speechbrain_mpq.quantization.packing import load_packed_
+from speechbrain_mpq.separation.audio_visual import begin_with_audio_
 from speechbrain_mpq.separation.equalization import equalize_inputs_
 from speechbrain_mpq.separation.loading import build_separator
 from speechbrain_mpq.separation.separator import apply_mask
 from speechbrain_mpq.separation.tcn import fold_norms_
 from speechbrain_mpq.simulation.bank import RoomBank, prepare_rooms
+from speechbrain_mpq.simulation.camera_faults import TRAINING, Faults
 from speechbrain_mpq.simulation.datasets import (
     listed_mixtures,
     training_mixtures,
 )
+from speechbrain_mpq.simulation.lip_videos import LipVideos
 from speechbrain_mpq.simulation.mixtures import (
     MixtureMaker,
     fixed_mixtures,
@@ -69,10 +73,12 @@ class Separation(QuantizationBrain):
 
     def compute_forward(self, batch, stage):
         """Estimates [batch, targets, samples]."""
-        waveforms, doa = batch.mixture.data, batch.doa.data
-        return self.modules.separator(
-            waveforms.to(self.device), doa.to(self.device)
-        )
+        return self.modules.separator(*self.given(batch))
+
+    def given(self, batch):
+        """What the separator takes: waveforms, DOA and, if there are, lips."""
+        names = [n for n in ("mixture", "doa", "lips") if hasattr(batch, n)]
+        return [getattr(batch, name).data.to(self.device) for name in names]
 
     def compute_objectives(self, estimates, batch, stage):
         """Negative SI-SNR in dB against the reverberant targets.
@@ -86,10 +92,7 @@ class Separation(QuantizationBrain):
         if stage != sb.Stage.TRAIN or not share or self.teacher is None:
             return loss
         with torch.no_grad():
-            taught = self.teacher(
-                batch.mixture.data.to(self.device),
-                batch.doa.data.to(self.device),
-            )
+            taught = self.teacher(*self.given(batch))
         return (1 - share) * loss - share * si_snr(estimates, taught).mean()
 
     def on_stage_start(self, stage, epoch=None):
@@ -111,10 +114,13 @@ class Separation(QuantizationBrain):
         doa = torch.stack([item["doa"][0] for item in items])
         targets = torch.stack([item["targets"][:, 0] for item in items])
         targets = targets.to(self.device)
+        given = [mixtures, doa]
+        if "lips" in items[0]:
+            given.append(torch.stack([item["lips"][0] for item in items]))
         separator = self.modules.separator
         with torch.no_grad():
             inputs, reference = separator.analyse(
-                mixtures.to(self.device), doa.to(self.device)
+                *(values.to(self.device) for values in given)
             )
 
         def loss(output, chunk):
@@ -156,17 +162,33 @@ def dataio_prep(hparams):
     logger.info(
         f"Test rooms: T60 {nominal:.2f} s asked for, {measured:.2f} s measured"
     )
+    videos = lip_videos(makers, hparams.get("lips_size"))
     datasets = {
         split: listed_mixtures(
             makers[split],
             fixed_mixtures(makers[split], hparams["mixtures"][split]),
+            videos[split],
         )
         for split in ("valid", "test")
     }
     datasets["train"] = training_mixtures(
-        makers["train"], hparams["chunk_seconds"], hparams["mixtures"]["train"]
+        makers["train"],
+        hparams["chunk_seconds"],
+        hparams["mixtures"]["train"],
+        videos["train"],
     )
     return datasets, makers["train"]
+
+
+def lip_videos(makers, size):
+    """Lips of the size that a separator takes; none without a lip stream."""
+    if size is None:
+        return dict.fromkeys(makers)
+    faults = {"train": TRAINING, "valid": Faults(), "test": Faults()}
+    return {
+        split: LipVideos(maker, size, faults[split])
+        for split, maker in makers.items()
+    }
 
 
 def weights_file(hparams):
@@ -190,22 +212,52 @@ def starting_separator(hparams):
             "`python train.py hparams/pretrain.yaml` and copy its packed/ "
             "folder there, or name another with --pretrained_separator"
         )
+    folder = Path(hparams["pretrained_separator"])
+    if hparams["bits"] == 32 and separator.lips_size:
+        audio = build_separator(folder / "hyperparams.yaml")
+        if audio.lips_size is None:  # lips are yet to be learned
+            fold_norms_(audio)
+            load_packed_(audio, folder)
+            begin_with_audio_(separator.mask_net, audio.mask_net)
+            return separator
     fold_norms_(separator)
-    load_packed_(separator, hparams["pretrained_separator"])
+    load_packed_(separator, folder)
     if hparams["equalize_inputs"]:
         equalize_inputs_(separator)
     return separator
 
 
+def check_describable(separator):
+    """Raise ValueError where no packed folder could name the separator."""
+    packed = copy.deepcopy(separator)
+    fold_norms_(packed)
+    describe(packed)
+
+
 def pack(brain, separator, hparams):
-    """Write the packed folder: weights, and the YAML that builds the model."""
+    """Write the packed folder; the scores are put on its card later."""
     fold_norms_(separator)
-    folder = brain.pack(separator)
-    shape = {"scale_inputs": True} if hparams["equalize_inputs"] else None
-    with open(hparams["separator_file"], encoding="utf-8") as source:
-        text = resolve_references(source, shape).getvalue()
-    run_on_main(write_text, args=[folder / "hyperparams.yaml", text])
+    architecture = describe(separator)
+    kept = {key: hparams[key] for key in ("system", "corpus", "seed")}
+    folder = brain.pack(separator, kept, architecture)
+    run_on_main(write_hyperparams, args=[folder, architecture])
+    run_on_main(write_card, args=[folder])
     return folder
+
+
+def complete_card(packed, metrics, baselines, hparams):
+    """Put the scores on the card, beside those of full precision."""
+    found = [read_json(folder / "metrics.json") for folder in baselines]
+    wholes = [other for other in found if other["system"] == "fp32"]
+    start = Path(hparams["pretrained_separator"] or "")
+    if start.name == "packed" and len(start.parts) > 2:
+        start = start.parents[1]  # the experiment that wrote it
+    write_card(
+        packed,
+        metrics=metrics,
+        reference=wholes[0] if wholes else None,
+        base_model=start.name or None,
+    )
 
 
 def evaluate_packed(folder, hparams, dataset, device):
@@ -267,7 +319,9 @@ def run(hparams_file, run_opts, overrides):
     )
     torch.set_num_threads(hparams["threads"])
     separator = starting_separator(hparams)
+    check_describable(separator)  # before any work
     hparams["microphones"] = separator.features.microphones
+    hparams["lips_size"] = separator.lips_size
     brain = Separation(
         modules={"separator": separator},
         opt_class=hparams["opt_class"],
@@ -301,13 +355,14 @@ def run(hparams_file, run_opts, overrides):
         scored = evaluate_packed(
             packed, hparams, datasets["test"], brain.device
         )
-        write_results(
+        metrics = write_results(
             experiment.folder,
             system,
             scored,
             baselines,
             hparams["results_folder"],
         )
+        complete_card(packed, metrics, baselines, hparams)
 
     run_on_main(finish)
     return experiment.folder, baselines

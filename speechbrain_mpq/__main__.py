@@ -5,7 +5,16 @@ import os
 import sys
 from importlib import import_module
 
-COMMANDS = ("table",)
+COMMANDS = (
+    "table",
+    "track",
+    "quantize",
+    "separate",
+    "inspect",
+    "verify",
+    "export",
+    "demo",
+)
 
 
 def main(arguments=None):

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import torch
 
 from .chain import evaluating
+from .differences import difference_traces
 from .hutchinson import block_traces
 
 
@@ -18,6 +19,7 @@ def network_traces(
     seed=0,
     chunk=1,
     progress=False,
+    differences=False,
 ):
     """Traces of the mean loss's Hessian, one for each tensor (Eq. 10).
 
@@ -45,6 +47,9 @@ def network_traces(
         Items that share a probe.
     progress : bool
         Shows a progress bar.
+    differences : bool
+        From differences of first gradients, for losses that cannot be
+        differentiated twice (see `difference_traces`).
 
     Returns
     -------
@@ -76,6 +81,10 @@ def network_traces(
         for start in range(0, len(inputs), chunk)
     ]
     with evaluating(network), _differentiable(network, weights):
+        if differences:
+            return difference_traces(
+                losses, weights, probes, distribution, seed, progress
+            )
         return block_traces(
             losses,
             [[weight] for weight in weights],

@@ -105,6 +105,18 @@ class SquaredGradients:
         self._pending.clear()
         self.steps += 1
 
+    def forget_overflow(self):
+        """Drops what overflowed in a step that a gradient scaler skipped.
+
+        To be called before ``end_step`` of the next one. Where the optimizer's
+        own gradients are not finite either, there was no such step.
+        """
+        trained = [t.parameter.grad for t in self._tensors.values()]
+        trained = [gradient for gradient in trained if gradient is not None]
+        seen = self._pending.values()
+        if not _all_finite(seen) and _all_finite(trained):
+            self._pending.clear()
+
     def close(self):
         """Stops watching."""
         while self._hooks:
@@ -141,6 +153,13 @@ class SquaredGradients:
         """
         candidate_bits = check_candidates(candidate_bits)
         squares = self.mean()
+        unseen = sorted(set(self._tensors) - set(squares))
+        if unseen:
+            raise ValueError(
+                f"{unseen[0]} and {len(unseen) - 1} more had no gradient in "
+                f"{self.steps} steps: leave out what the loss does not reach, "
+                "or decide after more steps"
+            )
         plan = bit_plan(self.model)
         scores, sizes = {}, {}
         for name, cluster in plan.clusters.items():
@@ -171,6 +190,11 @@ class SquaredGradients:
         tensor = self._tensors[name]
         with torch.no_grad():
             return fitted(tensor, bits)(tensor.weight)
+
+
+def _all_finite(tensors):
+    """Whether no tensor has NaN or infinity."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def fitted(tensor, bits):

@@ -56,6 +56,9 @@ class HessianScores:
         CPU is as fast as more.
     seed : int
         Of the probes.
+    differences : bool
+        Take differences of first gradients, for losses that cannot be
+        differentiated twice, as CTC (see `difference_traces`).
 
     Example
     -------
@@ -83,6 +86,7 @@ class HessianScores:
         granularity="tensor",
         chunk=1,
         seed=1234,
+        differences=False,
     ):
         if trace not in TRACES:
             raise ValueError(
@@ -105,6 +109,7 @@ class HessianScores:
         self.granularity = granularity
         self.chunk = chunk
         self.seed = seed
+        self.differences = differences
         self.method = f"{trace}_hessian_trace"
 
     def __call__(
@@ -200,6 +205,7 @@ class HessianScores:
             self.seed,
             self.chunk,
             progress,
+            self.differences,
         )
         columns = dict(zip(names, estimates.unbind(1)))
         clustered = {

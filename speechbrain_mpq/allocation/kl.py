@@ -71,21 +71,57 @@ def one_sided_kl(p_logits, q_logits):
     return torch.sigmoid(p) * (F.logsigmoid(p) - F.logsigmoid(q))
 
 
-FORMS = {"bernoulli": bernoulli_kl, "one_sided": one_sided_kl}
+def categorical_kl(p_logs, q_logs):
+    """Summands of the divergence of two categorical distributions.
+
+    D(P || Q) = sum P ln(P/Q): each summand has either sign, their sum over the
+    classes has not.
+
+    Arguments
+    ---------
+    p_logs : torch.Tensor
+        Full-precision log-probabilities.
+    q_logs : torch.Tensor
+        Quantized log-probabilities, same shape.
+
+    Returns
+    -------
+    summand : torch.Tensor
+        One value in nats for each class, float64.
+
+    Example
+    -------
+    >>> p = torch.tensor([0.5, 0.5, 0.0]).log()
+    >>> q = torch.tensor([0.25, 0.5, 0.25]).log()
+    >>> categorical_kl(p, q)
+    tensor([0.3466, 0.0000, 0.0000], dtype=torch.float64)
+    """
+    p, q = p_logs.double(), q_logs.double()
+    summand = p.exp() * (p - q)
+    return torch.where(p.isneginf(), torch.zeros_like(p), summand)
+
+
+FORMS = {
+    "bernoulli": bernoulli_kl,
+    "one_sided": one_sided_kl,
+    "categorical": categorical_kl,
+}
 
 
 class KLScores(OutputScores):
     """Scores every cluster by the KL divergence of the output (Eq. 8).
 
     The score is the mean over all items, frames and outputs, which differs
-    from the paper's sum over frames by a constant factor only.
+    from the paper's sum over frames by a constant factor only. Categorical
+    distributions count as one output each.
 
     Arguments
     ---------
     candidate_bits : sequence of int
         Bits to try for each cluster.
     form : str
-        "bernoulli", the divergence, or "one_sided", Eq. 8 as printed.
+        "bernoulli", the divergence, or "one_sided", Eq. 8 as printed; both
+        of logits. "categorical": of log-probabilities over the last axis.
     granularity : str
         Scales of a tensor, "tensor" or "channel" (see `quantize_`).
     chunk : int
@@ -134,7 +170,7 @@ class KLScores(OutputScores):
         Arguments
         ---------
         inputs : torch.Tensor
-            [items, channels, frames]; the outputs are taken for logits.
+            [items, ...]; the outputs are taken for what the form says.
 
         Returns
         -------
@@ -143,9 +179,13 @@ class KLScores(OutputScores):
         """
 
         def error(reference, output, items):
-            return _total(self.summand, reference, output)
+            total = _total(self.summand, reference, output)
+            # Only rounding makes a whole divergence negative.
+            return total if self.signed else total.clamp(min=0)
 
         def outputs(reference, items):
+            if self.summand is categorical_kl:
+                return reference.numel() // reference.shape[-1]
             return reference.numel()
 
         return inputs, error, outputs

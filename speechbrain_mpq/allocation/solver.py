@@ -10,6 +10,7 @@ from scipy.sparse import eye_array, kron
 
 from ..quantization.plan import FLOAT_BYTES, BitPlan, ClusterBits
 from ..quantization.tables import MAX_BITS, check_bits
+from .equal_bits import equal_groups, merged_rows
 from .scores import check_candidates
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ def allocate_bits(
     budget_bytes=None,
     min_bits=2,
     candidate_bits=None,
+    equal_bits=(),
 ):
     """The plan with the least summed score that fits into the budget.
 
@@ -50,6 +52,8 @@ def allocate_bits(
         Least bits of any cluster, 1.6 included.
     candidate_bits : sequence of int or float
         Some of the table's candidates; all if not given.
+    equal_bits : sequence of str
+        Clusters that must share one bit width (see `equal_groups`).
 
     Returns
     -------
@@ -73,6 +77,12 @@ def allocate_bits(
     sizes = np.array([[choice.bytes for choice in row] for row in choices])
     rest = FLOAT_BYTES * table.rest_parameters
     budget = _budget(table, average_bits, budget_bytes)
+    if 0 <= budget < rest:
+        raise ValueError(
+            f"a budget of {budget} bytes is less than the {rest} bytes of the "
+            f"{table.rest_parameters} parameters that stay in full precision: "
+            "exclude fewer, or raise the budget"
+        )
     lowest, highest = sizes[:, 0].sum() + rest, sizes[:, -1].sum() + rest
     if not lowest <= budget <= highest:
         raise ValueError(
@@ -81,11 +91,15 @@ def allocate_bits(
             f"on average) to {highest} bytes ({bits[-1]} bits on average)"
         )
     scores = np.array([[row[b] for b in bits] for row in table.scores.values()])
-    chosen = _knapsack(scores, sizes, budget - rest)
-    plan = {
-        name: row[index]
-        for name, row, index in zip(table.scores, choices, chosen)
-    }
+    names = list(table.scores)
+    groups = equal_groups(names, equal_bits)
+    chosen = _knapsack(
+        merged_rows(scores, names, groups),
+        merged_rows(sizes, names, groups),
+        budget - rest,
+    )
+    column = {n: i for group, i in zip(groups, chosen) for n in group}
+    plan = {name: row[column[name]] for name, row in zip(names, choices)}
     return BitPlan(plan, table.rest_parameters, table.codebook)
 
 

@@ -118,6 +118,7 @@ class OneStage:
         average_bits,
         min_bits=2,
         scores_file=None,
+        equal_bits=(),
     ):
         """Watch a model from now on.
 
@@ -131,9 +132,15 @@ class OneStage:
             Least bits of any cluster.
         scores_file : str or Path or None
             Where to leave the scores of the last decision.
+        equal_bits : sequence of str
+            Clusters that must share one bit width (see `equal_groups`).
         """
         self.gradients = SquaredGradients(model)
-        self.budget = {"average_bits": average_bits, "min_bits": min_bits}
+        self.budget = {
+            "average_bits": average_bits,
+            "min_bits": min_bits,
+            "equal_bits": equal_bits,
+        }
         self.scores_file = scores_file
 
     @property

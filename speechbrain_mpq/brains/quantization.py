@@ -303,7 +303,7 @@ class QuantizationBrain(sb.Brain):
         run_on_main(plan.save, args=[self._output("plan.json")])
         return plan
 
-    def pack(self, model, metadata=None):
+    def pack(self, model, metadata=None, architecture=None):
         """Write a model as a packed folder.
 
         Arguments
@@ -312,13 +312,16 @@ class QuantizationBrain(sb.Brain):
             Plain or quantized.
         metadata : dict or None
             Strings to keep in the file.
+        architecture : dict or None
+            What to build before the file is loaded, see `save_packed`.
 
         Returns
         -------
         folder : pathlib.Path
         """
         folder = self._output("packed")
-        run_on_main(save_packed, args=[model, folder, metadata])
+        arguments = [model, folder, metadata, architecture]
+        run_on_main(save_packed, args=arguments)
         return folder
 
     def times(self):

@@ -72,7 +72,8 @@ def score_separation(
     Arguments
     ---------
     separate : callable
-        Maps waveforms [1, samples, mics] and DOA [1, 1] to [1, 1, samples].
+        Maps waveforms [1, samples, mics], DOA [1, 1] and, where the test set
+        has them, lips [1, 1, pictures, height, width] to [1, 1, samples].
     dataset : DynamicItemDataset
         From `datasets.listed_mixtures`.
     recognize : callable
@@ -94,7 +95,7 @@ def score_separation(
     for item in tqdm(dataset, desc="test", unit="mix", disable=hidden):
         start = time.perf_counter()
         with torch.no_grad():
-            estimate = separate(item["mixture"][None], item["doa"][None])
+            estimate = separate(*_given(item))
         estimate = estimate[0, 0].cpu()
         seconds += time.perf_counter() - start
         audio += len(estimate) / SAMPLE_RATE
@@ -112,6 +113,12 @@ def score_separation(
         result["pesq"] = value
     scored.seconds_per_hour = 3600 * seconds / audio
     return scored
+
+
+def _given(item):
+    """What the separator takes, as a batch of one."""
+    names = [n for n in ("mixture", "doa", "lips") if n in item]
+    return [item[name][None] for name in names]
 
 
 def _item(item, signals, recognize):

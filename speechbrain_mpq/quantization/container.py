@@ -4,11 +4,24 @@ import hashlib
 import json
 import os
 import struct
+from dataclasses import dataclass, field
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load
 
-VERSIONS = ("1", "2")  # 2: slices, other tables than Eq. 7's, 1.6 bits
+from .checked_header import (
+    check_entries,
+    header_length,
+    read_header,
+    strict_json,
+)
+from .whole_files import write_whole
+
+# 2: slices, other tables than Eq. 7's, 1.6 bits. 3: an architecture, and the
+# shapes of layers that are alike only once.
+VERSIONS = ("1", "2", "3")
+METADATA = ("format", "mpq_version", "mpq_config", "sha256")
 DTYPES = {  # names of the safetensors format
     torch.float64: "F64",
     torch.float32: "F32",
@@ -84,8 +97,33 @@ def write_container(path, tensors, config, version="1"):
     write_whole(path, [struct.pack("<Q", len(text)), text, *payload])
 
 
+@dataclass(frozen=True)
+class Container:
+    """What a file holds, verified.
+
+    Arguments
+    ---------
+    tensors : dict of str -> torch.Tensor
+        All tensors of the file.
+    config : dict
+        The configuration.
+    version : str
+        Version of the format.
+    content : bytes
+        The whole file, as it was read.
+    """
+
+    tensors: dict
+    config: dict
+    version: str
+    content: bytes = field(repr=False)
+
+
 def read_container(path):
     """Reads and verifies what ``write_container`` wrote.
+
+    The file is read once, so that what was verified is what is returned.
+    Nothing is reserved that the file does not fill.
 
     Arguments
     ---------
@@ -94,23 +132,46 @@ def read_container(path):
 
     Returns
     -------
-    tensors : dict of str -> torch.Tensor
-        All tensors of the file.
-    config : dict
-        The configuration.
+    Container
     """
     if not path.is_file():
         raise PackedModelError(
             path, "no such file", "name a folder that save_packed wrote"
         )
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-            metadata = file.metadata() or {}
-    except (SafetensorError, KeyError, RuntimeError, OSError) as error:
+        content, entries, metadata = _read_checked(path)
+    except (ValueError, OSError) as error:
         raise PackedModelError(
             path, f"damaged or no safetensors file ({error})"
         ) from error
+    version = _version(path, metadata)
+    try:
+        tensors = _tensors(content, entries)
+        config = metadata["mpq_config"]
+        if metadata["sha256"] != digest(tensors, config, version):
+            raise ValueError("SHA-256 does not match")
+        return Container(tensors, strict_json(config), version, content)
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        raise PackedModelError(path, f"damaged ({error})") from error
+
+
+def _read_checked(path):
+    """(content, entries, metadata) of a file that is as long as it says."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(8)
+        length = header_length(start, size)
+        header = start + file.read(length)
+        entries, metadata = read_header(header)
+        check_entries(entries, size - 8 - length)
+        content = header + file.read(size - 8 - length)
+    if len(content) != size:
+        raise ValueError(f"{len(content)} bytes of {size}")
+    return content, entries, metadata
+
+
+def _version(path, metadata):
+    """The format version of a packed model that can be read."""
     if metadata.get("format") != "pt" or "mpq_version" not in metadata:
         raise PackedModelError(
             path, "not a packed model", "write one with save_packed"
@@ -122,31 +183,24 @@ def read_container(path):
             f"format version {version!r} is not in {VERSIONS}",
             "install a speechbrain_mpq that reads it, or pack again",
         )
-    config = metadata.get("mpq_config", "")
-    if metadata.get("sha256") != digest(tensors, config, version):
-        raise PackedModelError(path, "damaged (SHA-256 does not match)")
-    return tensors, json.loads(config)
+    if set(metadata) != set(METADATA):
+        raise PackedModelError(
+            path, f"damaged (metadata are not {', '.join(METADATA)})"
+        )
+    return version
 
 
-def write_whole(path, chunks):
-    """Writes a file whole or leaves what was there.
-
-    Arguments
-    ---------
-    path : Path
-        Where to.
-    chunks : list of bytes
-        The content.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.writelines(chunks)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _tensors(content, entries):
+    """The tensors of a file whose header is sound."""
+    tensors = load(content)
+    for name, entry in entries.items():
+        tensor = tensors[name]
+        if DTYPES[tensor.dtype] != entry["dtype"]:
+            raise ValueError(f"tensor {name!r} of another type")
+        # A byte other than 0 and 1 is no bool: what it does is undefined.
+        if tensor.dtype == torch.bool and tensor.view(torch.uint8).gt(1).any():
+            raise ValueError(f"tensor {name!r} holds no truth values")
+    return tensors
 
 
 def digest(tensors, config, version):

@@ -266,5 +266,7 @@ def _accept_full_precision(attribute, module, state_dict, prefix, *_):
     inside = f"{prefix}parametrizations.{attribute}."
     value = state_dict.pop(f"{prefix}{attribute}")
     state_dict[f"{inside}original"] = value
-    for name, value in module.parametrizations[attribute].state_dict().items():
+    chain = module.parametrizations[attribute]
+    chain.took_float = True  # for whoever wants to fit the scale again
+    for name, value in chain.state_dict().items():
         state_dict.setdefault(f"{inside}{name}", value)

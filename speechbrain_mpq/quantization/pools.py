@@ -2,21 +2,21 @@
 
 ``packed`` (uint8) has the integers of all quantized tensors in the order of
 their names, each beginning on a byte, and ``scales`` (float32) is in the same
-order. The header tells the bits and shape of every tensor; where it is cut,
-the bits of every slice.
+order. The header tells the bits and shape of every tensor (see
+``described``).
 """
 
 import math
-from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
 
 from .bit_packing import pack_bits, unpack_bits
 from .codebook import GRANULARITIES, quantize_to_integers, scale_shape
+from .described import described_tensors
+from .name_tree import check_name
 from .plan import packed_bytes
-from .row_groups import first_row, row_slices, slice_name
-from .tables import TERNARY_BITS, check_bits, check_codebook
+from .tables import TERNARY_BITS, check_codebook, largest_level
 
 POOLS = ("packed", "scales")
 
@@ -40,7 +40,7 @@ class PackedTensor:
     alpha: torch.Tensor
 
 
-def pool(quantized, codebook):
+def pool(quantized, codebook, describe):
     """The pools of a model's quantized tensors, and what describes them.
 
     Arguments
@@ -49,6 +49,8 @@ def pool(quantized, codebook):
         All quantized tensors and slices, by name.
     codebook : str
         Kind of their quantization tables.
+    describe : callable
+        `described.tree_header` or `described.shared_header`.
 
     Returns
     -------
@@ -64,12 +66,12 @@ def pool(quantized, codebook):
         alpha = tensor.fake_quantize.alpha
         integers = quantize_to_integers(tensor.weight, bits, alpha, codebook)
         packed.append(pack_bits(integers, bits, codebook))
-        scales.append(alpha.detach().cpu().float().reshape(-1))
+        scales.append(_checked(alpha.detach().cpu().float().reshape(-1)))
     kind = {} if codebook == "midtread" else {"codebook": codebook}
     header = {
         "granularity": _granularity(quantized),
         **kind,
-        "tensors": _nest(_described(quantized)),
+        **describe(quantized),
     }
     if not quantized:
         return {}, header
@@ -94,55 +96,61 @@ def unpool(tensors, header):
         What was not.
     """
     floats = dict(tensors)
-    if not header["tensors"]:  # full precision
-        return {}, floats
+    described = described_tensors(header)
+    if not described:  # full precision
+        return {}, _named(floats)
     packed, scales = (floats.pop(name) for name in POOLS)
     if packed.dtype != torch.uint8 or scales.dtype != torch.float32:
         raise ValueError("packed is not uint8 or scales not float32")
-    if not torch.isfinite(scales).all():
-        raise ValueError("scales must be finite")
+    if packed.dim() != 1 or scales.dim() != 1:
+        raise ValueError("packed or scales is no vector")
+    _checked(scales)
     codebook = check_codebook(header.get("codebook", "midtread"))
     quantized = {}
-    for name, bits, shape in sorted(_flatten(header["tensors"])):
+    for name, bits, shape in described:
         alpha_shape = scale_shape(shape, header["granularity"])
         count = math.prod(alpha_shape)
         size = packed_bytes(math.prod(shape), bits, scales=0)
         if len(packed) < size or len(scales) < count:
             raise ValueError(f"no integers or scales left for {name}")
-        integers = unpack_bits(packed[:size], bits, shape, codebook)
+        integers = _integers(packed[:size], bits, shape, codebook)
         alpha = scales[:count].reshape(alpha_shape)
         quantized[name] = PackedTensor(bits, integers, alpha)
         packed, scales = packed[size:], scales[count:]
     if len(packed) or len(scales):
         raise ValueError("more integers or scales than tensors")
-    return quantized, floats
+    return quantized, _named(floats)
 
 
-def needs_second_version(header):
-    """Whether only readers of format version 2 understand a header.
+def _integers(packed, bits, shape, codebook):
+    """The integers of a tensor; all bits of all bytes count."""
+    integers = unpack_bits(packed, bits, shape, codebook)
+    count = math.prod(shape)
+    if not count:
+        return integers
+    if integers.abs().max() > largest_level(bits, codebook):
+        raise ValueError(f"integers that are not in the {bits}-bit codebook")
+    if bits == TERNARY_BITS:
+        room = 3 ** (count % 5) if count % 5 else 256
+    else:
+        room = 2 ** (count * bits % 8) if count * bits % 8 else 256
+    if int(packed[-1]) >= room:
+        raise ValueError("a last byte with more than the last integers")
+    return integers
 
-    Arguments
-    ---------
-    header : dict
-        As made by ``pool``.
 
-    Returns
-    -------
-    bool
+def _checked(scales):
+    """Scales that are finite and not negative; 0 for a tensor of zeros."""
+    if not torch.isfinite(scales).all() or (scales < 0).any():
+        raise ValueError("scales must be finite and not negative")
+    return scales
 
-    Example
-    -------
-    >>> needs_second_version({"tensors": {"weight": [2, 8, 4]}})
-    False
-    >>> needs_second_version({"tensors": {"weight": [1.6, 8, 4]}})
-    True
-    >>> needs_second_version({"tensors": {"weight": [[2, 3], 8, 4]}})
-    True
-    """
-    if "codebook" in header:
-        return True
-    found = [(name, bits) for name, bits, _ in _flatten(header["tensors"])]
-    return any(bits == TERNARY_BITS or name[-1] == "]" for name, bits in found)
+
+def _named(floats):
+    """Tensors whose names are sound."""
+    for name in floats:
+        check_name(name)
+    return floats
 
 
 def _granularity(quantized):
@@ -158,48 +166,3 @@ def _granularity(quantized):
         "packing needs one scale per tensor, or one per entry of the first "
         "dimension, in the whole model"
     )
-
-
-def _described(quantized):
-    """Parameter name -> [bits, *shape]; bits are a list where it is cut."""
-    bits, shapes = defaultdict(list), {}
-    # In the order of rows, which is not that of names.
-    for tensor in sorted(quantized.values(), key=lambda t: first_row(t.rows)):
-        bits[tensor.parameter_name].append(tensor.fake_quantize.stored_bits)
-        shapes[tensor.parameter_name] = list(tensor.parameter.shape)
-    return {
-        name: [b if len(b) > 1 else b[0], *shapes[name]]
-        for name, b in bits.items()
-    }
-
-
-def _nest(described):
-    """{"a.b.weight": ...} to {"a": {"b": {"weight": ...}}}.
-
-    Written in full, the names would be most of the header.
-    """
-    tree = {}
-    for name in sorted(described):
-        *parents, leaf = name.split(".")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[leaf] = described[name]
-    return tree
-
-
-def _flatten(tree, prefix=""):
-    """Undoes ``_nest``: yields (name, bits, shape) of tensors and slices."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-            continue
-        name, (bits, *shape) = prefix + key, value
-        if any(type(size) is not int or size < 0 for size in shape):
-            raise ValueError(f"shape {shape} of {name}")
-        if isinstance(bits, list):
-            for rows, b in zip(row_slices(shape[0], len(bits)), bits):
-                size = rows.stop - rows.start
-                yield slice_name(name, rows), check_bits(b), (size, *shape[1:])
-        else:
-            yield name, check_bits(bits), tuple(shape)

@@ -131,9 +131,11 @@ def quantize_(
     codebook = check_codebook(codebook or "midtread")
     whole = _whole_parameters(tensors, bits)
     # All scales first: a tensor that is refused leaves the model as it was.
+    # The largest before the others, which then fit into its memory.
+    by_size = sorted(bits, key=lambda name: -tensors[name].weight.numel())
     scales = {
         name: _fit(tensors[name], bits[name], granularity, codebook)
-        for name in bits
+        for name in by_size
     }
     for pieces in whole:
         quantizers = [estimator(bits[p.name], scales[p.name]) for p in pieces]

@@ -99,15 +99,24 @@ def _products(rows, suffix, levels, scales):
     )
 
 
+def _suffix_sums(rows):
+    """Sums from each column to the last, and a zero: [rows, n + 1]."""
+    sums = rows.flip(1)  # the only temporary: these are large
+    torch.cumsum(sums, 1, out=sums)
+    suffix = rows.new_zeros(len(rows), rows.shape[1] + 1)
+    suffix[:, :-1] = sums.flip(1)
+    return suffix
+
+
 def _alternate(rows, levels):
     """Best scale of each row of magnitudes, [rows] (Eq. 6)."""
     alive = rows.amax(1) > 0
-    rows = torch.where(alive[:, None], rows, 1.0)
+    if not alive.all():
+        rows = torch.where(alive[:, None], rows, 1.0)
     suffix = None
     if rows.shape[1] > 8 * (len(levels) - 1):
         rows = rows.sort(1).values
-        suffix = rows.flip(1).cumsum(1).flip(1)
-        suffix = torch.nn.functional.pad(suffix, (0, 1))
+        suffix = _suffix_sums(rows)
 
     def best(scales, count):
         cross, square = _products(rows, suffix, levels, scales)

@@ -8,10 +8,7 @@ sees columns of one size. All factors are powers of two. They change no digit
 of a float weight. They are quantized like all else, mostly to 8 bits.
 """
 
-from collections import OrderedDict
-
 import torch
-import torch.nn as nn
 
 from .tcn import ChannelScale
 
@@ -64,7 +61,7 @@ def equalize_inputs_(separator):
     >>> torch.allclose(separator.mask_net(inputs), before, atol=1e-6)
     True
     """
-    stages = OrderedDict(separator.mask_net.named_children())
+    stages = dict(separator.mask_net.named_children())
     if "scale_in" in stages:
         raise ValueError(
             "the separator scales its inputs already: equalize it once, "
@@ -75,6 +72,8 @@ def equalize_inputs_(separator):
     with torch.no_grad():
         scale.weight.copy_(power_of_two_sizes(conv.weight))
         conv.weight /= scale.weight[:, None]
-    separator.mask_net = nn.Sequential(
-        OrderedDict([("scale_in", scale), *stages.items()])
-    ).train(separator.training)
+    scale.train(separator.training)
+    for name in stages:
+        delattr(separator.mask_net, name)
+    for name, stage in {"scale_in": scale, **stages}.items():
+        separator.mask_net.add_module(name, stage)

@@ -12,6 +12,8 @@ from .array import check_doa, linear_array, pair_phase, used_microphones
 
 SAMPLE_RATE = 16000  # Hz
 EPS = 1e-8
+STFT_SAMPLES = 2**18  # at a time: less memory to take and give back
+BLOCK_FRAMES = 32  # frames at a time: what is in between stays in the cache
 
 # Six pairs that span the nine spacings named in the paper's reference [25].
 PAPER_PAIRS = ((1, 15), (2, 14), (3, 13), (12, 4), (7, 10), (8, 9))
@@ -100,7 +102,8 @@ def steer(ratio, phase):
     ratio : torch.Tensor
         [batch, pairs, bins, frames], complex, from `interchannel_phase`.
     phase : torch.Tensor
-        [batch, targets, pairs, bins], from `pair_phase`.
+        [batch, targets, pairs, bins, frames], from `pair_phase`; or without
+        frames, or with a single one, for all.
 
     Returns
     -------
@@ -114,12 +117,19 @@ def steer(ratio, phase):
     >>> cosine.item(), sine.item()  # expected 0: a quarter turn to one side
     (0.0, 1.0)
     """
-    # Real arithmetic: twice as fast as complex products on a CPU
-    real, imag = ratio.real[:, None], ratio.imag[:, None]
-    turn_real, turn_imag = phase.cos()[..., None], phase.sin()[..., None]
-    cosine = real * turn_real + imag * turn_imag
-    sine = imag * turn_real - real * turn_imag
-    return cosine, sine
+    phase = phase[..., None] if phase.dim() == 4 else phase
+    return _times_conjugate(
+        (ratio.real[:, None], ratio.imag[:, None]), (phase.cos(), phase.sin())
+    )
+
+
+def _times_conjugate(one, other):
+    """One complex number times another's conjugate, as (real, imaginary).
+
+    Real arithmetic is twice as fast as complex products on a CPU.
+    """
+    (a, b), (c, d) = one, other
+    return torch.addcmul(a * c, b, d), torch.addcmul(b * c, a, d, value=-1)
 
 
 class SpatialFeatures(nn.Module):
@@ -161,6 +171,13 @@ class SpatialFeatures(nn.Module):
         super().__init__()
         if phase not in ("ipd", "steered"):
             raise ValueError(f'phase must be "ipd" or "steered", got {phase!r}')
+        self.settings = {  # what builds them again
+            "pairs": pairs,
+            "phase": phase,
+            "n_fft": n_fft,
+            "hop": hop,
+            "spacings_cm": spacings_cm,
+        }
         self.phase = phase
         self.n_fft = n_fft
         self.hop = hop
@@ -169,10 +186,11 @@ class SpatialFeatures(nn.Module):
         positions = (
             linear_array() if spacings_cm is None else linear_array(spacings_cm)
         )
-        if self.microphones[-1] > len(positions):
+        self.array_size = len(positions)
+        if self.microphones[-1] > self.array_size:
             raise ValueError(
                 f"pair names microphone {self.microphones[-1]}, the array has "
-                f"{len(positions)}"
+                f"{self.array_size}"
             )
         index = {mic: i for i, mic in enumerate(self.microphones)}
         first = torch.tensor([index[m] for m, _ in pairs])
@@ -206,15 +224,22 @@ class SpatialFeatures(nn.Module):
         """
         batch, samples, mics = waveforms.shape
         flat = waveforms.transpose(1, 2).reshape(batch * mics, samples)
+        few = max(1, STFT_SAMPLES // samples)  # channels
+        parts = [self._stft(part) for part in flat.split(few)]
+        spectra = torch.cat(parts).transpose(1, 2)
+        return spectra.view(batch, mics, *spectra.shape[1:])
+
+    def _stft(self, signals):
+        """[channels, frames, bins] of [channels, samples]."""
         spectra = torch.stft(
-            flat,
+            signals,
             self.n_fft,
             self.hop,
             window=self.window,
             return_complex=True,
             pad_mode="constant",
         )
-        return spectra.view(batch, mics, *spectra.shape[1:])
+        return spectra.transpose(1, 2)  # as it lies in memory
 
     def istft(self, spectrum, samples):
         """Waveform of one-channel spectra.
@@ -243,7 +268,7 @@ class SpatialFeatures(nn.Module):
         spectra : torch.Tensor
             [batch, mics, bins, frames], complex.
         doa : torch.Tensor
-            [batch, targets], degrees.
+            [batch, targets] or [batch, targets, frames], degrees.
 
         Returns
         -------
@@ -260,33 +285,73 @@ class SpatialFeatures(nn.Module):
         spectra : torch.Tensor
             [batch, mics, bins, frames], complex; reference channel first.
         doa : torch.Tensor
-            [batch, targets], degrees from the array's axis, 0 to 180.
+            [batch, targets], degrees from the array's axis, 0 to 180; or
+            [batch, targets, frames] for talkers who move, frame t being
+            centred on the sample t * hop.
 
         Returns
         -------
         features : torch.Tensor
             [batch, targets, inputs, frames].
         """
-        targets = doa.shape[1]
-        lps = log_power(spectra[:, :1])[:, None]  # [B, 1, 1, bins, frames]
-        cosine, sine = self._steered(spectra, doa)  # [B, K, pairs, bins, ...]
-        angle = cosine.mean(2, keepdim=True)  # [B, K, 1, bins, frames]
+        frames = spectra.shape[-1]
+        _check_frames(doa, frames)
+        check_doa(doa)
+        shape = (*doa.shape[:2], frames, self.inputs)
+        features = spectra.real.new_empty(shape)
+        maps = features.unflatten(3, (-1, self.bins))  # [B, K, ..., maps, bins]
+        for start in range(0, frames, BLOCK_FRAMES):
+            block = slice(start, start + BLOCK_FRAMES)
+            given = doa[..., block] if doa.dim() == 3 else doa
+            self._fill(maps[:, :, block], spectra[..., block], given)
+        return features.transpose(2, 3)
+
+    def _fill(self, maps, spectra, doa):
+        """Write the maps [batch, targets, frames, maps, bins] of a block."""
+        # As the STFT leaves them in memory: [B, mics, frames, bins, 2]
+        parts = torch.view_as_real(spectra.transpose(2, 3)).unbind(-1)
+        real, imag = (part.contiguous() for part in parts)
+        power = torch.addcmul(real * real, imag, imag)
+        size = power.clamp_min(1e-20).rsqrt()
+        unit = real * size, imag * size
+        ratio = _times_conjugate(
+            [part.index_select(1, self.first) for part in unit],
+            [part.index_select(1, self.second) for part in unit],
+        )  # [B, pairs, frames, bins] twice
+        cosine, sine = self._turned(ratio, doa)  # [B, K, frames, pairs, bins]
+        maps[..., 0, :] = torch.log10(power[:, :1] + EPS)
+        pairs = len(self.first)
         if self.phase == "steered":
-            phases = [cosine, sine]
+            maps[..., 1 : pairs + 1, :] = cosine
+            maps[..., pairs + 1 : -1, :] = sine
         else:
-            ratio = interchannel_phase(spectra, self.first, self.second)
-            phases = [_per_target(ratio.angle()[:, None], targets)]
-        maps = [_per_target(lps, targets), *phases, angle]
-        return torch.cat(maps, dim=2).flatten(2, 3)  # [B, K, inputs, frames]
+            angles = torch.atan2(ratio[1], ratio[0])
+            maps[..., 1:-1, :] = angles.transpose(1, 2)[:, None]
+        maps[..., -1, :] = cosine.mean(3)
+
+    def _turned(self, ratio, doa):
+        """Phase ratios, turned to the targets as `steer` does."""
+        phase = pair_phase(doa, self.distances, self.frequencies)
+        if doa.dim() == 2:
+            phase = phase[:, :, None]  # [B, K, frames, pairs, bins]
+        ratio = [part.transpose(1, 2)[:, None] for part in ratio]
+        return _times_conjugate(ratio, (phase.cos(), phase.sin()))
 
     def _steered(self, spectra, doa):
         """Cosine and sine of the pairs' phases, turned to the targets."""
+        _check_frames(doa, spectra.shape[-1])
         check_doa(doa)
         ratio = interchannel_phase(spectra, self.first, self.second)
         phase = pair_phase(doa, self.distances, self.frequencies)
+        if doa.dim() == 3:  # [B, K, frames, pairs, bins]
+            phase = phase.movedim(2, -1)
         return steer(ratio, phase)
 
 
-def _per_target(maps, targets):
-    """Repeat [B, 1, ...] for every target without copying."""
-    return maps.expand(-1, targets, *maps.shape[2:])
+def _check_frames(doa, frames):
+    """Raise ValueError unless a moving talker's DOAs are one a frame."""
+    if doa.dim() not in (2, 3) or (doa.dim() == 3 and doa.shape[2] != frames):
+        raise ValueError(
+            f"expected DOAs [batch, targets] or [batch, targets, {frames}], "
+            f"one for each frame of the spectrogram, got {list(doa.shape)}"
+        )

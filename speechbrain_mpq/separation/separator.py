@@ -3,6 +3,9 @@
 import torch
 import torch.nn as nn
 
+from .audio_visual import audio_visual_network
+from .lip_input import as_grey, fit_pictures
+from .lips import frame_of_pictures, join
 from .tcn import mask_network
 
 MIN_RMS = 1e-6  # full scale = 1; below this the reference channel is silent
@@ -20,6 +23,9 @@ class Separator(nn.Module):
     scale_inputs : bool
         Begin with a factor for each input: the form that
         `equalization.equalize_inputs_` gives it.
+    visual : dict or None
+        Settings of a lip stream, see `audio_visual_network`; None: audio
+        only.
 
     Example
     -------
@@ -39,21 +45,34 @@ class Separator(nn.Module):
         blocks=4,
         layers=8,
         scale_inputs=False,
+        visual=None,
     ):
         super().__init__()
+        self.settings = {  # what builds it again, the features aside
+            "channels": channels,
+            "hidden": hidden,
+            "kernel_size": kernel_size,
+            "blocks": blocks,
+            "layers": layers,
+            "visual": visual,
+        }
         self.features = features
-        self.mask_net = mask_network(
-            features.inputs,
-            2 * features.bins,
-            channels,
-            hidden,
-            kernel_size,
-            blocks,
-            layers,
-            scale_inputs,
-        )
+        ends = features.inputs, 2 * features.bins
+        size = channels, hidden, kernel_size, blocks, layers, scale_inputs
+        if visual is None:
+            self.mask_net = mask_network(*ends, *size)
+        else:
+            self.mask_net = audio_visual_network(
+                *ends, features.hop, visual, *size
+            )
 
-    def forward(self, waveforms, doa):
+    @property
+    def lips_size(self):
+        """Height and width of a picture of the lips; None: audio only."""
+        visual = getattr(self.mask_net, "visual", None)
+        return None if visual is None else visual.size
+
+    def forward(self, waveforms, doa, lips=None):
         """Separate the talkers at `doa`.
 
         Arguments
@@ -62,7 +81,14 @@ class Separator(nn.Module):
             [batch, samples, mics], 16 kHz; the channels are
             `features.microphones`, reference first.
         doa : torch.Tensor
-            [batch] or [batch, targets], degrees from the array's axis.
+            [batch] or [batch, targets], degrees from the array's axis; or
+            [batch, targets, frames] for talkers who move: one for each frame
+            of the spectrogram, samples // hop + 1.
+        lips : torch.Tensor or None
+            [batch, pictures, height, width] or [batch, targets, pictures,
+            height, width] as `doa`: the mouths at 25 pictures a second, uint8
+            or 0 to 1; zeros, or None for all: no picture. See
+            `lip_input.fit_pictures` for videos of another length.
 
         Returns
         -------
@@ -70,16 +96,16 @@ class Separator(nn.Module):
             [batch, samples] or [batch, targets, samples], at the level that
             the talker has in the reference channel.
         """
-        inputs, reference = self.analyse(waveforms, doa)
-        mask = self.mask_net(inputs)  # [B * K, 2 * bins, frames]
+        inputs, reference = self._analyse(waveforms, doa, lips)
+        mask = self.mask_net(*inputs)  # [B * K, 2 * bins, frames]
         estimate = apply_mask(mask, reference)  # [B * K, bins, frames]
         samples = waveforms.shape[1]
         signal = self.features.istft(estimate, samples)
         signal = signal.view(len(doa), -1, samples)  # [B, K, samples]
         signal = match_level(signal, waveforms[:, None, :, 0])
-        return signal.view(*doa.shape, samples)
+        return signal.view(*doa.shape[:2], samples)
 
-    def analyse(self, waveforms, doa):
+    def analyse(self, waveforms, doa, lips=None):
         """Everything in front of the mask network.
 
         Arguments
@@ -87,24 +113,68 @@ class Separator(nn.Module):
         waveforms : torch.Tensor
             [batch, samples, mics].
         doa : torch.Tensor
-            [batch] or [batch, targets], degrees.
+            [batch], [batch, targets] or [batch, targets, frames], degrees.
+        lips : torch.Tensor or None
+            As `forward` takes them.
 
         Returns
         -------
         inputs : torch.Tensor
-            [batch * targets, inputs, frames].
+            [batch * targets, inputs, frames]; with a lip stream, the pixels
+            stand below them (see `lips.join`).
         reference : torch.Tensor
             [batch * targets, bins, frames], complex spectrum of the reference
             channel at unit RMS.
         """
+        inputs, reference = self._analyse(waveforms, doa, lips)
+        if self.lips_size is None:
+            return inputs[0], reference
+        return join(*inputs, self.features.hop), reference
+
+    def _analyse(self, waveforms, doa, lips):
+        """As `analyse`, features and pictures apart: no copy of them."""
         self._check(waveforms, doa)
-        doa = doa.view(len(doa), -1)  # [B, K]
+        self._check_lips(lips, doa)
+        if doa.dim() == 1:
+            doa = doa[:, None]  # [B, K]
         level = waveforms[..., 0].square().mean(1, keepdim=True).sqrt()
         level = level.clamp_min(MIN_RMS)  # [B, 1]
         spectra = self.features.stft(waveforms / level[..., None])
-        inputs = self.features(spectra, doa).flatten(0, 1)
+        inputs = [self.features(spectra, doa).flatten(0, 1)]
+        if self.lips_size is not None:
+            inputs.append(self._pictures(inputs[0], lips))
         targets = doa.shape[1]
         return inputs, spectra[:, 0].repeat_interleave(targets, dim=0)
+
+    def _pictures(self, inputs, lips):
+        """One picture for each that the frames last, or its absence."""
+        frames, hop = inputs.shape[-1], self.features.hop
+        pictures = len(frame_of_pictures(frames, hop))
+        if lips is None:
+            return inputs.new_zeros(len(inputs), pictures, *self.lips_size)
+        lips = as_grey(lips).to(inputs.device)
+        lips = lips.view(len(inputs), *lips.shape[-3:])
+        return fit_pictures(lips, pictures)
+
+    def _check_lips(self, lips, doa):
+        """Raise ValueError on lips that do not fit the model or the DOAs."""
+        if lips is None:
+            return
+        if self.lips_size is None:
+            raise ValueError(
+                "this separator has no lip stream: leave lips out, or build "
+                "it with `visual` (hparams/models/separator_av_mini.yaml)"
+            )
+        expected = [*doa.shape[:2], "pictures", *self.lips_size]
+        found = list(lips.shape)
+        if len(found) != len(expected) or any(
+            isinstance(e, int) and e != f for e, f in zip(expected, found)
+        ):
+            raise ValueError(
+                f"expected lips {expected} for DOAs {list(doa.shape)}, got "
+                f"{found}: crop them to {self.lips_size[0]} x "
+                f"{self.lips_size[1]} pixels with vision.mouth"
+            )
 
     def _check(self, waveforms, doa):
         """Raise ValueError on input that would give a wrong answer."""
@@ -114,17 +184,18 @@ class Separator(nn.Module):
                 f"expected waveforms [batch, samples, {len(microphones)}] of "
                 f"microphones {microphones}, got {list(waveforms.shape)}"
             )
-        if doa.dim() not in (1, 2) or len(doa) != len(waveforms):
+        if doa.dim() not in (1, 2, 3) or len(doa) != len(waveforms):
             raise ValueError(
-                f"expected DOAs [{len(waveforms)}] or [{len(waveforms)}, "
-                f"targets], got shape {list(doa.shape)}"
+                f"expected DOAs [{len(waveforms)}], [{len(waveforms)}, "
+                f"targets] or [{len(waveforms)}, targets, frames], got shape "
+                f"{list(doa.shape)}"
             )
         if waveforms.shape[1] < self.features.n_fft:
             raise ValueError(
                 f"{waveforms.shape[1]} samples are shorter than one window of "
                 f"{self.features.n_fft}"
             )
-        if not torch.isfinite(waveforms).all():
+        if not torch.isfinite(torch.stack(waveforms.aminmax())).all():
             raise ValueError("waveforms hold NaN or infinite samples")
 
 

@@ -10,7 +10,7 @@ from .mixtures import SAMPLE_RATE
 OUTPUT_KEYS = ["id", "mixture", "targets", "doa"]
 
 
-def training_mixtures(maker, seconds, count=None):
+def training_mixtures(maker, seconds, count=None, videos=None):
     """Mixtures of a fixed length, both talkers being targets.
 
     What is drawn depends on `maker.epoch`; set it before the loader of an
@@ -23,11 +23,14 @@ def training_mixtures(maker, seconds, count=None):
         Length: longer mixtures are cut at random, shorter ones padded.
     count : int or None
         Mixtures per epoch; None: one for each utterance.
+    videos : LipVideos or None
+        Of the same maker.
 
     Returns
     -------
     dataset : DynamicItemDataset
-        "mixture" [samples, mics], "targets" [samples, 2], "doa" [2].
+        "mixture" [samples, mics], "targets" [samples, 2], "doa" [2]; with
+        videos "lips" [2, pictures, height, width], uint8.
     """
     samples = int(seconds * SAMPLE_RATE)
 
@@ -43,6 +46,14 @@ def training_mixtures(maker, seconds, count=None):
         yield _fit(targets, start, samples)
         yield torch.tensor([drawn["doa_given"], drawn["doa_interferer"]])
 
+    @takes("id")
+    @provides("lips")
+    def show(key):
+        drawn = maker.draw(key)
+        spare = max(0, videos.samples(drawn) - samples)
+        start = round(drawn["cut"] * spare)
+        return torch.from_numpy(videos.render(drawn, start, samples))
+
     keys = sorted(maker.speech)[:count]
     if count is not None and len(keys) < count:
         raise ValueError(
@@ -50,10 +61,10 @@ def training_mixtures(maker, seconds, count=None):
             f"{len(keys)} utterances"
         )
     data = {key: {} for key in keys}
-    return DynamicItemDataset(data, [render], OUTPUT_KEYS)
+    return _dataset(data, render, OUTPUT_KEYS, videos and show)
 
 
-def listed_mixtures(maker, mixtures):
+def listed_mixtures(maker, mixtures, videos=None):
     """The mixtures of a list, at full length.
 
     Arguments
@@ -61,11 +72,14 @@ def listed_mixtures(maker, mixtures):
     maker : MixtureMaker
     mixtures : dict
         From `mixtures.fixed_mixtures`.
+    videos : LipVideos or None
+        Of the same maker.
 
     Returns
     -------
     dataset : DynamicItemDataset
-        "mixture" [samples, mics], "targets" [samples, 1], "doa" [1], "drawn".
+        "mixture" [samples, mics], "targets" [samples, 1], "doa" [1], "drawn";
+        with videos "lips" [1, pictures, height, width], uint8.
     """
 
     @takes("drawn")
@@ -76,8 +90,20 @@ def listed_mixtures(maker, mixtures):
         yield torch.from_numpy(signals["target"])[:, None]
         yield torch.tensor([drawn["doa_given"]])
 
+    @takes("drawn")
+    @provides("lips")
+    def show(drawn):
+        return torch.from_numpy(videos.render(drawn)[:1])
+
     data = {key: {"drawn": drawn} for key, drawn in mixtures.items()}
-    return DynamicItemDataset(data, [render], [*OUTPUT_KEYS, "drawn"])
+    return _dataset(data, render, [*OUTPUT_KEYS, "drawn"], videos and show)
+
+
+def _dataset(data, render, keys, show):
+    """Dataset of what `render` provides and, where given, `show`."""
+    if not show:
+        return DynamicItemDataset(data, [render], keys)
+    return DynamicItemDataset(data, [render, show], [*keys, "lips"])
 
 
 def _fit(signal, start, samples):

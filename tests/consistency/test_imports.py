@@ -25,6 +25,7 @@ ALLOWED = {
         "inference",
         "plugin",
         "vision",
+        "simulation",
     },
 }
 

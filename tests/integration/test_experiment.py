@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from speechbrain_mpq.brains.prototypes import load_prototype
+from speechbrain_mpq.inference.verify import check_folder
 from speechbrain_mpq.quantization.packing import load_packed_
 from speechbrain_mpq.quantization.plan import BitPlan
 from speechbrain_mpq.separation.loading import build_separator
@@ -129,6 +130,10 @@ def test_main_job_leaves_everything_it_promises(kl):
     assert metrics["mapsswe"]["against"] == "fp32"
     stored = (results / "packed/model.safetensors").stat().st_size
     assert metrics["model_bytes"] == stored
+    assert check_folder(results / "packed") == []
+    card = (results / "packed/README.md").read_text()
+    assert f"{stored:,} bytes" in card and "| full precision | 32 |" in card
+    assert "base_model: pretrain_32bit" in card
     assert sum(b["n"] for b in metrics["buckets"].values()) == 8
 
 

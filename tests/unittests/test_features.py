@@ -1,15 +1,19 @@
 """Features against plane waves that are simulated independently."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from speechbrain_mpq.separation.array import linear_array
+from speechbrain_mpq.separation.array import linear_array, pair_phase
 from speechbrain_mpq.separation.features import (
     MINI_PAIRS,
     PAPER_PAIRS,
     SpatialFeatures,
     interchannel_phase,
+    log_power,
+    steer,
 )
 
 
@@ -36,6 +40,64 @@ def test_angle_feature_is_one_towards_the_source_only(pairs, doa):
     towards, other = features.angle_feature(spectra, directions)[0]
     assert towards[:, 2:-2].mean() > 0.95
     assert other[:, 2:-2].mean() < 0.4
+
+
+def moving_wave(doa, microphones):
+    """Tones from a talker whose direction is given for every sample."""
+    rng = np.random.default_rng(0)
+    tones = rng.uniform(100, 7900, (150, 1, 1))  # Hz
+    starts = rng.uniform(0, 2 * np.pi, (150, 1, 1))
+    positions = linear_array().numpy()[np.array(microphones) - 1]
+    advance = positions * np.cos(np.radians(doa))[:, None] / 343.0
+    times = np.arange(len(doa))[:, None] / 16000 + advance  # [samples, mics]
+    wave = sum(
+        np.sin(2 * np.pi * tone * times + start)
+        for tone, start in zip(tones, starts)
+    )
+    return torch.from_numpy(wave).float()[None]
+
+
+def test_angle_feature_follows_a_moving_talker():
+    path = np.linspace(40, 130, 16000)  # degrees, within a second
+    features = SpatialFeatures()
+    spectra = features.stft(moving_wave(path, features.microphones))
+    frames = spectra.shape[-1]
+    followed = torch.from_numpy(path[:: features.hop].copy()).float()
+    assert len(followed) == frames
+    late = followed.roll(20)
+    directions = torch.stack([followed, torch.full((frames,), 85.0), late])
+    towards, still, late = features.angle_feature(spectra, directions[None])[0]
+    assert towards[:, 2:-2].mean() > 0.93
+    assert still[:, 2:-2].mean() < 0.5 and late[:, 2:-2].mean() < 0.4
+
+
+@pytest.mark.parametrize("phase", ["steered", "ipd"])
+def test_moving_features_are_the_fixed_ones_where_nothing_moves(phase):
+    torch.manual_seed(0)
+    features = SpatialFeatures(phase=phase)
+    spectra = features.stft(torch.randn(2, 6000, 7))
+    frames = spectra.shape[-1]
+    doa = torch.tensor([[10.0, 80.0], [90.0, 170.0]])
+    first, second = features(spectra, doa), features(spectra, doa.flip(1))
+    still = doa[..., None].expand(-1, -1, frames)
+    assert torch.equal(features(spectra, still), first)
+    jump = torch.where(torch.arange(frames) < 9, still, still.flip(1))
+    both = features(spectra, jump)
+    assert torch.equal(both[..., :9], first[..., :9])
+    assert torch.equal(both[..., 9:], second[..., 9:])
+
+
+def test_directions_that_fit_no_frame_are_refused():
+    features = SpatialFeatures()
+    spectra = features.stft(torch.randn(1, 6000, 7))  # 24 frames
+    for shape in ((1, 1, 23), (1, 1, 1, 24), (1,)):
+        with pytest.raises(ValueError, match=r"\[batch, targets, 24\]"):
+            features(spectra, torch.full(shape, 90.0))
+    moving = torch.full((1, 1, 24), 90.0)
+    for wrong in (float("nan"), 180.5):
+        moving[..., 7] = wrong
+        with pytest.raises(ValueError, match="0 to 180"):
+            features(spectra, moving)
 
 
 def test_ipd_is_the_angle_of_the_ratio():
@@ -92,3 +154,36 @@ def test_unknown_phase_and_microphone_are_refused():
         SpatialFeatures(phase="cosine")
     with pytest.raises(ValueError, match="microphone 16"):
         SpatialFeatures(pairs=[(1, 16)])
+
+
+@pytest.mark.parametrize("phase", ["steered", "ipd"])
+@pytest.mark.parametrize("moving", [False, True])
+def test_forward_is_its_public_parts_together(phase, moving):
+    features = SpatialFeatures(phase=phase)
+    torch.manual_seed(0)
+    spectra = features.stft(torch.randn(2, 256 * 150, 7))  # over one block
+    frames = spectra.shape[-1]
+    doa = torch.rand(2, 3, frames) * 180 if moving else torch.rand(2, 3) * 180
+    ratio = interchannel_phase(spectra, features.first, features.second)
+    expected = pair_phase(doa, features.distances, features.frequencies)
+    expected = expected.movedim(2, -1) if moving else expected[..., None]
+    cosine, sine = steer(ratio, expected)
+    lps = log_power(spectra[:, :1])[:, None].expand(2, 3, 1, -1, -1)
+    angle = ratio.angle()[:, None].expand(2, 3, -1, -1, -1)
+    phases = [cosine, sine] if phase == "steered" else [angle]
+    maps = torch.cat([lps, *phases, cosine.mean(2, keepdim=True)], dim=2)
+    given = features(spectra, doa)
+    assert given.shape == (2, 3, features.inputs, frames)
+    given = given.unflatten(2, (-1, features.bins))
+    difference = given - maps
+    if phase == "ipd":  # angles next to the cut may fall on either side
+        turns = difference[:, :, 1:-1]
+        turns -= 2 * math.pi * torch.round(turns / (2 * math.pi))
+    assert difference.abs().max() < 1e-5
+    assert torch.equal(features.angle_feature(spectra, doa), cosine.mean(2))
+
+
+def test_no_frames_give_no_features():
+    features = SpatialFeatures()
+    spectra = torch.zeros(1, 7, 257, 0, dtype=torch.complex64)
+    assert features(spectra, torch.tensor([[9.0]])).shape == (1, 1, 3598, 0)

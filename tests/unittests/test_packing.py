@@ -315,9 +315,9 @@ def test_more_than_ten_slices_come_back_in_order(tmp_path):
 def test_a_later_format_is_refused(tmp_path):
     path, _ = packed(tmp_path)
     content = path.read_bytes()
-    wrong = content.replace(b'"mpq_version":"1"', b'"mpq_version":"3"')
+    wrong = content.replace(b'"mpq_version":"1"', b'"mpq_version":"9"')
     path.write_bytes(wrong)
-    refused(tmp_path, net(), "version '3' is not in .*; install")
+    refused(tmp_path, net(), "version '9' is not in .*; install")
 
 
 def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):

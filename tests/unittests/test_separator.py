@@ -65,6 +65,17 @@ def test_two_targets_of_one_mixture(separator):
     torch.testing.assert_close(both[:, 1], alone)
 
 
+def test_talkers_who_stand_still_may_be_given_frame_by_frame(separator):
+    waveforms = torch.randn(2, 6000, 7)
+    doa = torch.tensor([[20.0, 100.0], [30.0, 40.0]])
+    frames = 6000 // separator.features.hop + 1
+    still = doa[..., None].expand(-1, -1, frames)
+    fixed = separator(waveforms, doa)
+    assert torch.equal(separator(waveforms, still), fixed)
+    moving = still + torch.linspace(0, 50, frames)
+    assert (separator(waveforms, moving) - fixed).abs().max() > 1e-3
+
+
 def test_silence_gives_silence(separator):
     estimate = separator(torch.zeros(1, 4000, 7), torch.tensor([50.0]))
     assert torch.isfinite(estimate).all() and estimate.abs().max() < 1e-4
@@ -77,6 +88,8 @@ def test_silence_gives_silence(separator):
         (torch.zeros(4000, 7), torch.zeros(1), "expected waveforms"),
         (torch.zeros(1, 400, 7), torch.zeros(1), "shorter than one window"),
         (torch.zeros(2, 4000, 7), torch.zeros(1), "expected DOAs"),
+        (torch.zeros(1, 4000, 7), torch.zeros(1, 1, 15), "targets, 16"),
+        (torch.zeros(2, 4000, 7), torch.zeros(1, 1, 16), "expected DOAs"),
         (torch.full((1, 4000, 7), torch.nan), torch.zeros(1), "NaN"),
         (torch.zeros(1, 4000, 7), torch.tensor([200.0]), "0 to 180"),
     ],

@@ -1,0 +1,187 @@
+"""What the lips are worth: the same test mixtures with other pictures.
+
+> python benchmarks/lips.py results/pretrain_av_32bit/1234/packed
+
+Scores a packed separator with a lip stream on the embedded test set: with the
+talker's own lips as a camera delivers them, with perfect ones, without any,
+frozen, with those of another utterance and with those of the talker beside.
+`--audio_only` is scored next to it. `--camera True` adds the whole chain: a
+panorama of drawn faces is rendered, the faces are found by the detector,
+their track gives the direction and the boxes the lips; nothing else is known
+but which face is meant. `--every N` takes one of N mixtures.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # train.py
+
+from speechbrain_mpq.brains.experiment import read_hparams  # noqa: E402
+from speechbrain_mpq.evaluation.metrics import summarise  # noqa: E402
+from speechbrain_mpq.evaluation.scoring import (  # noqa: E402
+    Recognizer,
+    score_separation,
+)
+from speechbrain_mpq.quantization.packing import load_packed_  # noqa: E402
+from speechbrain_mpq.separation.loading import build_separator  # noqa: E402
+from speechbrain_mpq.separation.tcn import fold_norms_  # noqa: E402
+from speechbrain_mpq.simulation.bank import RoomBank  # noqa: E402
+from speechbrain_mpq.simulation.camera_faults import PERFECT  # noqa: E402
+from speechbrain_mpq.simulation.datasets import listed_mixtures  # noqa: E402
+from speechbrain_mpq.simulation.lip_videos import LipVideos  # noqa: E402
+from speechbrain_mpq.simulation.mixtures import (  # noqa: E402
+    MixtureMaker,
+    fixed_mixtures,
+    load_speech,
+)
+from speechbrain_mpq.simulation.panorama import Panorama  # noqa: E402
+
+HPARAMS = "hparams/pretrain_av.yaml"
+CONDITIONS = {  # name: what is shown, which faults
+    "own lips": ("own", None),
+    "perfect lips": ("own", PERFECT),
+    "no lips": ("none", None),
+    "frozen lips": ("frozen", None),
+    "other lips": ("other", None),
+    "interferer's lips": ("interferer", None),
+}
+NEAR = 15.0  # degrees: a face farther from the talker is another one
+
+
+def test_set(hparams, every):
+    """Maker and list of the test mixtures."""
+    folder = hparams["data_folder"]
+    maker = MixtureMaker(
+        load_speech(hparams["test_speech"], folder),
+        RoomBank(folder, "test", hparams["rooms"]["test"]),
+        seed=hparams["corpus_seed"],
+        doa_error=hparams["doa_error"],
+    )
+    mixtures = fixed_mixtures(maker, hparams["mixtures"]["test"])
+    # All four buckets stay: they take turns
+    kept = {
+        k: m for i, (k, m) in enumerate(mixtures.items()) if _kept(i, every)
+    }
+    return maker, kept
+
+
+def _kept(index, every):
+    """Whether a mixture is among those looked at, four at a time."""
+    return index // 4 % every == 0
+
+
+def load(folder):
+    """A packed separator in eval mode."""
+    separator = build_separator(Path(folder) / "hyperparams.yaml").eval()
+    fold_norms_(separator)
+    return load_packed_(separator, folder)
+
+
+def through_the_camera(item, panorama, detector, size):
+    """The item with direction and lips from a video of the scene.
+
+    Returns None where the target's face is not found.
+    """
+    from speechbrain_mpq.vision.direction import frame_doas
+    from speechbrain_mpq.vision.mouth import mouth_pictures
+    from speechbrain_mpq.vision.track import track_boxes
+
+    drawn = item["drawn"]
+    frames, _ = panorama.render(drawn)
+    found = [detector(frame) for frame in frames]
+    try:
+        track = track_boxes(
+            found, 25, frames.shape[:0:-1], near=drawn["doa_given"]
+        )
+    except ValueError:  # no face at all
+        return None
+    if abs(track.doa - drawn["doa_given"]) > NEAR:
+        return None
+    lips = mouth_pictures(frames, track.boxes, size)
+    steps = len(item["mixture"]) // 256 + 1
+    doa = torch.from_numpy(frame_doas(track, steps))[None]  # [1, frames]
+    return {
+        **item,
+        "doa": doa,
+        "lips": torch.from_numpy(lips)[None],
+        "error": abs(track.doa - drawn["doa"]),
+    }
+
+
+def camera_items(items, panorama, size):
+    """All items through the camera; those without a face have no lips."""
+    from speechbrain_mpq.vision.detector import CascadeDetector
+
+    detector, seen = CascadeDetector(smallest=0.14), []
+    for item in tqdm(items, desc="camera", disable=not sys.stderr.isatty()):
+        seen.append(through_the_camera(item, panorama, detector, size))
+    errors = [item["error"] for item in seen if item]
+    print(
+        f"Camera: {len(errors)} of {len(items)} targets found, "
+        f"{np.median(errors):.2f} degrees off in the median; the others keep "
+        "their direction and have no lips"
+    )
+    blank = [{k: v for k, v in item.items() if k != "lips"} for item in items]
+    return [item or other for item, other in zip(seen, blank)]
+
+
+def line(name, summary):
+    """One line of the table."""
+    rows = [*summary["buckets"].values(), summary["average"]]
+    decibels = "".join(f"{row['si_snr']:8.2f}" for row in rows)
+    words = "".join(f"{row['wer']:7.1f}" for row in rows)
+    return f"{name:20}{decibels}  {words}"
+
+
+def main():
+    """Score every condition and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("packed", help="packed folder, with a lip stream")
+    parser.add_argument("--audio_only", default="pretrained/separator_mini")
+    parser.add_argument("--camera", default="False")
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--only", nargs="*", default=list(CONDITIONS))
+    parser.add_argument("--overrides", default="", help="YAML text")
+    parser.add_argument("--out", default="", help="JSON file of the numbers")
+    asked = parser.parse_args()
+    hparams = read_hparams(HPARAMS, asked.overrides)
+    torch.set_num_threads(hparams["threads"])
+    separator = load(asked.packed)
+    if separator.lips_size is None:
+        raise SystemExit(f"{asked.packed} has no lip stream")
+    maker, mixtures = test_set(hparams, asked.every)
+    recognize, summaries = Recognizer(hparams["asr_source"]), {}
+
+    def score(name, model, items):
+        """Score one condition and print its line at once."""
+        scored = score_separation(
+            model, items, recognize, hparams["workers"], keep=0
+        )
+        summaries[name] = summarise(scored.items)
+        print(line(name, summaries[name]), flush=True)
+
+    print(f"{'':20}{'SI-SNR in dB by bucket, avg.':>40}  {'WER in %':>35}")
+    items = list(listed_mixtures(maker, mixtures))
+    if asked.audio_only:
+        score("audio only", load(asked.audio_only), items)
+    for name in asked.only:
+        shown, faults = CONDITIONS[name]
+        videos = LipVideos(maker, separator.lips_size, faults, shown)
+        score(name, separator, list(listed_mixtures(maker, mixtures, videos)))
+    if asked.camera == "True":
+        videos = LipVideos(maker, separator.lips_size)
+        seen = camera_items(items, Panorama(videos), separator.lips_size)
+        score("through the camera", separator, seen)
+    if asked.out:
+        Path(asked.out).write_text(json.dumps(summaries, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Connected digit strings of real people from the Free Spoken Digit Dataset.
+
+> python recipes/FSDD/fsdd_prepare.py free-spoken-digit-dataset/recordings
+
+Strings of digits that one speaker has recorded one by one, with short pauses
+between them, at 16 kHz. Test speakers occur in no other split. See README.md.
+"""
+
+import argparse
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from scipy.signal import resample_poly
+
+from speechbrain_mpq.simulation.mixtures import SAMPLE_RATE
+from speechbrain_mpq.simulation.recordings import write_flac, write_manifests
+
+DIGITS = "zero one two three four five six seven eight nine".split()
+NAME = re.compile(r"([0-9])_([a-z]+)_([0-9]+)\.(?:wav|flac)")
+SPLITS = ("train", "valid", "test")
+VALID_TAKES = 5  # 0 to 4: the test split of the data set itself
+LENGTHS = (4, 7)  # digits of a string
+PAUSE = (0.05, 0.3)  # seconds between digits
+FADE = 0.005  # seconds at both ends of a digit
+RMS = 0.05  # of every digit
+PEAK = 0.95
+
+
+def prepare_fsdd(
+    recordings,
+    data_folder,
+    test_speakers=("lucas", "yweweler"),
+    train=1000,
+    valid=60,
+    test=200,
+    seed=1234,
+):
+    """Write the strings and their manifests.
+
+    Arguments
+    ---------
+    recordings : str or Path
+        Folder of {digit}_{speaker}_{take}.wav or .flac.
+    data_folder : str or Path
+        `speech/<split>/*.flac` and `<split>_speech.json` go there.
+    test_speakers : sequence of str
+        At least two; all others train.
+    train, valid, test : int
+        Strings of each split.
+    seed : int
+        String i of a split depends on it and on i alone.
+    """
+    takes = find_takes(recordings)
+    pools = split_takes(takes, test_speakers)
+    sounds = {path: read_take(path) for path in takes.values()}
+    counts = dict(zip(SPLITS, (train, valid, test)))
+    splits, data_folder = {}, Path(data_folder)
+    for number, (split, count) in enumerate(counts.items()):
+        splits[split] = {}
+        for index in range(count):
+            rng = np.random.default_rng([seed, number, index])
+            speaker = sorted(pools[split])[index % len(pools[split])]
+            samples, digits = string(pools[split][speaker], sounds, rng)
+            key = f"{split}_{index:06d}"
+            write_flac(data_folder / f"speech/{split}/{key}.flac", samples)
+            splits[split][key] = {
+                "wav": f"{{data_root}}/speech/{split}/{key}.flac",
+                "length": len(samples) / SAMPLE_RATE,
+                "words": " ".join(DIGITS[digit] for digit in digits),
+                "speaker": speaker,
+            }
+    write_manifests(data_folder, splits)
+
+
+def find_takes(recordings):
+    """All recordings of a folder.
+
+    Arguments
+    ---------
+    recordings : str or Path
+
+    Returns
+    -------
+    takes : dict
+        (digit, speaker, take) -> path.
+    """
+    found = {}
+    for path in sorted(Path(recordings).glob("*")):
+        match = NAME.fullmatch(path.name)
+        if match:
+            digit, speaker, take = match.groups()
+            found[int(digit), speaker, int(take)] = path
+    if not found:
+        raise FileNotFoundError(
+            f"{recordings} holds no recordings named like 7_jackson_32.wav: "
+            "name the folder recordings/ of a clone of "
+            "https://github.com/Jakobovski/free-spoken-digit-dataset"
+        )
+    return found
+
+
+def split_takes(takes, test_speakers):
+    """What each split may use.
+
+    Arguments
+    ---------
+    takes : dict
+        From `find_takes`.
+    test_speakers : sequence of str
+
+    Returns
+    -------
+    pools : dict
+        Split -> speaker -> digit -> list of paths.
+    """
+    speakers = {speaker for _, speaker, _ in takes}
+    unknown = set(test_speakers) - speakers
+    if unknown:
+        raise ValueError(
+            f"no recordings of {sorted(unknown)}: there are {sorted(speakers)}"
+        )
+    if len(set(test_speakers)) < 2 or len(speakers - set(test_speakers)) < 2:
+        raise ValueError(
+            "mixtures need two speakers in test and two others in training; "
+            f"test has {sorted(test_speakers)} of {sorted(speakers)}"
+        )
+    pools = {split: {} for split in SPLITS}
+    for (digit, speaker, take), path in takes.items():
+        split = "valid" if take < VALID_TAKES else "train"
+        if speaker in test_speakers:
+            split = "test"
+        digits = pools[split].setdefault(speaker, {})
+        digits.setdefault(digit, []).append(path)
+    for split, people in pools.items():
+        for speaker, digits in people.items():
+            missing = set(range(10)) - set(digits)
+            if missing:
+                raise ValueError(
+                    f"{speaker} has no {sorted(missing)} for {split}: is the "
+                    "data set whole?"
+                )
+    return pools
+
+
+def read_take(path):
+    """One digit at 16 kHz, of a fixed level, faded in and out.
+
+    Arguments
+    ---------
+    path : Path
+
+    Returns
+    -------
+    samples : numpy.ndarray
+        [samples], float.
+    """
+    try:
+        samples, rate = soundfile.read(path)
+    except RuntimeError as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error
+    if samples.ndim != 1 or not samples.any():
+        raise ValueError(f"{path} is silent or not mono")
+    common = math.gcd(SAMPLE_RATE, rate)
+    samples = resample_poly(samples, SAMPLE_RATE // common, rate // common)
+    fade = min(round(FADE * SAMPLE_RATE), len(samples) // 2)
+    ramp = np.arange(fade) / fade
+    samples[:fade] *= ramp
+    samples[len(samples) - fade :] *= ramp[::-1]
+    return samples * RMS / np.sqrt(np.mean(samples**2))
+
+
+def string(digits, sounds, rng):
+    """Some digits of a speaker, one after the other.
+
+    Arguments
+    ---------
+    digits : dict
+        Digit -> paths of its takes.
+    sounds : dict
+        Path -> samples.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    samples : numpy.ndarray
+        [samples], float.
+    chosen : list of int
+        The digits.
+    """
+    chosen = rng.integers(10, size=rng.integers(LENGTHS[0], LENGTHS[1] + 1))
+    pieces = []
+    for digit in chosen.tolist():
+        takes = digits[digit]
+        pieces.append(sounds[takes[rng.integers(len(takes))]])
+        pieces.append(np.zeros(round(rng.uniform(*PAUSE) * SAMPLE_RATE)))
+    samples = np.concatenate(pieces[:-1])
+    return samples * min(1, PEAK / np.abs(samples).max()), chosen.tolist()
+
+
+def arguments():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recordings", help="folder of the recordings")
+    parser.add_argument("--data_folder", default="data/fsdd")
+    parser.add_argument(
+        "--test_speakers", nargs="+", default=["lucas", "yweweler"]
+    )
+    parser.add_argument("--train", type=int, default=1000, help="strings")
+    parser.add_argument("--valid", type=int, default=60, help="strings")
+    parser.add_argument("--test", type=int, default=200, help="strings")
+    parser.add_argument("--seed", type=int, default=1234)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    prepare_fsdd(**vars(arguments()))

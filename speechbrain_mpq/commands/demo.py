@@ -1,0 +1,177 @@
+"""`speechbrain-mpq demo`: a page on this machine to separate and listen."""
+
+from pathlib import Path
+
+HELP = "a local page: turn a dial, hear who talks there, compare bit budgets"
+EXAMPLE = """
+  speechbrain-mpq demo packed
+  speechbrain-mpq demo fp32/packed 4bit/packed 2bit/packed
+  speechbrain-mpq demo packed --mixtures recordings/*.wav --port 8080"""
+MADE = 4  # mixtures, one for each angle bucket
+
+
+def add_arguments(parser):
+    """Say what the command line may hold.
+
+    Arguments
+    ---------
+    parser : argparse.ArgumentParser
+        Of this command.
+    """
+    parser.add_argument(
+        "folders", nargs="+", metavar="folder", help="packed folders to compare"
+    )
+    parser.add_argument(
+        "--mixtures",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="multichannel recordings to offer (default: simulated mixtures "
+        "of two talkers, where the extra `simulate` is installed)",
+    )
+    parser.add_argument(
+        "--port", type=int, default=7860, help="0: any (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--engine", choices=("torch", "openvino", "onnx"), default="torch"
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--open", action="store_true", help="open the page in a browser"
+    )
+
+
+def run(options):
+    """Serve the page until it is interrupted.
+
+    Arguments
+    ---------
+    options : argparse.Namespace
+        The parsed command line.
+
+    Returns
+    -------
+    code : int
+        Exit status.
+    """
+    import tempfile
+    import webbrowser
+
+    from ..inference.checked import LightSeparator
+    from ..inference.demo_page import serve
+    from ..inference.demo_state import Demo
+
+    models = {
+        name: LightSeparator(folder, options.engine, options.threads)
+        for name, folder in model_names(options.folders).items()
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        demo = Demo(models, scratch)
+        add_mixtures(demo, options.mixtures, Path(scratch))
+        with serve(demo, options.port) as server:
+            print(f"{server.address}  (stop it with Ctrl-C)", flush=True)
+            if options.open:
+                webbrowser.open(server.address)
+            server.serve_forever()
+    return 0
+
+
+def model_names(folders):
+    """A short name for every folder, no two alike.
+
+    Arguments
+    ---------
+    folders : list of str
+
+    Returns
+    -------
+    names : dict
+        Name -> folder.
+
+    Example
+    -------
+    >>> list(model_names(["results/kl_4bit/1234/packed", "packed"]))
+    ['results/kl_4bit/1234', 'packed']
+    >>> list(model_names(["kl_4bit/1234/packed", "kl_3bit/1234/packed"]))
+    ['kl_4bit/1234', 'kl_3bit/1234']
+    """
+    names = {}
+    for folder in folders:
+        path = Path(folder)
+        short = path.parent if path.name == "packed" else path
+        name = str(short) if short.name else path.name
+        names[name if name not in names else str(path)] = str(path)
+    return names
+
+
+def add_mixtures(demo, files, scratch):
+    """Give the page something to listen to.
+
+    Arguments
+    ---------
+    demo : Demo
+    files : list of str
+        Recordings; none: simulated ones, where they can be made.
+    scratch : Path
+        Folder for what is simulated.
+    """
+    for file in files:
+        demo.add_recording(file, Path(file).name)
+    if files:
+        return
+    try:
+        import espeakng_loader  # noqa: F401
+        import pyroomacoustics  # noqa: F401
+    except ImportError:
+        print(
+            "no built-in mixtures: name recordings with --mixtures, or pip "
+            "install 'speechbrain_mpq[simulate]'",
+            flush=True,
+        )
+        return
+    print("simulating mixtures ...", flush=True)
+    for name, path, doas in simulate_mixtures(demo.microphones, scratch):
+        demo.add_recording(path, name, doas)
+
+
+def simulate_mixtures(microphones, folder, count=MADE):
+    """Mixtures of two synthetic talkers in simulated rooms.
+
+    Arguments
+    ---------
+    microphones : list of int
+        Those that the models use.
+    folder : Path
+        Where voices, rooms and mixtures go.
+    count : int
+        Number of mixtures.
+
+    Returns
+    -------
+    mixtures : list of (str, Path, list of float)
+        Name, file, directions of target and interferer; those far apart
+        first.
+    """
+    import soundfile
+
+    from ..simulation.bank import RoomBank, prepare_rooms
+    from ..simulation.corpus import prepare_speech
+    from ..simulation.mixtures import (
+        SAMPLE_RATE,
+        MixtureMaker,
+        fixed_mixtures,
+        load_speech,
+    )
+
+    prepare_speech(folder, train=0, valid=0, test=8, workers=1, progress=False)
+    prepare_rooms(folder, {"test": 12}, microphones, 1234, 1, False)
+    speech = load_speech(folder / "test_speech.json", folder)
+    maker = MixtureMaker(speech, RoomBank(folder, "test", 12))
+    made = []
+    for key, drawn in fixed_mixtures(maker, count).items():
+        path = folder / f"{key}.wav"
+        signals = maker.render(drawn)
+        soundfile.write(path, signals["mixture"], SAMPLE_RATE, "FLOAT")
+        name = f"two talkers, {drawn['angle']:.0f}° apart"
+        made.append((name, path, [drawn["doa"], drawn["doa_interferer"]]))
+    return made[::-1]  # the easiest first

@@ -1,0 +1,188 @@
+"""`speechbrain-mpq inspect`: what a packed folder stores, in which bits."""
+
+import json
+import re
+from collections import defaultdict
+
+HELP = "sizes, bits of every cluster, and the coverage table of a folder"
+EXAMPLE = """
+  speechbrain-mpq inspect packed
+  speechbrain-mpq inspect packed --plot bits.png
+  speechbrain-mpq inspect packed --json | jq .average_bits"""
+MIB = 2**20  # bytes
+KIB = 2**10  # bytes
+BAR = 16  # characters, a bit each
+SUBLAYERS = (
+    *("conv_1x1_in", "prelu_in", "norm_in", "d_conv"),
+    *("prelu_out", "norm_out", "conv_1x1_out"),
+)
+_BLOCK = re.compile(r"(.*\.)?(tcn_\d+_\d+)\.(\w+)$")
+
+
+def add_arguments(parser):
+    """Say what the command line may hold.
+
+    Arguments
+    ---------
+    parser : argparse.ArgumentParser
+        Of this command.
+    """
+    parser.add_argument("folder", help="packed folder")
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw the bits of every cluster to .png, .svg or .pdf (needs "
+        "matplotlib)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON instead of tables"
+    )
+
+
+def run(options):
+    """Print what a folder holds.
+
+    Arguments
+    ---------
+    options : argparse.Namespace
+        The parsed command line.
+
+    Returns
+    -------
+    code : int
+        Exit status.
+    """
+    from ..inference.contents import cluster_bits, coverage_rows, summarise
+    from ..quantization.unpacking import read_model
+
+    model = read_model(options.folder)
+    rows = coverage_rows(model)
+    clusters = cluster_bits(rows)
+    if options.plot:
+        _draw(options.plot, clusters)
+    summary = summarise(model, rows)
+    if options.json:
+        content = {**summary, "clusters": clusters, "tensors": rows}
+        print(json.dumps(content, indent=1))
+        return 0
+    print(_headline(options.folder, summary))
+    for title, lines in (
+        ("bits of the clusters", plot_lines(clusters)),
+        ("coverage", _table(rows)),
+    ):
+        print("\n".join(["", title, "-" * len(title), *lines]))
+    return 0
+
+
+def plot_lines(clusters):
+    """Bits of every cluster as text.
+
+    ConvBlocks get a line each, with a column for every sublayer.
+
+    Arguments
+    ---------
+    clusters : dict
+        From `cluster_bits`.
+
+    Returns
+    -------
+    lines : list of str
+
+    Example
+    -------
+    >>> conv = {"bits": 4, "parameters": 9}
+    >>> for line in plot_lines({"conv_in": conv, "tcn_0_0.d_conv": conv}):
+    ...     print(line)
+    conv_in  ████ 4
+    <BLANKLINE>
+             d_conv
+    tcn_0_0       4
+    """
+    blocks, others = defaultdict(dict), {}
+    for name, cluster in clusters.items():
+        found = _BLOCK.match(name)
+        if not found:
+            others[name] = cluster["bits"]
+            continue
+        blocks[(found[1] or "") + found[2]][found[3]] = cluster["bits"]
+    if not clusters:
+        return ["none: the model is in floating point"]
+    width = max(len(name) for name in [*others, *blocks])
+    lines = [
+        f"{name:{width}}  {'█' * round(min(bits, BAR))} {bits:g}"
+        for name, bits in others.items()
+    ]
+    return lines + _matrix(blocks, width)
+
+
+def _matrix(blocks, width):
+    """A line for each ConvBlock, a column for each sublayer in order."""
+    if not blocks:
+        return []
+    found = {name for bits in blocks.values() for name in bits}
+    sublayers = [name for name in SUBLAYERS if name in found]
+    sublayers += sorted(found - set(sublayers))
+    lines = ["", " " * width + "".join(f"  {name}" for name in sublayers)]
+    for block, bits in blocks.items():
+        cells = [
+            f"  {bits[name]:{len(name)}g}"
+            if name in bits
+            else " " * (len(name) + 2)
+            for name in sublayers
+        ]
+        lines.append(f"{block:{width}}" + "".join(cells))
+    return [line.rstrip() if line.strip() else "" for line in lines]
+
+
+def _headline(folder, summary):
+    """Sizes in words."""
+    counts = "".join(
+        f"\n  {count:9,} parameters at {bits} bits"
+        for bits, count in summary["parameters_by_bits"].items()
+    )
+    rest = summary["parameters"] - summary["quantized_parameters"]
+    return (
+        f"{folder}: {summary['bytes'] / MIB:.3f} MiB "
+        f"({summary['bytes']:,} bytes), {summary['compression']:g} times "
+        "smaller than in float32\n"
+        f"  {summary['average_bits']:g} bits on average, "
+        f"format {summary['format']}, codebook {summary['codebook']}"
+        f"{counts}\n  {rest:9,} parameters in floating point"
+    )
+
+
+def _table(rows):
+    """Lines of the coverage table."""
+    width = max(len(row["tensor"]) for row in rows)
+    shapes = max(len(_shape(row)) for row in rows)
+    head = (
+        f"{'tensor':{width}}  {'shape':{shapes}}  {'bits':>4}  "
+        f"{'scales':>6}  {'KiB':>8}"
+    )
+    lines = [head]
+    for row in rows:
+        reason = f"  {row['reason']}" if row["reason"] else ""
+        lines.append(
+            f"{row['tensor']:{width}}  {_shape(row):{shapes}}  "
+            f"{row['stored_bits']:4g}  {row['scales']:6}  "
+            f"{row['bytes'] / KIB:8.2f}{reason}"
+        )
+    return lines
+
+
+def _shape(row):
+    """As 96 x 192 x 1."""
+    return " x ".join(map(str, row["shape"])) or "1"
+
+
+def _draw(path, clusters):
+    """The plot of the report, to a file."""
+    if not clusters:
+        raise ValueError("nothing to plot: the model is in floating point")
+    try:
+        from ..evaluation.bit_plots import bits_per_cluster
+    except ImportError as error:
+        raise ImportError(
+            "plots need matplotlib: pip install 'speechbrain_mpq[evaluate]'"
+        ) from error
+    bits_per_cluster(clusters).savefig(path, dpi=150)

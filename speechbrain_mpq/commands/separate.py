@@ -1,0 +1,186 @@
+"""`speechbrain-mpq separate`: talkers of a recording, by direction."""
+
+import shutil
+import sys
+import tempfile
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+HELP = "separate talkers of a multichannel recording by their directions"
+EXAMPLE = """
+  speechbrain-mpq separate mix.wav --doa 60 --model packed -o anna.wav
+  speechbrain-mpq separate mix.flac --doa 60 120 --model packed -o out.wav
+      (out_60.wav and out_120.wav)
+  speechbrain-mpq separate mix.wav --face 410 --width 640 --model packed
+  arecord -c 15 -r 16000 -f S16_LE -d 30 | \\
+      speechbrain-mpq separate - --doa 90 --model packed -o - | aplay"""
+LONG = 20.0  # seconds of audio from where on progress is shown
+STREAM = "-"
+
+
+def add_arguments(parser):
+    """Say what the command line may hold.
+
+    Arguments
+    ---------
+    parser : argparse.ArgumentParser
+        Of this command.
+    """
+    parser.add_argument(
+        "mixture",
+        help="recording of all microphones of the array, or of those that "
+        "the model uses; 16 kHz or more; - reads standard input",
+    )
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        "--doa",
+        nargs="+",
+        type=float,
+        metavar="DEGREES",
+        help="direction of each target from the array's axis: 0 towards its "
+        "last microphone, 90 straight ahead, 180",
+    )
+    where.add_argument(
+        "--face",
+        type=float,
+        metavar="X",
+        help="horizontal position of the target's face in a picture",
+    )
+    parser.add_argument(
+        "--width", type=float, help="width of that picture in pixels"
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="FOLDER",
+        help="packed folder, or its name on the Hugging Face hub",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        metavar="FILE",
+        help="audio file to write, by its ending .wav or .flac; for several "
+        "directions they are added to the name; - writes WAV to standard "
+        "output (default: the mixture's name and the direction, in the "
+        "current folder)",
+    )
+    _add_options(parser)
+
+
+def run(options):
+    """Separate a file.
+
+    Arguments
+    ---------
+    options : argparse.Namespace
+        The parsed command line.
+
+    Returns
+    -------
+    code : int
+        Exit status.
+    """
+    doas = _directions(options)
+    outs = _output_names(options, doas)
+    with ExitStack() as stack:
+        if options.mixture == STREAM:
+            # Read first: loading takes longer than a typing error should
+            source = stack.enter_context(_standard_input())
+        else:
+            source = options.mixture
+            if not Path(source).is_file():
+                raise FileNotFoundError(f"{source}: no such file")
+        from ..inference.checked import LightSeparator
+
+        model = LightSeparator(
+            options.model, options.engine, options.threads, options.device
+        )
+        if options.out == STREAM:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            _separate(model, source, doas, [folder / "out.wav"], options)
+            with open(folder / "out.wav", "rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            return 0
+        for path in _separate(model, source, doas, outs, options):
+            print(path)
+    return 0
+
+
+def _add_options(parser):
+    """What has a default."""
+    parser.add_argument(
+        "--engine",
+        choices=("torch", "openvino", "onnx"),
+        default="torch",
+        help="what runs the network (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of the engine (default: 1)"
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="of PyTorch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--level",
+        type=float,
+        metavar="DB",
+        help="RMS of the output in dB of full scale, as -25 (default: as "
+        "loud as the talker is in the mixture)",
+    )
+    parser.add_argument(
+        "--float", action="store_true", help="write 32-bit float samples"
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def _separate(model, source, doas, outs, options):
+    """Write the files; progress on standard error."""
+    name = "standard input" if options.mixture == STREAM else None
+    audio = model.open_audio(source, name)
+    return model.separate_file(
+        audio,
+        doas,
+        out=outs,
+        level="mixture" if options.level is None else options.level,
+        subtype="FLOAT" if options.float else None,
+        progress=not options.quiet and audio.seconds > LONG,
+    )
+
+
+def _directions(options):
+    """Degrees of every target."""
+    if options.face is None:
+        return options.doa
+    if options.width is None:
+        raise ValueError("--face needs the picture's --width")
+    from ..inference.interface import doa_from_face
+
+    return [doa_from_face(options.face, options.width)]
+
+
+def _output_names(options, doas):
+    """Files to write, one for each direction."""
+    if options.out == STREAM:
+        if len(doas) > 1:
+            raise ValueError(
+                "standard output takes one direction: name files with -o"
+            )
+        return None
+    from ..inference.output import output_paths
+
+    if options.out:
+        return output_paths(options.out, doas)
+    stem = Path(options.mixture).stem
+    stem = "separated" if options.mixture == STREAM else stem
+    return [Path(f"{stem}_{doa:g}.wav") for doa in doas]
+
+
+@contextmanager
+def _standard_input():
+    """What is piped in, as a file that can be read twice."""
+    from ..inference.files import seekable
+
+    if sys.stdin.isatty():
+        raise ValueError("standard input is a terminal: pipe a WAV file in")
+    with seekable(sys.stdin.buffer) as file:
+        yield file

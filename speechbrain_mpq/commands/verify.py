@@ -1,0 +1,44 @@
+"""`speechbrain-mpq verify`: whether packed folders are whole and safe."""
+
+HELP = "check packed folders: exit status 0 if they are whole, else 1"
+EXAMPLE = """
+  speechbrain-mpq verify packed
+  speechbrain-mpq verify models/* && echo all are whole"""
+
+
+def add_arguments(parser):
+    """Say what the command line may hold.
+
+    Arguments
+    ---------
+    parser : argparse.ArgumentParser
+        Of this command.
+    """
+    parser.add_argument("folders", nargs="+", metavar="folder")
+
+
+def run(options):
+    """Check folders, and say what is wrong with each.
+
+    Arguments
+    ---------
+    options : argparse.Namespace
+        The parsed command line.
+
+    Returns
+    -------
+    code : int
+        0 if nothing is wrong with any, else 1.
+    """
+    from ..inference.verify import check_folder
+
+    bad = 0
+    for folder in options.folders:
+        problems = check_folder(folder)
+        bad += bool(problems)
+        if problems:
+            for problem in problems:
+                print(f"{folder}: {problem}")
+        else:
+            print(f"{folder}: whole")
+    return 1 if bad else 0

@@ -1,0 +1,204 @@
+"""Ranges of the activations, from a calibration set: what int8 inputs mean.
+
+An activation x is executed as the integer round(x / scale) + zero_point, cut
+to 0..255. Scale and zero point are those with the least squared error over a
+histogram of what the layer read on the calibration set. Depthwise
+convolutions have a range for each channel: their products never meet.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .reference import run
+
+STEPS = 255  # of eight bits
+SIGNED = 128  # the zero point that makes integers -128..127
+BINS = 512  # of a histogram
+SHARES = np.linspace(1.0, 0.2, 25)  # of the range seen that are tried
+
+
+@dataclass(frozen=True)
+class ActivationRange:
+    """What the integers of an activation stand for.
+
+    Arguments
+    ---------
+    scale : np.ndarray
+        [] or [channels], float32.
+    zero_point : np.ndarray
+        [] or [channels], int64, 0 to 255: the integer of 0.0.
+
+    Example
+    -------
+    >>> unit = ActivationRange(np.float32(0.5), np.int64(128))
+    >>> float(unit.low), float(unit.high)
+    (-64.0, 63.5)
+    """
+
+    scale: np.ndarray
+    zero_point: np.ndarray
+
+    @property
+    def low(self):
+        """The least value."""
+        return (self.scale * -self.zero_point).astype(np.float32)
+
+    @property
+    def high(self):
+        """The largest value."""
+        steps = STEPS - self.zero_point
+        return (self.scale * steps).astype(np.float32)
+
+
+def calibrate(network, batches, outputs=False):
+    """Ranges of what every convolution of a mask network reads.
+
+    Arguments
+    ---------
+    network : lowered.MaskNetwork
+    batches : sequence of torch.Tensor
+        Features [batch, inputs, frames] of the calibration set.
+    outputs : bool
+        Also of what it gives, before and after its PReLU.
+
+    Returns
+    -------
+    ranges : dict of str -> ActivationRange
+        By the names of `reference.run`.
+    """
+    depthwise = {x.name for x in network.convolutions() if x.groups > 1}
+    seen = {}
+
+    def watch(method):
+        def touch(name, x):
+            if outputs or ":" not in name:
+                first = _Seen(name, name in depthwise)
+                getattr(seen.setdefault(name, first), method)(x)
+            return x
+
+        return touch
+
+    with torch.no_grad():
+        for method in ("widen", "count"):
+            for batch in batches:
+                run(network, batch, watch(method))
+    return {name: what.best() for name, what in seen.items()}
+
+
+class _Seen:
+    """The values that one layer has read: extremes first, then histograms."""
+
+    def __init__(self, name, per_channel):
+        self.name = name
+        self.per_channel = per_channel
+        # A signed range needs no correction for its zero point and is as
+        # good, but where PReLU has left little below zero.
+        self.signed = not name.endswith(("conv_1x1_out", ":prelu"))
+        self.low = self.high = self.counts = None
+
+    def _rows(self, x):
+        """[rows, values]: a row for each range."""
+        if self.per_channel:
+            return x.transpose(0, 1).flatten(1)
+        return x.reshape(1, -1)
+
+    def widen(self, x):
+        """Take note of the extremes."""
+        low, high = self._rows(x).aminmax(dim=1)
+        if not torch.isfinite(high - low).all():
+            raise ValueError(
+                f"{self.name} reads NaN or infinite values: mend the weights, "
+                "or the recordings that it is calibrated with"
+            )
+        low, high = low.clamp_max(0), high.clamp_min(0)
+        first = self.low is None
+        self.low = low if first else torch.minimum(self.low, low)
+        self.high = high if first else torch.maximum(self.high, high)
+
+    def count(self, x):
+        """Add to the histogram of every row."""
+        rows = self._rows(x)
+        width = (self.high - self.low).clamp_min(1e-30)[:, None]
+        index = ((rows - self.low[:, None]) / width * BINS).long()
+        index = index.clamp_(0, BINS - 1)
+        index += BINS * torch.arange(len(rows))[:, None]
+        counts = torch.bincount(index.flatten(), minlength=BINS * len(rows))
+        counts = counts.view(len(rows), BINS)
+        self.counts = counts if self.counts is None else self.counts + counts
+
+    def best(self):
+        """The range of least squared error."""
+        low, high = self.low.double().numpy(), self.high.double().numpy()
+        middles = (np.arange(BINS) + 0.5) / BINS
+        values = low[:, None] + (high - low)[:, None] * middles
+        counts = self.counts.double().numpy()
+        scale, zero_point = search_ranges(values, counts, self.signed)
+        if not self.per_channel:
+            scale, zero_point = scale[0], zero_point[0]
+        return ActivationRange(np.float32(scale), np.int64(zero_point))
+
+
+def search_ranges(values, counts, signed=False):
+    """Scale and zero point of least squared error, by trying.
+
+    Arguments
+    ---------
+    values : np.ndarray
+        [rows, values], the values that occur.
+    counts : np.ndarray
+        [rows, values], how often.
+    signed : bool
+        Only ranges with the zero point 128.
+
+    Returns
+    -------
+    scale : np.ndarray
+        [rows]; 1 where all values are zero.
+    zero_point : np.ndarray
+        [rows], whole numbers.
+
+    Example
+    -------
+    >>> values = np.array([[-0.5, 0.0, 2.05]])
+    >>> scale, zero_point = search_ranges(values, np.ones((1, 3)))
+    >>> scale.round(3), zero_point
+    (array([0.01]), array([50]))
+    """
+    low = np.minimum(values.min(1), 0.0)
+    high = np.maximum(values.max(1), 0.0)
+    if signed:
+        high = np.maximum(high, -low)
+        low = -high
+    empty = high <= low
+    high = np.where(empty, 1.0, high)
+    tried = [(share, share) for share in SHARES]
+    if not signed:
+        tried = [(a, b) for a in SHARES[::2] for b in SHARES[::2]]
+    best = np.full(len(values), np.inf)
+    scale, zero_point = np.ones(len(values)), np.full(len(values), SIGNED)
+    for share_low, share_high in tried:
+        s, z = _grid(low * share_low, high * share_high, signed)
+        error = _squared_error(values, counts, s, z)
+        better = error < best
+        best = np.where(better, error, best)
+        scale = np.where(better, s, scale)
+        zero_point = np.where(better, z, zero_point)
+    return np.where(empty, 1.0, scale), zero_point.astype(np.int64)
+
+
+def _grid(low, high, signed):
+    """Scale and whole zero point that cover low to high."""
+    if signed:
+        return high / (SIGNED - 1), np.full(len(high), SIGNED)
+    scale = (high - low) / STEPS
+    return scale, np.round(-low / scale)
+
+
+def _squared_error(values, counts, scale, zero_point):
+    """Summed squared error of rounding to a grid, [rows]."""
+    scale, zero_point = scale[:, None], zero_point[:, None]
+    index = np.clip(np.round(values / scale) + zero_point, 0, STEPS)
+    error = (index - zero_point) * scale - values
+    return (counts * error**2).sum(1)

@@ -1,0 +1,118 @@
+"""Packed folders on the Hugging Face hub, through its own client.
+
+The client keeps what it downloads in a cache that several processes may use;
+without a connection it takes what is there.
+"""
+
+import re
+from pathlib import Path
+
+from ..quantization.packing import CONFIG_FILE, MODEL_FILE
+
+HYPERPARAMS_FILE = "hyperparams.yaml"
+CARD_FILE = "README.md"
+SAMPLE_FILE = "sample.flac"
+RANGES_FILE = "activations.json"  # of engines that run in int8
+# All that is ever downloaded or uploaded.
+FILES = (
+    *(MODEL_FILE, CONFIG_FILE, HYPERPARAMS_FILE),
+    *(CARD_FILE, SAMPLE_FILE, RANGES_FILE),
+)
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+
+def fetch_folder(
+    source,
+    revision=None,
+    cache_dir=None,
+    token=None,
+    endpoint=None,
+    local_files_only=False,
+):
+    """A local folder with the files of a packed model.
+
+    Arguments
+    ---------
+    source : str or Path
+        A folder, or the name of a hub repository, "user/name". What is there
+        as a folder is taken as one.
+    revision : str or None
+        Branch, tag or commit; a commit's hash always gives the same files.
+    cache_dir : str or Path or None
+        Where downloads are kept; None: the client's own place.
+    token : str or bool or None
+        For private repositories; None: the one that is logged in.
+    endpoint : str or None
+        Address of the hub; None: the client's own.
+    local_files_only : bool
+        Download nothing.
+
+    Returns
+    -------
+    Path
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    if not _REPOSITORY.fullmatch(str(source)) or ".." in str(source):
+        raise FileNotFoundError(
+            f"{source} is neither a folder nor a hub name such as user/name"
+        )
+    from huggingface_hub import snapshot_download
+
+    folder = snapshot_download(
+        str(source),
+        revision=revision,
+        cache_dir=cache_dir,
+        token=token,
+        endpoint=endpoint,
+        local_files_only=local_files_only,
+        allow_patterns=list(FILES),
+    )
+    return Path(folder)
+
+
+def push_folder(
+    folder,
+    repository,
+    private=None,
+    message="Packed model",
+    revision=None,
+    token=None,
+    endpoint=None,
+):
+    """Uploads the files of a packed folder, and no others.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Packed folder.
+    repository : str
+        "user/name"; made if it is not there.
+    private : bool or None
+        Whether a new repository is private; None: the owner's default.
+    message : str
+        Of the commit.
+    revision : str or None
+        Branch; None: main.
+    token : str or bool or None
+        None: the one that is logged in.
+    endpoint : str or None
+        Address of the hub; None: the client's own.
+
+    Returns
+    -------
+    str
+        Address of the commit.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=endpoint, token=token)
+    api.create_repo(repository, private=private, exist_ok=True)
+    done = api.upload_folder(
+        repo_id=repository,
+        folder_path=str(folder),
+        allow_patterns=list(FILES),
+        commit_message=message,
+        revision=revision,
+    )
+    return done.commit_url

@@ -1,0 +1,257 @@
+"""What a loaded separator offers: batches, files of any length, streams."""
+
+import logging
+import os
+from contextlib import ExitStack
+
+import torch
+from tqdm import tqdm
+
+from ..separation.array import check_doa
+from ..separation.features import SAMPLE_RATE
+from ..separation.separator import MIN_RMS
+from .audio import AudioFile, used_channels
+from .chunks import ChunkedSeparator
+from .output import TargetOutput, output_paths
+from .stream import SeparationStream
+
+logger = logging.getLogger(__name__)
+
+CHUNK_SECONDS = 2.0  # longer ones leave the processor's caches
+
+
+def doa_from_face(x, width):
+    """Direction of a talker from where a camera sees the face.
+
+    The camera stands above the array's centre and sees half a turn, as the
+    paper has it: its left edge is 0 degrees.
+
+    Arguments
+    ---------
+    x : float
+        Horizontal position of the face in pixels.
+    width : float
+        Of the picture in pixels.
+
+    Returns
+    -------
+    doa : float
+        Degrees from the array's axis, 0 to 180.
+
+    Example
+    -------
+    >>> doa_from_face(320, width=640)
+    90.0
+    """
+    if not (width > 0 and 0 <= x <= width):
+        raise ValueError(
+            f"a face at {x} is not in a picture {width} pixels wide: x must "
+            "lie in 0 to width"
+        )
+    return x / width * 180
+
+
+class SeparationInterface:
+    """Mix-in for a class with `separator` (in eval mode) and `device`.
+
+    Example
+    -------
+    >>> from speechbrain_mpq.separation.features import SpatialFeatures
+    >>> from speechbrain_mpq.separation.separator import Separator
+    >>> class Loaded(SeparationInterface):
+    ...     device = "cpu"
+    ...     separator = Separator(SpatialFeatures(), 4, 8, 3, 1, 2).eval()
+    >>> loaded = Loaded()
+    >>> loaded.separate_batch(torch.randn(1, 8000, 15), [60.0]).shape
+    torch.Size([1, 1, 8000])
+    >>> loaded.microphones
+    [1, 4, 6, 8, 10, 12, 15]
+    """
+
+    sample_rate = SAMPLE_RATE
+
+    @property
+    def microphones(self):
+        """Numbers of the microphones that the model uses."""
+        return self.separator.features.microphones
+
+    @torch.inference_mode()
+    def separate_batch(self, waveforms, doa, lips=None):
+        """Separate talkers of mixtures of one length.
+
+        Arguments
+        ---------
+        waveforms : torch.Tensor
+            [batch, samples, mics], 16 kHz: all microphones of the array or
+            just those that the model uses.
+        doa : torch.Tensor or sequence of float
+            [batch] or [batch, targets], degrees from the array's axis.
+        lips : torch.Tensor or None
+            [batch, pictures, height, width], or with targets behind batch,
+            for models with a lip stream.
+
+        Returns
+        -------
+        estimates : torch.Tensor
+            [batch, targets, samples], each at its level in the mixture.
+        """
+        doa = torch.as_tensor(doa, dtype=torch.float32, device=self.device)
+        if doa.dim() == 1:
+            doa = doa[:, None]  # [batch, targets]
+        if lips is not None:
+            lips = lips.to(self.device)
+            lips = lips[:, None] if lips.dim() == 4 else lips
+        waveforms = waveforms[..., self._used(waveforms.shape[-1])]
+        waveforms = waveforms.to(self.device, torch.float32)
+        return self.separator(waveforms, doa, lips)
+
+    @torch.inference_mode()
+    def separate_file(
+        self,
+        path,
+        doa,
+        out=None,
+        level="mixture",
+        subtype=None,
+        progress=False,
+        chunk_seconds=CHUNK_SECONDS,
+    ):
+        """Separate talkers of a recording of any length.
+
+        The file is read in chunks, so that memory does not grow with it,
+        and the output is that of the whole file up to rounding. Files above
+        16 kHz are resampled; the output has 16 kHz. Silence stays silence.
+
+        Arguments
+        ---------
+        path : str, Path, binary file or AudioFile
+            Recording of all microphones of the array, or just of those that
+            the model uses. A binary file must be seekable.
+        doa : float or sequence of float
+            Direction of each target, degrees from the array's axis.
+        out : str, Path, sequence of these, or None
+            Audio file to write, one for each target; a single name gets the
+            direction added where there are several. None: waveforms are
+            returned, which do take memory.
+        level : str or float
+            "mixture": as loud as the talker is in the recording; a number:
+            RMS in dB of full scale. One gain holds for the whole file.
+        subtype : str or None
+            Sample format of the output as soundfile names it, as "FLOAT".
+        progress : bool
+            Show a bar on standard error.
+        chunk_seconds : float
+            Length of what is read at a time.
+
+        Returns
+        -------
+        separated : list of Path, or torch.Tensor
+            The files; without `out` the waveforms, [samples], or [targets,
+            samples] for a sequence of directions.
+        """
+        single = not hasattr(doa, "__len__")
+        doas = [float(d) for d in ([doa] if single else doa)]
+        check_doa(torch.tensor(doas))
+        audio = path if isinstance(path, AudioFile) else self.open_audio(path)
+        with ExitStack() as stack:
+            outputs = [
+                stack.enter_context(TargetOutput(name, level, subtype))
+                for name in _not_input(audio, output_paths(out, doas))
+            ]
+            pieces = self._pieces(audio, doas, chunk_seconds, progress)
+            for estimate, mixture in pieces:
+                for output, target in zip(outputs, estimate):
+                    output.push(target, mixture)
+            results = [output.finish() for output in outputs]
+        if out is not None:
+            return results
+        return results[0] if single else torch.stack(results)
+
+    def stream(self, doa, **options):
+        """Separate a live signal.
+
+        Arguments
+        ---------
+        doa : float or sequence of float
+            Directions of the targets in degrees.
+        **options
+            See `SeparationStream`.
+
+        Returns
+        -------
+        stream : SeparationStream
+        """
+        self._no_lips()
+        return SeparationStream(
+            self.separator, doa, device=self.device, **options
+        )
+
+    def open_audio(self, path, name=None):
+        """A recording, checked against what the model needs.
+
+        Arguments
+        ---------
+        path : str, Path or binary file
+        name : str or None
+            For messages.
+
+        Returns
+        -------
+        audio : AudioFile
+        """
+        features = self.separator.features
+        return AudioFile(
+            path,
+            features.microphones,
+            features.array_size,
+            name,
+            features.n_fft,
+        )
+
+    def _pieces(self, audio, doas, chunk_seconds, progress):
+        """Estimate [targets, samples] and mixture [samples], in order."""
+        self._no_lips()
+        survey = audio.survey()
+        for warning in survey.warnings:
+            logger.warning(warning)
+        rms = max(survey.rms, MIN_RMS)
+        doa = torch.tensor([doas], device=self.device)
+        chunks = ChunkedSeparator(self.separator, doa)
+        samples, left = round(chunk_seconds * audio.rate), survey.samples
+        with tqdm(
+            total=round(audio.seconds), unit="s", disable=not progress
+        ) as bar:
+            for block in audio.blocks(samples):
+                left -= len(block)
+                block = block.to(self.device)[None] / rms
+                estimate, mixture = chunks.push(block, 1.0, left == 0)
+                yield estimate[0].cpu(), rms * mixture[0].cpu()
+                bar.n = round((survey.samples - left) / SAMPLE_RATE)
+                bar.refresh()
+
+    def _used(self, channels):
+        """Indices of the model's microphones among so many channels."""
+        features = self.separator.features
+        return used_channels(
+            channels, features.microphones, features.array_size, "waveforms"
+        )
+
+    def _no_lips(self):
+        """Files and streams carry sound only."""
+        if self.separator.lips_size is not None:
+            raise ValueError(
+                "this model looks at lips, which a recording of sound lacks: "
+                "use separate_batch(waveforms, doa, lips)"
+            )
+
+
+def _not_input(audio, paths):
+    """The outputs, none of which is the input."""
+    for path in paths:
+        if path is None or hasattr(audio.source, "read") or not path.exists():
+            continue
+        if os.path.samefile(path, audio.source):
+            raise ValueError(
+                f"{path} is the input: name another file for the output"
+            )
+    return paths

@@ -1,0 +1,235 @@
+"""The classes that a file may ask for, and with what.
+
+A packed model says in JSON what to build: {"class": "Separator",
+"arguments": {...}}. Only the classes below are built, only from plain
+arguments of the right type and range; nothing is imported or executed by
+name. To share models of another class, add it here.
+"""
+
+import json
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+
+from ..quantization.tensors import named_tensors
+from ..quantization.unpacking import stored_buffers
+from ..separation.features import SpatialFeatures
+from ..separation.separator import Separator
+from ..separation.tcn import ChannelAffine
+from ..separation.visual import FRONT_ENDS
+from .checks import choice, fields, flag, number, optional, several, whole
+
+MAX_CONV_BLOCKS = 256  # the paper's separator has 32
+_MICROPHONE = whole(1, 1024)
+_SIZES = {  # of a TCN; the mask network's and the lip stream's
+    "channels": whole(1, 2**14),
+    "hidden": whole(1, 2**14),
+    "kernel_size": choice(*range(1, 64, 2)),
+    "blocks": whole(1, 64),
+}
+_VISUAL = {
+    **_SIZES,
+    "front_end": choice(*FRONT_ENDS),
+    "height": whole(1, 1024),
+    "width": whole(1, 1024),
+    "filters": optional(whole(1, 1024)),
+    "after": whole(1, 64),
+    "factors": whole(1, 1024),
+    "residual": flag,
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A class that files may name.
+
+    Arguments
+    ---------
+    kind : type
+        The class.
+    build : callable
+        Takes the arguments and returns a module.
+    settings : callable
+        Takes a module and returns the arguments that build it.
+    arguments : dict of str -> callable
+        Checks of all arguments; each must be given.
+    """
+
+    kind: type
+    build: callable
+    settings: callable
+    arguments: dict
+
+
+def build(architecture, name="Separator"):
+    """Builds what a file describes, its trained tensors on the meta device.
+
+    Memory for the weights is reserved later, when the file is known to hold
+    them all.
+
+    Arguments
+    ---------
+    architecture : dict
+        From a file.
+    name : str
+        The class that is expected.
+
+    Returns
+    -------
+    torch.nn.Module
+
+    Example
+    -------
+    >>> separator = Separator(SpatialFeatures(), channels=16, hidden=32)
+    >>> built = build(describe(separator))
+    >>> built.mask_net.conv_in, built.mask_net.conv_in.weight.device.type
+    (Conv1d(3598, 16, kernel_size=(1,), stride=(1,)), 'meta')
+    >>> build({"class": "os.system", "arguments": {}})
+    Traceback (most recent call last):
+    ...
+    ValueError: architecture must be of class 'Separator', not 'os.system'
+    """
+    return _part(name)(architecture, "architecture")
+
+
+def describe(module):
+    """What `build` builds a module from.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        Of a registered class; plain or quantized.
+
+    Returns
+    -------
+    dict
+        Plain JSON.
+
+    Example
+    -------
+    >>> separator = Separator(SpatialFeatures([(8, 1)]), channels=16)
+    >>> described = describe(separator)
+    >>> described["class"], described["arguments"]["channels"]
+    ('Separator', 16)
+    >>> described["arguments"]["features"]["arguments"]["pairs"]
+    [[8, 1]]
+    """
+    architecture = json.loads(json.dumps(_described(module)))
+    name = architecture["class"]
+    if _shapes(build(architecture, name)) != _shapes(module):
+        raise ValueError(
+            f"this {name} was changed after it was built, so that its "
+            "arguments do not describe it: build it with the arguments that "
+            "it has now"
+        )
+    return architecture
+
+
+def _part(name):
+    """A check that builds the part that it has checked."""
+
+    def check(value, place):
+        part = REGISTRY[name]
+        checks = {"class": lambda kind, _: kind, "arguments": lambda a, _: a}
+        fields(checks, checks)(value, place)
+        if value["class"] != name:
+            raise ValueError(
+                f"{place} must be of class {name!r}, not "
+                f"{str(value['class'])[:80]!r}"
+            )
+        checked = fields(part.arguments, part.arguments)
+        try:
+            return part.build(**checked(value["arguments"], place))
+        except (IndexError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{place} cannot be built: {error}") from error
+
+    return check
+
+
+def _described(module):
+    """Class and arguments of a module and its parts."""
+    for name, part in REGISTRY.items():
+        if type(module) is part.kind:
+            return {"class": name, "arguments": part.settings(module)}
+    raise ValueError(
+        f"files cannot name a {type(module).__name__}, only {list(REGISTRY)}: "
+        "add the class to inference/registry.py, or save its weights alone "
+        "with save_packed and load them with load_packed_"
+    )
+
+
+def _shapes(module):
+    """Name -> shape of all that is stored of a module."""
+    tensors = {n: t.weight for n, t in named_tensors(module).items()}
+    shapes = {}
+    for name, tensor in {**tensors, **stored_buffers(module)}.items():
+        name, _, rows = name.partition("[")
+        size = list(tensor.shape)
+        if rows:
+            size[0] += shapes.get(name, [0])[0]
+        shapes[name] = size
+    return shapes
+
+
+def _build_separator(features, folded, **sizes):
+    """A separator without memory for its weights."""
+    if features.hop > features.n_fft:
+        raise ValueError("features leave gaps between their windows")
+    if sizes["blocks"] * sizes["layers"] > MAX_CONV_BLOCKS:
+        raise ValueError(f"more than {MAX_CONV_BLOCKS} ConvBlocks")
+    with torch.device("meta"):
+        separator = Separator(features, **sizes)
+        if folded:
+            _place_affines(separator)
+    return separator.eval()
+
+
+def _place_affines(model):
+    """The layers of `fold_norms_` without its arithmetic, for the loader."""
+    # The first sum on the meta device makes PyTorch import its compiler:
+    # two seconds and 120 MiB
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm1d):
+                setattr(parent, name, ChannelAffine(child.num_features))
+
+
+def _separator_settings(separator):
+    """Arguments of `_build_separator`."""
+    norms = any(isinstance(m, nn.BatchNorm1d) for m in separator.modules())
+    return {
+        "features": _described(separator.features),
+        **separator.settings,
+        "scale_inputs": hasattr(separator.mask_net, "scale_in"),
+        "folded": not norms,
+    }
+
+
+REGISTRY = {
+    "SpatialFeatures": Part(
+        SpatialFeatures,
+        SpatialFeatures,
+        lambda features: features.settings,
+        {
+            "pairs": several(several(_MICROPHONE, 2, 2), 1, 256),
+            "phase": choice("ipd", "steered"),
+            "n_fft": whole(16, 2**14),
+            "hop": whole(1, 2**14),
+            "spacings_cm": optional(several(number(0, 10000), 1, 1023)),
+        },
+    ),
+    "Separator": Part(
+        Separator,
+        _build_separator,
+        _separator_settings,
+        {
+            "features": _part("SpatialFeatures"),
+            **_SIZES,
+            "layers": whole(1, 16),
+            "visual": optional(fields(_VISUAL)),
+            "scale_inputs": flag,
+            "folded": flag,
+        },
+    ),
+}

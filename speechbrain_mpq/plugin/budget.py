@@ -1,0 +1,67 @@
+"""What a budget says: bits on average, or bytes."""
+
+import re
+
+UNITS = {
+    "bit": None,
+    "bits": None,
+    "b": 1,
+    "byte": 1,
+    "bytes": 1,
+    "kb": 1000,
+    "mb": 1000**2,
+    "kib": 2**10,
+    "mib": 2**20,
+}
+MOST_BITS = 32  # above it a bare number means bytes
+
+
+def parse_budget(budget):
+    """Arguments of `allocate_bits` for a budget.
+
+    Arguments
+    ---------
+    budget : int, float or str
+        Bits on average up to 32, bytes above; or a text such as "4 bit",
+        "2.5bits", "350 KiB", "1.2MB".
+
+    Returns
+    -------
+    limit : dict
+        Key average_bits or budget_bytes.
+
+    Example
+    -------
+    >>> parse_budget(4), parse_budget("2.5 bit")
+    ({'average_bits': 4}, {'average_bits': 2.5})
+    >>> parse_budget(350000), parse_budget("0.5 MiB")
+    ({'budget_bytes': 350000}, {'budget_bytes': 524288})
+    >>> parse_budget("4 apples")
+    Traceback (most recent call last):
+    ...
+    ValueError: budget '4 apples' is not understood: ...
+    """
+    unit = ""
+    if isinstance(budget, str):
+        found = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", budget)
+        if not found or found[2] and found[2].lower() not in UNITS:
+            raise ValueError(_message(budget))
+        budget, unit = float(found[1]), found[2].lower()
+    if isinstance(budget, bool) or not isinstance(budget, int | float):
+        raise ValueError(_message(budget))
+    if not 0 < budget < float("inf"):
+        raise ValueError(_message(budget))
+    if unit and UNITS[unit]:
+        return {"budget_bytes": int(budget * UNITS[unit])}
+    if budget > MOST_BITS and not unit:
+        return {"budget_bytes": int(budget)}
+    whole = int(budget) if budget == int(budget) else budget
+    return {"average_bits": whole}
+
+
+def _message(budget):
+    """How a budget is to be written."""
+    return (
+        f"budget {budget!r} is not understood: give bits on average such as 4 "
+        'or "2.5 bit", or bytes such as 350000 or "350 KiB"'
+    )

@@ -1,0 +1,240 @@
+"""One line between building a Brain and `fit`: bits by what its data says."""
+
+from contextlib import contextmanager
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.distributed import if_main_process
+
+from ..allocation.kl import FORMS, KLScores
+from ..allocation.solver import allocate_bits
+from ..allocation.sweep import OutputScores
+from ..quantization.plan import BitPlan
+from .brain_network import (
+    Distribution,
+    Objective,
+    calibration_batches,
+    ready_to_score,
+    summed,
+)
+from .budget import parse_budget
+from .plan_files import PlanFiles
+from .quantizer import Quantizer
+from .scorers import CANDIDATES, check_needs, scorer_for
+
+
+def choose_bits(
+    brain,
+    dataset,
+    scores="kl",
+    budget=4,
+    *,
+    quantizer=None,
+    include=("*",),
+    exclude=(),
+    output=None,
+    batches=8,
+    loader_kwargs=None,
+    candidate_bits=CANDIDATES,
+    min_bits=2,
+    equal_bits=(),
+    stage=sb.Stage.VALID,
+    folder=None,
+    progress=True,
+):
+    """Chooses the bits of every cluster of a Brain's modules, and quantizes.
+
+    To be called after the Brain is built, with its full-precision weights
+    loaded, and before `fit`. Uses nothing but the Brain's own
+    `compute_forward` and `compute_objectives`, in eval mode. The plan is left
+    in the output folder; the same call finds it there when a training is
+    resumed, and chooses nothing anew.
+
+    Arguments
+    ---------
+    brain : speechbrain.Brain
+        Before `fit`.
+    dataset : Dataset or DataLoader
+        Data to choose by, best what the model was not trained on.
+    scores : str or object
+        "kl": divergence of the model's own output distribution. "hessian":
+        curvature of its loss. "loss": increase of its loss. "weight_error"
+        and "size" look at weights only. "uniform": the same bits for all. Or
+        an object such as `KLScores`.
+    budget : int, float or str
+        Bits on average, or bytes (see `parse_budget`).
+    quantizer : Quantizer or None
+        None: that of the hparams, or a new one of all the Brain's modules.
+    include, exclude : sequence of str
+        For a new quantizer.
+    output : callable or None
+        Predictions -> their log-probabilities or mask; None looks for them
+        (see `find_distribution`).
+    batches : int
+        Most batches of the data to look at.
+    loader_kwargs : dict or None
+        For the Brain's `make_dataloader`, such as batch_size.
+    candidate_bits : sequence of int
+        Bits to choose from, where scores are named.
+    min_bits : int or float
+        Least bits of any cluster.
+    equal_bits : sequence of str
+        What must share one bit width (see `equal_groups`).
+    stage : speechbrain.Stage
+        That the Brain is told when it runs.
+    folder : str or None
+        Of scores.json and plan.json; None: the hparams' output_folder, and no
+        files where there is none.
+    progress : bool
+        Shows a progress bar.
+
+    Returns
+    -------
+    plan : BitPlan
+        What the modules are quantized to now.
+    """
+    if brain.optimizers_dict is not None:
+        raise ValueError("choose_bits comes before brain.fit, not after it")
+    limit = parse_budget(budget)
+    quantizer = quantizer_of(brain, quantizer, include, exclude)
+    equal_bits = equal_bits or quantizer.equal_bits
+    files = PlanFiles(
+        brain,
+        folder,
+        scores,
+        **limit,
+        min_bits=min_bits,
+        equal_bits=list(equal_bits),
+    )
+    plan = files.earlier_plan()
+    if plan is None:
+        quantizer.dequantize()
+        scorer = scorer_for(scores, quantizer, candidate_bits)
+
+        def choose():
+            if scorer is None:
+                return _uniform(quantizer, limit)
+            check_needs(scorer)
+            # Neither loading nor scoring may change how training goes on.
+            with torch.random.fork_rng():
+                found = scorer.needs and calibration_batches(
+                    brain, dataset, batches, loader_kwargs
+                )
+                table = _score(
+                    brain, quantizer, scorer, output, found, stage, progress
+                )
+            files.save_table(table)
+            return allocate_bits(
+                table, **limit, min_bits=min_bits, equal_bits=equal_bits
+            )
+
+        plan = _on_main_process(choose)
+        files.save_plan(plan)
+    quantizer.quantize(plan)
+    return quantizer.plan
+
+
+def quantizer_of(brain, quantizer=None, include=("*",), exclude=()):
+    """The quantizer of a Brain's modules; a new one where there is none.
+
+    Arguments
+    ---------
+    brain : speechbrain.Brain
+        Its hparams are looked at, and what `choose_bits` left.
+    quantizer : Quantizer or None
+        Goes before both.
+    include, exclude : sequence of str
+        For a new one.
+
+    Returns
+    -------
+    quantizer : Quantizer
+    """
+    own = getattr(getattr(brain, "hparams", None), "quantizer", None)
+    quantizer = quantizer or own or getattr(brain, "chosen_quantizer", None)
+    if quantizer is None:
+        patterns = {"include": include, "exclude": exclude}
+        quantizer = Quantizer(brain.modules, bits=None, **patterns)
+        # Nothing else holds it, and the hooks are its own.
+        brain.chosen_quantizer = quantizer
+    elif not isinstance(quantizer, Quantizer):
+        raise TypeError(
+            "the hparams' quantizer must be a speechbrain_mpq.Quantizer, not "
+            f"a {type(quantizer).__name__}"
+        )
+    elif tuple(include) != ("*",) or tuple(exclude):
+        raise ValueError(
+            "include and exclude are the quantizer's: give them in its block"
+        )
+    if quantizer.any_bits:
+        raise ValueError(
+            "the quantizer learns its bits in training: name a Quantizer, not "
+            "LearnedBits, where choose_bits chooses them"
+        )
+    return quantizer
+
+
+def _score(brain, quantizer, scorer, output, batches, stage, progress):
+    """The score table of the quantizer's clusters."""
+    place = (quantizer.model, brain, batches, stage)
+    by_loss = "loss" in scorer.needs
+    network = Objective(*place) if by_loss else Distribution(output, *place)
+    known = {"inputs": network.numbers, "loss": summed}
+    base = getattr(scorer, "base", scorer)
+    with ready_to_score(brain, stage), _twice_differentiable():
+        if isinstance(base, OutputScores):
+            base.chunk = 1  # a batch is an item, and has its own shape
+        if isinstance(base, KLScores):
+            _take_form(base, network)
+        return scorer(
+            network,
+            *[known[need] for need in scorer.needs],
+            **quantizer.patterns,
+            prefix="",
+            progress=progress,
+        )
+
+
+@contextmanager
+def _twice_differentiable():
+    """Say what to do where autograd has no second derivative."""
+    try:
+        yield
+    except (NotImplementedError, RuntimeError) as error:
+        if "derivative" not in str(error):
+            raise
+        raise ValueError(
+            f"the loss cannot be differentiated twice ({error}): use "
+            'HessianScores(differences=True), or scores="hessian", which has it'
+        ) from error
+
+
+def _take_form(scorer, network):
+    """The divergence that suits the model's distribution."""
+    with torch.no_grad():
+        network(network.numbers[:1])
+    if network.form == "categorical" or scorer.method == "categorical_kl":
+        scorer.summand = FORMS[network.form]
+        scorer.method = f"{network.form}_kl"
+        scorer.signed = False
+
+
+def _uniform(quantizer, limit):
+    """The plan that gives all the same bits."""
+    if "average_bits" not in limit:
+        raise ValueError(
+            'uniform bits need a budget in bits, such as 4: or use scores="kl"'
+        )
+    quantizer.quantize(limit["average_bits"])
+    plan = quantizer.plan
+    quantizer.dequantize()
+    return plan
+
+
+def _on_main_process(choose):
+    """The plan of the main process, for all."""
+    if not torch.distributed.is_initialized():
+        return choose()
+    content = [choose().to_dict() if if_main_process() else None]
+    torch.distributed.broadcast_object_list(content)
+    return BitPlan.from_dict(content[0])

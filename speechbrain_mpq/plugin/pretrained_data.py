@@ -1,0 +1,209 @@
+"""Audio of a SpeechBrain manifest, as a pretrained interface wants it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from speechbrain.dataio.audio_io import load
+from speechbrain.dataio.dataio import load_data_csv, load_data_json
+from speechbrain.dataio.preprocess import AudioNormalizer
+
+
+@dataclass
+class Item:
+    """One entry of a manifest with its audio.
+
+    Arguments
+    ---------
+    key : str
+        Name of the entry.
+    audio : torch.Tensor
+        [time], at the interface's sampling rate.
+    entry : dict
+        All that the manifest says of it.
+    normalize : callable
+        Brings other audio of the entry to the same rate.
+    """
+
+    key: str
+    audio: torch.Tensor
+    entry: dict
+    normalize: object = None
+
+
+def read_manifest(path, data_root=None):
+    """The entries of a JSON or CSV manifest in SpeechBrain's format.
+
+    Arguments
+    ---------
+    path : str or Path
+        The file.
+    data_root : str, Path or None
+        What "{data_root}" stands for in it; None: the file's own folder.
+
+    Returns
+    -------
+    dict of str -> dict
+        Entries by their name.
+
+    Example
+    -------
+    >>> path = Path(getfixture("tmpdir")) / "speech.json"
+    >>> _ = path.write_text('{"a": {"wav": "{data_root}/a.flac"}}')
+    >>> read_manifest(path, "/corpus")
+    {'a': {'wav': '/corpus/a.flac'}}
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such manifest")
+    replacements = {"data_root": str(data_root or path.parent)}
+    reader = load_data_csv if path.suffix == ".csv" else load_data_json
+    try:
+        entries = reader(path, replacements)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no manifest in SpeechBrain's JSON or CSV format "
+            f"({error!r})"
+        ) from error
+    if not entries:
+        raise ValueError(f"{path} has no entries: calibration needs some audio")
+    return entries
+
+
+def spread(entries, count):
+    """Some entries of a manifest, evenly spread over it.
+
+    Arguments
+    ---------
+    entries : dict
+        Entries by their name.
+    count : int or None
+        How many at most; None: all.
+
+    Returns
+    -------
+    dict
+
+    Example
+    -------
+    >>> list(spread(dict.fromkeys("abcdef"), 3))
+    ['a', 'c', 'e']
+    """
+    if count is None or count >= len(entries):
+        return dict(entries)
+    if count < 1:
+        raise ValueError(f"the number of items is {count}: take at least one")
+    keys = list(entries)
+    chosen = [keys[i * len(keys) // count] for i in range(count)]
+    return {key: entries[key] for key in chosen}
+
+
+def sample_rate_of(interface):
+    """The sampling rate that an interface expects.
+
+    Arguments
+    ---------
+    interface : speechbrain.inference.interfaces.Pretrained
+        Any.
+
+    Returns
+    -------
+    int
+
+    Example
+    -------
+    >>> from types import SimpleNamespace
+    >>> hparams = SimpleNamespace(sample_rate=8000)
+    >>> sample_rate_of(SimpleNamespace(hparams=hparams))
+    8000
+    """
+    own = getattr(interface.hparams, "audio_normalizer", None)
+    if own is not None:
+        return own.sample_rate
+    return getattr(interface.hparams, "sample_rate", 16000)
+
+
+def read_items(entries, sample_rate, key="wav"):
+    """Load the audio of entries, one channel at a given sampling rate.
+
+    Arguments
+    ---------
+    entries : dict
+        From ``read_manifest``.
+    sample_rate : int
+        Other rates are converted, several channels averaged.
+    key : str
+        Key of an entry that names its audio file.
+
+    Returns
+    -------
+    list of Item
+    """
+    normalize = AudioNormalizer(sample_rate=sample_rate)
+    return [
+        Item(name, read_audio(name, entry, key, normalize), entry, normalize)
+        for name, entry in entries.items()
+    ]
+
+
+def read_audio(name, entry, key, normalize):
+    """Audio that an entry names under a key.
+
+    Arguments
+    ---------
+    name : str
+        Name of the entry, for messages.
+    entry : dict
+        The entry.
+    key : str
+        Its key that holds the file's name.
+    normalize : callable
+        ``normalize(audio, sample_rate)`` for audio [time, channels].
+
+    Returns
+    -------
+    torch.Tensor
+        [time].
+    """
+    if key not in entry:
+        raise ValueError(
+            f"manifest entry {name!r} has no key {key!r} that names its audio "
+            f"file, only {sorted(entry)}"
+        )
+    try:
+        audio, rate = load(str(entry[key]), channels_first=False)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"manifest entry {name!r}: {error}") from error
+    audio = normalize(audio, rate)
+    if not len(audio) or not torch.isfinite(audio).all():
+        raise ValueError(
+            f"{entry[key]} (manifest entry {name!r}) is empty or has NaN or "
+            "infinite samples: leave it out"
+        )
+    return audio
+
+
+def batch_of(audio):
+    """Waveforms side by side, padded with zeros.
+
+    Arguments
+    ---------
+    audio : list of torch.Tensor
+        [time] each.
+
+    Returns
+    -------
+    wavs : torch.Tensor
+        [items, time].
+    lengths : torch.Tensor
+        [items], relative to the longest.
+
+    Example
+    -------
+    >>> wavs, lengths = batch_of([torch.ones(4), torch.ones(3)])
+    >>> wavs[1], lengths
+    (tensor([1., 1., 1., 0.]), tensor([1.0000, 0.7500]))
+    """
+    wavs = torch.nn.utils.rnn.pad_sequence(audio, batch_first=True)
+    lengths = torch.tensor([len(a) / wavs.shape[1] for a in audio])
+    return wavs, lengths

@@ -1,0 +1,204 @@
+"""The lips of both talkers of a mixture, in time with what is heard.
+
+Drawn from the phoneme times of the manifest, or taken from files that hold
+pictures. What is drawn depends on (seed, epoch, mixture) alone.
+"""
+
+import zlib
+
+import numpy as np
+
+from ..separation.lips import FPS, PERIOD
+from .camera_faults import Faults, draw_pose, spoil
+from .mixtures import SAMPLE_RATE, place
+from .mouths import draw_look, draw_mouths
+from .visemes import mouth_shapes
+
+ROLES = ("target", "interferer")
+SHOWN = ("own", "none", "frozen", "other", "interferer")
+
+
+class LipVideos:
+    """Renders the lips that belong to the mixtures of a maker.
+
+    Arguments
+    ---------
+    maker : MixtureMaker
+        Or any object with its `speech`, `seed` and `epoch`. The manifest
+        needs "length" and "phonemes" of every utterance; or, instead of
+        phonemes, "lips": a .npy file [pictures, height, width], uint8, 25 a
+        second.
+    size : (int, int)
+        Height and width of a picture.
+    faults : Faults
+        What goes wrong on the way.
+    shown : str
+        "own": the lips of each talker. Controls: "none", "frozen" (one
+        picture all along), "other" (the lips of another utterance),
+        "interferer" (those of the talker beside).
+
+    Example
+    -------
+    >>> videos = LipVideos(maker, (24, 32))  # doctest: +SKIP
+    >>> videos.render(maker.draw("utterance_0"))  # doctest: +SKIP
+    """
+
+    def __init__(self, maker, size, faults=None, shown="own"):
+        if shown not in SHOWN:
+            raise ValueError(f"shown must be one of {SHOWN}, not {shown!r}")
+        for key, entry in maker.speech.items():
+            if "length" not in entry or not {"phonemes", "lips"} & set(entry):
+                raise ValueError(
+                    f"{key} needs a length and either phonemes or lips in its "
+                    "manifest: prepare it with simulation.corpus, or name "
+                    "files of pictures"
+                )
+        self.maker = maker
+        self.size = tuple(size)
+        self.faults = faults or Faults()
+        self.shown = shown
+        self._ids = sorted(maker.speech)
+
+    def render(self, mixture, start=0, samples=None):
+        """Pictures of both talkers.
+
+        Arguments
+        ---------
+        mixture : dict
+            From `MixtureMaker.draw`.
+        start : int
+            First sample of the mixture that is used.
+        samples : int or None
+            How many are; None: all.
+
+        Returns
+        -------
+        pictures : numpy.ndarray
+            [2, pictures, height, width], uint8: target, then interferer.
+            Zeros: no picture.
+        """
+        clips = [
+            self._clip(mixture, role, self.times(mixture, role, start, samples))
+            for role in ROLES
+        ]
+        if self.shown == "interferer":
+            clips.reverse()
+        return np.stack(clips)
+
+    def utterance(self, key, start=0, pictures=None):
+        """Pictures of a talker alone.
+
+        Arguments
+        ---------
+        key : str
+            Utterance.
+        start : int
+            First sample that is used.
+        pictures : int or None
+            How many; None: until the end.
+
+        Returns
+        -------
+        pictures : numpy.ndarray
+            [pictures, height, width], uint8.
+        """
+        alone = {"target": key, "interferer": key}
+        if pictures is None:
+            samples = self.maker.speech[key]["length"] * SAMPLE_RATE - start
+            pictures = -(-round(samples) // PERIOD)
+        times = (start + PERIOD * np.arange(pictures)) / SAMPLE_RATE
+        return self._clip(alone, "target", times)
+
+    def times(self, mixture, role, start=0, samples=None):
+        """When the pictures are taken, on the clock of an utterance.
+
+        Arguments
+        ---------
+        mixture : dict
+            From `MixtureMaker.draw`.
+        role : str
+            "target" or "interferer".
+        start : int
+            First sample of the mixture that is used.
+        samples : int or None
+            How many are; None: all.
+
+        Returns
+        -------
+        times : numpy.ndarray
+            [pictures], seconds from the start of the talker's utterance.
+        """
+        if samples is None:
+            samples = self.samples(mixture) - start
+        first = start - self._spans(mixture)[role][0]
+        pictures = np.arange(-(-samples // PERIOD))
+        return (first + PERIOD * pictures) / SAMPLE_RATE
+
+    def samples(self, mixture):
+        """Samples of a whole mixture.
+
+        Arguments
+        ---------
+        mixture : dict
+            From `MixtureMaker.draw`.
+
+        Returns
+        -------
+        samples : int
+        """
+        return max(end for _, end in self._spans(mixture).values())
+
+    def _spans(self, mixture):
+        """Role -> first sample of its utterance, and the one after its last."""
+        lengths = [
+            round(self.maker.speech[mixture[role]]["length"] * SAMPLE_RATE)
+            for role in ROLES
+        ]
+        offsets = place(lengths, mixture["overlap"], mixture["target_first"])
+        return {
+            role: (offset, offset + length)
+            for role, offset, length in zip(ROLES, offsets, lengths)
+        }
+
+    def _clip(self, mixture, role, times):
+        """Pictures of one talker at times of the utterance."""
+        name = f"{mixture['target']} {mixture['interferer']} {role}"
+        seeds = [self.maker.seed, self.maker.epoch, zlib.crc32(name.encode())]
+        rng = np.random.default_rng(seeds)
+        if self.shown == "none":
+            return np.zeros((len(times), *self.size), np.uint8)
+        other = self._ids[int(rng.integers(len(self._ids)))]
+        swapped = rng.uniform() < self.faults.swapped or self.shown == "other"
+        key = other if swapped else mixture[role]
+        times = times - rng.uniform(*self.faults.lag)
+        if self.shown == "frozen":
+            times = np.full_like(times, times[int(rng.integers(len(times)))])
+        if "lips" in self.maker.speech[key]:
+            pictures = self._stored(key, times)
+        else:
+            who = self.maker.speech[mixture[role]]["speaker"]
+            pictures = self._drawn(key, who, times, rng)
+        clip = spoil(pictures, rng, self.faults)
+        if self.shown == "frozen":
+            clip[:] = clip[0]
+        return clip
+
+    def _drawn(self, key, speaker, times, rng):
+        """Pictures of an utterance, drawn with a speaker's mouth."""
+        look = draw_look(np.random.default_rng(zlib.crc32(speaker.encode())))
+        pose = draw_pose(rng, len(times), self.faults.jitter)
+        shapes = mouth_shapes(self.maker.speech[key]["phonemes"], times)
+        return draw_mouths(shapes, look, pose, self.size)
+
+    def _stored(self, key, times):
+        """Pictures of an utterance from its file; its ends are held."""
+        path = self.maker.speech[key]["lips"]
+        pictures = np.load(path, mmap_mode="r")
+        if pictures.dtype != np.uint8 or pictures.shape[1:] != self.size:
+            raise ValueError(
+                f"{path} holds {pictures.dtype} {pictures.shape}, expected "
+                f"uint8 [pictures, {self.size[0]}, {self.size[1]}]: crop it "
+                "again with vision.mouth"
+            )
+        index = np.clip(np.rint(times * FPS), 0, len(pictures) - 1)
+        return pictures[index.astype(int)].astype(np.float32) / 255

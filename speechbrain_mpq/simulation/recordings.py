@@ -1,0 +1,233 @@
+"""Speech of a recorded corpus: its sound out of any file, and its manifests.
+
+Sound is decoded by the ffmpeg program: the one on the path, or the one that
+the package imageio-ffmpeg carries.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+from .mixtures import MIN_SAMPLES, SAMPLE_RATE
+
+NEEDED = ("wav", "words", "speaker", "length")
+
+
+def ffmpeg_program():
+    """Path of the ffmpeg program, or an error that says how to get it.
+
+    Returns
+    -------
+    path : str
+
+    Example
+    -------
+    >>> ffmpeg_program()  # doctest: +SKIP
+    '/usr/bin/ffmpeg'
+    """
+    found = shutil.which("ffmpeg")
+    if found:
+        return found
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise ImportError(
+            "sound in videos needs the ffmpeg program, which is not installed: "
+            "get it from your system (apt install ffmpeg, brew install "
+            "ffmpeg), or pip install imageio-ffmpeg"
+        ) from error
+    return imageio_ffmpeg.get_ffmpeg_exe()
+
+
+def read_sound(path):
+    """The sound of a video or audio file, mono at 16 kHz.
+
+    Arguments
+    ---------
+    path : str or Path
+        Any container and codec that ffmpeg reads; its first sound track,
+        channels averaged.
+
+    Returns
+    -------
+    samples : numpy.ndarray
+        [samples], int16.
+
+    Example
+    -------
+    >>> read_sound("no/such/clip.mp4")
+    Traceback (most recent call last):
+    FileNotFoundError: no file no/such/clip.mp4
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    command = [ffmpeg_program(), "-nostdin", "-v", "error", "-i", str(path)]
+    command += ["-map", "0:a:0", "-ac", "1", "-ar", str(SAMPLE_RATE)]
+    done = subprocess.run([*command, "-f", "s16le", "-"], capture_output=True)
+    said = done.stderr.decode(errors="replace").strip()
+    # ffmpeg ends with 0 where it has skipped what it could not decode
+    if done.returncode or said:
+        raise ValueError(
+            f"{path} cannot be decoded whole: {said.splitlines()[0]}: copy it "
+            "again from the corpus"
+        )
+    samples = np.frombuffer(done.stdout, np.int16)
+    if len(samples) < MIN_SAMPLES or not samples.any():
+        raise ValueError(
+            f"{path} has no sound ({len(samples)} samples at 16 kHz, none of "
+            "them above zero): copy it again from the corpus"
+        )
+    return samples
+
+
+def write_flac(path, samples):
+    """Write speech so that it is there whole or not at all.
+
+    Arguments
+    ---------
+    path : Path
+        Its folder is made.
+    samples : numpy.ndarray
+        [samples] at 16 kHz, int16 or float.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        soundfile.write(partial, samples, SAMPLE_RATE, "PCM_16", format="FLAC")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def seconds_of(path):
+    """Length of an audio file that may be missing.
+
+    Arguments
+    ---------
+    path : Path
+
+    Returns
+    -------
+    seconds : float or None
+        None: it is not there, or cannot be read.
+
+    Example
+    -------
+    >>> seconds_of(Path("no/such.flac"))
+    """
+    if not path.exists():
+        return None
+    try:
+        return soundfile.info(path).duration
+    except RuntimeError:
+        return None
+
+
+def run_jobs(work, jobs, workers, description):
+    """Do jobs in several processes; what fails is told, not raised.
+
+    Arguments
+    ---------
+    work : callable
+        Takes a job; OSError and ValueError count as its failure.
+    jobs : list
+        Arguments of `work`.
+    workers : int
+        Processes.
+    description : str
+        For the progress bar, which terminals show.
+
+    Returns
+    -------
+    failures : dict
+        Job -> what was wrong with it.
+    """
+    failures = {}
+    if not jobs:
+        return failures
+    context = multiprocessing.get_context("fork")
+    with (
+        context.Pool(min(workers, len(jobs))) as pool,
+        tqdm(total=len(jobs), desc=description, disable=None) as bar,
+    ):
+        tried = pool.imap_unordered(_Attempt(work), jobs, chunksize=4)
+        for job, failure in tried:
+            if failure is not None:
+                failures[job] = failure
+            bar.update()
+    return failures
+
+
+class _Attempt:
+    """A job's failure as a value; a class, so that processes can take it."""
+
+    def __init__(self, work):
+        self.work = work
+
+    def __call__(self, job):
+        try:
+            self.work(job)
+        except (OSError, ValueError) as error:
+            return job, str(error)
+        return job, None
+
+
+def write_manifests(data_folder, splits):
+    """Write the manifests that train.py takes, each whole or not at all.
+
+    Nothing is written where one of them could not be mixed.
+
+    Arguments
+    ---------
+    data_folder : str or Path
+        `<split>_speech.json` goes there.
+    splits : dict
+        Split -> (id -> entry with "wav", "words", "speaker" and "length").
+    """
+    for split, entries in splits.items():
+        for key, entry in entries.items():
+            missing = [name for name in NEEDED if not entry.get(name)]
+            if missing:
+                raise ValueError(f"{split}: {key} has no {missing}")
+        speakers = {entry["speaker"] for entry in entries.values()}
+        if len(speakers) < 2:
+            raise ValueError(
+                f"mixtures need two speakers, the {split} split has "
+                f"{len(speakers)} ({len(entries)} utterances)"
+            )
+    data_folder = Path(data_folder)
+    data_folder.mkdir(parents=True, exist_ok=True)
+    for split, entries in splits.items():
+        lines = [
+            f"{json.dumps(key)}: {json.dumps(entries[key])}"
+            for key in sorted(entries)
+        ]
+        text = "{\n" + ",\n".join(lines) + "\n}\n"
+        _replace(data_folder / f"{split}_speech.json", text)
+        hours = sum(entry["length"] for entry in entries.values()) / 3600
+        speakers = {entry["speaker"] for entry in entries.values()}
+        print(
+            f"{split}: {len(entries)} utterances, {hours:.2f} h, "
+            f"{len(speakers)} speakers",
+            file=sys.stderr,
+        )
+
+
+def _replace(path, text):
+    """Put a text file in the place of another, or of none."""
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, suffix=".partial", delete=False, encoding="utf-8"
+    ) as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)

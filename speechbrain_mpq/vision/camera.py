@@ -1,0 +1,160 @@
+"""Cameras: from a point of the picture to a direction of arrival.
+
+The camera stands at the middle of the array and looks straight ahead, at 90
+degrees; its left edge is the side of 0 degrees. A linear array cannot tell
+directions on a cone around its axis apart, so that a talker who stands at
+azimuth `a` and elevation `e` has the direction of arrival
+
+    cos(doa) = cos(e) * cos(a).
+"""
+
+import numpy as np
+
+from .lenses import cone_angle, fisheye_angles, panorama_angle, pinhole_angles
+
+
+class Camera:
+    """What all cameras share: where they look, which side is 0 degrees.
+
+    Arguments
+    ---------
+    yaw : float
+        Degrees by which the camera is turned to its right, away from
+        straight ahead.
+    reverse : bool
+        The last microphone is at the right of the picture (or the picture is
+        mirrored): the right edge is the side of 0 degrees.
+    """
+
+    def __init__(self, yaw=0.0, reverse=False):
+        if not -180 <= yaw <= 180:
+            raise ValueError(f"yaw must lie in -180 to 180 degrees, got {yaw}")
+        self.yaw = yaw
+        self.reverse = reverse
+
+    def angles(self, x, y):
+        """Azimuth and elevation from the optical axis, in degrees.
+
+        Arguments
+        ---------
+        x, y : np.ndarray
+            Points in pixels.
+
+        Returns
+        -------
+        azimuth, elevation : np.ndarray
+            Degrees, positive to the right and upwards.
+        """
+        raise NotImplementedError
+
+    def doa(self, x, y):
+        """Direction of arrival of points of the picture.
+
+        Arguments
+        ---------
+        x, y : np.ndarray
+            Points in pixels; NaN gives NaN.
+
+        Returns
+        -------
+        doa : np.ndarray
+            Degrees from the array's axis, 0 to 180.
+        """
+        azimuth, elevation = self.angles(np.asarray(x), np.asarray(y))
+        doa = cone_angle(90 + self.yaw + azimuth, elevation)
+        return 180 - doa if self.reverse else doa
+
+
+class PanoramaCamera(Camera):
+    """The paper's wide-angle camera: angle proportional to the position.
+
+    Arguments
+    ---------
+    width : float
+        Of the picture, pixels.
+    field_of_view : float
+        Degrees from its left to its right edge, at most 360.
+    **kwargs
+        `yaw` and `reverse`, see `Camera`.
+
+    Example
+    -------
+    >>> camera = PanoramaCamera(width=360)
+    >>> camera.doa([0, 90, 180, 360], 100).round(6)
+    array([  0.,  45.,  90., 180.])
+    """
+
+    def __init__(self, width, field_of_view=180.0, **kwargs):
+        super().__init__(**kwargs)
+        if not width > 0:
+            raise ValueError(f"width must be positive, got {width}")
+        if not 0 < field_of_view <= 360:
+            raise ValueError(
+                "field_of_view must lie in 0 to 360 degrees, got "
+                f"{field_of_view}"
+            )
+        self.width = width
+        self.field_of_view = field_of_view
+
+    def angles(self, x, y):
+        """See `Camera.angles`; the height in the picture says nothing."""
+        return panorama_angle(x, self.width, self.field_of_view), 0.0
+
+
+class _CalibratedCamera(Camera):
+    """A camera with focal length and principal point."""
+
+    def __init__(self, focal, center, **kwargs):
+        super().__init__(**kwargs)
+        if not focal > 0:
+            raise ValueError(f"focal must be positive (pixels), got {focal}")
+        self.focal = focal
+        self.center = center
+
+
+class PinholeCamera(_CalibratedCamera):
+    """A calibrated camera without distortion.
+
+    Arguments
+    ---------
+    focal : float
+        Focal length in pixels.
+    center : (float, float)
+        Principal point in pixels, about the middle of the picture.
+    **kwargs
+        `yaw` and `reverse`, see `Camera`.
+
+    Example
+    -------
+    >>> camera = PinholeCamera(focal=100, center=(320, 240))
+    >>> camera.doa([220, 320, 420], 240).round(6)
+    array([ 45.,  90., 135.])
+    """
+
+    def angles(self, x, y):
+        """See `Camera.angles`."""
+        return pinhole_angles(x, y, self.focal, self.center)
+
+
+class FisheyeCamera(_CalibratedCamera):
+    """A calibrated equidistant fisheye.
+
+    Arguments
+    ---------
+    focal : float
+        Focal length in pixels: pixels per radian.
+    center : (float, float)
+        Principal point in pixels, about the middle of the picture.
+    **kwargs
+        `yaw` and `reverse`, see `Camera`.
+
+    Example
+    -------
+    >>> camera = FisheyeCamera(focal=360 / np.pi, center=(180, 144))
+    >>> camera.doa([0, 180, 270], 144).round(6)
+    array([  0.,  90., 135.])
+    """
+
+    def angles(self, x, y):
+        """See `Camera.angles`."""
+        return fisheye_angles(x, y, self.focal, self.center)

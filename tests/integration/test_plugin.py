@@ -1,0 +1,153 @@
+"""The plugin from the shell: torchrun, and the runner of untouched scripts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import speechbrain
+import torch
+
+from speechbrain_mpq import load_packed_, pack_results
+from speechbrain_mpq.quantization.packing import read_packed
+from speechbrain_mpq.quantization.plan import BitPlan
+from speechbrain_mpq.run import UnsuitableScript, main
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "unittests"))
+
+from tiny_recipe import (  # noqa: E402
+    FOLDER,
+    PLAIN,
+    hparams_of,
+    quantized_yaml,
+    train,
+)
+
+SCRIPT = str(FOLDER / "train.py")
+
+
+def run(*command):
+    """What a command prints; it must succeed."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(HERE.parents[1]),
+    }
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert not done.returncode, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def torchrun(yaml, folder, *options):
+    """The tiny recipe on two processes."""
+    return run(
+        *("-m", "torch.distributed.run", "--nproc_per_node=2"),
+        "--master_port=0",
+        *("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"),
+        *(SCRIPT, yaml, f"--output_folder={folder}", "--batch_size=2"),
+        *("--device=cpu", "--distributed_backend=gloo", *options),
+    )
+
+
+def write(path, text):
+    """A hparams file."""
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_two_processes(tmp_path):
+    """Learned bits: what uniform ones need, and decisions that agree."""
+    yaml = write(tmp_path / "train.yaml", quantized_yaml("learned"))
+    folder = tmp_path / "results"
+    output = torchrun(yaml, folder, "--epochs=2")
+    tests = [line for line in output.split("\n") if "test loss" in line]
+    assert len(tests) == 2
+    assert len(set(tests)) == 1  # both processes have the same weights
+    assert "epoch: 2" in (folder / "train_log.txt").read_text()
+    path = pack_results(folder, min_key="loss")
+    quantized, _ = read_packed(path.parent)
+    assert "output.w.weight" in quantized
+
+
+def runner(folder, *options, script=SCRIPT):
+    """The tiny recipe, untouched, under the runner."""
+    yaml = FOLDER / "train.yaml"
+    places = [f"--output_folder={folder}", "--device=cpu", "--epochs=1"]
+    return main([str(o) for o in (script, yaml, *places, *options)])
+
+
+def test_runner_chooses_trains_and_packs(tmp_path, capsys):
+    assert "speechbrain_mpq" not in PLAIN
+    folder = tmp_path / "results"
+    fit = speechbrain.Brain.fit
+    path = runner(folder, "--bits", "3.5", "--scores", "kl")
+    assert speechbrain.Brain.fit is fit
+    plan = BitPlan.load(folder / "plan.json")
+    assert plan.average_bits <= 3.5
+    hparams = hparams_of("plain", tmp_path / "other")
+    fresh = torch.nn.ModuleDict(hparams["modules"])
+    load_packed_(fresh, path.parent)
+    assert len(fresh["output"].w.weight.unique()) < 2**8
+    assert "test loss" in capsys.readouterr().out
+
+
+def test_runner_begins_with_full_precision_weights(tmp_path):
+    plain = tmp_path / "plain"
+    train("plain", plain, epochs=9)
+    losses = []
+    for name, options in (
+        ("new", []),
+        ("old", ["--weights", str(plain / "save")]),
+    ):
+        runner(tmp_path / name, "--bits=4", "--lr=1.0e-6", *options)
+        log = (tmp_path / name / "train_log.txt").read_text()
+        losses.append(float(log.split("valid loss: ")[1].split("\n")[0]))
+    assert losses[1] < 0.7 * losses[0]
+
+
+FORMS = {
+    "never calls fit": (
+        "import speechbrain\nprint('done')\n",
+        "ended without calling Brain.fit",
+    ),
+    "own loop": (
+        "class Own({base}):\n"
+        "    def fit(self, *args, **kwargs):\n"
+        "        pass\n",
+        "Own is evaluated before Brain.fit",
+    ),
+    "two Brains": (
+        "class Second({base}):\n    pass\n",
+        "trains another Brain, Second",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_scripts_that_cannot_be_served(form, tmp_path):
+    body, message = FORMS[form]
+    text = Path(SCRIPT).read_text(encoding="utf-8")
+    if form == "never calls fit":
+        text = body
+    elif form == "own loop":
+        own = body.format(base="TinyASR")
+        text = text.replace("def dataset(", f"{own}\n\ndef dataset(")
+        text = text.replace("brain = TinyASR(", "brain = Own(")
+    else:
+        own = body.format(base="TinyASR")
+        text = text.replace("def dataset(", f"{own}\n\ndef dataset(")
+        text = text.replace(
+            "    main(sys.argv[1:])",
+            "    brain = main(sys.argv[1:])\n"
+            "    Second(brain.raw_modules).fit([], [])",
+        )
+    script = write(tmp_path / "train.py", text)
+    with pytest.raises(UnsuitableScript, match=message):
+        runner(tmp_path / "results", script=script)

@@ -1,0 +1,156 @@
+"""`speechbrain-mpq separate`: files, pipes, complaints."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechbrain_mpq.__main__ import main
+from speechbrain_mpq.inference.folder import save_separator
+from speechbrain_mpq.inference.pretrained import QuantizedSeparator
+from speechbrain_mpq.quantization.quantizer import quantize_
+from speechbrain_mpq.separation.loading import build_separator
+from speechbrain_mpq.separation.tcn import fold_norms_
+
+SIZES = {"channels": 8, "hidden": 16, "blocks": 1, "layers": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small packed model."""
+    path = "hparams/models/separator_mini.yaml"
+    separator = build_separator(path, **SIZES).eval()
+    fold_norms_(separator)
+    quantize_(separator, 4)
+    folder = tmp_path_factory.mktemp("packed")
+    save_separator(separator, folder)
+    return str(folder)
+
+
+@pytest.fixture
+def mixture(tmp_path, monkeypatch):
+    """A recording, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0).standard_normal((16000, 15))
+    soundfile.write("mix.wav", 0.1 * noise, 16000)
+    return tmp_path / "mix.wav"
+
+
+def expected(folder, mixture, doa):
+    """What the interface gives."""
+    model = QuantizedSeparator.from_pretrained(folder)
+    return model.separate_file(mixture, doa).numpy()
+
+
+def same(path, signal):
+    """Whether a 16-bit file holds a signal."""
+    found, rate = soundfile.read(path)
+    return rate == 16000 and np.allclose(found, signal, atol=2**-15)
+
+
+def test_one_direction(folder, mixture, capsys):
+    arguments = ["separate", str(mixture), "--model", folder]
+    assert main([*arguments, "--doa", "60", "-o", "out.wav"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "out.wav\n" and printed.err == ""
+    assert same("out.wav", expected(folder, mixture, 60))
+    assert main([*arguments, "--doa", "60"]) == 0
+    assert capsys.readouterr().out == "mix_60.wav\n"
+    face = ["--face", "160", "--width", "480", "-o", "face.flac"]
+    assert main([*arguments, *face]) == 0
+    assert same("face.flac", expected(folder, mixture, 60))
+
+
+def test_several_directions(folder, mixture, capsys):
+    arguments = ["separate", str(mixture), "--model", folder, "--float"]
+    arguments += ["--doa", "60", "112.5", "--level", "-30", "-o", "out.wav"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == "out_60.wav\nout_112.5.wav\n"
+    signal, _ = soundfile.read("out_60.wav")
+    assert soundfile.info("out_60.wav").subtype == "FLOAT"
+    rms = np.sqrt(np.mean(signal**2))
+    assert 20 * np.log10(rms) == pytest.approx(-30, abs=0.01)
+
+
+def test_pipe(folder, mixture, tmp_path):
+    """WAV in, WAV out, nothing else on standard output."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "speechbrain_mpq", "separate", "-"),
+            *("--doa", "60", "--model", folder, "-o", "-"),
+        ],
+        input=mixture.read_bytes(),
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert same(io.BytesIO(done.stdout), expected(folder, mixture, 60))
+    assert list(tmp_path.iterdir()) == [mixture]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["no.wav", "--doa", "60"], "no.wav: no such file"),
+        (["mix.wav", "--doa", "200"], "DOA must lie in 0 to 180"),
+        (["mix.wav", "--face", "10"], "--width"),
+        (["mix.wav", "--face", "10", "--width", "5"], "not in a picture"),
+        (["mix.wav", "--doa", "6", "-o", "x.mp5"], "name a .wav"),
+        (["mix.wav", "--doa", "6", "-o", "no/x.wav"], "make it first"),
+        (["mix.wav", "--doa", "6", "-o", "mix.wav"], "is the input"),
+        (["mix.wav", "--doa", "6", "7", "-o", "-"], "one direction"),
+        (["mix.wav", "--doa", "6", "6", "-o", "x.wav"], "different"),
+        (["bad.wav", "--doa", "6"], "bad.wav: cannot be read as audio"),
+        (["mono.wav", "--doa", "6"], "mono.wav: 1 channel; the model needs"),
+    ],
+)
+def test_complaints(folder, mixture, capsys, arguments, message):
+    (mixture.parent / "bad.wav").write_text("text")
+    soundfile.write("mono.wav", np.ones(16000) / 2, 16000)
+    before = {p: p.read_bytes() for p in mixture.parent.iterdir()}
+    assert main(["separate", *arguments, "--model", folder]) == 1
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    assert {p: p.read_bytes() for p in mixture.parent.iterdir()} == before
+
+
+def test_a_model_that_is_none(mixture, capsys, tmp_path):
+    arguments = ["separate", str(mixture), "--doa", "60", "--model"]
+    assert main([*arguments, "no_such_folder"]) == 1
+    assert "no_such_folder" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main([*arguments, str(tmp_path / "empty")]) == 1
+    assert "model.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["separate", "inspect", "verify", "demo"])
+def test_help_has_examples(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    assert f"speechbrain-mpq {name} packed" in capsys.readouterr().out or (
+        name == "separate"
+    )
+
+
+def test_usage_errors(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["separate", "mix.wav", "--model", "packed"])
+    assert stopped.value.code == 2
+    assert "--doa" in capsys.readouterr().err
+
+
+def test_progress_on_long_files(folder, tmp_path, capsys):
+    path = tmp_path / "long.wav"
+    noise = np.random.default_rng(0).standard_normal((21 * 16000, 7))
+    soundfile.write(path, 0.1 * noise, 16000)
+    arguments = ["separate", str(path), "--model", folder, "--doa", "60"]
+    arguments += ["-o", str(tmp_path / "out.wav")]
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert "21/21" in printed.err and printed.out.count("\n") == 1
+    assert main([*arguments, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""

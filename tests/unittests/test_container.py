@@ -1,0 +1,351 @@
+"""Packed files from strangers: read whole, or refused with a reason."""
+
+import json
+import runpy
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from speechbrain_mpq.quantization.checked_header import MAX_HEADER
+from speechbrain_mpq.quantization.container import (
+    PackedModelError,
+    digest,
+    read_container,
+    write_container,
+)
+from speechbrain_mpq.quantization.packing import (
+    load_packed_,
+    read_model,
+    save_packed,
+)
+from speechbrain_mpq.quantization.quantizer import named_tensors, quantize_
+
+DATA = Path(__file__).parents[1] / "data"
+GOLDEN = DATA / "packed"
+MAKER = runpy.run_path(str(DATA / "make_golden.py"))
+
+
+def refused(path, match):
+    """Reading fails with a message that names the file."""
+    with pytest.raises(PackedModelError, match=match) as caught:
+        read_model(path)
+    assert str(path) in str(caught.value)
+
+
+def write(path, header, payload=b"", length=None):
+    """A file with any header, given as JSON text or as an object."""
+    text = header if isinstance(header, str) else json.dumps(header)
+    text = text.encode()
+    length = len(text) if length is None else length
+    path.write_bytes(struct.pack("<Q", length) + text + payload)
+
+
+def entry(**changed):
+    """The description of a tensor of three floats, changed."""
+    plain = {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}
+    return {**plain, **changed}
+
+
+def forge(path, change):
+    """A toy model with a changed configuration and a checksum that fits."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.Linear(3, 2))
+    quantize_(model, 4, exclude=["1.bias"])
+    file = save_packed(model, path.parent, architecture={"class": "Toy"})
+    container = read_container(file)
+    tensors, config = dict(container.tensors), container.config
+    change(config, tensors)
+    write_container(path, tensors, config, "3")
+    return model
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_golden_files_are_read_and_written_as_ever(tmp_path, version):
+    model = MAKER["golden"](version)
+    read = load_packed_(MAKER["toy"](), GOLDEN / str(version))
+    state = read.state_dict()
+    for name, tensor in named_tensors(model).items():
+        stored = state[tensor.parameter_name][tensor.rows]
+        assert torch.equal(stored, tensor.weight), name
+    MAKER["write"](version, tmp_path)
+    for file in (GOLDEN / str(version)).iterdir():
+        if file.suffix != ".md":  # the card's words may change
+            assert (tmp_path / file.name).read_bytes() == file.read_bytes()
+
+
+def test_golden_files_hold_what_was_put_in():
+    """Against the formula, not the quantizer."""
+    packed = read_model(GOLDEN / "2")
+    assert {tensor.bits for tensor in packed.quantized.values()} == {
+        *(4, 1.6, 2, 8, 5)
+    }
+    name = "mask_net.tcn_0_0.conv_1x1_in.weight[2:4]"
+    tensor = packed.quantized[name]
+    steps = torch.arange(8) * 7 + 3
+    assert tensor.bits == 2
+    assert tensor.integers.flatten().tolist() == (2 * (steps % 4) - 3).tolist()
+    assert set(packed.floats) == {
+        "mask_net.conv_in.bias",
+        "mask_net.conv_out.bias",
+    }
+
+
+def test_the_safetensors_library_reads_the_same(tmp_path):
+    forge(tmp_path / "model.safetensors", lambda config, tensors: None)
+    ours = read_container(tmp_path / "model.safetensors").tensors
+    theirs = load_file(tmp_path / "model.safetensors")
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_all_types_survive(tmp_path):
+    tensors = {
+        str(dtype).removeprefix("torch."): torch.tensor([[1, 0], [3, 1]]).to(
+            dtype
+        )
+        for dtype in (
+            *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+            *(torch.int64, torch.int32, torch.int16, torch.int8),
+            *(torch.uint8, torch.bool),
+        )
+    }
+    tensors["empty"], tensors["one"] = torch.zeros(0, 3), torch.tensor(2.0)
+    write_container(tmp_path / "f", tensors, {"a": 1}, "1")
+    container = read_container(tmp_path / "f")
+    assert container.config == {"a": 1} and container.version == "1"
+    assert container.content == (tmp_path / "f").read_bytes()
+    for name, tensor in tensors.items():
+        assert torch.equal(container.tensors[name], tensor), name
+        assert container.tensors[name].dtype == tensor.dtype
+
+
+@pytest.mark.parametrize(
+    "content, match",
+    [
+        (b"", "only 0 bytes"),
+        (b"\x10\0\0\0", "only 4 bytes"),
+        (struct.pack("<Q", 2**63) + b"{}", "a header of 92233"),
+        (struct.pack("<Q", MAX_HEADER + 1) + b"{}", "a header of 16777217"),
+        (struct.pack("<Q", 3) + b"{}", "a header of 3 bytes in a file of 10"),
+        (struct.pack("<Q", 2) + b"[]", "no JSON object"),
+        (struct.pack("<Q", 2) + b"{\xff", "utf-8"),
+        (struct.pack("<Q", 2) + b"{}", "not a packed model"),
+        (struct.pack("<Q", 2) + b"{}" + b"x", "1 bytes of tensors where 0"),
+    ],
+)
+def test_files_that_are_none(tmp_path, content, match):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    refused(tmp_path / "model.safetensors", match)
+
+
+@pytest.mark.parametrize(
+    "header, match",
+    [
+        ({"a": entry(dtype="F8")}, "unknown type 'F8'"),
+        ({"a": entry(dtype=["F32"])}, "unknown type"),
+        ({"a": entry(dtype="F16")}, "space of another size"),
+        ({"a": entry(shape=[-3])}, "a shape that is none"),
+        ({"a": entry(shape=[3.0])}, "a shape that is none"),
+        ({"a": entry(shape=[True])}, "a shape that is none"),
+        ({"a": entry(shape=[2**62, 2**62])}, "a shape that is none"),
+        ({"a": entry(shape=[0, 2**60], data_offsets=[0, 0])}, "shape"),
+        ({"a": entry(shape=[1] * 100)}, "a shape that is none"),
+        ({"a": entry(shape=[2**40])}, "space of another size"),
+        ({"a": entry(data_offsets=[0, 2**40])}, "space of another size"),
+        ({"a": entry(data_offsets=[4, 16])}, "does not follow"),
+        ({"a": entry(data_offsets=[0])}, "offsets that are none"),
+        ({"a": entry(data_offsets=[12, 0])}, "space of another size"),
+        ({"a": entry(extra=1)}, "is not described by"),
+        ({"a": [1]}, "is not described by"),
+        ({"a": entry(), "b": entry()}, "does not follow"),
+        ({"__metadata__": [1], "a": entry()}, "no strings"),
+        ({"__metadata__": {"format": 1}, "a": entry()}, "no strings"),
+        ('{"a": 1, "a": 2}', "the key 'a' twice"),
+        ('{"__metadata__": {"format": "pt", "format": "pt"}}', "twice"),
+        ('{"a": NaN}', "NaN is no JSON"),
+        ('{"a": ' + "[" * 200_000, "too deeply|Expecting"),
+        ('{"a": ' + "9" * 10_000 + "}", "digits"),
+        ('{"\\ud800": 1}', "surrogates"),
+    ],
+)
+def test_headers_that_lie(tmp_path, header, match):
+    write(tmp_path / "model.safetensors", header, bytes(12))
+    refused(tmp_path / "model.safetensors", match)
+
+
+def test_a_declared_terabyte_costs_nothing(tmp_path):
+    """Neither the header nor a shape makes the reader reserve memory."""
+    import tracemalloc
+
+    huge = entry(shape=[2**38], data_offsets=[0, 2**40])
+    tracemalloc.start()
+    for length in (None, 2**40, MAX_HEADER):
+        write(tmp_path / "model.safetensors", {"a": huge}, bytes(12), length)
+        refused(tmp_path / "model.safetensors", "damaged")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_metadata_are_ours_and_no_more(tmp_path):
+    path = tmp_path / "model.safetensors"
+    tensors = {"a": torch.ones(3)}
+    save_file(tensors, path, {"format": "pt", "mpq_version": "1"})
+    refused(path, "metadata are not format, mpq_version, mpq_config, sha256")
+    more = {"format": "pt", "mpq_version": "1", "mpq_config": "{}"}
+    more["sha256"] = digest(tensors, "{}", "1")
+    save_file(tensors, path, {**more, "more": ""})
+    refused(path, "metadata are not")
+    save_file(tensors, path, {**more, "sha256": more["sha256"].upper()})
+    refused(path, "SHA-256 does not match")
+
+
+def put(*keys, value):
+    """A change of the configuration."""
+
+    def change(config, tensors):
+        for key in keys[:-1]:
+            config = config[key]
+        config[keys[-1]] = value
+
+    return change
+
+
+def scale(value):
+    """A change of a scale."""
+
+    def change(config, tensors):
+        tensors["scales"][1] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        (put("bits", 0, value=0), "bits must be an integer from 1 to 16"),
+        (put("bits", 0, value=17), "bits must be an integer from 1 to 16"),
+        (put("bits", 0, value=True), "bits must be an integer from 1 to 16"),
+        (put("bits", 0, value=4.0), "bits must be an integer from 1 to 16"),
+        (put("bits", 0, value="4"), "bits must be an integer from 1 to 16"),
+        (put("bits", 0, value=[4]), "1 slices"),
+        (put("bits", 0, value=[4] * 9), "9 slices"),
+        (put("bits", 0, value=9), "integers"),
+        (put("bits", value=[4]), "one entry of bits for every shape"),
+        (put("bits", value={}), "one entry of bits for every shape"),
+        (put("granularity", value="block"), "granularity must be one of"),
+        (put("granularity", value="channel"), "no integers or scales left"),
+        (put("codebook", value="log"), "codebook must be one of"),
+        (put("shapes", "0", "weight", value=[3, 2**40]), "no integers"),
+        (put("shapes", "0", "weight", value=[2**60]), "shape that is none"),
+        (put("shapes", "0", "weight", value=[3, -5]), "shape that is none"),
+        (put("shapes", "0", "weight", value=[3, 4]), "integers"),
+        (put("shapes", "0", "weight", value=7), "shape that is none"),
+        (put("shapes", "0", "weight", value={}), "branch without tensors"),
+        (put("shapes", "0", "../x", value=[1]), "bits|no part of a name"),
+        (put("shapes", value={"a": {"..": [3], "b": [3], "c": [3]}}), "name"),
+        (put("shapes", value={"a/a/b": [3]}), "described twice"),
+        (put("shapes", value={"a\\b": [1], "c": [1], "d": [1]}), "no name"),
+        (put("shapes", value={"a[0:2]": [1], "c": [1], "d": [1]}), "no name"),
+        (put("shapes", value=[]), "no JSON object"),
+        (put("tensors", value={}), "not what format 3 has"),
+        (scale(float("nan")), "scales must be finite"),
+        (scale(float("inf")), "scales must be finite"),
+        (scale(-0.5), "scales must be finite and not negative"),
+        (lambda c, t: t.update(scales=t["scales"].double()), "not float32"),
+        (lambda c, t: t.update(packed=t["packed"].char()), "not uint8"),
+        (lambda c, t: t.update(packed=t["packed"][None]), "no vector"),
+        (lambda c, t: t.update(packed=t["packed"][:-1]), "no integers"),
+        (lambda c, t: t.update({"../a": torch.ones(1)}), "no name"),
+        (lambda c, t: t.pop("scales"), "inconsistent"),
+        (lambda c, t: t["packed"].fill_(0), "not in the 4-bit codebook"),
+    ],
+)
+def test_forged_configurations_are_refused(tmp_path, change, match):
+    forge(tmp_path / "f", lambda config, tensors: None)
+    assert len(read_model(tmp_path / "f").quantized) == 3
+    forge(tmp_path / "f", change)
+    refused(tmp_path / "f", match)
+
+
+def test_a_short_tree_that_names_very_many_tensors(tmp_path):
+    def bomb(config, tensors):
+        tree = [1]
+        for _ in range(40):
+            tree = {"/".join("abcdefghij"): tree}
+        config["shapes"] = tree
+
+    forge(tmp_path / "f", bomb)
+    refused(tmp_path / "f", "one entry of bits for every shape")
+
+    def hollow(config, tensors):
+        tree = {}
+        for _ in range(40):
+            tree = {"/".join("abcdefghij"): tree}
+        config["shapes"] = tree
+
+    forge(tmp_path / "f", hollow)
+    refused(tmp_path / "f", "branch without tensors")
+
+
+def test_unused_bits_of_a_last_byte_must_be_zero(tmp_path):
+    """One model, one file: nothing can hide there."""
+
+    def change(config, tensors):
+        tensors["packed"][-1] |= 0x80
+
+    def sizes(config, tensors):
+        config["bits"] = [[4, 4, 4]] * 3  # three slices have three scales
+
+    forge(tmp_path / "f", sizes)
+    refused(tmp_path / "f", "scales left|slices|integers")
+    model = torch.nn.Linear(3, 1, bias=False)
+    quantize_(model, 3)  # 9 bits in two bytes
+    path = save_packed(model, tmp_path)
+    container = read_container(path)
+    change({}, container.tensors)
+    write_container(path, container.tensors, container.config, "1")
+    refused(path, "a last byte with more than the last integers")
+
+
+def test_config_text_is_strict_json(tmp_path):
+    tensors, config = {"a": torch.ones(2)}, '{"tensors":{},"tensors":{}}'
+    metadata = {
+        "format": "pt",
+        "mpq_version": "1",
+        "mpq_config": config,
+        "sha256": digest(tensors, config, "1"),
+    }
+    save_file(tensors, tmp_path / "f", metadata)
+    refused(tmp_path / "f", "the key 'tensors' twice")
+
+
+def test_a_version_that_does_not_fit_its_description(tmp_path):
+    tensors = {"a": torch.ones(2)}
+    plain = {"granularity": "tensor", "tensors": {}}
+    write_container(tmp_path / "f", tensors, plain, "3")
+    refused(tmp_path / "f", "not what format 3 has")
+
+
+def test_bools_are_bools(tmp_path):
+    write_container(tmp_path / "f", {"a": torch.ones(2).bool()}, {}, "1")
+    content = (tmp_path / "f").read_bytes()
+    tensor = torch.tensor([1, 2], dtype=torch.uint8).view(torch.bool)
+    new, old = digest({"a": tensor}, "{}", "1"), content[-300:]
+    checksum = digest({"a": torch.ones(2).bool()}, "{}", "1")
+    assert checksum.encode() in old
+    forged = content.replace(checksum.encode(), new.encode())
+    (tmp_path / "f").write_bytes(forged[:-1] + b"\x02")
+    refused(tmp_path / "f", "holds no truth values")
+
+
+@pytest.mark.parametrize("name", ["a/b", "a\\b", "w[0:2]", "a\nb"])
+def test_names_that_no_file_may_hold_are_refused_when_saving(tmp_path, name):
+    model = torch.nn.Module()
+    model.register_parameter(name, torch.nn.Parameter(torch.ones(2)))
+    with pytest.raises(ValueError, match="is no name of a tensor"):
+        save_packed(model, tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()

@@ -1,0 +1,390 @@
+"""The demo: its HTTP interface, and the page in a real browser."""
+
+import http.client
+import io
+import json
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.parse
+import urllib.request
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechbrain_mpq.inference.demo_page import (
+    MAX_UPLOAD,
+    OWN_HEADER,
+    serve,
+)
+from speechbrain_mpq.inference.demo_state import (
+    MAX_SECONDS,
+    MOST_RESULTS,
+    MOST_UPLOADS,
+    Demo,
+)
+from speechbrain_mpq.inference.folder import save_separator
+from speechbrain_mpq.inference.pretrained import QuantizedSeparator
+from speechbrain_mpq.quantization.quantizer import quantize_
+from speechbrain_mpq.separation.loading import build_separator
+from speechbrain_mpq.separation.tcn import fold_norms_
+
+OWN = {OWN_HEADER: "1"}
+SIZES = {"channels": 8, "hidden": 16, "blocks": 1, "layers": 2}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """The same small model at two budgets."""
+    loaded = {}
+    for bits in (8, 2):
+        separator = build_separator(
+            "hparams/models/separator_mini.yaml", **SIZES
+        )
+        fold_norms_(separator.eval())
+        quantize_(separator, bits)
+        folder = tmp_path_factory.mktemp(f"bits{bits}")
+        save_separator(separator, folder)
+        loaded[f"{bits} bit"] = QuantizedSeparator.from_pretrained(folder)
+    return loaded
+
+
+def audio_bytes(seconds=1.0, channels=7, rate=16000):
+    """A WAV file of noise."""
+    rng = np.random.default_rng(0)
+    signal = 0.1 * rng.standard_normal((int(seconds * rate), channels))
+    file = io.BytesIO()
+    soundfile.write(file, signal, rate, format="WAV")
+    return file.getvalue()
+
+
+@pytest.fixture
+def demo(models, tmp_path):
+    demo = Demo(models, tmp_path)
+    path = tmp_path / "built_in.wav"
+    path.write_bytes(audio_bytes())
+    demo.add_recording(path, "a <b>mixture</b>", [60.0, 120.0])
+    return demo
+
+
+@pytest.fixture
+def server(demo):
+    with serve(demo) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def ask(server, method, path, body=None, headers=OWN):
+    """Status, headers and content of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
+    try:
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        content = answer.read()
+    finally:
+        connection.close()
+    if answer.headers["Content-Type"] == "application/json":
+        content = json.loads(content)
+    return answer.status, answer.headers, content
+
+
+def separate(server, **changes):
+    """Ask for a separation."""
+    asked = {"recording": "1", "model": "2 bit", "doa": 60, **changes}
+    return ask(server, "POST", "/api/separate", json.dumps(asked))
+
+
+def test_page_needs_nothing_from_elsewhere(server):
+    status, headers, page = ask(server, "GET", "/")
+    assert status == 200 and page.startswith(b"<!doctype html>")
+    outside = page.replace(b"http://www.w3.org/2000/svg", b"")
+    assert b"http:" not in outside and b"https:" not in outside
+    assert b"src=" not in outside and b"@import" not in outside
+    policy = headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "connect-src 'self'" in policy
+    assert server.server_address[0] == "127.0.0.1"
+
+
+def test_state(server, models):
+    status, _, state = ask(server, "GET", "/api/state")
+    assert status == 200 and state["array_size"] == 15
+    assert [m["name"] for m in state["models"]] == ["8 bit", "2 bit"]
+    assert [m["bits"] for m in state["models"]] == [8, 2]
+    assert state["models"][0]["bytes"] > 2 * state["models"][1]["bytes"]
+    (recording,) = state["recordings"]
+    assert recording["name"] == "a <b>mixture</b>"
+    assert recording["doas"] == [60, 120] and recording["seconds"] == 1
+
+
+def test_separation_is_the_interface_s(server, models, demo):
+    status, _, result = separate(server, doa=75.5)
+    assert status == 200 and result["seconds"] > 0 and result["speed"] > 0
+    status, headers, content = ask(server, "GET", result["audio"])
+    assert status == 200 and headers["Content-Type"] == "audio/wav"
+    found, rate = soundfile.read(io.BytesIO(content))
+    path = demo.scratch / "built_in.wav"
+    expected = models["2 bit"].separate_file(path, 75.5)
+    assert rate == 16000 and np.allclose(found, expected, atol=2**-15)
+
+
+def test_reference_channel_is_heard(server, demo):
+    _, _, content = ask(server, "GET", "/audio/1.wav")
+    heard, _ = soundfile.read(io.BytesIO(content))
+    mixture, _ = soundfile.read(demo.scratch / "built_in.wav")
+    assert np.allclose(heard, mixture[:, 0], atol=2**-15)
+
+
+def test_upload(server):
+    name = urllib.parse.quote("my mix äö.wav")
+    path, body = f"/api/upload?name={name}", audio_bytes(0.5, 15, 44100)
+    status, _, recording = ask(server, "POST", path, body)
+    assert status == 200 and recording["name"] == "my mix äö.wav"
+    status, _, result = separate(server, recording=recording["id"])
+    assert status == 200
+    _, _, content = ask(server, "GET", result["audio"])
+    assert len(soundfile.read(io.BytesIO(content))[0]) == 8000
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        (b"", "cannot be read as audio"),
+        (b"RIFF no audio", "mix.wav: cannot be read as audio"),
+        (audio_bytes(channels=2), "2 channels; the model needs"),
+        (audio_bytes(rate=8000), "8000 Hz"),
+        (audio_bytes(MAX_SECONDS + 1, 7, 16000), "up to 120 s"),
+    ],
+)
+def test_bad_uploads_are_explained_and_deleted(server, demo, body, message):
+    before = set(demo.scratch.iterdir())
+    status, _, answer = ask(server, "POST", "/api/upload?name=mix.wav", body)
+    assert status == 422 and message in answer["error"]
+    assert set(demo.scratch.iterdir()) == before
+    assert len(demo.state()["recordings"]) == 1
+
+
+@pytest.mark.parametrize(
+    "changes, status, message",
+    [
+        ({"doa": 200}, 422, "0 to 180"),
+        ({"doa": "left"}, 400, "expected"),
+        ({"doa": None}, 400, "expected"),
+        ({"recording": "99"}, 422, "no longer there"),
+        ({"recording": "../../etc/passwd"}, 422, "no longer there"),
+        ({"model": "no"}, 422, "no model 'no'"),
+    ],
+)
+def test_bad_questions(server, changes, status, message):
+    found, _, answer = separate(server, **changes)
+    assert found == status and message in answer["error"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/audio/99.wav", "/audio/../built_in.wav", "/audio/built_in.wav", "/x"],
+)
+def test_nothing_else_is_served(server, path):
+    assert ask(server, "GET", path)[0] == 404
+
+
+def test_other_sites_are_refused(server):
+    """Neither by a name that points here nor by a form of another page."""
+    port = server.server_port
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1"):
+        assert ask(server, "GET", "/", headers={"Host": host})[0] == 403
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}"):
+        assert ask(server, "GET", "/", headers={"Host": host})[0] == 200
+    asked = json.dumps({"recording": "1", "model": "2 bit", "doa": 60})
+    status, _, _ = ask(server, "POST", "/api/separate", asked, headers={})
+    assert status == 403
+
+
+def test_too_much_is_refused_unread(server):
+    for path, length in (
+        ("/api/upload", MAX_UPLOAD + 1),
+        ("/api/separate", 10**6),
+    ):
+        headers = {**OWN, "Content-Length": str(length)}
+        status, _, answer = ask(server, "POST", path, b"", headers)
+        assert status == 413 and "too much" in answer["error"]
+
+
+def test_old_audio_is_forgotten(demo):
+    for index in range(MOST_UPLOADS + 2):
+        path = demo.scratch / f"upload_{index}"
+        path.write_bytes(audio_bytes(0.1))
+        demo.add_recording(path, "u", uploaded=True)
+    uploads = list(demo.scratch.glob("upload_*"))
+    assert len(uploads) == MOST_UPLOADS
+    assert len(demo.state()["recordings"]) == 1 + MOST_UPLOADS
+    last = str(MOST_UPLOADS + 3)
+    for _ in range(MOST_RESULTS + 2):
+        demo.separate(last, "2 bit", 60.0)
+    kept = list(demo.scratch.glob("*.wav"))
+    assert len(kept) == 1 + 1 + MOST_UPLOADS + MOST_RESULTS
+
+
+def test_models_of_other_arrays_are_refused(models, tmp_path):
+    class Other:
+        microphones = [1, 2]
+        model_file = models["2 bit"].model_file
+
+    with pytest.raises(ValueError, match="models of one array"):
+        Demo({**models, "other": Other()}, tmp_path)
+
+
+def test_a_port_that_is_taken(demo):
+    with serve(demo) as server:
+        with pytest.raises(OSError, match="name another with --port"):
+            with serve(demo, server.server_port):
+                pass
+
+
+class Browser:
+    """Headless Chromium through its driver's HTTP interface."""
+
+    def __init__(self, width, height):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.process = subprocess.Popen(
+            ["chromedriver", f"--port={port}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self.root = f"http://127.0.0.1:{port}"
+        self._wait_for_driver()
+        arguments = [
+            *("--headless=new", "--no-sandbox", "--disable-gpu"),
+            *("--disable-dev-shm-usage", f"--window-size={width},{height}"),
+            "--autoplay-policy=no-user-gesture-required",
+        ]
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": {"args": arguments},
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }
+        capabilities = {"capabilities": {"alwaysMatch": wanted}}
+        made = self.call("POST", "/session", capabilities)
+        self.root += f"/session/{made['sessionId']}"
+
+    def _wait_for_driver(self):
+        for _ in range(150):
+            try:
+                return self.call("GET", "/status")
+            except OSError:
+                time.sleep(0.1)
+        raise TimeoutError("chromedriver does not answer")
+
+    def call(self, method, path, content=None):
+        """A command of the WebDriver protocol."""
+        data = None if content is None else json.dumps(content).encode()
+        request = urllib.request.Request(
+            self.root + path,
+            data,
+            {"Content-Type": "application/json"},
+            method=method,
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)["value"]
+
+    def run(self, script, *arguments):
+        """What a script returns in the page."""
+        content = {"script": script, "args": arguments}
+        return self.call("POST", "/execute/sync", content)
+
+    def until(self, script, *arguments):
+        """Wait for a script to return something true."""
+        for _ in range(300):
+            if value := self.run(script, *arguments):
+                return value
+            time.sleep(0.1)
+        raise TimeoutError(script)
+
+    def close(self):
+        """End the session and the driver."""
+        try:
+            self.call("DELETE", "")
+        finally:
+            self.process.terminate()
+            self.process.wait()
+
+
+@pytest.fixture
+def browser():
+    if not shutil.which("chromedriver"):
+        pytest.skip("needs Chromium and its driver")
+    browser = Browser(420, 900)  # a phone
+    yield browser
+    browser.close()
+
+
+READY = "return Number(document.body.dataset.ready || 0) > arguments[0]"
+CARDS = """
+return [...document.querySelectorAll(".signal")].map(card => {
+  const canvas = card.querySelector("canvas"), pen = canvas.getContext("2d");
+  const {data} = pen.getImageData(0, 0, canvas.width, canvas.height);
+  return [card.innerText, new Set(data).size];
+});"""
+DRAG = """
+const dial = document.getElementById("dial");
+const box = dial.getBoundingClientRect();
+const x = box.left + box.width * 0.15, y = box.top + box.height * 0.5;
+for (const [kind, dx] of [["pointerdown", 40], ["pointermove", 0],
+                          ["pointerup", 0]])
+  dial.dispatchEvent(new PointerEvent(kind, {
+    clientX: x + dx, clientY: y, pointerId: 1, bubbles: true}));
+return Number(dial.getAttribute("aria-valuenow"));"""
+
+
+def test_in_a_real_browser(browser, server, demo, tmp_path):
+    browser.call("POST", "/url", {"url": server.address})
+    browser.until(READY, 0)
+    cards = browser.run(CARDS)
+    assert [text.split("\n")[0] for text, _ in cards] == [
+        *("Mixture", "8 bit", "2 bit")
+    ]
+    assert all("real time" in text and "KiB" in text for text, _ in cards[1:])
+    # Four values are an empty picture: red, green, blue and opacity
+    assert all(colours > 4 for _, colours in cards), "a spectrogram each"
+    dial = "return document.getElementById('dial').getAttribute(arguments[0])"
+    assert browser.run(dial, "aria-valuenow") == "60"
+    wide = "return document.documentElement.scrollWidth - innerWidth"
+    assert browser.run(wide) <= 0, "no sideways scrolling on a phone"
+    assert browser.run("return document.querySelector('b b') === null")
+
+    angle = browser.run(DRAG)
+    assert 120 < angle <= 180, "dragged to the left"
+    browser.until(READY, 1)
+    assert all(f"{angle}°" in text for text, _ in browser.run(CARDS)[1:])
+
+    browser.run("document.querySelectorAll('.play')[1].click()")
+    playing = "return playing && playing.audio.currentTime > 0.05"
+    browser.until(playing)
+
+    bad = tmp_path / "stereo.wav"
+    bad.write_bytes(audio_bytes(channels=2))
+    found = browser.call(
+        "POST", "/element", {"using": "css selector", "value": "#file"}
+    )
+    (element,) = found.values()
+    keys = f"/element/{element}/value"
+    browser.call("POST", keys, {"text": str(bad)})
+    message = "return document.querySelector('.message.on')?.textContent"
+    assert "2 channels" in browser.until(message)
+    good = tmp_path / "good.wav"
+    good.write_bytes(audio_bytes(channels=15))
+    browser.call("POST", keys, {"text": str(good)})
+    browser.until(READY, 2)
+    assert not browser.run(message)
+    chosen = "return document.querySelector('[aria-pressed=true]').innerText"
+    assert "good.wav" in browser.run(chosen)
+    log = browser.call("POST", "/se/log", {"type": "browser"})
+    severe = [e["message"] for e in log if e["level"] == "SEVERE"]
+    assert [m for m in severe if "422" not in m] == []

@@ -1,0 +1,209 @@
+"""Batches and files through the interface: the same talkers, bounded memory."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torch.nn as nn
+
+from speechbrain_mpq.inference.interface import (
+    SeparationInterface,
+    doa_from_face,
+)
+from speechbrain_mpq.separation.features import SpatialFeatures
+from speechbrain_mpq.separation.separator import Separator
+from speechbrain_mpq.separation.tcn import ConvBlock
+
+USED = [0, 3, 5, 7, 9, 11, 14]
+
+
+class Loaded(SeparationInterface):
+    """What loading a folder gives."""
+
+    device = "cpu"
+
+    def __init__(self, **options):
+        torch.manual_seed(0)
+        self.separator = Separator(
+            SpatialFeatures(), 8, 16, 3, 2, 3, **options
+        ).eval()
+        for module in self.separator.modules():
+            if isinstance(module, ConvBlock):
+                nn.init.normal_(module.d_conv.weight)
+                nn.init.normal_(module.conv_1x1_out.weight)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Loaded()
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    return 0.1 * torch.randn(24001, 15, generator=torch.Generator())
+
+
+@pytest.fixture
+def path(tmp_path, mixture):
+    path = tmp_path / "mix.wav"
+    soundfile.write(path, mixture, 16000, "FLOAT")
+    return path
+
+
+def test_batch(model, mixture):
+    waveforms = torch.stack([mixture[:9000], mixture[9000:18000]])
+    with torch.no_grad():
+        expected = model.separator(
+            waveforms[..., USED], torch.tensor([[60.0, 90.0], [10.0, 0.0]])
+        )
+    found = model.separate_batch(waveforms, [[60, 90], [10, 0]])
+    assert torch.equal(found, expected)
+    used = model.separate_batch(waveforms[..., USED], torch.tensor([60, 10]))
+    assert used.shape == (2, 1, 9000)
+    assert torch.allclose(used, expected[:, :1], atol=1e-6)
+    with pytest.raises(ValueError, match="14 channels; .* all 15"):
+        model.separate_batch(waveforms[..., 1:], [60, 10])
+    with pytest.raises(ValueError, match="lip"):
+        model.separate_batch(waveforms, [60, 10], torch.zeros(2, 14, 8, 8))
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.5, 60.0])
+def test_file_is_batch_whatever_the_chunks(model, path, mixture, seconds):
+    expected = model.separate_batch(mixture[None], [[60.0, 120.0]])[0]
+    found = model.separate_file(path, [60, 120], chunk_seconds=seconds)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+    single = model.separate_file(str(path), 120.0, chunk_seconds=seconds)
+    assert torch.allclose(single, expected[1], rtol=1e-4, atol=1e-6)
+
+
+def test_files_out(model, path, tmp_path):
+    expected = model.separate_file(path, [60.0, 112.5]).numpy()
+    out = tmp_path / "out.flac"
+    written = model.separate_file(path, [60.0, 112.5], out)
+    assert [p.name for p in written] == ["out_60.flac", "out_112.5.flac"]
+    for file, signal in zip(written, expected):
+        found, rate = soundfile.read(file)
+        assert rate == 16000 and np.allclose(found, signal, atol=2**-15)
+    names = [tmp_path / "a.wav", tmp_path / "b.wav"]
+    assert model.separate_file(path, [60.0, 112.5], names) == names
+    loud, _ = soundfile.read(
+        *model.separate_file(path, 60, out, level=-30, subtype="PCM_24")
+    )
+    assert np.sqrt(np.mean(loud**2)) == pytest.approx(10**-1.5, rel=1e-3)
+
+
+def test_higher_rate(model, tmp_path):
+    resample = pytest.importorskip("torchaudio.functional").resample
+    fast = 0.1 * torch.randn(30000, 15)
+    path = tmp_path / "fast.wav"
+    soundfile.write(path, fast, 48000, "FLOAT")
+    slow = resample(fast.T, 48000, 16000).T
+    found = model.separate_file(path, 60.0, chunk_seconds=0.1)
+    expected = model.separate_batch(slow[None], [60.0])[0, 0]
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_silence_is_silent(model, tmp_path, caplog):
+    path = tmp_path / "silence.wav"
+    soundfile.write(path, np.zeros((9000, 7)), 16000)
+    found = model.separate_file(path, 60.0)
+    assert found.shape == (9000,) and not found.any()
+    assert "is silent" in caplog.text
+
+
+def test_no_half_written_output(model, path, tmp_path, mixture):
+    """An error in the middle leaves what was there, and nothing else."""
+    out = tmp_path / "out.wav"
+    out.write_text("before")
+    broken = mixture.clone()
+    broken[23000, 2] = float("inf")
+    bad = tmp_path / "bad.wav"
+    soundfile.write(bad, broken, 16000, "FLOAT")
+    with pytest.raises(ValueError, match="bad.wav: channel 3"):
+        model.separate_file(bad, 60.0, out)
+    calls = []
+
+    def fails(inputs):
+        calls.append(inputs)
+        raise RuntimeError("out of luck")
+
+    failing = Loaded()
+    failing.separator.mask_net.conv_out.register_forward_pre_hook(
+        lambda module, inputs: fails(inputs)
+    )
+    with pytest.raises(RuntimeError, match="out of luck"):
+        failing.separate_file(path, [60.0, 90.0], out)
+    assert calls and out.read_text() == "before"
+    assert {p.name for p in tmp_path.iterdir()} == {
+        *("mix.wav", "bad.wav", "out.wav")
+    }
+
+
+def test_input_is_not_overwritten(model, path):
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match="is the input"):
+        model.separate_file(path, 60.0, path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("doa", [-1, 181, float("nan"), [60, 200]])
+def test_bad_directions(model, path, doa):
+    with pytest.raises(ValueError, match="DOA must lie in 0 to 180"):
+        model.separate_file(path, doa)
+
+
+def test_lips_are_asked_for(path):
+    visual = {"front_end": "light", "height": 8, "width": 8}
+    model = Loaded(visual=visual)
+    for call in (
+        lambda: model.separate_file(path, 60.0),
+        lambda: model.stream(60),
+    ):
+        with pytest.raises(ValueError, match="use separate_batch"):
+            call()
+    lips = torch.zeros(1, 25, 8, 8)
+    waveforms = torch.randn(1, 16000, 7)
+    assert model.separate_batch(waveforms, [60.0], lips).shape == (1, 1, 16000)
+
+
+@pytest.mark.parametrize("x, doa", [(0, 0), (320, 90), (640, 180), (160, 45)])
+def test_face(x, doa):
+    assert doa_from_face(x, 640) == doa
+
+
+@pytest.mark.parametrize("x, width", [(-1, 640), (641, 640), (1, 0)])
+def test_face_outside(x, width):
+    with pytest.raises(ValueError, match="is not in a picture"):
+        doa_from_face(x, width)
+
+
+MEMORY = """
+import resource, sys
+from tests.unittests.test_interface import Loaded
+model = Loaded()
+peaks = []
+for path in sys.argv[1:]:
+    model.separate_file(path, 60.0, sys.argv[1] + ".out.wav")
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(*peaks)
+"""
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    """Seven times as long a file; its 15 channels alone are 32 MiB."""
+    pytest.importorskip("resource")
+    paths = []
+    for seconds in (5, 35):
+        paths.append(str(tmp_path / f"{seconds}.wav"))
+        noise = np.random.default_rng(0).standard_normal((seconds * 16000, 15))
+        soundfile.write(paths[-1], 0.1 * noise, 16000)
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, *paths],
+        capture_output=True,
+        text=True,
+    )
+    short, long = map(int, done.stdout.split())
+    assert long - short < 30, f"{short} MiB, then {long} MiB {done.stderr}"
