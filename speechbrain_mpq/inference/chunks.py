@@ -87,8 +87,9 @@ class WindowedNetwork:
         self.history = context if history is None else history
         self.look_ahead = context if look_ahead is None else look_ahead
         self.step = step or max(1, WINDOW_CONTEXTS * context)
-        self._kept = None  # history, then frames that are not done
-        self._done = 0  # frames of history in it
+        self._pieces = []  # history, then frames that are not done
+        self._frames = 0  # in them
+        self._done = 0  # frames of history in them
 
     def push(self, inputs, last=False):
         """Take frames, give those whose window is complete.
@@ -105,26 +106,32 @@ class WindowedNetwork:
         outputs : torch.Tensor
             [batch, outputs, frames]; frames may be 0.
         """
-        kept = inputs if self._kept is None else self._kept
-        if self._kept is not None:
-            kept = torch.cat([kept, inputs], dim=2)
+        self._pieces.append(inputs)
+        self._frames += inputs.shape[2]
         outputs = []
-        while kept.shape[2] - self._done >= self.step + self.look_ahead:
-            end = self._done + self.step
+        while self._frames - self._done >= self.step + self.look_ahead:
+            kept, end = self._joined(), self._done + self.step
             mask = self.network(kept[..., : end + self.look_ahead])
             outputs.append(mask[..., self._done : end])
-            kept = self._forget(kept, end)
-        if last and kept.shape[2] > self._done:
-            outputs.append(self.network(kept)[..., self._done :])
-        self._kept = kept
+            self._forget(kept, end)
+        if last and self._frames > self._done:
+            outputs.append(self.network(self._joined())[..., self._done :])
         if not outputs:
             return inputs[:, :0, :0]
         return torch.cat(outputs, dim=2)
 
+    def _joined(self):
+        """All pieces as one; only whole windows are worth the copy."""
+        if len(self._pieces) > 1:
+            self._pieces = [torch.cat(self._pieces, dim=2)]
+        return self._pieces[0]
+
     def _forget(self, kept, end):
         """Drop what no later window needs."""
         self._done = min(self.history, end)
-        return kept[..., end - self._done :]
+        # A copy: a view would keep the whole window in memory
+        self._pieces = [kept[..., end - self._done :].clone()]
+        self._frames = self._pieces[0].shape[2]
 
 
 class ChunkedSeparator:
