@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
+from ..engines.activations import calibrate
+from ..engines.equalize_hidden import equalize_hidden
 from ..quantization.checked_header import strict_json
 from ..separation.array import check_doa
 from ..separation.features import SAMPLE_RATE
-from .activations import calibrate
 from .audio import AudioFile
-from .equalize_hidden import equalize_hidden
 
 MAX_SECONDS = 120.0  # of all recordings together
 MAX_EACH = 10.0  # seconds from the beginning of each

@@ -7,6 +7,7 @@ would take them another second and 75 MiB.
 import torch
 import torch.nn as nn
 
+from ..engines.loading import load_network
 from ..quantization.container import PackedModelError
 from ..quantization.unpacking import (
     MODEL_FILE,
@@ -16,7 +17,6 @@ from ..quantization.unpacking import (
     read_model,
 )
 from .chunks import context_frames
-from .engines import load_network
 from .hub import fetch_folder
 from .interface import SeparationInterface
 from .registry import build

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
+from ..engines.loading import MIN_DECIBELS, import_engine
+from ..engines.lowering import lower
+from ..engines.range_file import read_ranges, write_ranges
+from ..engines.reference import decibels, run
 from ..quantization.unpacking import read_model
 from .calibration import calibration_features, engine_ranges, read_manifest
 from .checked import load_checked
-from .engines import MIN_DECIBELS, import_engine
 from .folder import copy_folder
-from .lowering import lower
-from .range_file import read_ranges, write_ranges
-from .reference import decibels, run
 
 COMPARED = 4  # recordings on which engine and PyTorch are compared
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from ..engines.range_file import RANGES_FILE
 from ..quantization.container import read_container, write_container
 from ..quantization.described import upgraded_header
 from ..quantization.packing import (
@@ -16,7 +17,7 @@ from ..quantization.whole_files import write_whole
 from ..separation.loading import build_separator
 from ..separation.tcn import fold_norms_
 from .card import model_card
-from .hub import CARD_FILE, HYPERPARAMS_FILE, RANGES_FILE, SAMPLE_FILE
+from .hub import CARD_FILE, HYPERPARAMS_FILE, SAMPLE_FILE
 from .hyperparams import hyperparams
 from .registry import describe
 

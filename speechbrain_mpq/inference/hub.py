@@ -7,12 +7,12 @@ without a connection it takes what is there.
 import re
 from pathlib import Path
 
+from ..engines.range_file import RANGES_FILE
 from ..quantization.packing import CONFIG_FILE, MODEL_FILE
 
 HYPERPARAMS_FILE = "hyperparams.yaml"
 CARD_FILE = "README.md"
 SAMPLE_FILE = "sample.flac"
-RANGES_FILE = "activations.json"  # of engines that run in int8
 # All that is ever downloaded or uploaded.
 FILES = (
     *(MODEL_FILE, CONFIG_FILE, HYPERPARAMS_FILE),

@@ -4,12 +4,13 @@ import hashlib
 import json
 from pathlib import Path
 
+from ..engines.range_file import RANGES_FILE
 from ..quantization.checked_header import strict_json
 from ..quantization.container import PackedModelError
 from ..quantization.packing import CONFIG_FILE, readable_config
 from ..quantization.unpacking import read_model
 from .checked import load_checked
-from .hub import CARD_FILE, HYPERPARAMS_FILE, RANGES_FILE, SAMPLE_FILE
+from .hub import CARD_FILE, HYPERPARAMS_FILE, SAMPLE_FILE
 from .hyperparams import hyperparams
 
 # Kinds of files that can execute code when they are loaded.

@@ -13,7 +13,8 @@ ALLOWED = {
     "evaluation": set(),
     "simulation": {"separation"},  # the array's geometry
     "brains": {"quantization", "allocation"},
-    "inference": {"quantization", "separation"},
+    "engines": {"quantization", "separation"},
+    "inference": {"quantization", "separation", "engines"},
     "vision": set(),  # faces, directions, lips: knows no model
     "plugin": {"quantization", "allocation", "brains"},
     # What a user types: each command may use whatever it serves.
@@ -22,6 +23,7 @@ ALLOWED = {
         "separation",
         "allocation",
         "evaluation",
+        "engines",
         "inference",
         "plugin",
         "vision",

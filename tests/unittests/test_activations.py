@@ -7,16 +7,16 @@ import pytest
 import torch
 from packed_networks import features, packed
 
-from speechbrain_mpq.inference.activations import search_ranges
-from speechbrain_mpq.inference.calibration import engine_ranges, read_manifest
-from speechbrain_mpq.inference.equalize_hidden import equalize_hidden
-from speechbrain_mpq.inference.lowering import lower
-from speechbrain_mpq.inference.range_file import (
+from speechbrain_mpq.engines.activations import search_ranges
+from speechbrain_mpq.engines.equalize_hidden import equalize_hidden
+from speechbrain_mpq.engines.lowering import lower
+from speechbrain_mpq.engines.range_file import (
     points,
     read_ranges,
     write_ranges,
 )
-from speechbrain_mpq.inference.reference import decibels, rounding, run
+from speechbrain_mpq.engines.reference import decibels, rounding, run
+from speechbrain_mpq.inference.calibration import engine_ranges, read_manifest
 from speechbrain_mpq.quantization.container import PackedModelError
 
 

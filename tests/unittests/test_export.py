@@ -10,10 +10,10 @@ import torch
 
 from speechbrain_mpq import quantize_
 from speechbrain_mpq.__main__ import main
-from speechbrain_mpq.inference.engines import import_engine
+from speechbrain_mpq.engines.loading import import_engine
+from speechbrain_mpq.engines.reference import decibels
 from speechbrain_mpq.inference.folder import save_separator
 from speechbrain_mpq.inference.pretrained import QuantizedSeparator
-from speechbrain_mpq.inference.reference import decibels
 from speechbrain_mpq.separation.features import SpatialFeatures
 from speechbrain_mpq.separation.separator import Separator
 from speechbrain_mpq.separation.tcn import fold_norms_
@@ -87,8 +87,8 @@ def test_long_file_through_an_engine(packed, tmp_path):
 @pytest.mark.parametrize("engine", ["openvino", "onnx"])
 def test_missing_extra_names_the_pip_command(engine, monkeypatch):
     for name in list(sys.modules):
-        if name.startswith("speechbrain_mpq.inference.on") or name.endswith(
-            "openvino_engine"
+        if name.startswith(
+            ("speechbrain_mpq.engines.on", "speechbrain_mpq.engines.openvino")
         ):
             monkeypatch.delitem(sys.modules, name)
     for name in ("openvino", "onnx", "onnxruntime"):

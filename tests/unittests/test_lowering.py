@@ -6,9 +6,9 @@ import torch
 from packed_networks import FORMS, features, packed, small_separator
 
 from speechbrain_mpq import quantize_, save_packed
-from speechbrain_mpq.inference.engines import load_network
-from speechbrain_mpq.inference.lowering import lower
-from speechbrain_mpq.inference.reference import decibels, run
+from speechbrain_mpq.engines.loading import load_network
+from speechbrain_mpq.engines.lowering import lower
+from speechbrain_mpq.engines.reference import decibels, run
 from speechbrain_mpq.quantization.packing import read_packed
 from speechbrain_mpq.separation.tcn import mask_network
 

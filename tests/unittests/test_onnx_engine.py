@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from packed_networks import FORMS, features, packed
 
+from speechbrain_mpq.engines.loading import load_network
+from speechbrain_mpq.engines.lowering import lower
+from speechbrain_mpq.engines.range_file import write_ranges
+from speechbrain_mpq.engines.reference import decibels
 from speechbrain_mpq.inference.calibration import engine_ranges
-from speechbrain_mpq.inference.engines import load_network
-from speechbrain_mpq.inference.lowering import lower
-from speechbrain_mpq.inference.range_file import write_ranges
-from speechbrain_mpq.inference.reference import decibels
 
 for module in ("onnx", "ml_dtypes", "onnxruntime"):
     pytest.importorskip(module, reason="the extra onnx is not installed")
 
-from speechbrain_mpq.inference import onnx_engine, onnx_models  # noqa: E402
+from speechbrain_mpq.engines import onnx_engine, onnx_models  # noqa: E402
 
 
 def exported(folder, form, **options):

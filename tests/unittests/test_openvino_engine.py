@@ -6,16 +6,16 @@ import torch
 from packed_networks import FORMS, features, packed, small_separator
 
 from speechbrain_mpq import dequantize_, quantize_, save_packed
+from speechbrain_mpq.engines.loading import check_engine, load_network
+from speechbrain_mpq.engines.lowering import lower
+from speechbrain_mpq.engines.range_file import write_ranges
+from speechbrain_mpq.engines.reference import decibels, rounding, run
 from speechbrain_mpq.inference.calibration import engine_ranges
-from speechbrain_mpq.inference.engines import check_engine, load_network
-from speechbrain_mpq.inference.lowering import lower
-from speechbrain_mpq.inference.range_file import write_ranges
-from speechbrain_mpq.inference.reference import decibels, rounding, run
 
 ov = pytest.importorskip(
     "openvino", reason="the extra openvino is not installed"
 )
-from speechbrain_mpq.inference import openvino_engine as engine  # noqa: E402
+from speechbrain_mpq.engines import openvino_engine as engine  # noqa: E402
 
 
 def exported(folder, form, **options):

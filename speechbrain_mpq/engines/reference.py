@@ -85,7 +85,7 @@ def fake_quantize(x, unit):
     Example
     -------
     >>> import numpy as np
-    >>> from speechbrain_mpq.inference.activations import ActivationRange
+    >>> from speechbrain_mpq.engines.activations import ActivationRange
     >>> unit = ActivationRange(np.float32(0.5), np.int64(1))
     >>> fake_quantize(torch.tensor([[[-9.0, 0.6, 1e9]]]), unit)
     tensor([[[ -0.5000,   0.5000, 127.0000]]])

@@ -15,8 +15,8 @@ from ..quantization.container import PackedModelError
 from ..quantization.unpacking import MODEL_FILE
 from ..quantization.whole_files import write_whole
 from .activations import STEPS, ActivationRange
-from .hub import RANGES_FILE
 
+RANGES_FILE = "activations.json"
 VERSION = 1
 MAX_BYTES = 2**24
 FIX = "run `speechbrain-mpq export` with calibration recordings again"
