@@ -15,6 +15,7 @@ import numpy as np
 import soundfile
 from scipy.signal import resample_poly
 
+from speechbrain_mpq.simulation.bank import prepare_rooms
 from speechbrain_mpq.simulation.mixtures import SAMPLE_RATE
 from speechbrain_mpq.simulation.recordings import write_flac, write_manifests
 
@@ -27,18 +28,22 @@ PAUSE = (0.05, 0.3)  # seconds between digits
 FADE = 0.005  # seconds at both ends of a digit
 RMS = 0.05  # of every digit
 PEAK = 0.95
+ROOMS = {"train": 200, "valid": 50, "test": 100}  # as hparams/kl_4bit.yaml
+MICROPHONES = (1, 4, 6, 8, 10, 12, 15)  # that the separator uses
 
 
 def prepare_fsdd(
     recordings,
     data_folder,
     test_speakers=("lucas", "yweweler"),
-    train=1000,
+    train=2000,
     valid=60,
     test=200,
+    speed=0.15,
     seed=1234,
+    rooms=None,
 ):
-    """Write the strings and their manifests.
+    """Write the strings, their manifests and the rooms.
 
     Arguments
     ---------
@@ -50,9 +55,17 @@ def prepare_fsdd(
         At least two; all others train.
     train, valid, test : int
         Strings of each split.
+    speed : float
+        Training strings are played up to this share faster or slower, which
+        changes the voice too. 0: as recorded.
     seed : int
         String i of a split depends on it and on i alone.
+    rooms : dict or None
+        Split -> rooms to simulate; None: as many as hparams/kl_4bit.yaml asks
+        for.
     """
+    if not 0 <= speed < 0.5:
+        raise ValueError(f"speed must lie in 0 to 0.5, not {speed}")
     takes = find_takes(recordings)
     pools = split_takes(takes, test_speakers)
     sounds = {path: read_take(path) for path in takes.values()}
@@ -64,6 +77,8 @@ def prepare_fsdd(
             rng = np.random.default_rng([seed, number, index])
             speaker = sorted(pools[split])[index % len(pools[split])]
             samples, digits = string(pools[split][speaker], sounds, rng)
+            if split == "train":
+                samples = play_faster(samples, rng.uniform(-speed, speed))
             key = f"{split}_{index:06d}"
             write_flac(data_folder / f"speech/{split}/{key}.flac", samples)
             splits[split][key] = {
@@ -72,6 +87,8 @@ def prepare_fsdd(
                 "words": " ".join(DIGITS[digit] for digit in digits),
                 "speaker": speaker,
             }
+    rooms = ROOMS if rooms is None else rooms
+    prepare_rooms(data_folder, rooms, MICROPHONES, progress=False)
     write_manifests(data_folder, splits)
 
 
@@ -200,6 +217,32 @@ def string(digits, sounds, rng):
     return samples * min(1, PEAK / np.abs(samples).max()), chosen.tolist()
 
 
+def play_faster(samples, share):
+    """Speech of another speed, pitch and formants.
+
+    Arguments
+    ---------
+    samples : numpy.ndarray
+        [samples].
+    share : float
+        0.1: a tenth faster; negative: slower. Rounded to hundredths.
+
+    Returns
+    -------
+    samples : numpy.ndarray
+        [samples], another number of them.
+
+    Example
+    -------
+    >>> len(play_faster(np.ones(1100), 0.1)), len(play_faster(np.ones(5), 0))
+    (1000, 5)
+    """
+    percent = round(100 * (1 + share))
+    common = math.gcd(100, percent)
+    samples = resample_poly(samples, 100 // common, percent // common)
+    return samples.clip(-PEAK, PEAK)
+
+
 def arguments():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -208,9 +251,10 @@ def arguments():
     parser.add_argument(
         "--test_speakers", nargs="+", default=["lucas", "yweweler"]
     )
-    parser.add_argument("--train", type=int, default=1000, help="strings")
+    parser.add_argument("--train", type=int, default=2000, help="strings")
     parser.add_argument("--valid", type=int, default=60, help="strings")
     parser.add_argument("--test", type=int, default=200, help="strings")
+    parser.add_argument("--speed", type=float, default=0.15)
     parser.add_argument("--seed", type=int, default=1234)
     return parser.parse_args()
 
