@@ -5,7 +5,10 @@ import statistics
 import pytest
 import torch
 
+from speechbrain_mpq.engines.loading import load_network
 from speechbrain_mpq.evaluation.si_snr import si_snr
+from speechbrain_mpq.inference.pretrained import QuantizedSeparator
+from speechbrain_mpq.inference.verify import check_folder
 from speechbrain_mpq.quantization.packing import load_packed_
 from speechbrain_mpq.quantization.quantizer import dequantize_, quantize_
 from speechbrain_mpq.separation.loading import build_separator
@@ -71,6 +74,28 @@ def test_uniform_two_bits_hurt(separator, mixtures):
     after = improvement(separator, mixtures)
     dequantize_(separator)
     assert after < before - 3
+
+
+def test_four_bits_are_as_good(separator, mixtures):
+    folder = "pretrained/separator_mini_4bit"
+    assert check_folder(folder) == []
+    quantized = QuantizedSeparator.from_pretrained(folder).separator
+    whole = improvement(separator, mixtures)
+    assert improvement(quantized, mixtures) > whole - 0.3
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnx"])
+def test_four_bits_run_in_int8(engine, mixtures):
+    pytest.importorskip({"onnx": "onnxruntime"}.get(engine, engine))
+    folder = "pretrained/separator_mini_4bit"
+    reference = QuantizedSeparator.from_pretrained(folder).separator
+    item = mixtures[0]
+    with torch.no_grad():
+        inputs, _ = reference.analyse(item["mixture"][None], item["doa"][None])
+        expected = reference.mask_net(inputs)
+    mask = load_network(folder, engine)(inputs)
+    error = (mask - expected).square().mean() / expected.square().mean()
+    assert error < 0.01  # 20 dB
 
 
 def test_output_has_the_level_of_the_talker(separator, mixtures):
