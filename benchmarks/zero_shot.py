@@ -1,7 +1,7 @@
 """SI-SNR of packed separators on a corpus that they have never seen.
 
 > python benchmarks/zero_shot.py data/fsdd pretrained/separator_mini \
-    results/kl_4bit/1234/packed --asr pretrained/asr_mini
+    pretrained/separator_mini_4bit --asr pretrained/asr_mini
 
 Mixtures of the utterances of `test_speech.json` in the rooms of the test
 split, angle buckets in turn; as many as there are utterances are train.py's

@@ -5,6 +5,8 @@ import os
 import sys
 from importlib import import_module
 
+from . import __version__
+
 COMMANDS = (
     "table",
     "track",
@@ -47,9 +49,16 @@ def main(arguments=None):
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, ImportError) as error:
-        print(error, file=sys.stderr)
+        print(_message(error), file=sys.stderr)
         return 1
     return code
+
+
+def _message(error):
+    """What went wrong, without the system's number for it."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename2 or error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _parser():
@@ -57,6 +66,7 @@ def _parser():
     parser = argparse.ArgumentParser(
         prog="speechbrain-mpq", description=__doc__
     )
+    parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(
         dest="command", required=True, metavar="command"
     )

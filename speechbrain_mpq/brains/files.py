@@ -8,6 +8,8 @@ from pathlib import Path
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import if_main_process
 
+from ..quantization.whole_files import write_whole as write_bytes_whole
+
 PARTIAL = "partial+"  # a name that SpeechBrain takes for no checkpoint
 
 
@@ -27,9 +29,7 @@ def write_whole(path, content):
     >>> path.read_text()
     '{"scores": 1.5}'
     """
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(temporary, path)
+    write_bytes_whole(path, [json.dumps(content).encode()])
 
 
 class WholeCheckpointer(Checkpointer):

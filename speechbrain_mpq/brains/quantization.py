@@ -104,6 +104,11 @@ class QuantizationBrain(sb.Brain):
                 "estimators that begin at rounded weights: set "
                 "round_calibrated to False"
             )
+        if not self.trains and not self.hparams.round_calibrated:
+            logger.warning(
+                "Nothing is trained and weights are rounded to nearest: "
+                "--round_calibrated True is far better at few bits"
+            )
         if self.hparams.admm and self.hparams.rows:
             raise ValueError("ADMM takes whole layers: set rows to null")
         for key in ("granularity", "codebook", "rows"):

@@ -38,7 +38,7 @@ def add_arguments(parser):
         type=float,
         metavar="DEGREES",
         help="direction of each target from the array's axis: 0 towards its "
-        "last microphone, 90 straight ahead, 180",
+        "last microphone, 90 straight ahead, 180 towards the first",
     )
     where.add_argument(
         "--face",
@@ -90,6 +90,7 @@ def run(options):
             source = options.mixture
             if not Path(source).is_file():
                 raise FileNotFoundError(f"{source}: no such file")
+        _check_device(options.device)
         from ..inference.checked import LightSeparator
 
         model = LightSeparator(
@@ -104,6 +105,17 @@ def run(options):
         for path in _separate(model, source, doas, outs, options):
             print(path)
     return 0
+
+
+def _check_device(name):
+    """PyTorch's complaints of a device as a message, not a traceback."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used: {reason}") from error
 
 
 def _add_options(parser):

@@ -19,6 +19,7 @@ from .resampling import BlockResampler
 logger = logging.getLogger(__name__)
 
 BLOCK_SECONDS = 3.0
+MAX_FILTER = 2**24  # taps of a resampler: rates with no common divisor
 CLIPPED = 0.9999  # of full scale
 CLIPPED_SHARE = 1e-4  # of all samples, from where on it is worth a warning
 
@@ -245,12 +246,19 @@ class AudioFile:
                 yield block
 
     def _check_rate(self):
-        """Speech above half of a lower rate is missing: no guess at it."""
+        """Refuse rates that lack speech, or that no short filter converts."""
         if self.rate < SAMPLE_RATE:
             raise AudioError(
                 self.name,
                 f"sampled at {self.rate} Hz",
                 f"the model needs {SAMPLE_RATE} Hz or more",
+            )
+        common = math.gcd(self.rate, SAMPLE_RATE)
+        if self.rate * SAMPLE_RATE // common**2 > MAX_FILTER:
+            raise AudioError(
+                self.name,
+                f"sampled at {self.rate} Hz, an odd rate",
+                f"resample it to {SAMPLE_RATE} Hz first",
             )
 
     def _check_finite(self, block, position):

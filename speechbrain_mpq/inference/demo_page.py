@@ -138,7 +138,10 @@ class _Handler(BaseHTTPRequestHandler):
                 "model": str(asked["model"]),
                 "doa": float(asked["doa"]),
             }
-        except (KeyError, TypeError, ValueError) as error:
+        except (
+            *(KeyError, TypeError, ValueError),
+            *(OverflowError, RecursionError),
+        ) as error:
             raise _Refusal(
                 HTTPStatus.BAD_REQUEST,
                 'expected {"recording": ..., "model": ..., "doa": ...}',

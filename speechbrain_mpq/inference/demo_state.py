@@ -58,7 +58,8 @@ class Demo:
         """
         return {
             "models": self._facts,
-            "recordings": [r["shown"] for r in self._recordings.values()],
+            # A list first: another thread may add one
+            "recordings": [r["shown"] for r in list(self._recordings.values())],
             "microphones": self.microphones,
             "array_size": self._first.separator.features.array_size,
             "max_seconds": MAX_SECONDS,
@@ -169,9 +170,12 @@ class Demo:
 
     def _forget_uploads(self):
         """Delete what was uploaded first."""
-        uploads = [n for n, r in self._recordings.items() if r["uploaded"]]
+        kept = list(self._recordings.items())  # other threads may add some
+        uploads = [number for number, r in kept if r["uploaded"]]
         for number in uploads[:-MOST_UPLOADS]:
-            entry = self._recordings.pop(number)
+            entry = self._recordings.pop(number, None)
+            if entry is None:  # forgotten by another upload
+                continue
             entry["path"].unlink(missing_ok=True)
             (self.scratch / f"{number}.wav").unlink(missing_ok=True)
 

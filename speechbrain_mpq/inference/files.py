@@ -4,13 +4,17 @@ import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import soundfile
 
 
 @contextmanager
 def whole_file(path):
-    """A temporary name that becomes the file when all went well.
+    """A temporary file that becomes the file when all went well.
+
+    It is made at once: a folder that cannot be written to is found before
+    the work, not after it.
 
     Arguments
     ---------
@@ -30,7 +34,8 @@ def whole_file(path):
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is no folder: make it first")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    open(part, "xb").close()  # never through a link that somebody left there
     try:
         yield part
         os.replace(part, path)

@@ -4,7 +4,11 @@ import json
 from pathlib import Path
 
 from ..engines.range_file import RANGES_FILE
-from ..quantization.container import read_container, write_container
+from ..quantization.container import (
+    PackedModelError,
+    read_container,
+    write_container,
+)
 from ..quantization.described import upgraded_header
 from ..quantization.packing import (
     CONFIG_FILE,
@@ -19,7 +23,7 @@ from ..separation.tcn import fold_norms_
 from .card import model_card
 from .hub import CARD_FILE, HYPERPARAMS_FILE, SAMPLE_FILE
 from .hyperparams import hyperparams
-from .registry import describe
+from .registry import build, describe
 
 
 def save_separator(separator, folder, metadata=None, **card):
@@ -56,8 +60,10 @@ def write_hyperparams(folder, architecture):
     folder : str or Path
         Packed folder.
     architecture : dict
-        From `registry.describe`.
+        From `registry.describe`, or from a file: ValueError where it is not
+        what the registry takes.
     """
+    build(architecture)  # a stranger's strings must not become YAML
     text = hyperparams(architecture)
     write_whole(Path(folder, HYPERPARAMS_FILE), [text.encode()])
 
@@ -101,10 +107,16 @@ def copy_folder(packed, folder):
     -------
     Path
     """
+    if packed.architecture is None:
+        raise PackedModelError(
+            packed.path,
+            f"format {packed.version} does not say what to build",
+            'write it anew with speechbrain_mpq.repack("OLD", "NEW")',
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / MODEL_FILE, [packed.content])
     write_hyperparams(folder, packed.architecture)
+    write_whole(folder / MODEL_FILE, [packed.content])
     for name in (CONFIG_FILE, CARD_FILE, SAMPLE_FILE, RANGES_FILE):
         source = packed.path.parent / name
         if source.is_file():

@@ -58,16 +58,24 @@ def fetch_folder(
             f"{source} is neither a folder nor a hub name such as user/name"
         )
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    folder = snapshot_download(
-        str(source),
-        revision=revision,
-        cache_dir=cache_dir,
-        token=token,
-        endpoint=endpoint,
-        local_files_only=local_files_only,
-        allow_patterns=list(FILES),
-    )
+    try:
+        folder = snapshot_download(
+            str(source),
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            endpoint=endpoint,
+            local_files_only=local_files_only,
+            allow_patterns=list(FILES),
+        )
+    except LocalEntryNotFoundError as error:  # most often a mistyped folder
+        raise FileNotFoundError(
+            f"{source} is no folder here; as a hub name it was not downloaded "
+            "before, and now the hub cannot be reached: check the folder's "
+            "name, or the connection"
+        ) from error
     return Path(folder)
 
 

@@ -102,6 +102,17 @@ class TargetOutput:
         if self.path is None:
             silence = np.zeros(0, np.float32)
             return torch.from_numpy(np.concatenate([silence, *blocks]))
+        try:
+            self._write(blocks)
+        except soundfile.LibsndfileError as error:
+            raise OSError(
+                f"{self.path} cannot be written ({error.error_string}): is "
+                "the disk full?"
+            ) from error
+        return self.path
+
+    def _write(self, blocks):
+        """The samples as an audio file."""
         with soundfile.SoundFile(
             self._part,
             "w",
@@ -112,7 +123,6 @@ class TargetOutput:
         ) as file:
             for block in blocks:
                 file.write(block)
-        return self.path
 
     def _blocks(self):
         """The samples, from the first one."""

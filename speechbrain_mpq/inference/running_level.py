@@ -41,8 +41,8 @@ class RunningLevel:
 
     @property
     def rms(self):
-        """Root of the mean square."""
-        return math.sqrt(self._power / self._weight)
+        """Root of the mean square; 0 where nothing has come."""
+        return math.sqrt(self._power / max(self._weight, 1e-12))
 
 
 class RunningGain:
@@ -51,8 +51,9 @@ class RunningGain:
     Arguments
     ---------
     targets : int
-    fixed : float or None
-        A gain that is known: nothing is followed.
+    fixed : float or torch.Tensor or None
+        A gain that is known, for all targets or [targets]: nothing is
+        followed.
 
     Example
     -------
@@ -67,7 +68,10 @@ class RunningGain:
         self._common = torch.zeros(targets, dtype=torch.float64)
         self._energy = torch.zeros(targets, dtype=torch.float64)
         self._fixed = fixed is not None
-        self.value = torch.full((targets,), fixed) if self._fixed else None
+        self.value = None
+        if self._fixed:
+            gain = torch.as_tensor(fixed, dtype=torch.float32).cpu()
+            self.value = gain.expand(targets)
 
     def apply(self, estimate, mixture):
         """Bring a block to its level.

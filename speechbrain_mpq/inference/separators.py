@@ -11,7 +11,9 @@ def load_separator(folder):
     """The separator of a packed folder, in eval mode.
 
     Its weights are plain parameters with the values that the file's integers
-    stand for: it can be run, trained on or quantized again.
+    stand for: it can be run, trained on or quantized again. What
+    hyperparams.yaml says is executed: do this with folders that you trust.
+    `QuantizedSeparator.from_pretrained` executes nothing.
 
     Arguments
     ---------

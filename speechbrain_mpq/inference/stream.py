@@ -45,9 +45,9 @@ class SeparationStream:
         Shorter means less delay and more work, see `work`.
     level : float or None
         RMS of the reference microphone over the signal, full scale being 1.
-    gain : float or None
-        Factor on the output; that of an earlier stream of the same model is
-        within about 1 dB.
+    gain : float or torch.Tensor or None
+        Factor on the output, one or [targets]; that of an earlier stream of
+        the same model is within about 1 dB.
     device : str or torch.device
         Where the separator is.
 

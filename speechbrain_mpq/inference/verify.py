@@ -1,10 +1,10 @@
 """What is wrong with a packed folder, as a list."""
 
-import hashlib
 import json
 from pathlib import Path
 
-from ..engines.range_file import RANGES_FILE
+from ..engines.lowering import lower
+from ..engines.range_file import RANGES_FILE, read_ranges
 from ..quantization.checked_header import strict_json
 from ..quantization.container import PackedModelError
 from ..quantization.packing import CONFIG_FILE, readable_config
@@ -48,19 +48,20 @@ def check_folder(folder):
     ['...README.md: no model card']
     """
     folder = Path(folder)
+    if folder.is_file():
+        return [f"{folder}: a file; name the folder that it is in"]
     try:
         packed = read_model(folder)
     except PackedModelError as error:
         return [str(error)]
-    problems = []
+    problems = _config_problems(folder / CONFIG_FILE, packed)
     try:
         load_checked(folder)
     except PackedModelError as error:
-        problems.append(str(error))
-    problems += _config_problems(folder / CONFIG_FILE, packed)
-    if packed.architecture is not None:
+        problems.insert(0, str(error))
+    else:  # the others say what this architecture says
         problems += _yaml_problems(folder / HYPERPARAMS_FILE, packed)
-    problems += _ranges_problems(folder / RANGES_FILE, packed)
+        problems += _ranges_problems(folder / RANGES_FILE)
     problems += _other_problems(folder)
     return problems
 
@@ -102,10 +103,9 @@ def _yaml_problems(path, packed):
     """Where hyperparams.yaml builds something else, or might."""
     try:
         text = _text(path).decode("utf-8")
-        expected = hyperparams(packed.architecture)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         return [f"{path}: not readable ({error})"]
-    if text == expected:
+    if text == hyperparams(packed.architecture):
         return []
     return [
         f"{path}: is not what the architecture in model.safetensors gives; "
@@ -113,18 +113,17 @@ def _yaml_problems(path, packed):
     ]
 
 
-def _ranges_problems(path, packed):
-    """Where activation ranges belong to other weights."""
+def _ranges_problems(path):
+    """Where an engine would refuse the activation ranges."""
     if not path.exists():
         return []
     try:
-        ranges = strict_json(_text(path))
-        belongs = ranges["weights_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{path}: not readable ({error!r})"]
-    if belongs == hashlib.sha256(packed.content).hexdigest():
-        return []
-    return [f"{path}: is of other weights; export the folder again"]
+        read_ranges(path.parent, lower(path.parent))
+    except PackedModelError as error:
+        return [str(error)]
+    except (OSError, ValueError) as error:
+        return [f"{path}: of no use ({error})"]
+    return []
 
 
 def _other_problems(folder):
@@ -133,9 +132,9 @@ def _other_problems(folder):
     if not (folder / CARD_FILE).is_file():
         problems.append(f"{folder / CARD_FILE}: no model card")
     sample = folder / SAMPLE_FILE
-    if sample.exists() and sample.read_bytes()[:4] != b"fLaC":
+    if sample.exists() and not _is_flac(sample):
         problems.append(f"{sample}: no FLAC file")
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in _EXECUTABLE:
             problems.append(
                 f"{path}: can execute code when it is loaded, and does not "
@@ -144,8 +143,18 @@ def _other_problems(folder):
     return problems
 
 
+def _is_flac(path):
+    """Whether a file begins as FLAC files do."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(4) == b"fLaC"
+
+
 def _text(path):
     """Bytes of a text file of a sane size."""
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise ValueError("no ordinary file")
     if path.stat().st_size > _MAX_TEXT:
         raise ValueError(f"more than {_MAX_TEXT} bytes")
     return path.read_bytes()

@@ -45,7 +45,10 @@ def strict_json(text):
         text = text.decode("utf-8")
     try:
         content = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_no_constant
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_float=_finite,
         )
         if "\\u" in text:  # half a character passes the parser
             json.dumps(content, ensure_ascii=False).encode()
@@ -214,6 +217,14 @@ def _unique(pairs):
             raise ValueError(f"the key {key!r} twice")
         content[key] = value
     return content
+
+
+def _finite(digits):
+    """A float; ValueError where it is beyond all floats, as 1e999."""
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits[:40]} is no finite number")
+    return value
 
 
 def _no_constant(word):

@@ -70,7 +70,7 @@ def write_container(path, tensors, config, version="1"):
     version : str
         Version of the format that is needed to read it.
     """
-    config = json.dumps(config, separators=(",", ":"))
+    config = json.dumps(config, separators=(",", ":"), allow_nan=False)
     header = {
         "__metadata__": {
             "format": "pt",
@@ -135,8 +135,10 @@ def read_container(path):
     Container
     """
     if not path.is_file():
+        inside = path.parent / "packed"  # of an experiment's folder
+        hint = f", as {inside}" if (inside / path.name).is_file() else ""
         raise PackedModelError(
-            path, "no such file", "name a folder that save_packed wrote"
+            path, "no such file", f"name a folder that save_packed wrote{hint}"
         )
     try:
         content, entries, metadata = _read_checked(path)

@@ -15,6 +15,9 @@ from .name_tree import count_leaves, leaves, nest, share
 from .row_groups import first_row, row_slices, slice_name
 from .tables import TERNARY_BITS, check_bits
 
+MAX_NAMED = 2**27  # bytes that all names and shapes may take in memory
+ENTRY_BYTES = 256  # of one of them, the name's characters aside
+
 
 def tree_header(quantized):
     """{"tensors": ...} of formats 1 and 2.
@@ -91,8 +94,8 @@ def described_tensors(header):
         rows = _joined(header["shapes"], header["bits"])
     else:
         tree = leaves(header["tensors"])
-        rows = [(name, *_parted(name, leaf)) for name, leaf in tree]
-    found = [piece for row in rows for piece in _slices(*row)]
+        rows = [(name, *_parted(name, leaf)) for name, leaf in _few(tree)]
+    found = list(_few(piece for row in rows for piece in _slices(*row)))
     names = {name for name, _, _ in found}
     if len(names) < len(found):
         raise ValueError("a tensor is described twice")
@@ -140,8 +143,21 @@ def _joined(shapes, bits):
         shapes and count_leaves(shapes) != len(bits)
     ):
         raise ValueError("not one entry of bits for every shape")
-    named = sorted(leaves(shapes, joined=True))
+    named = sorted(_few(leaves(shapes, joined=True)))
     return [(name, b, shape) for (name, shape), b in zip(named, bits)]
+
+
+def _few(named):
+    """Tuples that begin with a name, as long as they take sane room.
+
+    One long branch name, written once, comes back in the name of every leaf.
+    """
+    room = MAX_NAMED
+    for entry in named:
+        room -= ENTRY_BYTES + len(entry[0])
+        if room < 0:
+            raise ValueError("more names than a model has")
+        yield entry
 
 
 def _parted(name, leaf):

@@ -7,7 +7,7 @@ from .row_groups import NAME as SLICE
 LONGEST_NAME = 1000  # characters
 # One dot-separated part of a name. No slash: it joins branches in format 3,
 # and a name must never work as a path.
-_PART = re.compile(r"[^\x00-\x1f\x7f./\\]+")
+_PART = re.compile(r"[^\x00-\x1f\x7f-\x9f./\\]+")
 
 
 def check_name(name):

@@ -76,16 +76,17 @@ def save_packed(model, folder, metadata=None, architecture=None):
         header, version = {"architecture": architecture, **header}, 3
     else:
         version = 2 if needs_second_version(header) else 1
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / MODEL_FILE
-    write_container(path, {**floats, **pools}, header, str(version))
     readable = {
         **readable_config(header, version),
         "plan": plan.to_dict() if plan else None,
         "metadata": metadata or {},
     }
-    text = json.dumps(readable, indent=1) + "\n"
+    # Readers refuse NaN: complain before anything is written.
+    text = json.dumps(readable, indent=1, allow_nan=False) + "\n"
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / MODEL_FILE
+    write_container(path, {**floats, **pools}, header, str(version))
     write_whole(folder / CONFIG_FILE, [text.encode()])
     return path
 

@@ -16,6 +16,7 @@ from .codebook import GRANULARITIES, quantize_to_integers, scale_shape
 from .described import described_tensors
 from .name_tree import check_name
 from .plan import packed_bytes
+from .row_groups import split_name
 from .tables import TERNARY_BITS, check_codebook, largest_level
 
 POOLS = ("packed", "scales")
@@ -113,8 +114,11 @@ def unpool(tensors, header):
         size = packed_bytes(math.prod(shape), bits, scales=0)
         if len(packed) < size or len(scales) < count:
             raise ValueError(f"no integers or scales left for {name}")
+        if split_name(name)[0] in floats:
+            raise ValueError(f"{name} is stored twice")
         integers = _integers(packed[:size], bits, shape, codebook)
         alpha = scales[:count].reshape(alpha_shape)
+        _checked(alpha * largest_level(bits, codebook))
         quantized[name] = PackedTensor(bits, integers, alpha)
         packed, scales = packed[size:], scales[count:]
     if len(packed) or len(scales):
@@ -140,7 +144,7 @@ def _integers(packed, bits, shape, codebook):
 
 
 def _checked(scales):
-    """Scales that are finite and not negative; 0 for a tensor of zeros."""
+    """Scales, or largest values, that are finite and not negative."""
     if not torch.isfinite(scales).all() or (scales < 0).any():
         raise ValueError("scales must be finite and not negative")
     return scales

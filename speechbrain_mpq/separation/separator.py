@@ -153,7 +153,7 @@ class Separator(nn.Module):
         if lips is None:
             return inputs.new_zeros(len(inputs), pictures, *self.lips_size)
         lips = as_grey(lips).to(inputs.device)
-        lips = lips.view(len(inputs), *lips.shape[-3:])
+        lips = lips.reshape(len(inputs), *lips.shape[-3:])
         return fit_pictures(lips, pictures)
 
     def _check_lips(self, lips, doa):

@@ -73,6 +73,7 @@ def test_higher_rates_are_resampled(tmp_path):
         (noise(channels=2), 16000, r"2 channels; .* all 15 .* \[1, 4, 15\]"),
         (noise(channels=1), 16000, "1 channel; "),
         (noise(), 8000, "8000 Hz; .* 16000 Hz or more"),
+        (noise(), 16001, "16001 Hz, an odd rate; resample it to 16000 Hz"),
         (noise(samples=511), 16000, "511 samples .* shorter"),
         (noise(samples=0), 16000, "0 samples"),
         (noise()[:, :1].repeat(15, 1), 16000, "no direction"),
@@ -155,6 +156,34 @@ def test_whole_or_not_at_all(tmp_path):
     with pytest.raises(FileNotFoundError, match="make it first"):
         with whole_file(tmp_path / "no" / "out.wav"):
             pass
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_first(
+    tmp_path, monkeypatch
+):
+    def refuse(path, mode):
+        raise PermissionError(f"Permission denied: {path}")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(PermissionError):
+        with TargetOutput(tmp_path / "a.wav"):
+            pytest.fail("the work has begun")
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "a.wav"
+    path.write_text("before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError, match="a.wav cannot be written"):
+            with TargetOutput(path) as output:
+                output.push(torch.ones(20000), torch.ones(20000))
+                resource.setrlimit(resource.RLIMIT_FSIZE, (9999, limits[1]))
+                output.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("level", ["mixture", -30.0])

@@ -117,6 +117,12 @@ def test_complaints(folder, mixture, capsys, arguments, message):
     assert {p: p.read_bytes() for p in mixture.parent.iterdir()} == before
 
 
+def test_a_device_that_is_none(folder, mixture, capsys):
+    arguments = ["separate", str(mixture), "--doa", "60", "--model", folder]
+    assert main([*arguments, "--device", "gpu"]) == 1
+    assert "--device gpu cannot be used" in capsys.readouterr().err
+
+
 def test_a_model_that_is_none(mixture, capsys, tmp_path):
     arguments = ["separate", str(mixture), "--doa", "60", "--model"]
     assert main([*arguments, "no_such_folder"]) == 1

@@ -9,7 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from speechbrain_mpq.quantization.checked_header import MAX_HEADER
+from speechbrain_mpq.quantization import described
+from speechbrain_mpq.quantization.checked_header import (
+    MAX_HEADER,
+    strict_json,
+)
 from speechbrain_mpq.quantization.container import (
     PackedModelError,
     digest,
@@ -255,6 +259,11 @@ def scale(value):
         (scale(float("nan")), "scales must be finite"),
         (scale(float("inf")), "scales must be finite"),
         (scale(-0.5), "scales must be finite and not negative"),
+        (scale(1e38), "scales must be finite"),  # times 7 it is not
+        (
+            lambda c, t: t.update({"0.weight": torch.ones(3, 5)}),
+            "0.weight is stored twice",
+        ),
         (lambda c, t: t.update(scales=t["scales"].double()), "not float32"),
         (lambda c, t: t.update(packed=t["packed"].char()), "not uint8"),
         (lambda c, t: t.update(packed=t["packed"][None]), "no vector"),
@@ -311,6 +320,35 @@ def test_unused_bits_of_a_last_byte_must_be_zero(tmp_path):
     refused(path, "a last byte with more than the last integers")
 
 
+def test_a_long_name_that_comes_again_very_often(tmp_path, monkeypatch):
+    def bomb(config, tensors):
+        names = "/".join(f"{i:x}" for i in range(2000))
+        config.update(shapes={"n" * 990: {names: [0]}}, bits=[4] * 2000)
+        tensors.update(packed=tensors["packed"][:0], scales=torch.zeros(2000))
+
+    forge(tmp_path / "f", bomb)
+    assert (tmp_path / "f").stat().st_size < 2**15
+    assert len(read_model(tmp_path / "f").quantized) == 2000
+    assert described.MAX_NAMED <= 2**27
+    monkeypatch.setattr(described, "MAX_NAMED", 2**20)
+    refused(tmp_path / "f", "more names than a model has")
+
+
+def test_numbers_beyond_all_floats_are_no_json():
+    assert strict_json("[1e300, -0.5]") == [1e300, -0.5]
+    for text in ("1e999", "-1e999", "NaN", "Infinity"):
+        with pytest.raises(ValueError):
+            strict_json(f"[{text}]")
+
+
+def test_what_readers_refuse_is_not_written(tmp_path):
+    model = torch.nn.Linear(2, 1)
+    for extra in ("metadata", "architecture"):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            save_packed(model, tmp_path, **{extra: {"loss": float("nan")}})
+    assert not list(tmp_path.iterdir())
+
+
 def test_config_text_is_strict_json(tmp_path):
     tensors, config = {"a": torch.ones(2)}, '{"tensors":{},"tensors":{}}'
     metadata = {
@@ -342,7 +380,7 @@ def test_bools_are_bools(tmp_path):
     refused(tmp_path / "f", "holds no truth values")
 
 
-@pytest.mark.parametrize("name", ["a/b", "a\\b", "w[0:2]", "a\nb"])
+@pytest.mark.parametrize("name", ["a/b", "a\\b", "w[0:2]", "a\nb", "\x9bm"])
 def test_names_that_no_file_may_hold_are_refused_when_saving(tmp_path, name):
     model = torch.nn.Module()
     model.register_parameter(name, torch.nn.Parameter(torch.ones(2)))

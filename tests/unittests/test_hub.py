@@ -166,6 +166,12 @@ def test_what_is_neither_folder_nor_name(source):
         fetch_folder(source)
 
 
+def test_a_mistyped_folder_is_told_from_the_hub(tmp_path):
+    there = {"cache_dir": tmp_path, "local_files_only": True}
+    with pytest.raises(FileNotFoundError, match="fast/pakced is no folder"):
+        fetch_folder("fast/pakced", **there)
+
+
 def test_only_our_files_are_downloaded(shared, tmp_path):
     folder = fetch_folder(NAME, cache_dir=tmp_path, endpoint=shared.url)
     names = {path.name for path in folder.iterdir()}

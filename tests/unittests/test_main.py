@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from speechbrain_mpq import __version__
 from speechbrain_mpq.__main__ import main
 from speechbrain_mpq.evaluation.files import write_json
 from speechbrain_mpq.evaluation.metrics import summarise
@@ -100,3 +101,27 @@ def test_a_reader_that_stops_early_is_no_error(results):
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait() == 0
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+def test_verify_goes_on_behind_a_file(capsys, tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"")
+    assert main(["verify", str(file), str(tmp_path / "none")]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "name the folder that it is in" in lines[0]
+
+
+def test_an_experiments_folder_leads_to_its_packed_one(capsys, tmp_path):
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    (packed / "model.safetensors").write_bytes(b"")
+    assert main(["inspect", str(tmp_path)]) == 1
+    assert f"save_packed wrote, as {packed}" in capsys.readouterr().err

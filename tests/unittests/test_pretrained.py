@@ -1,5 +1,6 @@
 """Packed folders: loaded in three ways, saved again, checked."""
 
+import hashlib
 import json
 import pickle
 import runpy
@@ -14,7 +15,11 @@ from speechbrain.utils.parameter_transfer import Pretrainer
 
 import speechbrain_mpq
 from speechbrain_mpq.inference import checked
-from speechbrain_mpq.inference.folder import repack, save_separator
+from speechbrain_mpq.inference.folder import (
+    copy_folder,
+    repack,
+    save_separator,
+)
 from speechbrain_mpq.inference.pretrained import QuantizedSeparator
 from speechbrain_mpq.inference.verify import check_folder
 from speechbrain_mpq.quantization.container import (
@@ -22,7 +27,11 @@ from speechbrain_mpq.quantization.container import (
     read_container,
     write_container,
 )
-from speechbrain_mpq.quantization.packing import load_packed_, save_packed
+from speechbrain_mpq.quantization.packing import (
+    load_packed_,
+    read_model,
+    save_packed,
+)
 from speechbrain_mpq.quantization.quantizer import quantize_
 from speechbrain_mpq.separation.features import SpatialFeatures
 from speechbrain_mpq.separation.loading import build_separator
@@ -223,6 +232,34 @@ def test_what_is_missing_is_written_anew(folder, tmp_path):
     assert check_folder(model.save_pretrained(tmp_path / "saved")) == []
 
 
+@pytest.mark.parametrize(
+    "hop", ['!apply:os.system ["true"]', "1\n__x: !apply:os.abort []"]
+)
+def test_a_strangers_strings_become_no_yaml(folder, tmp_path, hop):
+    def forge(config, tensors):
+        features = config["architecture"]["arguments"]["features"]
+        features["arguments"]["hop"] = hop
+
+    reseal(folder, forge)
+    with pytest.raises(ValueError, match="hop must be an integer"):
+        copy_folder(read_model(folder), tmp_path / "copy")
+    assert not list((tmp_path / "copy").iterdir())
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {"class": "Separator", "arguments": {"features": {"arguments": [1]}}},
+        {"arguments": {"features": {"arguments": [1]}, "folded": True}},
+        [],
+    ],
+)
+def test_a_strange_architecture_is_told_not_raised(folder, architecture):
+    reseal(folder, lambda config, _: config.update(architecture=architecture))
+    problems = check_folder(folder)
+    assert any("pack the model again" in problem for problem in problems)
+
+
 def test_changed_weights_are_not_passed_off(folder, tmp_path):
     model = QuantizedSeparator.from_pretrained(folder)
     model.separator.mask_net.conv_in.weight[0, 0] += 1
@@ -290,6 +327,23 @@ RANGES = "activations.json"
 NAME = "mask_net.conv_in.weight[0:2]"
 
 
+def write_ranges(folder, weights=None):
+    """Activation ranges of nothing, for these weights or others."""
+    content = (folder / "model.safetensors").read_bytes()
+    ranges = {
+        "version": 1,
+        "weights_sha256": weights or hashlib.sha256(content).hexdigest(),
+        "layers": {"x": {"scale": -1, "zero_point": 999}},
+    }
+    (folder / RANGES).write_text(json.dumps(ranges))
+
+
+def nested(folder):
+    """A module in a folder below."""
+    (folder / "below").mkdir()
+    return folder / "below" / "custom.py"
+
+
 def first_cluster(config):
     """Some cluster of the plan."""
     return next(iter(config["plan"]["clusters"].values()))
@@ -320,11 +374,10 @@ def first_cluster(config):
         (lambda f: (f / "README.md").unlink(), "no model card"),
         (lambda f: (f / "sample.flac").write_bytes(b"RIFF"), "no FLAC"),
         (lambda f: (f / "custom.py").touch(), "can execute code"),
-        (lambda f: (f / RANGES).write_text("{}"), "not readable"),
-        (
-            lambda f: (f / RANGES).write_text('{"weights_sha256": "00"}'),
-            "is of other weights",
-        ),
+        (lambda f: (f / RANGES).write_text("{}"), "unusable"),
+        (lambda f: write_ranges(f, weights="00"), "made for another"),
+        (lambda f: write_ranges(f), "other layers than the model's"),
+        (lambda f: nested(f).touch(), "can execute code"),
         (lambda f: (f / "model.safetensors").unlink(), "no such file"),
     ],
 )

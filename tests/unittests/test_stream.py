@@ -131,6 +131,34 @@ def test_silence_gives_silence(separator):
     assert found.shape == (1, 9000) and not found.any()
 
 
+def test_an_empty_first_block_changes_nothing(separator):
+    torch.manual_seed(0)
+    mixture = torch.randn(9000, 7)
+    expected, _ = run(SeparationStream(separator, 60.0), mixture, 4000)
+    stream = SeparationStream(separator, 60.0)
+    assert stream.push(torch.zeros(0, 7)).shape == (1, 0)
+    found, _ = run(stream, mixture, 4000)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("doas", [[60.0], [60.0, 120.0]])
+def test_the_gain_of_an_earlier_stream(separator, doas):
+    torch.manual_seed(0)
+    mixture = torch.randn(9000, 7)
+    earlier = SeparationStream(separator, doas)
+    run(earlier, mixture, 4000)
+    known = {"level": earlier.level, "gain": earlier.gain}
+    later = SeparationStream(separator, doas, **known)
+    found, _ = run(later, mixture, 4000)
+    plain, _ = run(
+        SeparationStream(separator, doas, level=earlier.level, gain=1.0),
+        mixture,
+        4000,
+    )
+    assert torch.equal(later.gain, earlier.gain)
+    assert torch.allclose(found, earlier.gain[:, None] * plain)
+
+
 def test_running_level_forgets():
     level = RunningLevel()
     for _ in range(60):

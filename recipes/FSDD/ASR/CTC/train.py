@@ -1,0 +1,1 @@
+../../../Embedded/ASR/CTC/train.py
