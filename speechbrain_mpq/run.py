@@ -216,6 +216,7 @@ def main(arguments=None):
         batches=options.batches,
         min_bits=options.min_bits,
         equal_bits=options.equal_bits,
+        rounding=options.rounding,
     )
     before = sys.argv, list(sys.path)
     sys.argv = [str(options.script), *rest]
@@ -252,6 +253,12 @@ def _parser():
     add("--batches", type=int, default=8, help="of validation data")
     add("--min_bits", type=int, default=2, help="of any cluster")
     add("--equal_bits", nargs="+", default=(), help="qkv, gates, patterns")
+    add(
+        "--rounding",
+        default="calibrated",
+        choices=("calibrated", "nearest"),
+        help="calibrated: layers are fitted to their outputs in float",
+    )
     add("--brain", help="class to quantize, where there are several")
     add("--weights", help="full-precision checkpoints to begin with")
     return parser

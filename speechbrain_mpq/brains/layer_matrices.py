@@ -14,6 +14,10 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 
+class NoMatrixError(ValueError):
+    """A layer that looked like a matrix and is none."""
+
+
 def is_matrix_layer(layer):
     """Whether a layer can be seen as a matrix.
 
@@ -144,7 +148,7 @@ def _unscaled(layer, inputs):
     expected = expected + layer.bias[:, None, None]
     found = _channels(layer, layer(inputs))
     if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
-        raise ValueError(
+        raise NoMatrixError(
             f"{type(layer).__name__} has a weight and a bias vector but does "
             "not scale and shift channels: leave its network in nearest "
             "rounding"

@@ -133,7 +133,8 @@ def calibration_batches(brain, dataset, count, loader_kwargs=None):
 
 _EMPTY = (
     "the calibration set is empty: give choose_bits data that the Brain can "
-    "run on, such as the validation set"
+    "run on, such as the validation set. Scores that look at weights only "
+    'need none with rounding="nearest"'
 )
 
 

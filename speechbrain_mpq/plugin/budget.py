@@ -10,8 +10,10 @@ UNITS = {
     "bytes": 1,
     "kb": 1000,
     "mb": 1000**2,
+    "gb": 1000**3,
     "kib": 2**10,
     "mib": 2**20,
+    "gib": 2**30,
 }
 MOST_BITS = 32  # above it a bare number means bytes
 
@@ -43,7 +45,7 @@ def parse_budget(budget):
     """
     unit = ""
     if isinstance(budget, str):
-        found = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", budget)
+        found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([A-Za-z]*)\s*", budget)
         if not found or found[2] and found[2].lower() not in UNITS:
             raise ValueError(_message(budget))
         budget, unit = float(found[1]), found[2].lower()

@@ -1,6 +1,7 @@
 """One line between building a Brain and `fit`: bits by what its data says."""
 
 from contextlib import contextmanager
+from functools import partial
 
 import speechbrain as sb
 import torch
@@ -18,6 +19,7 @@ from .brain_network import (
     summed,
 )
 from .budget import parse_budget
+from .calibrated import check_rounding, quantize_by_plan
 from .plan_files import PlanFiles
 from .quantizer import Quantizer
 from .scorers import CANDIDATES, check_needs, scorer_for
@@ -38,6 +40,7 @@ def choose_bits(
     candidate_bits=CANDIDATES,
     min_bits=2,
     equal_bits=(),
+    rounding="calibrated",
     stage=sb.Stage.VALID,
     folder=None,
     progress=True,
@@ -48,7 +51,8 @@ def choose_bits(
     loaded, and before `fit`. Uses nothing but the Brain's own
     `compute_forward` and `compute_objectives`, in eval mode. The plan is left
     in the output folder; the same call finds it there when a training is
-    resumed, and chooses nothing anew.
+    resumed, and chooses nothing anew. It rounds anew, to the same values,
+    where no checkpoint is there that has them.
 
     Arguments
     ---------
@@ -80,6 +84,10 @@ def choose_bits(
         Least bits of any cluster.
     equal_bits : sequence of str
         What must share one bit width (see `equal_groups`).
+    rounding : str
+        "calibrated": layers that are matrices (see `is_matrix_layer`) are
+        fitted to what they put out in full precision, which changes biases
+        and norms that stay in float as well. "nearest" needs no data.
     stage : speechbrain.Stage
         That the Brain is told when it runs.
     folder : str or None
@@ -95,42 +103,35 @@ def choose_bits(
     """
     if brain.optimizers_dict is not None:
         raise ValueError("choose_bits comes before brain.fit, not after it")
-    limit = parse_budget(budget)
+    check_rounding(rounding)
+    budget = parse_budget(budget)
     quantizer = quantizer_of(brain, quantizer, include, exclude)
-    equal_bits = equal_bits or quantizer.equal_bits
-    files = PlanFiles(
-        brain,
-        folder,
-        scores,
-        **limit,
-        min_bits=min_bits,
-        equal_bits=list(equal_bits),
-    )
+    limits = {
+        **budget,
+        "min_bits": min_bits,
+        "equal_bits": list(equal_bits or quantizer.equal_bits),
+    }
+    files = PlanFiles(brain, folder, scores, **limits, rounding=rounding)
     plan = files.earlier_plan()
-    if plan is None:
-        quantizer.dequantize()
-        scorer = scorer_for(scores, quantizer, candidate_bits)
-
-        def choose():
-            if scorer is None:
-                return _uniform(quantizer, limit)
-            check_needs(scorer)
-            # Neither loading nor scoring may change how training goes on.
-            with torch.random.fork_rng():
-                found = scorer.needs and calibration_batches(
-                    brain, dataset, batches, loader_kwargs
-                )
-                table = _score(
-                    brain, quantizer, scorer, output, found, stage, progress
-                )
-            files.save_table(table)
-            return allocate_bits(
-                table, **limit, min_bits=min_bits, equal_bits=equal_bits
-            )
-
-        plan = _on_main_process(choose)
+    new = plan is None
+    scorer = scorer_for(scores, quantizer, candidate_bits) if new else None
+    check_needs(scorer)
+    fitted = rounding == "calibrated"
+    fitted = fitted and not files.weights_follow(quantizer.model)
+    quantizer.dequantize()
+    # Neither loading nor running may change how training goes on.
+    with torch.random.fork_rng():
+        found = ()
+        if if_main_process() and (fitted or (scorer and scorer.needs)):
+            found = calibration_batches(brain, dataset, batches, loader_kwargs)
+        if new:
+            place = brain, quantizer, scorer, output, found, stage, progress
+            choose = partial(_chosen, quantizer, limits, files, scorer, place)
+            plan = _on_main_process(choose)
+        place = brain, found if fitted else (), stage
+        quantize_by_plan(quantizer, plan, *place, progress)
+    if new:
         files.save_plan(plan)
-    quantizer.quantize(plan)
     return quantizer.plan
 
 
@@ -172,6 +173,15 @@ def quantizer_of(brain, quantizer=None, include=("*",), exclude=()):
             "LearnedBits, where choose_bits chooses them"
         )
     return quantizer
+
+
+def _chosen(quantizer, limits, files, scorer, place):
+    """The best plan within limits; leaves its scores."""
+    if scorer is None:
+        return _uniform(quantizer, limits)
+    table = _score(*place)
+    files.save_table(table)
+    return allocate_bits(table, **limits)
 
 
 def _score(brain, quantizer, scorer, output, batches, stage, progress):
@@ -219,13 +229,13 @@ def _take_form(scorer, network):
         scorer.signed = False
 
 
-def _uniform(quantizer, limit):
+def _uniform(quantizer, limits):
     """The plan that gives all the same bits."""
-    if "average_bits" not in limit:
+    if "average_bits" not in limits:
         raise ValueError(
             'uniform bits need a budget in bits, such as 4: or use scores="kl"'
         )
-    quantizer.quantize(limit["average_bits"])
+    quantizer.quantize(limits["average_bits"])
     plan = quantizer.plan
     quantizer.dequantize()
     return plan

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import torch
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
@@ -55,6 +56,7 @@ class PlanFiles:
                 )
             return None
         found = json.loads((self.folder / SETTINGS).read_text())
+        found = {"rounding": "nearest", **found}  # all there was at first
         if found != self.settings:
             raise ValueError(
                 f"{path} was chosen with {found}, asked for is {self.settings}"
@@ -62,6 +64,27 @@ class PlanFiles:
             )
         logger.info(f"Continuing with the bit plan in {path}")
         return BitPlan.load(path)
+
+    def weights_follow(self, model):
+        """Whether `fit` will load all weights of a model from a checkpoint.
+
+        Arguments
+        ---------
+        model : torch.nn.Module
+
+        Returns
+        -------
+        bool
+        """
+        if not (self.checkpointer and self.checkpointer.find_checkpoint()):
+            return False
+        loaded = {
+            id(parameter)
+            for saved in self.checkpointer.recoverables.values()
+            if isinstance(saved, torch.nn.Module)
+            for parameter in saved.parameters()
+        }
+        return all(id(parameter) in loaded for parameter in model.parameters())
 
     def save_table(self, table):
         """Keep the scores, from which other budgets can be solved.

@@ -1,6 +1,5 @@
 """Bits for the modules of a pretrained interface, within a budget."""
 
-import re
 import tempfile
 
 import torch
@@ -13,48 +12,7 @@ from ..quantization.tensors import named_tensors, select
 from .pretrained_folder import shared_parameters
 from .pretrained_outputs import InterfaceOutputs
 
-UNITS = {
-    "B": 1,
-    "kB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-}
 ROUNDS = 4  # until the packed files fit: names and headers take bytes, too
-
-
-def budget_of(text):
-    """A budget as `allocate_bits` takes it.
-
-    Arguments
-    ---------
-    text : str
-        Average bits, "4bit", or bytes, "2.5MB" (10^6) or "2.5MiB" (2^20).
-
-    Returns
-    -------
-    dict
-
-    Example
-    -------
-    >>> budget_of("2.5bit"), budget_of("2.5 MB")
-    ({'average_bits': 2.5}, {'budget_bytes': 2500000})
-    >>> budget_of("four bits")
-    Traceback (most recent call last):
-    ...
-    ValueError: budget 'four bits': write average bits as 4bit, or bytes as ...
-    """
-    parts = re.fullmatch(r"(\d+\.?\d*)\s*([A-Za-z]+)", text.strip())
-    if parts and parts[2] in ("bit", "bits"):
-        return {"average_bits": float(parts[1])}
-    if parts and parts[2] in UNITS:
-        return {"budget_bytes": int(float(parts[1]) * UNITS[parts[2]])}
-    raise ValueError(
-        f"budget {text!r}: write average bits as 4bit, or bytes as one of "
-        f"2.5{', 2.5'.join(UNITS)}"
-    )
 
 
 class InterfaceScores(OutputScores):
@@ -125,7 +83,7 @@ def check_budget(network, modules, names, budget, candidate_bits, codebook):
     names : list of str
         From ``chosen_names``.
     budget : dict
-        From ``budget_of``.
+        From ``parse_budget``.
     candidate_bits : sequence of int or float
         Bits to choose from.
     codebook : str
@@ -195,7 +153,7 @@ def plan_interface(table, network, modules, budget, min_bits=2):
     modules : dict of str -> torch.nn.Module
         What will be packed.
     budget : dict
-        From ``budget_of``.
+        From ``parse_budget``.
     min_bits : int
         Least bits of any cluster.
 

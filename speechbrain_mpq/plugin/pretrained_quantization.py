@@ -11,8 +11,9 @@ from ..brains.rounding import round_calibrated_
 from ..quantization.coverage import coverage
 from ..quantization.quantizer import quantize_
 from ..quantization.tensors import named_tensors
+from .budget import parse_budget
+from .calibrated import check_rounding
 from .pretrained_budget import (
-    budget_of,
     check_budget,
     chosen_names,
     plan_interface,
@@ -30,7 +31,6 @@ from .pretrained_models import (
 from .pretrained_outputs import InterfaceOutputs
 
 CANDIDATES = (1.6, 2, 3, 4, 5, 6, 8, 16)
-ROUNDINGS = ("calibrated", "nearest")
 
 
 def quantize_pretrained(
@@ -115,9 +115,8 @@ def quantize_pretrained(
     >>> outcome.plan.average_bits  # doctest: +SKIP
     3.99
     """
-    budget, asked = budget_of(budget), budget
-    if rounding not in ROUNDINGS:
-        raise ValueError(f"rounding {rounding!r} is none of {ROUNDINGS}")
+    budget, asked = parse_budget(budget), budget
+    check_rounding(rounding)
     output, cls = _empty_folder(output), find_class(class_name)
     entries = read_manifest(calibration, data_root)
     tested = read_manifest(test, data_root) if test else entries

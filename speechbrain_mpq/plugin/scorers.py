@@ -72,13 +72,15 @@ def check_needs(scorer):
 
     Arguments
     ---------
-    scorer : object
+    scorer : object or None
         As from `scorer_for`.
 
     Example
     -------
     >>> check_needs(KLScores())
     """
+    if scorer is None:
+        return
     unknown = sorted(set(scorer.needs) - {"inputs", "loss"})
     if unknown:
         raise ValueError(

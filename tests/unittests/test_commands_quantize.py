@@ -320,7 +320,7 @@ def test_without_a_reference_it_says_so(ctc, manifest, tmp_path, capsys):
     [
         ({"class_name": "EncoderASM"}, "near misses: EncoderASR"),
         ({"class_name": "FastSpeech2"}, "is not served"),
-        ({"budget": "4"}, "write average bits as 4bit"),
+        ({"budget": "4 apples"}, "is not understood"),
         ({"budget": "300B"}, "the files take at least"),
         ({"budget": "1bit"}, "out of reach"),
         ({"calibration": "none.json"}, "no such manifest"),

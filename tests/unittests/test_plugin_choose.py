@@ -121,7 +121,7 @@ def test_double_derivatives_of_ctc_are_refused(brain, data):
 
 @pytest.mark.parametrize("scores", ["weight_error", "size", "uniform"])
 def test_scores_without_data_need_none(brain, scores):
-    plan = choose_bits(brain, [], scores, 4)
+    plan = choose_bits(brain, [], scores, 4, rounding="nearest")
     assert plan.average_bits <= 4
 
 
