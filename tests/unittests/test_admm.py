@@ -127,6 +127,24 @@ def test_channels_are_fitted_each_on_its_own():
         assert torch.equal(levels[row], own)
 
 
+def residuals_without_a_task(penalty, iterations=40, steps=10):
+    """Primal residual of each outer iteration where only g moves weights."""
+    weight = torch.randn(2000, generator=torch.Generator().manual_seed(0))
+    admm, found = ADMM(4, fit_scale(weight, 4)), []
+    admm.start(weight)
+    for _ in range(iterations):
+        for _ in range(steps):
+            weight = proximal_step(weight, admm.projection, admm.dual, penalty)
+        admm.iterate(weight)
+        found.append(relative_distance([weight], [admm.projection]))
+    return found
+
+
+def test_small_penalties_go_round_in_a_cycle_and_large_ones_settle():
+    assert max(residuals_without_a_task(0.02)[-8:]) > 0.05
+    assert residuals_without_a_task(0.2)[-1] < 1e-6
+
+
 def test_zero_tensors_stay_zero_and_can_leave_it():
     alpha, levels = codebook_step(torch.zeros(3), 4, torch.tensor(1.0))
     assert alpha == 0 and not levels.any()
