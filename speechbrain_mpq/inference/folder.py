@@ -21,7 +21,12 @@ from ..quantization.whole_files import write_whole
 from ..separation.loading import build_separator
 from ..separation.tcn import fold_norms_
 from .card import model_card
-from .hub import CARD_FILE, HYPERPARAMS_FILE, SAMPLE_FILE
+from .hub import (
+    CARD_FILE,
+    HYPERPARAMS_FILE,
+    SAMPLE_FILE,
+    refuse_foreign_links,
+)
 from .hyperparams import hyperparams
 from .registry import build, describe
 
@@ -113,6 +118,7 @@ def copy_folder(packed, folder):
             f"format {packed.version} does not say what to build",
             'write it anew with speechbrain_mpq.repack("OLD", "NEW")',
         )
+    refuse_foreign_links(packed.path.parent)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_hyperparams(folder, packed.architecture)

@@ -114,6 +114,7 @@ def push_folder(
     """
     from huggingface_hub import HfApi
 
+    refuse_foreign_links(folder)
     api = HfApi(endpoint=endpoint, token=token)
     api.create_repo(repository, private=private, exist_ok=True)
     done = api.upload_folder(
@@ -124,3 +125,25 @@ def push_folder(
         revision=revision,
     )
     return done.commit_url
+
+
+def refuse_foreign_links(folder):
+    """Raise ValueError where a file of a folder is really somewhere else.
+
+    A folder from a stranger may link its README.md to a file that is not to
+    be copied or uploaded. The client's own cache links into `blobs`.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Packed folder.
+    """
+    own = Path(folder).resolve()
+    homes = [own, *(parent / "blobs" for parent in own.parents[1:2])]
+    for name in FILES:
+        path = own / name
+        if path.is_symlink() and path.resolve().parent not in homes:
+            raise ValueError(
+                f"{path} is a link to {path.resolve()}, outside its folder: "
+                "replace it by a file"
+            )

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import re
 import runpy
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -226,6 +227,21 @@ def test_nothing_else_is_uploaded(hub, tmp_path):
     (tmp_path / "sub/README.md").write_text("not at the top")
     push_folder(tmp_path, "me/mine", endpoint=hub.url, token="hf_none")
     assert hub.models["me/mine"] == {"model.safetensors": b"weights"}
+
+
+def test_links_to_other_places_are_not_uploaded_or_copied(hub, tmp_path):
+    secret, folder = tmp_path / "secret", tmp_path / "packed"
+    secret.write_text("not for others")
+    shutil.copytree(GOLDEN, folder)
+    packed = QuantizedSeparator.from_pretrained(folder)
+    (folder / "README.md").unlink()
+    (folder / "README.md").symlink_to(secret)
+    with pytest.raises(ValueError, match="README.md is a link"):
+        push_folder(folder, NAME, endpoint=hub.url, token="hf_none")
+    assert NAME not in hub.models
+    with pytest.raises(ValueError, match="README.md is a link"):
+        packed.save_pretrained(tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
 
 
 def _share(url, cache, folder, version, results):
