@@ -10,6 +10,8 @@ the first layer is a matrix product. Behind it tensors are [batch, channels,
 three it goes back and forth.
 """
 
+from functools import cache
+
 import numpy as np
 import torch
 
@@ -60,6 +62,22 @@ def write_files(network, ranges, folder):
     ov.save_model(build_model(network, ranges), path, compress_to_fp16=False)
 
 
+@cache
+def core():
+    """OpenVINO's runtime, one for the life of the process.
+
+    Its CPU plugin gives the thread that loads it a signal stack and, where
+    another thread drops the last reference, frees that stack without taking
+    it back: the next signal, as of Ctrl-C or a child's end, then kills the
+    process (2026.4, on processors with AMX). So none is ever dropped.
+
+    Returns
+    -------
+    core : openvino.Core
+    """
+    return ov.Core()
+
+
 class OpenVINONetwork:
     """A compiled model that takes and gives PyTorch tensors.
 
@@ -73,7 +91,7 @@ class OpenVINONetwork:
     """
 
     def __init__(self, model, threads=1, precision="f32"):
-        self.compiled = ov.Core().compile_model(
+        self.compiled = core().compile_model(
             model,
             "CPU",
             {
@@ -109,7 +127,7 @@ def float_precision(network, ranges):
     -------
     precision : str
     """
-    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return "f32"
     if not ranges:
         return "bf16"

@@ -1,5 +1,8 @@
 """The OpenVINO engine against PyTorch, layer by layer and at the edges."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -53,7 +56,7 @@ def test_engine_rounds_like_the_reference(form, tmp_path):
 def test_constants_are_the_stored_integers(form, tmp_path):
     network, ranges = exported(tmp_path, form)
     engine.write_files(network, ranges, tmp_path)
-    model = ov.Core().read_model(tmp_path / "mask_network.xml")
+    model = engine.core().read_model(tmp_path / "mask_network.xml")
     found = engine.stored_integers(model)
     int8 = {x.name: x.levels for x in network.convolutions() if x.is_int8}
     assert set(found) == set(int8)
@@ -90,6 +93,25 @@ def test_two_threads_give_the_same(tmp_path):
     inputs = features()
     one, two = (load_network(tmp_path, "openvino", t) for t in (1, 2))
     assert decibels(one(inputs), two(inputs)) > 60
+
+
+DROPPED_ELSEWHERE = """
+import faulthandler, os, signal, sys, threading
+faulthandler.enable()  # gives this thread a signal stack, as pytest does
+signal.signal(signal.SIGUSR1, lambda *_: None)
+from speechbrain_mpq.engines.loading import load_network
+held = [load_network(sys.argv[1], "openvino")]
+dropping = threading.Thread(target=held.clear)
+dropping.start()
+dropping.join()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_signals_after_another_thread_dropped_the_network(tmp_path):
+    exported(tmp_path, "midrise_2")
+    command = [sys.executable, "-c", DROPPED_ELSEWHERE, str(tmp_path)]
+    subprocess.run(command, check=True, timeout=120)
 
 
 def test_mixed_widths(tmp_path):
