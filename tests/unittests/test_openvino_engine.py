@@ -15,9 +15,7 @@ from speechbrain_mpq.engines.range_file import write_ranges
 from speechbrain_mpq.engines.reference import decibels, rounding, run
 from speechbrain_mpq.inference.calibration import engine_ranges
 
-ov = pytest.importorskip(
-    "openvino", reason="the extra openvino is not installed"
-)
+pytest.importorskip("openvino", reason="the extra openvino is not installed")
 from speechbrain_mpq.engines import openvino_engine as engine  # noqa: E402
 
 
