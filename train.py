@@ -23,35 +23,31 @@ from speechbrain.utils.distributed import (
 )
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_mpq.brains.experiment import (
-    Experiment,
-    baseline_bits,
-    overrides_for,
-    read_hparams,
-)
-from speechbrain_mpq.brains.quantization import (
-    QuantizationBrain,
-    check_average_bits,
-)
+from speechbrain_mpq.brains.checks import check_average_bits
+from speechbrain_mpq.brains.companions import run_baselines, run_prototypes
+from speechbrain_mpq.brains.experiment import Experiment, read_hparams
+from speechbrain_mpq.brains.quantization import QuantizationBrain
 from speechbrain_mpq.evaluation.files import read_json
 from speechbrain_mpq.evaluation.results import show_results, write_results
 from speechbrain_mpq.evaluation.scoring import Recognizer, score_separation
 from speechbrain_mpq.evaluation.si_snr import si_snr
 from speechbrain_mpq.inference.folder import write_card, write_hyperparams
 from speechbrain_mpq.inference.registry import describe
+from speechbrain_mpq.inference.starting import (
+    check_describable,
+    new_or_trained,
+    weights_file,
+)
 from speechbrain_mpq.quantization.packing import load_packed_
-from speechbrain_mpq.separation.audio_visual import begin_with_audio_
-from speechbrain_mpq.separation.equalization import equalize_inputs_
 from speechbrain_mpq.separation.loading import build_separator
 from speechbrain_mpq.separation.separator import apply_mask
 from speechbrain_mpq.separation.tcn import fold_norms_
 from speechbrain_mpq.simulation.bank import RoomBank, prepare_rooms
-from speechbrain_mpq.simulation.camera_faults import TRAINING, Faults
 from speechbrain_mpq.simulation.datasets import (
     listed_mixtures,
     training_mixtures,
 )
-from speechbrain_mpq.simulation.lip_videos import LipVideos
+from speechbrain_mpq.simulation.lip_videos import videos_of_splits
 from speechbrain_mpq.simulation.mixtures import (
     MixtureMaker,
     fixed_mixtures,
@@ -162,7 +158,7 @@ def dataio_prep(hparams):
     logger.info(
         f"Test rooms: T60 {nominal:.2f} s asked for, {measured:.2f} s measured"
     )
-    videos = lip_videos(makers, hparams.get("lips_size"))
+    videos = videos_of_splits(makers, hparams.get("lips_size"))
     datasets = {
         split: listed_mixtures(
             makers[split],
@@ -180,58 +176,14 @@ def dataio_prep(hparams):
     return datasets, makers["train"]
 
 
-def lip_videos(makers, size):
-    """Lips of the size that a separator takes; none without a lip stream."""
-    if size is None:
-        return dict.fromkeys(makers)
-    faults = {"train": TRAINING, "valid": Faults(), "test": Faults()}
-    return {
-        split: LipVideos(maker, size, faults[split])
-        for split, maker in makers.items()
-    }
-
-
-def weights_file(hparams):
-    """The full-precision weights to start from; none: train from nothing."""
-    return Path(hparams["pretrained_separator"] or "", "model.safetensors")
-
-
 def starting_separator(hparams):
     """A new separator, or the shipped one in full precision."""
-    separator = build_separator(hparams["separator_file"])
-    if hparams["pretrained_separator"] is None:
-        if hparams["bits"] != 32:
-            raise ValueError(
-                "quantization starts from a trained separator: name its "
-                "packed folder with --pretrained_separator"
-            )
-        return separator
-    if not weights_file(hparams).exists():
-        raise FileNotFoundError(
-            f"no {weights_file(hparams)}: make full-precision weights with "
-            "`python train.py hparams/pretrain.yaml` and copy its packed/ "
-            "folder there, or name another with --pretrained_separator"
-        )
-    folder = Path(hparams["pretrained_separator"])
-    if hparams["bits"] == 32 and separator.lips_size:
-        audio = build_separator(folder / "hyperparams.yaml")
-        if audio.lips_size is None:  # lips are yet to be learned
-            fold_norms_(audio)
-            load_packed_(audio, folder)
-            begin_with_audio_(separator.mask_net, audio.mask_net)
-            return separator
-    fold_norms_(separator)
-    load_packed_(separator, folder)
-    if hparams["equalize_inputs"]:
-        equalize_inputs_(separator)
-    return separator
-
-
-def check_describable(separator):
-    """Raise ValueError where no packed folder could name the separator."""
-    packed = copy.deepcopy(separator)
-    fold_norms_(packed)
-    describe(packed)
+    return new_or_trained(
+        hparams["separator_file"],
+        hparams["pretrained_separator"],
+        full_precision=hparams["bits"] == 32,
+        equalize=hparams["equalize_inputs"],
+    )
 
 
 def pack(brain, separator, hparams):
@@ -260,6 +212,21 @@ def complete_card(packed, metrics, baselines, hparams):
     )
 
 
+def about_system(hparams, plan, packed, fp32_bytes, wall_seconds):
+    """What metrics.json says of the system beside its scores."""
+    return {
+        "system": hparams["system"],
+        "bits": hparams["bits"],
+        "average_bits": plan.average_bits if plan else 32,
+        "estimator": hparams["estimator"].__name__ if plan else None,
+        "model_bytes": weights_file(packed).stat().st_size,
+        "fp32_bytes": fp32_bytes,
+        "corpus": hparams["corpus"],
+        "seed": hparams["seed"],
+        "wall_seconds": wall_seconds,
+    }
+
+
 def evaluate_packed(folder, hparams, dataset, device):
     """Score the model that a fresh process would load from the folder."""
     separator = build_separator(folder / "hyperparams.yaml").eval()
@@ -274,44 +241,24 @@ def evaluate_packed(folder, hparams, dataset, device):
     )
 
 
-def run_baselines(hparams, run_opts, overrides):
-    """Folders of the experiments to compare with, run where missing."""
-    folders = []
-    for file in hparams["against"]:
-        own_bits = read_hparams(file, overrides="")["bits"]
-        for bits in baseline_bits(own_bits, hparams["bits"]):
-            shared = overrides_for(file, overrides, bits)
-            folder, _ = run(file, run_opts, shared)
-            folders.append(folder)
-    return folders
-
-
-def run_prototypes(hparams, run_opts, overrides):
-    """Packed folders of the uniform systems to inherit from, by bits."""
-    file, folders = hparams["prototypes"], {}
-    if file is None:
-        return folders
-    for bits in hparams["scores"].candidate_bits:
-        shared = overrides_for(file, overrides, bits)
-        folder, _ = run(file, run_opts, shared)
-        folders[bits] = folder / "packed"
-    return folders
-
-
 def run(hparams_file, run_opts, overrides):
     """Run one experiment, its baselines first; return its folder and theirs."""
     hparams = read_hparams(hparams_file, overrides)
     check_average_bits(hparams["bits"])  # before any work
-    baselines = run_baselines(hparams, run_opts, overrides)
-    prototypes = run_prototypes(hparams, run_opts, overrides)
+
+    def run_other(file, overrides):
+        return run(file, run_opts, overrides)[0]
+
+    baselines = run_baselines(run_other, hparams, overrides)
+    prototypes = run_prototypes(run_other, hparams, overrides)
     inputs = [
         hparams["separator_file"],
-        weights_file(hparams),
-        *(folder / "model.safetensors" for folder in prototypes.values()),
+        weights_file(hparams["pretrained_separator"]),
+        *map(weights_file, prototypes.values()),
     ]
     experiment = Experiment(hparams, hparams_file, overrides, inputs)
     if experiment.finished:
-        logger.info(f"{experiment.folder} is finished already")
+        experiment.say_finished()
         return experiment.folder, baselines
     run_on_main(experiment.start)
     sb.create_experiment_directory(
@@ -319,36 +266,13 @@ def run(hparams_file, run_opts, overrides):
     )
     torch.set_num_threads(hparams["threads"])
     separator = starting_separator(hparams)
-    check_describable(separator)  # before any work
-    hparams["microphones"] = separator.features.microphones
-    hparams["lips_size"] = separator.lips_size
-    brain = Separation(
-        modules={"separator": separator},
-        opt_class=hparams["opt_class"],
-        hparams=hparams,
-        run_opts=run_opts,
-        checkpointer=hparams["checkpointer"],
-    )
-    brain.checkpointer.add_recoverable("separator", separator)
-    brain.check_settings(separator)
-    fp32_bytes = 4 * sum(p.numel() for p in separator.parameters())
-
+    brain = make_brain(separator, hparams, run_opts)
     run_on_main(prepare_data, args=[hparams])
     datasets, brain.training_maker = dataio_prep(hparams)
+    fp32_bytes = 4 * sum(p.numel() for p in separator.parameters())
     plan = estimate(brain, separator, datasets, prototypes)
     packed = pack(brain, separator, hparams)
-    model_file = packed / "model.safetensors"
-    system = {
-        "system": hparams["system"],
-        "bits": hparams["bits"],
-        "average_bits": plan.average_bits if plan else 32,
-        "estimator": hparams["estimator"].__name__ if plan else None,
-        "model_bytes": model_file.stat().st_size,
-        "fp32_bytes": fp32_bytes,
-        "corpus": hparams["corpus"],
-        "seed": hparams["seed"],
-        "wall_seconds": brain.times(),
-    }
+    system = about_system(hparams, plan, packed, fp32_bytes, brain.times())
 
     def finish():
         """Score what a fresh process would load; leave the results."""
@@ -366,6 +290,23 @@ def run(hparams_file, run_opts, overrides):
 
     run_on_main(finish)
     return experiment.folder, baselines
+
+
+def make_brain(separator, hparams, run_opts):
+    """The Brain of a separator; impossible settings are refused."""
+    check_describable(separator)
+    hparams["microphones"] = separator.features.microphones
+    hparams["lips_size"] = separator.lips_size
+    brain = Separation(
+        modules={"separator": separator},
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    brain.checkpointer.add_recoverable("separator", separator)
+    brain.check_settings(separator)
+    return brain
 
 
 def estimate(brain, separator, datasets, prototypes):

@@ -6,6 +6,7 @@ it goes on. At its end the modules are packed.
 """
 
 import argparse
+import inspect
 import runpy
 import sys
 from contextlib import contextmanager
@@ -37,6 +38,12 @@ class Runner:
     """
 
     def __init__(self, budget, brain=None, weights=None, **options):
+        from .plugin.budget import parse_budget
+        from .plugin.scorers import check_scores
+
+        # Now, not after the script has prepared its data.
+        parse_budget(budget)
+        check_scores(options.get("scores", "kl"))
         self.budget = budget
         self.brain_name = brain
         self.weights = weights
@@ -115,7 +122,7 @@ class Runner:
             )
         from speechbrain.utils.distributed import if_main_process
 
-        from .plugin.choose import quantizer_of
+        from .plugin.brain_quantizer import quantizer_of
 
         if not if_main_process():
             return None
@@ -171,12 +178,15 @@ def quantized_fit(runner):
 
     fit, evaluate = sb.Brain.fit, sb.Brain.evaluate
 
-    def quantize_and_fit(
-        brain, epoch_counter, train_set, valid_set=None, *args, **kwargs
-    ):
-        loader = kwargs.get("valid_loader_kwargs", {})
-        runner.before_fit(brain, train_set, valid_set, loader)
-        return fit(brain, epoch_counter, train_set, valid_set, *args, **kwargs)
+    def quantize_and_fit(brain, *args, **kwargs):
+        given = inspect.signature(fit).bind(brain, *args, **kwargs).arguments
+        runner.before_fit(
+            brain,
+            given["train_set"],
+            given.get("valid_set"),
+            given.get("valid_loader_kwargs", {}),
+        )
+        return fit(brain, *args, **kwargs)
 
     def check_and_evaluate(brain, *args, **kwargs):
         runner.before_evaluate(brain)
@@ -206,18 +216,7 @@ def main(arguments=None):
     script = Path(options.script).resolve()
     if not script.is_file():
         raise SystemExit(f"no script {options.script}")
-    runner = Runner(
-        options.bits,
-        options.brain,
-        options.weights,
-        scores=options.scores,
-        include=options.include,
-        exclude=options.exclude,
-        batches=options.batches,
-        min_bits=options.min_bits,
-        equal_bits=options.equal_bits,
-        rounding=options.rounding,
-    )
+    runner = _runner(options)
     before = sys.argv, list(sys.path)
     sys.argv = [str(options.script), *rest]
     sys.path.insert(0, str(script.parent))  # as `python train.py` has it
@@ -233,6 +232,16 @@ def main(arguments=None):
     if path:
         print(f"Packed: {path}, {path.stat().st_size} bytes")
     return path
+
+
+def _runner(options):
+    """The runner of the command line; what it cannot mean ends the program."""
+    known = vars(options).copy()
+    del known["script"]
+    try:
+        return Runner(known.pop("bits"), **known)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
 
 
 def _parser():

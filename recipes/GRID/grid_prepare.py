@@ -96,6 +96,11 @@ def prepare_grid(
         name = f"speech/{speaker}/{clip.stem}.flac"
         words = words_of(clip.stem)
         key = clip.stem if test_only else f"{speaker}_{clip.stem}"
+        if key in entries:
+            raise ValueError(
+                f"{entries[key]['video']} and {clip} would both be {name}: "
+                "leave one of them out"
+            )
         entries[key] = {
             "wav": f"{{data_root}}/{name}",
             "words": words,
@@ -151,6 +156,12 @@ def split_speakers(entries, held_out, rng):
         Split -> (id -> entry).
     """
     speakers = sorted({entry["speaker"] for entry in entries.values()})
+    if not 0 < 2 * held_out < len(speakers):
+        raise ValueError(
+            f"of {len(speakers)} speakers, {held_out} each are no validation "
+            "and test split with others to train with: give another "
+            "--held_out, or --test_only"
+        )
     order = rng.permutation(speakers).tolist()
     test, valid = order[:held_out], order[held_out : 2 * held_out]
     splits = {"train": {}, "valid": {}, "test": {}}

@@ -11,24 +11,14 @@ import time
 
 import torch
 from speechbrain.utils.logger import get_logger
-from torch.nn.utils import parametrize
-from tqdm import tqdm
 
 from ..quantization.quantizer import clusters
-from .chain import evaluating
+from .architecture_search import ArchitectureSearch
 from .scores import ScoreTable, check_candidates
-from .super_network import (
-    annealed,
-    entropy,
-    read_prototype,
-    size_penalty,
-    super_network_,
-)
+from .super_network import read_prototype, super_network_
 from .weights import named_under, table_sizes
 
 logger = get_logger(__name__)
-
-LEAST_WEIGHT = 1e-300  # so that no score is infinite
 
 SHARES = {  # parameters of each cluster -> what each counts in the penalty
     "sum": torch.ones_like,
@@ -192,11 +182,25 @@ class NASScores:
                 [float(sum(row.values())) for row in sizes["tensors"].values()]
             )
         )
-        with evaluating(mixed):
-            history = self._search(
-                mixed, choices, shares, inputs, loss, progress
-            )
-        weights = _weights(choices)
+        search = ArchitectureSearch(
+            mixed,
+            choices,
+            self.candidate_bits,
+            shares,
+            self.beta,
+            self.lr,
+            self.gumbel,
+        )
+        history = search.run(
+            inputs,
+            loss,
+            self.epochs,
+            self.batch,
+            self.temperature,
+            self.seed,
+            progress,
+        )
+        weights = search.weights()
         self._warn_of_penalty(weights)
         return ScoreTable(
             scores={
@@ -228,49 +232,6 @@ class NASScores:
             for bits in self.candidate_bits
         ]
 
-    def _search(self, mixed, choices, shares, inputs, loss, progress):
-        """Train the choices; loss, penalty and entropy of every epoch."""
-        generator = torch.Generator().manual_seed(self.seed)
-        starts = torch.arange(0, len(inputs), self.batch)
-        temperatures = iter(
-            annealed(*self.temperature, self.epochs * len(starts))
-        )
-        history = []
-        with tqdm(
-            total=self.epochs * len(starts),
-            desc="searching",
-            disable=not progress,
-        ) as bar:
-            for _ in range(self.epochs):
-                total = 0.0
-                order = torch.randperm(len(starts), generator=generator)
-                for start in starts[order].tolist():
-                    items = slice(start, start + self.batch)
-                    _set_up(choices, next(temperatures), self.gumbel, generator)
-                    total += self._step(
-                        mixed, choices, shares, inputs[items], loss, items
-                    )
-                    bar.update()
-                history.append(self._summary(choices, shares, total, inputs))
-        return history
-
-    def _step(self, mixed, choices, shares, inputs, loss, items):
-        """One step of gradient descent; the summed loss before it."""
-        inputs = inputs.to(choices[0].logits.device)
-        with parametrize.cached():
-            output = mixed(inputs)
-        summed = loss(output, items)
-        logits = [choice.logits for choice in choices]
-        weights = torch.stack([choice.weights() for choice in choices])
-        penalty = size_penalty(weights, self.candidate_bits, shares)
-        objective = summed / len(inputs) + self.beta * penalty
-        slopes = torch.autograd.grad(objective, logits)
-        with torch.no_grad():
-            for choice, slope in zip(choices, slopes):
-                # The slope grows with 1 / temperature; the step does not.
-                choice.logits -= self.lr * choice.temperature * slope
-        return summed.item()
-
     def _warn_of_penalty(self, weights):
         """Say so where the data had no say."""
         least = (weights.argmax(1) == 0).double().mean().item()
@@ -280,32 +241,3 @@ class NASScores:
                 "the penalty outweighs the loss and says nothing of them; "
                 'lower beta, or share it with shares="mean" or "size"'
             )
-
-    def _summary(self, choices, shares, total, inputs):
-        """What an epoch has come to; also logged."""
-        weights = _weights(choices)
-        penalty = size_penalty(weights, self.candidate_bits, shares)
-        summary = {
-            "loss": total / len(inputs),
-            "penalty": self.beta * penalty.item(),
-            "entropy": entropy(weights),
-        }
-        logger.info(
-            "Search: loss {loss:.3f}, penalty {penalty:.3f}, entropy "
-            "{entropy:.3f} bits".format(**summary)
-        )
-        return summary
-
-
-def _set_up(choices, temperature, gumbel, generator):
-    """Temperature and, with Gumbel samples, the noise of the next step."""
-    for choice in choices:
-        choice.temperature.fill_(temperature)
-        if gumbel:
-            choice.draw(generator)
-
-
-def _weights(choices):
-    """Architecture weights without noise at temperature 1, [C, candidates]."""
-    logits = torch.stack([choice.logits.detach() for choice in choices])
-    return logits.double().softmax(1).clamp_min(LEAST_WEIGHT).cpu()

@@ -7,10 +7,11 @@ table share a unit; those of two methods do not.
 
 import json
 import math
-import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..quantization.tables import check_bits, check_codebook
+from ..quantization.whole_files import write_whole
 
 VERSION = 1
 
@@ -174,10 +175,7 @@ class ScoreTable:
             },
         }
         text = json.dumps(content, indent=1, allow_nan=False)
-        temporary = f"{os.fspath(path)}.part"
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.replace(temporary, path)
+        write_whole(Path(path), [f"{text}\n".encode()])
 
     @classmethod
     def load(cls, path):

@@ -9,10 +9,14 @@ import time
 from ..quantization.plan import BitPlan
 from ..quantization.quantizer import clusters
 from ..quantization.tables import check_bits, check_codebook
-from ..quantization.tensors import near_misses
 from .chain import evaluating, in_stage, mean_errors, stages_of
+from .cluster_values import (
+    bits_of_clusters,
+    chosen_values,
+    values_of_clusters,
+)
 from .scores import ScoreTable, check_candidates
-from .weights import named_under, quantized_values, table_sizes
+from .weights import named_under, table_sizes
 
 
 class OutputScores:
@@ -172,14 +176,14 @@ class OutputScores:
         inputs, error, scale = self.comparison(*calibration)
         root = named_under(prefix, network)
         members = clusters(root, include, exclude, self.rows)
-        given = self._bits_of_clusters(plan_or_bits, members)
-        values = self._quantized(root, members, given, candidates=())
+        given = bits_of_clusters(plan_or_bits, members, self.codebook)
+        values = self._values(root, members, given, candidates=())
         with evaluating(network):
             _, measured = mean_errors(
                 stages_of(network),
                 self._chunks(inputs),
                 {},
-                (root, _chosen(values, given)),
+                (root, chosen_values(values, given)),
                 error,
                 scale,
             )
@@ -224,8 +228,8 @@ class OutputScores:
         started = time.perf_counter()
         root = named_under(prefix, network)
         members = clusters(root, include, exclude, self.rows)
-        given = self._bits_of_clusters(self.given, members)
-        values = self._quantized(root, members, given, self.candidate_bits)
+        given = bits_of_clusters(self.given, members, self.codebook)
+        values = self._values(root, members, given, self.candidate_bits)
         stages = stages_of(network)
         tries = {
             cluster: in_stage(
@@ -238,7 +242,7 @@ class OutputScores:
                 stages,
                 self._chunks(inputs),
                 tries,
-                given and (root, _chosen(values, given)),
+                given and (root, chosen_values(values, given)),
                 error,
                 scale,
                 progress,
@@ -265,52 +269,7 @@ class OutputScores:
             raise ValueError("scoring needs at least one item of input")
         return inputs.split(self.chunk)
 
-    def _quantized(self, root, members, given, candidates):
-        """values[cluster][bits], at all candidates and at the given bits.
-
-        Fitting the scales is slow and needs no data: once, not once a chunk.
-        """
-        return {
-            cluster: {
-                bits: quantized_values(
-                    root,
-                    cluster,
-                    names,
-                    bits,
-                    self.granularity,
-                    self.codebook,
-                    self.rows,
-                )
-                for bits in dict.fromkeys((*candidates, given.get(cluster)))
-                if bits is not None
-            }
-            for cluster, names in members.items()
-        }
-
-    def _bits_of_clusters(self, plan_or_bits, members):
-        """Cluster -> bits, for those of the network's that have any."""
-        if plan_or_bits is None:
-            return {}
-        if not isinstance(plan_or_bits, BitPlan):
-            return dict.fromkeys(members, check_bits(plan_or_bits))
-        plan = plan_or_bits
-        if plan.codebook != self.codebook:
-            raise ValueError(
-                f"the plan is of {plan.codebook} tables, the scores are of "
-                f"{self.codebook}: give both the same codebook"
-            )
-        unknown = sorted(set(plan.clusters) - set(members))
-        if unknown:
-            raise ValueError(
-                f"the plan's cluster {unknown[0]!r} is none of the network's "
-                f"{len(members)}{near_misses(unknown[0], members)}"
-            )
-        return {name: entry.bits for name, entry in plan.clusters.items()}
-
-
-def _chosen(values, bits):
-    """The values of all tensors at their cluster's bits, in one dict."""
-    chosen = {}
-    for cluster, width in bits.items():
-        chosen |= values[cluster][width]
-    return chosen
+    def _values(self, root, members, given, candidates):
+        """values[cluster][bits], see `values_of_clusters`."""
+        kind = self.granularity, self.codebook, self.rows
+        return values_of_clusters(root, members, candidates, given, *kind)

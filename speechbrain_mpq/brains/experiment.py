@@ -5,18 +5,23 @@ continues or does nothing; starting another in it is refused, so that no
 result can come from a mixture of two.
 """
 
-import hashlib
 import json
-import math
 from pathlib import Path
 
-import yaml
-from hyperpyyaml import load_hyperpyyaml, resolve_references
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.utils.logger import get_logger
 
 from .files import write_whole
+from .settings import (
+    REPORTED,
+    differing,
+    digest,
+    resolved_text,
+    settings_of,
+    text_digest,
+)
 
-# Keys that say where or how fast, not what comes out.
-NOT_SETTINGS = ("output_folder", "results_folder", "data_folder", "workers")
+logger = get_logger(__name__)
 
 
 def read_hparams(path, overrides=""):
@@ -37,84 +42,6 @@ def read_hparams(path, overrides=""):
         return load_hyperpyyaml(source, overrides)
 
 
-def overrides_for(path, overrides, bits):
-    """What of an experiment's overrides its baseline shares.
-
-    Arguments
-    ---------
-    path : str
-        The baseline's hyper-parameter file.
-    overrides : str
-        YAML text of the experiment's overrides.
-    bits : int
-        Bits of the baseline.
-
-    Returns
-    -------
-    overrides : str
-        Those that the baseline's file knows too, with these bits.
-
-    Example
-    -------
-    >>> overrides_for("hparams/fp32.yaml", "seed: 7\\nscores: null", 32)
-    'seed: 7\\nbits: 32\\n'
-    """
-    with open(path, encoding="utf-8") as source:
-        known = _entries(resolve_references(source).getvalue())
-    own = {
-        *("system", "scores", "output_folder", "against", "prototypes", "bits"),
-        *("one_stage", "admm"),
-    }
-    if bits == 32:
-        own.add("number_of_epochs")  # shipped as it is, unless asked itself
-    # Nodes, not values: tags such as !name: must come through.
-    shared = {
-        key: node
-        for key, node in _entries(overrides).items()
-        if key in known and key not in own
-    }
-    pairs = [(_scalar(key), node) for key, node in sorted(shared.items())]
-    pairs.append((_scalar("bits"), yaml.compose(str(bits))))
-    mapping = yaml.MappingNode("tag:yaml.org,2002:map", pairs, flow_style=False)
-    return yaml.serialize(mapping)
-
-
-def _entries(text):
-    """Top-level keys of YAML text and their nodes, whatever the tags."""
-    root = yaml.compose(text or "{}")
-    return {key.value: node for key, node in root.value}
-
-
-def _scalar(text):
-    """A YAML node of a string."""
-    return yaml.ScalarNode("tag:yaml.org,2002:str", text)
-
-
-def baseline_bits(own, asked):
-    """Bits at which a baseline is run beside an experiment.
-
-    Arguments
-    ---------
-    own : int
-        Bits in the baseline's file.
-    asked : float
-        Average bits of the experiment.
-
-    Returns
-    -------
-    bits : list of int
-        32 for full precision; else the whole numbers around `asked`.
-
-    Example
-    -------
-    >>> baseline_bits(32, 4), baseline_bits(4, 3), baseline_bits(4, 2.5)
-    ([32], [3], [2, 3])
-    """
-    if own == 32:
-        return [32]
-    return sorted({math.floor(asked), math.ceil(asked)})
-
-
 class Experiment:
     """Output folder of one experiment.
 
@@ -133,46 +60,66 @@ class Experiment:
 
     def __init__(self, hparams, hparams_file, overrides="", inputs=()):
         self.folder = Path(hparams["output_folder"])
-        self.settings = _fingerprint(hparams_file, overrides, inputs)
-        self._check_folder()
+        text = resolved_text(hparams_file, overrides)
+        self.asked = {"settings": settings_of(text), "inputs": digest(inputs)}
+        stored = self._stored(text, inputs) or self.asked
+        keys = differing(stored["settings"], self.asked["settings"])
+        self.report_differs = [key for key in keys if key in REPORTED]
+        keys = [key for key in keys if key not in REPORTED]
+        if stored["inputs"] != self.asked["inputs"]:
+            keys.append("weights or architecture to start from")
+        if keys:
+            raise self._refusal(f"settings: {', '.join(keys)}")
 
     @property
     def finished(self):
         """Whether its metrics are there."""
         return (self.folder / "metrics.json").exists()
 
+    @property
+    def state(self):
+        """One sentence on a finished experiment."""
+        said = f"{self.folder} is finished already"
+        if self.report_differs:
+            said += (
+                f"; its report was made with another "
+                f"{' and '.join(self.report_differs)}: delete its "
+                "metrics.json to have it scored and written again"
+            )
+        return said
+
+    def say_finished(self):
+        """Log so; a warning, which is seen, where its report is another."""
+        log = logger.warning if self.report_differs else logger.info
+        log(self.state)
+
     def start(self):
         """Make the folder and note whose it is."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        settings = {"sha256": self.settings}
-        write_whole(self.folder / "settings.json", settings)
+        write_whole(self.folder / "settings.json", self.asked)
 
-    def _check_folder(self):
-        """Refuse a folder that belongs to other settings."""
+    def _stored(self, text, inputs):
+        """What the folder's run was asked; None without one."""
         path = self.folder / "settings.json"
         if not path.exists():
-            return
-        if json.loads(path.read_text())["sha256"] != self.settings:
-            raise ValueError(
-                f"{self.folder} holds a run with other settings or weights "
-                "(see its hyperparams.yaml): delete it, or choose another "
-                "place with --results_folder"
-            )
+            return None
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if "settings" in stored:
+            return stored
+        # An older run left a hash: of these settings, or of those it saved?
+        saved = self.folder / "hyperparams.yaml"
+        texts = [text]
+        if saved.exists():
+            texts.append(saved.read_text(encoding="utf-8"))
+        for candidate in texts:
+            if text_digest(candidate, inputs) == stored["sha256"]:
+                settings = settings_of(candidate)
+                return {"settings": settings, "inputs": digest(inputs)}
+        raise self._refusal("settings or weights (see its hyperparams.yaml)")
 
-
-def _fingerprint(hparams_file, overrides, inputs):
-    """Hash of everything that can change the result."""
-    if overrides:  # in one form, however they are written
-        overrides = yaml.serialize(yaml.compose(overrides))
-    with open(hparams_file, encoding="utf-8") as source:
-        text = resolve_references(source, overrides).getvalue()
-    lines = [
-        line
-        for line in text.splitlines()
-        if line.split(":")[0] not in NOT_SETTINGS and line[:1] != "#"
-    ]
-    digest = hashlib.sha256("\n".join(lines).encode())
-    for path in map(Path, inputs):
-        if path.exists():
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+    def _refusal(self, difference):
+        """An error for a folder that belongs to another experiment."""
+        return ValueError(
+            f"{self.folder} holds a run with other {difference}. Delete it, "
+            "or choose another place with --results_folder"
+        )

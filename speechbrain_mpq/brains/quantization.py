@@ -19,31 +19,13 @@ from ..quantization.packing import save_packed
 from ..quantization.plan import BitPlan
 from ..quantization.quantizer import bit_plan, clusters, quantize_
 from ..quantization.tables import check_bits
+from .checks import check_average_bits, check_methods, check_reachable
 from .files import write_whole
 from .outlook import write_additivity, write_outlook
 from .prototypes import inherit_, load_prototype
 from .rounding import round_calibrated_
 
 logger = get_logger(__name__)
-
-
-def check_average_bits(bits):
-    """Raise ValueError unless a budget can be meant.
-
-    Arguments
-    ---------
-    bits : float
-        1 to 16, or 32 for full precision.
-
-    Example
-    -------
-    >>> check_average_bits(2.5)
-    """
-    if isinstance(bits, bool) or not 1 <= bits <= 16 and bits != 32:
-        raise ValueError(
-            f"bits must lie in 1 to 16, or be 32 for full precision, not "
-            f"{bits!r}: change --bits"
-        )
 
 
 class QuantizationBrain(sb.Brain):
@@ -67,58 +49,15 @@ class QuantizationBrain(sb.Brain):
         model : torch.nn.Module
             The model to be quantized.
         """
-        bits, scorer = self.hparams.bits, self.hparams.scores
-        check_average_bits(bits)
-        if bits == 32:
+        hparams = self.hparams
+        check_average_bits(hparams.bits)
+        if hparams.bits == 32:
             return
         clusters(model, *self._patterns())  # each pattern must match
-        self._check_methods()
-        scorer = self.hparams.one_stage or scorer
+        check_methods(hparams, self.trains)
+        scorer = hparams.one_stage or hparams.scores
         candidates = getattr(scorer, "candidate_bits", None)
-        if candidates is None:
-            check_bits(bits)  # a whole number of them
-        elif not max(candidates[0], self.hparams.min_bits) <= bits:
-            raise ValueError(
-                f"{bits} bits on average cannot be reached with at least "
-                f"{max(candidates[0], self.hparams.min_bits)} in each cluster"
-                ": raise --bits, or lower candidate_bits and --min_bits"
-            )
-        elif bits > candidates[-1]:
-            raise ValueError(
-                f"{bits} bits on average cannot be reached with at most "
-                f"{candidates[-1]} in each cluster: lower --bits, or give "
-                "scores more candidate_bits"
-            )
-
-    def _check_methods(self):
-        """Refuse methods that exclude or miss each other."""
-        if self.hparams.one_stage and self.hparams.scores:
-            raise ValueError(
-                "one_stage decides on the bits itself: set scores to null"
-            )
-        if self.hparams.round_calibrated and (
-            self.hparams.admm or self.hparams.one_stage
-        ):
-            raise ValueError(
-                "calibrated rounding is for a plan that stays, and for "
-                "estimators that begin at rounded weights: set "
-                "round_calibrated to False"
-            )
-        if not self.trains and not self.hparams.round_calibrated:
-            logger.warning(
-                "Nothing is trained and weights are rounded to nearest: "
-                "--round_calibrated True is far better at few bits"
-            )
-        if self.hparams.admm and self.hparams.rows:
-            raise ValueError("ADMM takes whole layers: set rows to null")
-        for key in ("granularity", "codebook", "rows"):
-            asked = getattr(self.hparams, key)
-            scored = getattr(self.hparams.scores, key, asked)
-            if scored != asked:
-                raise ValueError(
-                    f"scores have {key} {scored!r}, the model {asked!r}: "
-                    "give both the same"
-                )
+        check_reachable(hparams.bits, candidates, hparams.min_bits)
 
     def quantize(self, model, network_name, calibrate, prototypes=None):
         """Decide on the bits of every cluster and quantize in place.

@@ -1,6 +1,6 @@
-"""The commands of `speechbrain-mpq`, one module each.
+"""The commands of `speechbrain-mpq`, one module each, and what they share.
 
-A module has `HELP` (one line), `EXAMPLE` (command lines), `add_arguments`
+A command has `HELP` (one line), `EXAMPLE` (command lines), `add_arguments`
 (to an argparse parser) and `run` (options in, exit status out). It imports
 what is heavy inside `run`, so that `--help` answers at once. What the user
 can mend is raised as ValueError, OSError or ImportError, and printed.

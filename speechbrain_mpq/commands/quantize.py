@@ -5,6 +5,11 @@ loads, on some audio; finds the best bits for a budget; rounds; and writes a
 folder that the same class loads with stock `from_hparams`. No training.
 """
 
+import argparse
+import sys
+
+from .device import check_device
+
 HELP = "a pretrained SpeechBrain model at mixed precision, without training"
 EXAMPLE = (
     "speechbrain-mpq quantize --source pretrained/asr_mini --class EncoderASR "
@@ -58,17 +63,23 @@ def run(options):
     Returns
     -------
     code : int
-        Exit status.
+        Exit status: 0, or 2 where there is no such source.
     """
     from ..plugin.pretrained_card import outcome_table
     from ..plugin.pretrained_quantization import quantize_pretrained
+    from ..plugin.pretrained_source import SourceNotFoundError
 
+    check_device(options.device)
     asked = vars(options).copy()
     for other in ("run", "command"):
         asked.pop(other, None)
     if asked["candidate_bits"] is None:
         del asked["candidate_bits"]
-    outcome = quantize_pretrained(**asked, progress=True)
+    try:
+        outcome = quantize_pretrained(**asked, progress=True)
+    except SourceNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 2
     print(outcome_table(outcome))
     note = _significance(outcome.quality)
     if note:
@@ -134,14 +145,20 @@ def _add_method_options(group):
 
 def _bits(text):
     """A number of bits from the command line."""
-    return float(text) if "." in text else int(text)
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of bits, such as 4 or 1.6"
+        ) from error
 
 
 def _significance(quality):
     """Whether word errors differ significantly; empty for other measures."""
     from ..evaluation.mapsswe import mapsswe
+    from ..plugin.pretrained_metrics import WordErrorRate
 
-    if not quality or quality["source"].name != "WER, %":
+    if not quality or quality["source"].name != WordErrorRate.name:
         return ""
     source, packed = quality["source"].pairs, quality["packed"].pairs
     result = mapsswe((*source[key], packed[key][1]) for key in source)

@@ -6,6 +6,8 @@ import tempfile
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from .device import check_device
+
 HELP = "separate talkers of a multichannel recording by their directions"
 EXAMPLE = """
   speechbrain-mpq separate mix.wav --doa 60 --model packed -o anna.wav
@@ -90,7 +92,7 @@ def run(options):
             source = options.mixture
             if not Path(source).is_file():
                 raise FileNotFoundError(f"{source}: no such file")
-        _check_device(options.device)
+        check_device(options.device)
         from ..inference.checked import LightSeparator
 
         model = LightSeparator(
@@ -105,17 +107,6 @@ def run(options):
         for path in _separate(model, source, doas, outs, options):
             print(path)
     return 0
-
-
-def _check_device(name):
-    """PyTorch's complaints of a device as a message, not a traceback."""
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} cannot be used: {reason}") from error
 
 
 def _add_options(parser):

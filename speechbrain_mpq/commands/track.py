@@ -1,5 +1,7 @@
 """`speechbrain-mpq track`: from a talker's face to a direction of arrival."""
 
+import argparse
+
 HELP = "follow a face in a video, and tell the direction that it gives"
 EXAMPLE = "speechbrain-mpq track video.mp4 -o track.json --near 60"
 
@@ -120,7 +122,14 @@ def _add_camera(group):
 
 def _target(text):
     """A number or "largest"."""
-    return text if text == "largest" else int(text)
+    if text == "largest":
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is neither a number nor "largest"'
+        ) from error
 
 
 def _follow(options):

@@ -18,10 +18,12 @@ from .brain_network import (
     ready_to_score,
     summed,
 )
+from .brain_quantizer import quantizer_of
 from .budget import parse_budget
 from .calibrated import check_rounding, quantize_by_plan
+from .limits import check_limits
 from .plan_files import PlanFiles
-from .quantizer import Quantizer
+from .quantizer_options import as_list
 from .scorers import CANDIDATES, check_needs, scorer_for
 
 
@@ -109,9 +111,10 @@ def choose_bits(
     limits = {
         **budget,
         "min_bits": min_bits,
-        "equal_bits": list(equal_bits or quantizer.equal_bits),
+        "equal_bits": as_list(equal_bits or quantizer.equal_bits),
     }
-    files = PlanFiles(brain, folder, scores, **limits, rounding=rounding)
+    choice = {"rounding": rounding, "candidate_bits": list(candidate_bits)}
+    files = PlanFiles(brain, folder, scores, **limits, **choice)
     plan = files.earlier_plan()
     new = plan is None
     scorer = scorer_for(scores, quantizer, candidate_bits) if new else None
@@ -119,6 +122,8 @@ def choose_bits(
     fitted = rounding == "calibrated"
     fitted = fitted and not files.weights_follow(quantizer.model)
     quantizer.dequantize()
+    if new:
+        check_limits(quantizer, scorer, limits)
     # Neither loading nor running may change how training goes on.
     with torch.random.fork_rng():
         found = ()
@@ -133,46 +138,6 @@ def choose_bits(
     if new:
         files.save_plan(plan)
     return quantizer.plan
-
-
-def quantizer_of(brain, quantizer=None, include=("*",), exclude=()):
-    """The quantizer of a Brain's modules; a new one where there is none.
-
-    Arguments
-    ---------
-    brain : speechbrain.Brain
-        Its hparams are looked at, and what `choose_bits` left.
-    quantizer : Quantizer or None
-        Goes before both.
-    include, exclude : sequence of str
-        For a new one.
-
-    Returns
-    -------
-    quantizer : Quantizer
-    """
-    own = getattr(getattr(brain, "hparams", None), "quantizer", None)
-    quantizer = quantizer or own or getattr(brain, "chosen_quantizer", None)
-    if quantizer is None:
-        patterns = {"include": include, "exclude": exclude}
-        quantizer = Quantizer(brain.modules, bits=None, **patterns)
-        # Nothing else holds it, and the hooks are its own.
-        brain.chosen_quantizer = quantizer
-    elif not isinstance(quantizer, Quantizer):
-        raise TypeError(
-            "the hparams' quantizer must be a speechbrain_mpq.Quantizer, not "
-            f"a {type(quantizer).__name__}"
-        )
-    elif tuple(include) != ("*",) or tuple(exclude):
-        raise ValueError(
-            "include and exclude are the quantizer's: give them in its block"
-        )
-    if quantizer.any_bits:
-        raise ValueError(
-            "the quantizer learns its bits in training: name a Quantizer, not "
-            "LearnedBits, where choose_bits chooses them"
-        )
-    return quantizer
 
 
 def _chosen(quantizer, limits, files, scorer, place):
@@ -231,10 +196,6 @@ def _take_form(scorer, network):
 
 def _uniform(quantizer, limits):
     """The plan that gives all the same bits."""
-    if "average_bits" not in limits:
-        raise ValueError(
-            'uniform bits need a budget in bits, such as 4: or use scores="kl"'
-        )
     quantizer.quantize(limits["average_bits"])
     plan = quantizer.plan
     quantizer.dequantize()

@@ -5,8 +5,11 @@ from functools import partial
 
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from ..allocation.scores import check_candidates
 from ..brains.one_stage import OneStage
-from ..quantization.tensors import named_tensors
+from ..quantization.cutting import cut
+from ..quantization.tables import check_bits
+from ..quantization.tensors import named_tensors, select
 from .budget import parse_budget
 from .quantizer import Quantizer
 
@@ -30,6 +33,7 @@ class LearnedBits(Quantizer):
         Bits to choose from.
     interval : int
         Steps between two decisions; validation must not come before the first.
+        More are better where training begins with random weights.
     decisions : int
         How many there are.
     min_bits : int
@@ -52,11 +56,16 @@ class LearnedBits(Quantizer):
         targets,
         bits=4,
         candidate_bits=(2, 3, 4, 6, 8, 16),
-        interval=100,
+        interval=20,
         decisions=5,
         min_bits=2,
         **options,
     ):
+        if not check_bits(min_bits) <= max(check_candidates(candidate_bits)):
+            raise ValueError(
+                f"min_bits {min_bits} is more than any of the candidate bits "
+                f"{candidate_bits}"
+            )
         self.one_stage = OneStage(candidate_bits, interval, decisions)
         candidates = self.one_stage.candidate_bits
         self.limit = {**parse_budget(bits), "min_bits": min_bits}
@@ -72,14 +81,15 @@ class LearnedBits(Quantizer):
 
     def quantize(self, plan_or_bits):
         """Start at these bits, and watch gradients from now on."""
-        super().quantize(plan_or_bits)
-        for name, tensor in named_tensors(self.model).items():
-            if tensor.fake_quantize and not tensor.parameter.requires_grad:
+        tensors = cut(named_tensors(self.model), self.table["rows"])
+        for tensor in select(tensors, **self.patterns):
+            if not tensor.parameter.requires_grad:
                 raise ValueError(
-                    f"{name} is frozen, and without gradients there is nothing "
-                    "to learn bits from: exclude it, or name a Quantizer and "
-                    "let choose_bits choose"
+                    f"{tensor.name} is frozen, and without gradients there is "
+                    "nothing to learn bits from: exclude it, or name a "
+                    "Quantizer and let choose_bits choose"
                 )
+        super().quantize(plan_or_bits)
         self.one_stage.start(
             self.model, **self.limit, equal_bits=self.equal_bits
         )

@@ -55,8 +55,9 @@ class PlanFiles:
                     "Pretrainer instead, and train in another output_folder"
                 )
             return None
-        found = json.loads((self.folder / SETTINGS).read_text())
-        found = {"rounding": "nearest", **found}  # all there was at first
+        # Older files do not tell these.
+        older = {"candidate_bits": self.settings.get("candidate_bits")}
+        found = {"rounding": "nearest", **older, **self._earlier_settings()}
         if found != self.settings:
             raise ValueError(
                 f"{path} was chosen with {found}, asked for is {self.settings}"
@@ -64,6 +65,17 @@ class PlanFiles:
             )
         logger.info(f"Continuing with the bit plan in {path}")
         return BitPlan.load(path)
+
+    def _earlier_settings(self):
+        """What the plan in the folder was asked for."""
+        path = self.folder / SETTINGS
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} does not tell what the plan.json beside it was asked "
+                f"for ({error}): train in another output_folder"
+            ) from error
 
     def weights_follow(self, model):
         """Whether `fit` will load all weights of a model from a checkpoint.

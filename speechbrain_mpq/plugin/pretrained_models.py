@@ -11,7 +11,6 @@ from speechbrain.inference.interfaces import Pretrained
 from speechbrain.utils.fetching import fetch
 
 from ..quantization.tensors import near_misses
-from .pretrained_folder import HPARAMS_FILE
 from .pretrained_metrics import ErrorRate, SourceSISNR, WordErrorRate
 from .pretrained_outputs import (
     AttentionOutputs,
@@ -20,6 +19,7 @@ from .pretrained_outputs import (
     EncoderOutputs,
     WaveformOutputs,
 )
+from .pretrained_source import HPARAMS_FILE, check_source
 
 # What a class puts out and how good that is; subclasses before their base.
 KINDS = {
@@ -122,6 +122,7 @@ def load_interface(cls, source, device="cpu"):
     hparams_path : Path
     """
     source = str(source)
+    check_source(source)
     interface = cls.from_hparams(source=source, run_opts={"device": device})
     if not hasattr(interface.hparams, "pretrainer"):
         raise ValueError(f"{source}: its {HPARAMS_FILE} has no pretrainer")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ..allocation.scores import check_candidates
 from ..brains.rounding import round_calibrated_
 from ..quantization.coverage import coverage
 from ..quantization.quantizer import quantize_
@@ -117,6 +118,7 @@ def quantize_pretrained(
     """
     budget, asked = parse_budget(budget), budget
     check_rounding(rounding)
+    check_candidates(candidate_bits)
     output, cls = _empty_folder(output), find_class(class_name)
     entries = read_manifest(calibration, data_root)
     tested = read_manifest(test, data_root) if test else entries

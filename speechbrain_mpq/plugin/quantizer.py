@@ -11,14 +11,21 @@ from ..quantization.coverage import coverage
 from ..quantization.log_step import LogStep
 from ..quantization.model_plan import bit_plan
 from ..quantization.packing import save_packed
+from ..quantization.plan import BitPlan
 from ..quantization.quantizer import dequantize_, quantize_
 from ..quantization.tensors import named_tensors, select
 from .checkpoints import guard_loading
+from .quantizer_options import (
+    check_equal_bits,
+    check_estimator,
+    check_table,
+    check_uniform_bits,
+    check_unreached,
+    refuse_unknown,
+)
 from .reach import watch_reach
 
 logger = get_logger(__name__)
-
-UNREACHED = ("error", "ignore")
 
 
 class Quantizer:
@@ -53,6 +60,8 @@ class Quantizer:
     unreached : str
         "error": refuse weights without a gradient after the first step.
         "ignore": later steps may reach them.
+    **unknown : dict
+        Refused, with the names that there are.
 
     Example
     -------
@@ -78,11 +87,14 @@ class Quantizer:
         estimator=LogStep,
         equal_bits=(),
         unreached="error",
+        **unknown,
     ):
-        if unreached not in UNREACHED:
-            raise ValueError(
-                f"unreached must be one of {UNREACHED}, not {unreached!r}"
-            )
+        refuse_unknown(type(self), unknown)
+        check_table(granularity, rows, codebook)
+        check_estimator(estimator)
+        check_unreached(unreached)
+        if not isinstance(bits, BitPlan | None):
+            check_uniform_bits(bits)
         self.model = named_targets(targets)
         self.patterns = {"include": include, "exclude": exclude}
         self.table = {"granularity": granularity, "rows": rows}
@@ -91,7 +103,7 @@ class Quantizer:
         self.equal_bits = equal_bits
         self.unreached = unreached
         self._handles = []
-        select(named_tensors(self.model), **self.patterns)  # they must match
+        check_equal_bits(self.model, equal_bits, rows, **self.patterns)
         if bits is not None:
             self.quantize(bits)
 
@@ -105,14 +117,15 @@ class Quantizer:
         """
         self._refuse_synchronized_norms()
         self.dequantize()
-        uniform = isinstance(plan_or_bits, int | float)
+        planned = isinstance(plan_or_bits, BitPlan)
         quantize_(
             self.model,
             plan_or_bits,
             **self.patterns,
             **self.table,
             estimator=self.estimator,
-            codebook=self.codebook if uniform else None,
+            # A plan has its own, the one that its bits were chosen for.
+            codebook=None if planned else self.codebook,
         )
         self._freeze_scales_of_frozen()
         self._handles = guard_loading(self.model, self.any_bits)

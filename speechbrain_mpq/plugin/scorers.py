@@ -12,6 +12,29 @@ PROBES = 4  # of each batch, for the Hessian
 SCORES = ("kl", "hessian", "loss", "weight_error", "size", "uniform")
 
 
+def check_scores(scores):
+    """Refuses names that are no scores.
+
+    Arguments
+    ---------
+    scores : str or object
+        One of `SCORES`, or an object such as `KLScores`.
+
+    Example
+    -------
+    >>> check_scores("kl")
+    >>> check_scores("lk")
+    Traceback (most recent call last):
+    ...
+    ValueError: scores must be one of ('kl', ...) or an object such as ...
+    """
+    if isinstance(scores, str) and scores not in SCORES:
+        raise ValueError(
+            f"scores must be one of {SCORES} or an object such as KLScores(), "
+            f"not {scores!r}"
+        )
+
+
 def scorer_for(scores, quantizer, candidate_bits=CANDIDATES):
     """An object that scores, with the quantizer's tables.
 
@@ -37,6 +60,7 @@ def scorer_for(scores, quantizer, candidate_bits=CANDIDATES):
     >>> scorer_for("kl", quantizer).codebook
     'midrise'
     """
+    check_scores(scores)
     table = {**quantizer.table, "codebook": quantizer.codebook}
     if scores == "uniform":
         return None
@@ -55,11 +79,6 @@ def scorer_for(scores, quantizer, candidate_bits=CANDIDATES):
             "weight_error": WeightErrorScores,
             "size": SizeScores,
         }
-        if scores not in kinds:
-            raise ValueError(
-                f"scores must be one of {SCORES} or an object such as "
-                f"KLScores(), not {scores!r}"
-            )
         scorer = kinds[scores](candidate_bits, **table)
     else:
         scorer = copy.deepcopy(scores)

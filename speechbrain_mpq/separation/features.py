@@ -9,9 +9,9 @@ import torch
 import torch.nn as nn
 
 from .array import check_doa, linear_array, pair_phase, used_microphones
+from .spectra import EPS, interchannel_phase, steer, times_conjugate
 
 SAMPLE_RATE = 16000  # Hz
-EPS = 1e-8
 STFT_SAMPLES = 2**18  # at a time: less memory to take and give back
 BLOCK_FRAMES = 32  # frames at a time: what is in between stays in the cache
 
@@ -19,117 +19,6 @@ BLOCK_FRAMES = 32  # frames at a time: what is in between stays in the cache
 PAPER_PAIRS = ((1, 15), (2, 14), (3, 13), (12, 4), (7, 10), (8, 9))
 # Six pairs on seven microphones: 56, 28, 20, 10, 6 and 3 cm apart.
 MINI_PAIRS = ((15, 1), (8, 1), (12, 4), (8, 4), (10, 6), (8, 6))
-
-
-def phasors(spectra):
-    """Unit phasors y / |y|; zero where the bin is silent.
-
-    Arguments
-    ---------
-    spectra : torch.Tensor
-        Complex, any shape.
-
-    Returns
-    -------
-    unit : torch.Tensor
-        Complex, same shape, magnitude 1 (or 0).
-
-    Example
-    -------
-    >>> phasors(torch.tensor([3 + 4j, 0j]))
-    tensor([0.6000+0.8000j, 0.0000+0.0000j])
-    """
-    power = spectra.real.square() + spectra.imag.square()
-    return spectra * torch.rsqrt(power.clamp_min(1e-20))
-
-
-def log_power(spectrum):
-    """Log-power spectrum in bels (log10), the paper's LPS.
-
-    Arguments
-    ---------
-    spectrum : torch.Tensor
-        Complex, any shape.
-
-    Returns
-    -------
-    lps : torch.Tensor
-        Same shape, log10(|y|^2 + 1e-8).
-
-    Example
-    -------
-    >>> log_power(torch.tensor([10 + 0j, 0j]))
-    tensor([ 2., -8.])
-    """
-    power = spectrum.real.square() + spectrum.imag.square()
-    return torch.log10(power + EPS)
-
-
-def interchannel_phase(spectra, first, second):
-    """Unit phasors of y_m / y_n; their angle is the IPD of Eq. 1.
-
-    Arguments
-    ---------
-    spectra : torch.Tensor
-        [batch, mics, bins, frames], complex.
-    first, second : torch.Tensor
-        [pairs], indices of m and n among the channels.
-
-    Returns
-    -------
-    ratio : torch.Tensor
-        [batch, pairs, bins, frames], complex, magnitude 1 (0 when silent).
-
-    Example
-    -------
-    >>> y = torch.tensor([2j, 1 + 0j]).view(1, 2, 1, 1)
-    >>> ratio = interchannel_phase(y, torch.tensor([0]), torch.tensor([1]))
-    >>> round(ratio.angle().item(), 4)  # +90 degrees
-    1.5708
-    """
-    unit = phasors(spectra)
-    return unit[:, first] * unit[:, second].conj()
-
-
-def steer(ratio, phase):
-    """Rotate the phase ratios by what the target's direction would cause.
-
-    The cosine is that of Eq. 3 for each pair (1 where the bin comes from the
-    target's direction); the sine tells on which side of the target it lies.
-
-    Arguments
-    ---------
-    ratio : torch.Tensor
-        [batch, pairs, bins, frames], complex, from `interchannel_phase`.
-    phase : torch.Tensor
-        [batch, targets, pairs, bins, frames], from `pair_phase`; or without
-        frames, or with a single one, for all.
-
-    Returns
-    -------
-    cosine, sine : torch.Tensor
-        [batch, targets, pairs, bins, frames].
-
-    Example
-    -------
-    >>> ratio = torch.tensor([1j]).view(1, 1, 1, 1)  # measured: 90 degrees
-    >>> cosine, sine = steer(ratio, torch.zeros(1, 1, 1, 1))
-    >>> cosine.item(), sine.item()  # expected 0: a quarter turn to one side
-    (0.0, 1.0)
-    """
-    phase = phase[..., None] if phase.dim() == 4 else phase
-    return _times_conjugate(
-        (ratio.real[:, None], ratio.imag[:, None]), (phase.cos(), phase.sin())
-    )
-
-
-def _times_conjugate(one, other):
-    """One complex number times another's conjugate, as (real, imaginary).
-
-    Real arithmetic is twice as fast as complex products on a CPU.
-    """
-    (a, b), (c, d) = one, other
-    return torch.addcmul(a * c, b, d), torch.addcmul(b * c, a, d, value=-1)
 
 
 class SpatialFeatures(nn.Module):
@@ -314,7 +203,7 @@ class SpatialFeatures(nn.Module):
         power = torch.addcmul(real * real, imag, imag)
         size = power.clamp_min(1e-20).rsqrt()
         unit = real * size, imag * size
-        ratio = _times_conjugate(
+        ratio = times_conjugate(
             [part.index_select(1, self.first) for part in unit],
             [part.index_select(1, self.second) for part in unit],
         )  # [B, pairs, frames, bins] twice
@@ -335,7 +224,7 @@ class SpatialFeatures(nn.Module):
         if doa.dim() == 2:
             phase = phase[:, :, None]  # [B, K, frames, pairs, bins]
         ratio = [part.transpose(1, 2)[:, None] for part in ratio]
-        return _times_conjugate(ratio, (phase.cos(), phase.sin()))
+        return times_conjugate(ratio, (phase.cos(), phase.sin()))
 
     def _steered(self, spectra, doa):
         """Cosine and sine of the pairs' phases, turned to the targets."""

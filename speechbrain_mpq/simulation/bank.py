@@ -181,7 +181,8 @@ class RoomBank:
         found = []
         for room, doa in enumerate(self.doa):
             angle = np.abs(doa[:, None] - doa[None, :])
-            inside = (angle >= low) & ((angle < high) | (angle >= 180))
+            top = np.inf if high >= 180 else high
+            inside = (angle >= low) & (angle < top)
             np.fill_diagonal(inside, False)
             found += [(room, int(a), int(b)) for a, b in np.argwhere(inside)]
         return found

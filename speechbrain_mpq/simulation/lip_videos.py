@@ -9,8 +9,9 @@ import zlib
 import numpy as np
 
 from ..separation.lips import FPS, PERIOD
-from .camera_faults import Faults, draw_pose, spoil
-from .mixtures import SAMPLE_RATE, place
+from .camera_faults import TRAINING, Faults, draw_pose, spoil
+from .mixing import place
+from .mixtures import SAMPLE_RATE
 from .mouths import draw_look, draw_mouths
 from .visemes import mouth_shapes
 
@@ -167,7 +168,7 @@ class LipVideos:
         rng = np.random.default_rng(seeds)
         if self.shown == "none":
             return np.zeros((len(times), *self.size), np.uint8)
-        other = self._ids[int(rng.integers(len(self._ids)))]
+        other = self._other(mixture[role], rng)
         swapped = rng.uniform() < self.faults.swapped or self.shown == "other"
         key = other if swapped else mixture[role]
         times = times - rng.uniform(*self.faults.lag)
@@ -182,6 +183,12 @@ class LipVideos:
         if self.shown == "frozen":
             clip[:] = clip[0]
         return clip
+
+    def _other(self, key, rng):
+        """Another utterance; where there is no other, the same."""
+        ids = self._ids
+        index = int(rng.integers(len(ids)))
+        return ids[index] if ids[index] != key else ids[(index + 1) % len(ids)]
 
     def _drawn(self, key, speaker, times, rng):
         """Pictures of an utterance, drawn with a speaker's mouth."""
@@ -202,3 +209,31 @@ class LipVideos:
             )
         index = np.clip(np.rint(times * FPS), 0, len(pictures) - 1)
         return pictures[index.astype(int)].astype(np.float32) / 255
+
+
+def videos_of_splits(makers, size):
+    """Lips for the mixtures of every split, with faults in training only.
+
+    Arguments
+    ---------
+    makers : dict of str -> MixtureMaker
+        By split.
+    size : (int, int) or None
+        Height and width of a picture; None: no lips.
+
+    Returns
+    -------
+    videos : dict of str -> LipVideos or None
+
+    Example
+    -------
+    >>> videos_of_splits({"train": None, "test": None}, size=None)
+    {'train': None, 'test': None}
+    """
+    if size is None:
+        return dict.fromkeys(makers)
+    faults = {"train": TRAINING, "valid": Faults(), "test": Faults()}
+    return {
+        split: LipVideos(maker, size, faults[split])
+        for split, maker in makers.items()
+    }

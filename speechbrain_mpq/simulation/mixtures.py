@@ -10,14 +10,14 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import scipy.fft
 import soundfile
+
+from .mixing import mix, place
 
 SAMPLE_RATE = 16000  # Hz
 SIRS = (-6.0, 0.0, 6.0)  # dB
 OVERLAP = (0.6, 1.0)  # of the shorter utterance
 BUCKETS = ((0, 15), (15, 45), (45, 90), (90, 180))  # degrees between talkers
-PEAK = 0.9  # full scale = 1
 MIN_SAMPLES = 512  # one window of the separator
 
 
@@ -168,85 +168,6 @@ class MixtureMaker:
                 f"{path} is silent or holds NaN: remove it from the manifest"
             )
         return waveform
-
-
-def place(lengths, overlap, target_first):
-    """Start times so that the shorter utterance is overlapped by a share.
-
-    Arguments
-    ---------
-    lengths : (int, int)
-        Samples of target and interferer.
-    overlap : float
-        Share of the shorter utterance during which both talk.
-    target_first : bool
-        Who starts.
-
-    Returns
-    -------
-    offsets : (int, int)
-        First sample of target and interferer.
-
-    Example
-    -------
-    >>> place((100, 60), overlap=0.5, target_first=True)
-    (0, 70)
-    >>> place((100, 60), overlap=0.5, target_first=False)
-    (30, 0)
-    """
-    target, interferer = lengths
-    common = round(overlap * min(lengths))
-    if target_first:
-        return 0, target - common
-    return interferer - common, 0
-
-
-def mix(voices, offsets, rirs, sir):
-    """Convolve two voices with their impulse responses and add them up.
-
-    Arguments
-    ---------
-    voices : (numpy.ndarray, numpy.ndarray)
-        Target and interferer, [samples].
-    offsets : (int, int)
-        First sample of each.
-    rirs : numpy.ndarray
-        [2, mics, taps].
-    sir : float
-        Signal-to-interference ratio at the reference microphone in dB, over
-        the reverberant signals.
-
-    Returns
-    -------
-    signals : dict
-        "mixture" [samples, mics], "target", "interferer" [samples], float32,
-        scaled together so that no sample exceeds 0.9.
-
-    Example
-    -------
-    >>> click = np.ones(1, np.float32)
-    >>> rirs = np.ones((2, 3, 1), np.float32)
-    >>> signals = mix((click, click), (0, 1), rirs, sir=0.0)
-    >>> signals["mixture"].shape, f"{signals['target'][0]:.2f}"
-    ((2, 3), '0.90')
-    """
-    samples = max(o + len(v) for o, v in zip(offsets, voices))
-    n_fft = scipy.fft.next_fast_len(samples + rirs.shape[2], real=True)
-    dry = np.zeros((2, 1, samples), np.float32)
-    for talker, (offset, voice) in enumerate(zip(offsets, voices)):
-        dry[talker, 0, offset : offset + len(voice)] = voice
-    spectra = scipy.fft.rfft(dry, n_fft) * scipy.fft.rfft(rirs, n_fft)
-    target, interferer = scipy.fft.irfft(spectra[:, 0], n_fft)[:, :samples]
-    ratio = np.sum(target**2) / max(np.sum(interferer**2), 1e-12)
-    gain = np.float32(np.sqrt(ratio * 10 ** (-sir / 10)))
-    total = spectra[0] + gain * spectra[1]
-    mixture = scipy.fft.irfft(total, n_fft)[:, :samples]
-    scale = np.float32(PEAK / max(np.abs(mixture).max(), 1e-12))
-    return {
-        "mixture": np.ascontiguousarray(mixture.T) * scale,
-        "target": target * scale,
-        "interferer": interferer * (gain * scale),
-    }
 
 
 def fixed_mixtures(maker, count):

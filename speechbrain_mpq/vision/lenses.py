@@ -102,7 +102,7 @@ def fisheye_angles(x, y, focal, center):
     polar = radius / focal
     if np.any(polar > math.pi):
         raise ValueError(
-            f"a point lies {np.max(radius):.0f} pixels from the principal "
+            f"a point lies {np.nanmax(radius):.0f} pixels from the principal "
             f"point: with a focal length of {focal:g} pixels a fisheye's "
             f"picture ends at {math.pi * focal:.0f}"
         )

@@ -4,7 +4,8 @@ A face goes on where it is expected: at its last box, moved on by its speed.
 Faces and boxes are paired so that the distances add up to the least
 (Hungarian algorithm); pairs that are too far apart, or of too different a
 size, are none. Faces have no identity beyond that: two that hide each other
-for long may come out exchanged.
+for long may come out exchanged, and one that comes back after long is another
+one.
 """
 
 import numpy as np
@@ -15,6 +16,7 @@ GROWTH = 1.0  # what a second of absence adds to it
 FURTHEST = 2.0  # and where that ends
 RATIO = 1.7  # between the widths of two boxes of one face
 MEMORY = 0.8  # of the speed, a frame
+LONGEST_GAP = 5.0  # seconds: a look aside, not the next person on the chair
 
 
 def centers(boxes):
@@ -104,7 +106,7 @@ class _Face:
         self.last = frame
 
 
-def link_faces(detections, fps, persistence=0.1):
+def link_faces(detections, fps, persistence=0.1, longest_gap=LONGEST_GAP):
     """Follow all faces through the frames.
 
     Arguments
@@ -116,6 +118,9 @@ def link_faces(detections, fps, persistence=0.1):
     persistence : float
         Faces in fewer than this part of the frames are taken for false
         detections and left out.
+    longest_gap : float
+        Seconds after which a face that was lost is not waited for any more: a
+        box at its place is a new face then.
 
     Returns
     -------
@@ -134,11 +139,12 @@ def link_faces(detections, fps, persistence=0.1):
     faces = []
     for frame, boxes in enumerate(detections):
         boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)
-        expected = np.array([face.expected(frame) for face in faces])
-        reach = np.array([face.reach(frame, fps) for face in faces])
+        awaited = [f for f in faces if frame - f.last <= longest_gap * fps]
+        expected = np.array([face.expected(frame) for face in awaited])
+        reach = np.array([face.reach(frame, fps) for face in awaited])
         pairs = pair_boxes(expected, boxes, reach)
         for face, box in pairs:
-            faces[face].add(frame, boxes[box])
+            awaited[face].add(frame, boxes[box])
         taken = {box for _, box in pairs}
         new = [box for i, box in enumerate(boxes) if i not in taken]
         faces.extend(_Face(frame, box) for box in new)

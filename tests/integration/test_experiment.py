@@ -180,6 +180,10 @@ def test_again_does_nothing_and_other_settings_are_refused(folder, shipped, kl):
     stamp = (results / "metrics.json").stat().st_mtime_ns
     run(folder, "kl_4bit.yaml", pretrained_separator=shipped)
     assert (results / "metrics.json").stat().st_mtime_ns == stamp
+    # Another list of baselines is no other model.
+    options = {"pretrained_separator": shipped, "against": "[]"}
+    run(folder, "kl_4bit.yaml", **options)
+    assert (results / "metrics.json").stat().st_mtime_ns == stamp
     options = {"pretrained_separator": shipped, "lr": 0.1}
     assert "--results_folder" in refused(folder, "kl_4bit.yaml", **options)
 

@@ -46,13 +46,29 @@ def run(*command):
     return done.stdout + done.stderr
 
 
-def torchrun(yaml, folder, *options):
+# Each process leaves what it has at the end of fit. The recipe's norm is not
+# used through `modules`, so that DDP does not average its gradients.
+ON_EACH_RANK = """
+import os, speechbrain, torch
+fit = speechbrain.Brain.fit
+
+def fit_and_leave(brain, *args, **kwargs):
+    fit(brain, *args, **kwargs)
+    found = {"steps": brain.optimizer_step, **brain.modules.state_dict()}
+    path = f"{brain.hparams.output_folder}/rank{os.environ['RANK']}.pt"
+    torch.save(found, path)
+
+speechbrain.Brain.fit = fit_and_leave
+"""
+
+
+def torchrun(script, yaml, folder, *options):
     """The tiny recipe on two processes."""
     return run(
         *("-m", "torch.distributed.run", "--nproc_per_node=2"),
         "--master_port=0",
         *("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"),
-        *(SCRIPT, yaml, f"--output_folder={folder}", "--batch_size=2"),
+        *(script, yaml, f"--output_folder={folder}", "--batch_size=2"),
         *("--device=cpu", "--distributed_backend=gloo", *options),
     )
 
@@ -63,19 +79,38 @@ def write(path, text):
     return path
 
 
-def test_two_processes(tmp_path):
-    """Learned bits: what uniform ones need, and decisions that agree."""
-    yaml = write(tmp_path / "train.yaml", quantized_yaml("learned"))
-    folder = tmp_path / "results"
-    output = torchrun(yaml, folder, "--epochs=2")
+@pytest.mark.parametrize("kind", ["uniform", "learned"])
+def test_two_processes(kind, tmp_path):
+    yaml = write(tmp_path / "train.yaml", quantized_yaml(kind))
+    text = Path(SCRIPT).read_text(encoding="utf-8")
+    assert text.count("self.hparams.norm(") == 1
+    text = text.replace("self.hparams.norm(", "self.modules.norm(")
+    text = text.replace("\nimport sys", ON_EACH_RANK + "import sys")
+    script, folder = write(tmp_path / "train.py", text), tmp_path / "results"
+    output = torchrun(script, yaml, folder, "--epochs=2")
+    states = [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
+    # 8 items in batches of 2, on two processes, twice.
+    assert [state.pop("steps") for state in states] == [4, 4]
+    assert_equal_states(*states)
+    fresh = torch.nn.ModuleDict(hparams_of(kind, tmp_path)["modules"])
+    for name, start in fresh.named_parameters():
+        module, _, rest = name.partition(".")
+        assert not torch.equal(states[0][f"{module}.module.{rest}"], start)
     # Two processes may write on one line.
     tests = re.findall(r"test loss (\d+\.\d{6})", output)
     assert len(tests) == 2
-    assert len(set(tests)) == 1  # both processes have the same weights
+    assert len(set(tests)) == 1
     assert "epoch: 2" in (folder / "train_log.txt").read_text()
     path = pack_results(folder, min_key="loss")
     quantized, _ = read_packed(path.parent)
     assert "output.w.weight" in quantized
+
+
+def assert_equal_states(one, other):
+    """Bit-identical, and of the same names."""
+    assert list(one) == list(other)
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
 
 
 def runner(folder, *options, script=SCRIPT):

@@ -1,83 +1,41 @@
-"""The demo: its HTTP interface, and the page in a real browser."""
+"""The demo's HTTP interface."""
 
 import http.client
 import io
 import json
-import shutil
-import socket
-import subprocess
-import threading
-import time
 import urllib.parse
 import urllib.request
 
 import numpy as np
 import pytest
 import soundfile
+from demo_server import audio_bytes, served, small_demo, small_models
 
-from speechbrain_mpq.inference.demo_page import (
-    MAX_UPLOAD,
-    OWN_HEADER,
-    serve,
-)
+from speechbrain_mpq.inference.demo_page import MAX_UPLOAD, OWN_HEADER, serve
 from speechbrain_mpq.inference.demo_state import (
     MAX_SECONDS,
     MOST_RESULTS,
     MOST_UPLOADS,
     Demo,
 )
-from speechbrain_mpq.inference.folder import save_separator
-from speechbrain_mpq.inference.pretrained import QuantizedSeparator
-from speechbrain_mpq.quantization.quantizer import quantize_
-from speechbrain_mpq.separation.loading import build_separator
-from speechbrain_mpq.separation.tcn import fold_norms_
 
 OWN = {OWN_HEADER: "1"}
-SIZES = {"channels": 8, "hidden": 16, "blocks": 1, "layers": 2}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """The same small model at two budgets."""
-    loaded = {}
-    for bits in (8, 2):
-        separator = build_separator(
-            "hparams/models/separator_mini.yaml", **SIZES
-        )
-        fold_norms_(separator.eval())
-        quantize_(separator, bits)
-        folder = tmp_path_factory.mktemp(f"bits{bits}")
-        save_separator(separator, folder)
-        loaded[f"{bits} bit"] = QuantizedSeparator.from_pretrained(folder)
-    return loaded
-
-
-def audio_bytes(seconds=1.0, channels=7, rate=16000):
-    """A WAV file of noise."""
-    rng = np.random.default_rng(0)
-    signal = 0.1 * rng.standard_normal((int(seconds * rate), channels))
-    file = io.BytesIO()
-    soundfile.write(file, signal, rate, format="WAV")
-    return file.getvalue()
+    return small_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
 def demo(models, tmp_path):
-    demo = Demo(models, tmp_path)
-    path = tmp_path / "built_in.wav"
-    path.write_bytes(audio_bytes())
-    demo.add_recording(path, "a <b>mixture</b>", [60.0, 120.0])
-    return demo
+    return small_demo(models, tmp_path)
 
 
 @pytest.fixture
 def server(demo):
-    with serve(demo) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+    with served(demo) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def ask(server, method, path, body=None, headers=OWN):
@@ -244,147 +202,3 @@ def test_a_port_that_is_taken(demo):
         with pytest.raises(OSError, match="name another with --port"):
             with serve(demo, server.server_port):
                 pass
-
-
-class Browser:
-    """Headless Chromium through its driver's HTTP interface."""
-
-    def __init__(self, width, height):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.process = subprocess.Popen(
-            ["chromedriver", f"--port={port}"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        self.root = f"http://127.0.0.1:{port}"
-        self._wait_for_driver()
-        arguments = [
-            *("--headless=new", "--no-sandbox", "--disable-gpu"),
-            *("--disable-dev-shm-usage", f"--window-size={width},{height}"),
-            "--autoplay-policy=no-user-gesture-required",
-        ]
-        wanted = {
-            "browserName": "chrome",
-            "goog:chromeOptions": {"args": arguments},
-            "goog:loggingPrefs": {"browser": "ALL"},
-        }
-        capabilities = {"capabilities": {"alwaysMatch": wanted}}
-        made = self.call("POST", "/session", capabilities)
-        self.root += f"/session/{made['sessionId']}"
-
-    def _wait_for_driver(self):
-        for _ in range(150):
-            try:
-                return self.call("GET", "/status")
-            except OSError:
-                time.sleep(0.1)
-        raise TimeoutError("chromedriver does not answer")
-
-    def call(self, method, path, content=None):
-        """A command of the WebDriver protocol."""
-        data = None if content is None else json.dumps(content).encode()
-        request = urllib.request.Request(
-            self.root + path,
-            data,
-            {"Content-Type": "application/json"},
-            method=method,
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)["value"]
-
-    def run(self, script, *arguments):
-        """What a script returns in the page."""
-        content = {"script": script, "args": arguments}
-        return self.call("POST", "/execute/sync", content)
-
-    def until(self, script, *arguments):
-        """Wait for a script to return something true."""
-        for _ in range(300):
-            if value := self.run(script, *arguments):
-                return value
-            time.sleep(0.1)
-        raise TimeoutError(script)
-
-    def close(self):
-        """End the session and the driver."""
-        try:
-            self.call("DELETE", "")
-        finally:
-            self.process.terminate()
-            self.process.wait()
-
-
-@pytest.fixture
-def browser():
-    if not shutil.which("chromedriver"):
-        pytest.skip("needs Chromium and its driver")
-    browser = Browser(420, 900)  # a phone
-    yield browser
-    browser.close()
-
-
-READY = "return Number(document.body.dataset.ready || 0) > arguments[0]"
-CARDS = """
-return [...document.querySelectorAll(".signal")].map(card => {
-  const canvas = card.querySelector("canvas"), pen = canvas.getContext("2d");
-  const {data} = pen.getImageData(0, 0, canvas.width, canvas.height);
-  return [card.innerText, new Set(data).size];
-});"""
-DRAG = """
-const dial = document.getElementById("dial");
-const box = dial.getBoundingClientRect();
-const x = box.left + box.width * 0.15, y = box.top + box.height * 0.5;
-for (const [kind, dx] of [["pointerdown", 40], ["pointermove", 0],
-                          ["pointerup", 0]])
-  dial.dispatchEvent(new PointerEvent(kind, {
-    clientX: x + dx, clientY: y, pointerId: 1, bubbles: true}));
-return Number(dial.getAttribute("aria-valuenow"));"""
-
-
-def test_in_a_real_browser(browser, server, demo, tmp_path):
-    browser.call("POST", "/url", {"url": server.address})
-    browser.until(READY, 0)
-    cards = browser.run(CARDS)
-    assert [text.split("\n")[0] for text, _ in cards] == [
-        *("Mixture", "8 bit", "2 bit")
-    ]
-    assert all("real time" in text and "KiB" in text for text, _ in cards[1:])
-    # Four values are an empty picture: red, green, blue and opacity
-    assert all(colours > 4 for _, colours in cards), "a spectrogram each"
-    dial = "return document.getElementById('dial').getAttribute(arguments[0])"
-    assert browser.run(dial, "aria-valuenow") == "60"
-    wide = "return document.documentElement.scrollWidth - innerWidth"
-    assert browser.run(wide) <= 0, "no sideways scrolling on a phone"
-    assert browser.run("return document.querySelector('b b') === null")
-
-    angle = browser.run(DRAG)
-    assert 120 < angle <= 180, "dragged to the left"
-    browser.until(READY, 1)
-    assert all(f"{angle}°" in text for text, _ in browser.run(CARDS)[1:])
-
-    browser.run("document.querySelectorAll('.play')[1].click()")
-    playing = "return playing && playing.audio.currentTime > 0.05"
-    browser.until(playing)
-
-    bad = tmp_path / "stereo.wav"
-    bad.write_bytes(audio_bytes(channels=2))
-    found = browser.call(
-        "POST", "/element", {"using": "css selector", "value": "#file"}
-    )
-    (element,) = found.values()
-    keys = f"/element/{element}/value"
-    browser.call("POST", keys, {"text": str(bad)})
-    message = "return document.querySelector('.message.on')?.textContent"
-    assert "2 channels" in browser.until(message)
-    good = tmp_path / "good.wav"
-    good.write_bytes(audio_bytes(channels=15))
-    browser.call("POST", keys, {"text": str(good)})
-    browser.until(READY, 2)
-    assert not browser.run(message)
-    chosen = "return document.querySelector('[aria-pressed=true]').innerText"
-    assert "good.wav" in browser.run(chosen)
-    log = browser.call("POST", "/se/log", {"type": "browser"})
-    severe = [e["message"] for e in log if e["level"] == "SEVERE"]
-    assert [m for m in severe if "422" not in m] == []

@@ -11,6 +11,8 @@ from speechbrain_mpq.separation.features import (
     MINI_PAIRS,
     PAPER_PAIRS,
     SpatialFeatures,
+)
+from speechbrain_mpq.separation.spectra import (
     interchannel_phase,
     log_power,
     steer,

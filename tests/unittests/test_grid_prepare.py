@@ -56,3 +56,20 @@ def test_splits_share_no_speaker():
     assert [len(group) for group in people] == [5, 2, 2]
     assert len(set.union(*people)) == 9
     assert sum(map(len, splits.values())) == len(entries)
+
+
+@pytest.mark.parametrize("held_out", [0, 2, 3])
+def test_too_few_speakers_for_three_splits(held_out):
+    entries = {f"s{n}": {"speaker": f"s{n}"} for n in range(4)}
+    with pytest.raises(ValueError, match=f"of 4 speakers, {held_out} each"):
+        grid.split_speakers(entries, held_out, np.random.default_rng(0))
+
+
+def test_clips_of_one_name_are_not_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "ffmpeg_program", lambda: None)
+    for speaker in ("s1", "s2"):
+        (tmp_path / speaker).mkdir()
+        (tmp_path / speaker / "bbaf2n.mpg").touch()
+    with pytest.raises(ValueError, match="s1/bbaf2n.mpg and .*s2/bbaf2n.mpg"):
+        grid.prepare_grid(tmp_path, tmp_path / "data", test_only=True)
+    assert not (tmp_path / "data").exists()

@@ -80,6 +80,24 @@ def test_a_face_that_was_lost_for_a_second_is_the_same_one():
     assert np.isnan(faces[0, 20:45]).all()
 
 
+def test_who_comes_to_a_place_that_was_left_long_ago_is_another_face():
+    frames = [[box(100)]] * 30 + [[]] * 126 + [[box(105)]] * 30
+    faces = link_faces(shuffled(frames), fps=25)
+    assert len(faces) == 2
+    assert np.isnan(faces[0, 30:]).all() and np.isnan(faces[1, :156]).all()
+    del frames[100]  # five seconds from the one sight to the other
+    frames = frames[:30] + frames[31:]
+    assert len(link_faces(shuffled(frames), fps=25)) == 1
+    assert len(link_faces(shuffled(frames), fps=25, longest_gap=4)) == 2
+
+
+def test_a_forgotten_face_takes_no_box_from_one_beside_it():
+    """The nearest, but gone for long: the box is that of the other one."""
+    both, one = [[box(100), box(118)]] * 20, [[box(118)]] * 150
+    faces = link_faces(shuffled(both + one + [[box(108)]]), fps=25)
+    assert np.isfinite(middle(faces)[:, -1]).tolist() == [False, True]
+
+
 def test_a_cut_to_elsewhere_is_another_face():
     frames = [[box(50)]] * 20 + [[box(250)]] * 20
     assert len(link_faces(shuffled(frames), fps=25)) == 2

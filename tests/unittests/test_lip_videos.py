@@ -142,6 +142,22 @@ def test_swapped_lips_are_those_of_another_utterance(maker):
     raise AssertionError("other lips never showed another utterance")
 
 
+def test_other_lips_are_never_the_own_ones(maker, monkeypatch):
+    shown = []
+
+    def drawn(self, key, speaker, times, rng):
+        shown.append(key)
+        return np.zeros((len(times), *SIZE), np.float32)
+
+    monkeypatch.setattr(LipVideos, "_drawn", drawn)
+    videos = LipVideos(maker, SIZE, PERFECT, "other")
+    for maker.epoch in range(30):
+        videos.render(MIXTURE, samples=1)
+    targets, interferers = set(shown[::2]), set(shown[1::2])
+    assert targets == {"u1", "u2", "u3"}
+    assert interferers == {"u0", "u2", "u3"}
+
+
 def test_files_of_pictures_are_shown_in_time(maker, tmp_path):
     stored = np.arange(1, 51, dtype=np.uint8)[:, None, None]
     stored = np.broadcast_to(stored, (50, *SIZE))

@@ -10,13 +10,13 @@ from speechbrain_mpq.simulation.datasets import (
     listed_mixtures,
     training_mixtures,
 )
+from speechbrain_mpq.simulation.mixing import mix
 from speechbrain_mpq.simulation.mixtures import (
     BUCKETS,
     SIRS,
     MixtureMaker,
     fixed_mixtures,
     load_speech,
-    mix,
 )
 
 

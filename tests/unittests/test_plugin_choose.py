@@ -224,6 +224,29 @@ def test_masks_are_compared_as_bernoulli(brain, data, tmp_path):
     assert table.method == "bernoulli_kl"
 
 
+def test_what_no_plan_keeps_is_told_before_scoring(brain, data, monkeypatch):
+    def pass_over(*arguments):
+        raise AssertionError("must not score")
+
+    monkeypatch.setattr(brain, "compute_forward", pass_over)
+    with pytest.raises(ValueError, match="out of reach"):
+        choose_bits(brain, data, budget=1, loader_kwargs=LOADER)
+    with pytest.raises(ValueError, match="as 'qkv' expects"):
+        choose_bits(brain, data, equal_bits="qkv", loader_kwargs=LOADER)
+
+
+def test_settings_of_an_earlier_plan(brain, tmp_path):
+    nearest = {"scores": "size", "rounding": "nearest"}
+    choose_bits(brain, [], **nearest)
+    with pytest.raises(ValueError, match=r"candidate_bits.*another output_f"):
+        choose_bits(brain, [], **nearest, candidate_bits=(2, 8))
+    path = tmp_path / "chosen.json"
+    for damage in (lambda: path.write_text("["), path.unlink):
+        damage()
+        with pytest.raises(ValueError, match="does not tell what the plan"):
+            choose_bits(brain, [], **nearest)
+
+
 def test_wrong_scores_are_named(brain, data, tmp_path):
     with pytest.raises(ValueError, match="scores must be one of"):
         choose_bits(brain, data, "gradient")
@@ -239,6 +262,12 @@ def test_patterns_belong_to_the_block(tmp_path, data):
     brain = brain_of(hparams_of("uniform", tmp_path))
     with pytest.raises(ValueError, match="give them in its block"):
         choose_bits(brain, data, exclude=["*.bias"])
+    brain = brain_of(hparams_of("plain", tmp_path))
+    nearest = {"scores": "size", "rounding": "nearest"}
+    plan = choose_bits(brain, [], **nearest, exclude=["*.bias"])
+    assert choose_bits(brain, [], **nearest, exclude="*.bias") == plan
+    with pytest.raises(ValueError, match="the same at every call"):
+        choose_bits(brain, [], **nearest, exclude=["output.*"])
     brain = brain_of(hparams_of("learned", tmp_path))
     with pytest.raises(ValueError, match="learns its bits"):
         choose_bits(brain, data)

@@ -153,6 +153,8 @@ def test_frozen_weights_cannot_learn_bits():
     layers["encoder"].requires_grad_(False)
     with pytest.raises(ValueError, match="encoder.weight_ih_l0 is frozen"):
         LearnedBits(layers)
+    plain = [list(layer.state_dict()) for layer in modules().values()]
+    assert [list(layer.state_dict()) for layer in layers.values()] == plain
 
 
 def test_bits_are_not_decided_without_gradients():

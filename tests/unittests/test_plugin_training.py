@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from tiny_recipe import brain_of, fit, hparams_of, script, train
+from hyperpyyaml import load_hyperpyyaml
+from tiny_recipe import (
+    LEARNED,
+    LEARNING,
+    OPTIMIZER,
+    PLAIN,
+    brain_of,
+    fit,
+    hparams_of,
+    script,
+    train,
+)
 
 from speechbrain_mpq import Quantizer, learn_bits, pack_results
 from speechbrain_mpq.quantization.packing import read_packed
@@ -36,6 +47,21 @@ def test_training_learns_and_ends_within_the_budget(kind, tmp_path):
             module, _, attribute = name.rpartition(".")
             weight = getattr(brain.modules.get_submodule(module), attribute)
             assert len(weight.unique()) < 2**cluster.bits
+
+
+def test_six_lines_are_enough_to_learn_bits(tmp_path):
+    """Those of docs/plug-in.md: three of its own, three for the optimizer."""
+    block = LEARNED.split("    interval")[0]
+    text = PLAIN.replace(OPTIMIZER, LEARNING) + block
+    lines = [line for line in (LEARNING + block).splitlines() if line]
+    assert len(lines) == 6
+    overrides = {"output_folder": str(tmp_path), "epochs": 1, "items": 80}
+    hparams = load_hyperpyyaml(text, overrides)
+    quantizer = hparams["quantizer"]
+    assert quantizer.plan.average_bits == 16
+    fit(brain_of(hparams), hparams)  # in which the first decision is made
+    assert quantizer.one_stage.step == quantizer.one_stage.interval == 20
+    assert quantizer.plan.average_bits <= 4
 
 
 @pytest.mark.parametrize("kind", KINDS)

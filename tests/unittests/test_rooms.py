@@ -76,6 +76,13 @@ def test_bank_is_repeatable_resumable_and_grows(tmp_path):
         RoomBank(tmp_path / "a", "test", 2)
 
 
+def test_talkers_at_both_ends_of_the_axis_are_in_the_last_bucket_only():
+    bank = RoomBank.__new__(RoomBank)
+    bank.doa = [np.array([0.0, 180.0])]
+    pairs = [bank.pairs(b) for b in ((0, 15), (15, 45), (45, 90), (90, 180))]
+    assert pairs == [[], [], [], [(0, 0, 1), (0, 1, 0)]]
+
+
 def test_pairs_lie_in_their_bucket(tmp_path):
     prepare_rooms(tmp_path, {"test": 2}, MICROPHONES, workers=1, progress=False)
     bank = RoomBank(tmp_path, "test", 2)

@@ -82,6 +82,10 @@ def prepare_speakers(manifest, folder, held_out):
         One in so many utterances of a speaker is for validation, the next
         one for test.
     """
+    if held_out < 3:
+        raise ValueError(
+            f"held_out {held_out} leaves nothing to train with: give 3 or more"
+        )
     entries = json.loads(Path(manifest).read_text(encoding="utf-8"))
     shares, seen = {"train": {}, "valid": {}, "test": {}}, Counter()
     for name, entry in entries.items():

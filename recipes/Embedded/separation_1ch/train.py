@@ -78,6 +78,11 @@ class Mixer:
     """
 
     def __init__(self, entries, training, hparams):
+        if len({entry["speaker"] for entry in entries.values()}) < 2:
+            raise ValueError(
+                "mixtures need two speakers in every split: ask for more "
+                "utterances"
+            )
         self.entries = entries
         self.names = sorted(entries)
         self.training = training
