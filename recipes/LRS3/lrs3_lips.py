@@ -19,6 +19,7 @@ from speechbrain_mpq.vision.detector import CascadeDetector
 from speechbrain_mpq.vision.mouth import FPS, mouth_pictures
 from speechbrain_mpq.vision.track import track_video
 from speechbrain_mpq.vision.video import Video, import_opencv
+from speechbrain_mpq.whole_files import whole_file
 
 SMALLEST_FACE = 0.2  # of the picture's height: these videos are close-ups
 SHOWN = 5  # failures named in an error
@@ -111,10 +112,8 @@ def write_pictures(name, pictures):
     """Write a .npy file whole or not at all."""
     path = Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
+    with whole_file(path) as part, open(part, "wb") as file:
         np.save(file, pictures)
-    partial.replace(path)
 
 
 def _handle(failures, told, blank):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..quantization.tables import check_bits, check_codebook
-from ..quantization.whole_files import write_whole
+from ..whole_files import write_whole
 
 VERSION = 1
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import if_main_process
 
-from ..quantization.whole_files import write_whole as write_bytes_whole
+from ..whole_files import write_text
 
 PARTIAL = "partial+"  # a name that SpeechBrain takes for no checkpoint
 
@@ -29,7 +29,7 @@ def write_whole(path, content):
     >>> path.read_text()
     '{"scores": 1.5}'
     """
-    write_bytes_whole(path, [json.dumps(content).encode()])
+    write_text(path, json.dumps(content))
 
 
 class WholeCheckpointer(Checkpointer):

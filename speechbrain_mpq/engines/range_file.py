@@ -13,7 +13,7 @@ import numpy as np
 from ..quantization.checked_header import strict_json
 from ..quantization.container import PackedModelError
 from ..quantization.unpacking import MODEL_FILE
-from ..quantization.whole_files import write_whole
+from ..whole_files import write_whole
 from .activations import STEPS, ActivationRange
 
 RANGES_FILE = "activations.json"

@@ -1,8 +1,9 @@
 """Files of results: written whole or not at all, named where broken."""
 
 import json
-import os
 from pathlib import Path
+
+from ..whole_files import write_text
 
 
 def write_json(path, content):
@@ -28,28 +29,6 @@ def write_json(path, content):
     except ValueError as error:
         raise ValueError(f"{path} is not written: {error}") from error
     write_text(path, text + "\n")
-
-
-def write_text(path, text):
-    """Write a text file whole or not at all.
-
-    Arguments
-    ---------
-    path : str | Path
-        The file; its folder must exist.
-    text : str
-        Its content.
-    """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_json(path):

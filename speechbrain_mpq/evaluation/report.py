@@ -7,8 +7,8 @@ except ImportError as error:
         'the report needs matplotlib: pip install "speechbrain_mpq[evaluate]"'
     ) from error
 
+from ..whole_files import write_text
 from .examples import example_section
-from .files import write_text
 from .page import page, tag, text
 from .sections import (
     additivity_section,

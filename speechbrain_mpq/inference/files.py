@@ -1,46 +1,10 @@
-"""Audio files that appear whole, and streams that can be read twice."""
+"""Formats of audio files, and streams that can be read twice."""
 
-import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 import soundfile
-
-
-@contextmanager
-def whole_file(path):
-    """A temporary file that becomes the file when all went well.
-
-    It is made at once: a folder that cannot be written to is found before
-    the work, not after it.
-
-    Arguments
-    ---------
-    path : str or Path
-        The file; its folder must exist.
-
-    Example
-    -------
-    >>> path = Path(getfixture("tmpdir")) / "out.wav"
-    >>> with whole_file(path) as part:
-    ...     _ = part.write_bytes(b"data")
-    ...     path.exists()
-    False
-    >>> path.read_bytes()
-    b'data'
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} is no folder: make it first")
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
-    open(part, "xb").close()  # never through a link that somebody left there
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def audio_format(path):

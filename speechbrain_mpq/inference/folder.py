@@ -17,9 +17,9 @@ from ..quantization.packing import (
     save_packed,
 )
 from ..quantization.unpacking import load_packed_, read_model
-from ..quantization.whole_files import write_whole
 from ..separation.loading import build_separator
 from ..separation.tcn import fold_norms_
+from ..whole_files import write_whole
 from .card import model_card
 from .hub import (
     CARD_FILE,

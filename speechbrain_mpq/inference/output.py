@@ -11,7 +11,8 @@ import soundfile
 import torch
 
 from ..separation.features import SAMPLE_RATE
-from .files import audio_format, whole_file
+from ..whole_files import whole_file
+from .files import audio_format
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from speechbrain.utils.parameter_transfer import DEFAULT_TRANSFER_HOOKS
 
 from ..quantization.packing import CONFIG_FILE, save_packed
 from ..quantization.tensors import named_tensors
-from ..quantization.whole_files import write_whole
+from ..whole_files import write_whole
 from .pretrained_source import HPARAMS_FILE
 
 HOOK = "!name:speechbrain_mpq.load_packed_"

@@ -10,13 +10,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
+from ..whole_files import write_whole
 from .checked_header import (
     check_entries,
     header_length,
     read_header,
     strict_json,
 )
-from .whole_files import write_whole
 
 # 2: slices, other tables than Eq. 7's, 1.6 bits. 3: an architecture, and the
 # shapes of layers that are alike only once.

@@ -10,6 +10,7 @@ readable copy that nothing reads. All bytes are in docs/packed_format.md.
 import json
 from pathlib import Path
 
+from ..whole_files import write_whole
 from .container import DTYPES, write_container
 from .described import (
     described_tensors,
@@ -29,7 +30,6 @@ from .unpacking import (
     read_packed,
     stored_buffers,
 )
-from .whole_files import write_whole
 
 CONFIG_FILE = "quantization_config.json"
 __all__ = [

@@ -2,10 +2,10 @@
 
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..whole_files import write_text
 from .tables import TERNARY_BITS, check_bits, check_codebook
 
 VERSION = 1
@@ -235,11 +235,7 @@ class BitPlan:
         path : str or Path
             Where to.
         """
-        path = Path(path)
-        temporary = path.with_name(path.name + ".tmp")
-        text = json.dumps(self.to_dict(), indent=1)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path):

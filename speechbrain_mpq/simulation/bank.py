@@ -6,12 +6,12 @@ depends on (seed, split, i) alone, so a larger bank extends a smaller one.
 
 import json
 import multiprocessing
-import os
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from ..whole_files import whole_file, write_text
 from .rooms import draw_room, measured_t60, simulate
 
 ROOMS_PER_SHARD = 25
@@ -71,9 +71,7 @@ def _check_settings(folder, settings):
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(settings))
-    os.replace(temporary, path)
+    write_text(path, json.dumps(settings))
 
 
 def _shard(folder, split, shard):
@@ -102,10 +100,8 @@ def _simulate_shard(job):
         )
     path = _shard(folder, split, shard)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with open(temporary, "wb") as out:
+    with whole_file(path) as part, open(part, "wb") as out:
         np.savez(out, **arrays)
-    os.replace(temporary, path)
 
 
 class RoomBank:

@@ -8,13 +8,13 @@ import functools
 import hashlib
 import json
 import multiprocessing
-import os
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from ..whole_files import PARTIAL, whole_file, write_text
 from . import espeak, sentences, voices
 
 SPLITS = ("train", "valid", "test")
@@ -178,11 +178,10 @@ def _speak_chunk(data_folder, seed, chunk):
         samples, entries[key] = utterance(split, index, seed)
         path = _audio_file(data_folder, key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = _partial(path)
-        soundfile.write(
-            partial, samples, voices.SAMPLE_RATE, "PCM_16", format="FLAC"
-        )
-        os.replace(partial, path)
+        with whole_file(path) as part:
+            soundfile.write(
+                part, samples, voices.SAMPLE_RATE, "PCM_16", format="FLAC"
+            )
     _write(_chunk_file(data_folder, split, start), json.dumps(entries))
     return stop - start
 
@@ -205,17 +204,10 @@ def _write_manifest(data_folder, split, count):
 def _write(path, text):
     """Write a text file so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-def _partial(path):
-    """Name of a file while this process writes it."""
-    return path.with_suffix(f".{os.getpid()}.partial")
+    write_text(path, text)
 
 
 def _remove_partial_files(data_folder):
     """Tidy up after a preparation that was killed."""
-    for path in data_folder.rglob("*.partial"):
+    for path in data_folder.rglob(f"*{PARTIAL}"):
         path.unlink(missing_ok=True)

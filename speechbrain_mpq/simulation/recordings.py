@@ -6,17 +6,16 @@ the package imageio-ffmpeg carries.
 
 import json
 import multiprocessing
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from ..whole_files import whole_file, write_text
 from .mixtures import MIN_SAMPLES, SAMPLE_RATE
 
 NEEDED = ("wav", "words", "speaker", "length")
@@ -101,12 +100,8 @@ def write_flac(path, samples):
         [samples] at 16 kHz, int16 or float.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        soundfile.write(partial, samples, SAMPLE_RATE, "PCM_16", format="FLAC")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as part:
+        soundfile.write(part, samples, SAMPLE_RATE, "PCM_16", format="FLAC")
 
 
 def seconds_of(path):
@@ -213,7 +208,7 @@ def write_manifests(data_folder, splits):
             for key in sorted(entries)
         ]
         text = "{\n" + ",\n".join(lines) + "\n}\n"
-        _replace(data_folder / f"{split}_speech.json", text)
+        write_text(data_folder / f"{split}_speech.json", text)
         hours = sum(entry["length"] for entry in entries.values()) / 3600
         speakers = {entry["speaker"] for entry in entries.values()}
         print(
@@ -221,13 +216,3 @@ def write_manifests(data_folder, splits):
             f"{len(speakers)} speakers",
             file=sys.stderr,
         )
-
-
-def _replace(path, text):
-    """Put a text file in the place of another, or of none."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, suffix=".partial", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)

@@ -7,11 +7,12 @@ frame each), "boxes" (a frame each: [x, y, width, height] as found, or null)}.
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from ..whole_files import write_text
 
 VERSION = 1
 
@@ -92,7 +93,7 @@ class FaceTrack:
             "visible": self.visible.tolist(),
             "boxes": [b if v else None for b, v in zip(boxes, self.visible)],
         }
-        _write_whole(Path(path), json.dumps(content, allow_nan=False) + "\n")
+        write_text(Path(path), json.dumps(content, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path):
@@ -136,13 +137,3 @@ class FaceTrack:
             raise ValueError("a direction is not in 0 to 180 degrees")
         if not 1 <= self.fps <= 1000:
             raise ValueError(f"{self.fps} frames per second")
-
-
-def _write_whole(path, text):
-    """Write a file whole or leave what was there."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from speechbrain_mpq.inference.audio import (
     AudioFile,
     used_channels,
 )
-from speechbrain_mpq.inference.files import audio_format, seekable, whole_file
+from speechbrain_mpq.inference.files import audio_format, seekable
 from speechbrain_mpq.inference.output import TargetOutput, output_paths
 from speechbrain_mpq.separation.separator import match_level
 
@@ -144,18 +144,6 @@ def test_streams_are_read_twice(tmp_path):
 def test_used_channels_names_the_recording():
     with pytest.raises(AudioError, match="^block: 14 channels"):
         used_channels(14, MICROPHONES, 15, "block")
-
-
-def test_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "out.wav"
-    path.write_text("before")
-    with pytest.raises(KeyError), whole_file(path) as part:
-        part.write_text("half")
-        raise KeyError
-    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(FileNotFoundError, match="make it first"):
-        with whole_file(tmp_path / "no" / "out.wav"):
-            pass
 
 
 def test_a_folder_that_cannot_be_written_to_is_found_first(

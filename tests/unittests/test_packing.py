@@ -203,4 +203,4 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         save_packed(model, tmp_path)
     assert path.read_bytes() == content
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*.partial"))
