@@ -8,10 +8,9 @@ table share a unit; those of two methods do not.
 import json
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ..quantization.tables import check_bits, check_codebook
-from ..whole_files import write_whole
+from ..whole_files import write_text
 
 VERSION = 1
 
@@ -175,7 +174,7 @@ class ScoreTable:
             },
         }
         text = json.dumps(content, indent=1, allow_nan=False)
-        write_whole(Path(path), [f"{text}\n".encode()])
+        write_text(path, f"{text}\n")
 
     @classmethod
     def load(cls, path):

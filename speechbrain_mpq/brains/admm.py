@@ -21,7 +21,7 @@ from ..quantization.admm import ADMM
 from ..quantization.admm_steps import relative_distance
 from ..quantization.tensors import named_tensors
 from .extra_gradient import ExtraGradient
-from .files import write_whole
+from .files import write_json
 
 
 @register_checkpoint_hooks
@@ -203,7 +203,7 @@ class ADMMTraining:
                 "steps of an epoch or less"
             )
         self.history[-1]["valid_loss"] = float(loss)
-        main_process_only(write_whole)(self.history_file, self.history)
+        main_process_only(write_json)(self.history_file, self.history)
         return self.history[-1]
 
     def finish(self, model):

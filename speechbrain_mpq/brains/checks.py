@@ -1,10 +1,6 @@
 """Settings that cannot work, refused before any work."""
 
-from speechbrain.utils.logger import get_logger
-
 from ..quantization.tables import check_bits
-
-logger = get_logger(__name__)
 
 
 def check_average_bits(bits):
@@ -60,16 +56,13 @@ def check_reachable(bits, candidates, min_bits):
         )
 
 
-def check_methods(hparams, trains):
+def check_methods(hparams):
     """Raise ValueError where methods exclude or miss each other.
 
     Arguments
     ---------
     hparams : object
         Those of a `QuantizationBrain`.
-    trains : bool
-        Whether the estimator trains; warns where neither it nor rounding
-        looks at data.
     """
     if hparams.one_stage and hparams.scores:
         raise ValueError(
@@ -80,11 +73,6 @@ def check_methods(hparams, trains):
             "calibrated rounding is for a plan that stays, and for "
             "estimators that begin at rounded weights: set "
             "round_calibrated to False"
-        )
-    if not trains and not hparams.round_calibrated:
-        logger.warning(
-            "Nothing is trained and weights are rounded to nearest: "
-            "--round_calibrated True is far better at few bits"
         )
     if hparams.admm and hparams.rows:
         raise ValueError("ADMM takes whole layers: set rows to null")

@@ -11,7 +11,7 @@ from pathlib import Path
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.logger import get_logger
 
-from .files import write_whole
+from .files import write_json
 from .settings import (
     REPORTED,
     differing,
@@ -96,7 +96,7 @@ class Experiment:
     def start(self):
         """Make the folder and note whose it is."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / "settings.json", self.asked)
+        write_json(self.folder / "settings.json", self.asked)
 
     def _stored(self, text, inputs):
         """What the folder's run was asked; None without one."""

@@ -13,7 +13,7 @@ from ..whole_files import write_text
 PARTIAL = "partial+"  # a name that SpeechBrain takes for no checkpoint
 
 
-def write_whole(path, content):
+def write_json(path, content):
     """Write JSON so that a reader never sees a part of it.
 
     Arguments
@@ -25,7 +25,7 @@ def write_whole(path, content):
     Example
     -------
     >>> path = Path(getfixture("tmpdir")) / "times.json"
-    >>> write_whole(path, {"scores": 1.5})
+    >>> write_json(path, {"scores": 1.5})
     >>> path.read_text()
     '{"scores": 1.5}'
     """

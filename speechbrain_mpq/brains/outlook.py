@@ -19,7 +19,7 @@ from ..allocation.additivity import (
 )
 from ..allocation.ceiling import ceiling
 from ..allocation.solver import allocate_bits
-from .files import write_whole
+from .files import write_json
 
 logger = get_logger(__name__)
 
@@ -65,8 +65,8 @@ def write_outlook(folder, table, plan, bits, min_bits):
         "points": [_point(table, one) for one in curve],
         "chosen": _point(table, plan),
     }
-    write_whole(Path(folder, "ceiling.json"), foreseen)
-    write_whole(Path(folder, "pareto.json"), pareto)
+    write_json(Path(folder, "ceiling.json"), foreseen)
+    write_json(Path(folder, "pareto.json"), pareto)
     return foreseen
 
 
@@ -102,7 +102,7 @@ def write_additivity(folder, table, plan, scorer, network, values, **where):
         plans={"chosen": plan, **plans},
         **where,
     )
-    write_whole(Path(folder, "additivity.json"), rows)
+    write_json(Path(folder, "additivity.json"), rows)
 
 
 def _point(table, plan):

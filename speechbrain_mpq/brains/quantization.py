@@ -20,7 +20,7 @@ from ..quantization.plan import BitPlan
 from ..quantization.quantizer import bit_plan, clusters, quantize_
 from ..quantization.tables import check_bits
 from .checks import check_average_bits, check_methods, check_reachable
-from .files import write_whole
+from .files import write_json
 from .outlook import write_additivity, write_outlook
 from .prototypes import inherit_, load_prototype
 from .rounding import round_calibrated_
@@ -54,7 +54,7 @@ class QuantizationBrain(sb.Brain):
         if hparams.bits == 32:
             return
         clusters(model, *self._patterns())  # each pattern must match
-        check_methods(hparams, self.trains)
+        check_methods(hparams)
         scorer = hparams.one_stage or hparams.scores
         candidates = getattr(scorer, "candidate_bits", None)
         check_reachable(hparams.bits, candidates, hparams.min_bits)
@@ -80,6 +80,11 @@ class QuantizationBrain(sb.Brain):
         self.check_settings(model)
         if self.hparams.bits == 32:
             return
+        if not (self.trains or self.hparams.round_calibrated):
+            logger.warning(
+                "Nothing is trained and weights are rounded to nearest: "
+                "--round_calibrated True is far better at few bits"
+            )
         chosen = self._choose(model, network_name, calibrate, prototypes)
         if prototypes and isinstance(chosen, BitPlan):
             used = {cluster.bits for cluster in chosen.clusters.values()}
@@ -282,4 +287,4 @@ class QuantizationBrain(sb.Brain):
         """Remember how long a stage took, across restarts."""
         times = self.times()
         times[stage] = seconds + (times.get(stage, 0.0) if add else 0.0)
-        write_whole(self._output("times.json"), times)
+        write_json(self._output("times.json"), times)

@@ -13,7 +13,7 @@ import numpy as np
 from ..quantization.checked_header import strict_json
 from ..quantization.container import PackedModelError
 from ..quantization.unpacking import MODEL_FILE
-from ..whole_files import write_whole
+from ..whole_files import write_text
 from .activations import STEPS, ActivationRange
 
 RANGES_FILE = "activations.json"
@@ -52,7 +52,7 @@ def write_ranges(folder, ranges, seconds):
     }
     path = Path(folder) / RANGES_FILE
     text = json.dumps(content, separators=(",", ":")) + "\n"
-    write_whole(path, [text.encode()])
+    write_text(path, text)
     return path
 
 

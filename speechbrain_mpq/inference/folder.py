@@ -19,7 +19,7 @@ from ..quantization.packing import (
 from ..quantization.unpacking import load_packed_, read_model
 from ..separation.loading import build_separator
 from ..separation.tcn import fold_norms_
-from ..whole_files import write_whole
+from ..whole_files import write_text, write_whole
 from .card import model_card
 from .hub import (
     CARD_FILE,
@@ -70,7 +70,7 @@ def write_hyperparams(folder, architecture):
     """
     build(architecture)  # a stranger's strings must not become YAML
     text = hyperparams(architecture)
-    write_whole(Path(folder, HYPERPARAMS_FILE), [text.encode()])
+    write_text(Path(folder, HYPERPARAMS_FILE), text)
 
 
 def write_card(folder, **card):
@@ -92,7 +92,7 @@ def write_card(folder, **card):
         has_sample=(folder / SAMPLE_FILE).exists(),
         **card,
     )
-    write_whole(folder / CARD_FILE, [text.encode()])
+    write_text(folder / CARD_FILE, text)
 
 
 def copy_folder(packed, folder):
@@ -181,4 +181,4 @@ def _write_config(folder, header, version, older=None):
         kept = {key: content.get(key, kept[key]) for key in kept}
     config = {**readable_config(header, version), **kept}
     text = json.dumps(config, indent=1) + "\n"
-    write_whole(folder / CONFIG_FILE, [text.encode()])
+    write_text(folder / CONFIG_FILE, text)

@@ -7,7 +7,7 @@ import torch
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
-from ..brains.files import write_whole
+from ..brains.files import write_json
 from ..quantization.plan import BitPlan
 
 logger = get_logger(__name__)
@@ -118,5 +118,5 @@ class PlanFiles:
         """
         if self.folder and if_main_process():
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self.folder / SETTINGS, self.settings)
+            write_json(self.folder / SETTINGS, self.settings)
             plan.save(self.folder / "plan.json")

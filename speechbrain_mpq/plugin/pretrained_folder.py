@@ -23,7 +23,7 @@ from speechbrain.utils.parameter_transfer import DEFAULT_TRANSFER_HOOKS
 
 from ..quantization.packing import CONFIG_FILE, save_packed
 from ..quantization.tensors import named_tensors
-from ..whole_files import write_whole
+from ..whole_files import write_text
 from .pretrained_source import HPARAMS_FILE
 
 HOOK = "!name:speechbrain_mpq.load_packed_"
@@ -163,7 +163,7 @@ def write_folder(interface, hparams_path, modules, folder, metadata=None):
     folder.mkdir(parents=True, exist_ok=True)
     text = hparams_path.read_text(encoding="utf-8")
     hparams = packed_hparams(text, modules)
-    write_whole(folder / HPARAMS_FILE, [hparams.encode()])
+    write_text(folder / HPARAMS_FILE, hparams)
     configs, total = {}, 0
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for name, module in modules.items():
@@ -174,7 +174,7 @@ def write_folder(interface, hparams_path, modules, folder, metadata=None):
             configs[name] = json.loads(config.read_text())
     config = {"loadables": configs, "metadata": metadata or {}}
     text = json.dumps(config, indent=1) + "\n"
-    write_whole(folder / CONFIG_FILE, [text.encode()])
+    write_text(folder / CONFIG_FILE, text)
     _copy_the_rest(interface, hparams_path, modules, folder)
     return total
 

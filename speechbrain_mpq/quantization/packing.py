@@ -10,7 +10,7 @@ readable copy that nothing reads. All bytes are in docs/packed_format.md.
 import json
 from pathlib import Path
 
-from ..whole_files import write_whole
+from ..whole_files import write_text
 from .container import DTYPES, write_container
 from .described import (
     described_tensors,
@@ -87,7 +87,7 @@ def save_packed(model, folder, metadata=None, architecture=None):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MODEL_FILE
     write_container(path, {**floats, **pools}, header, str(version))
-    write_whole(folder / CONFIG_FILE, [text.encode()])
+    write_text(folder / CONFIG_FILE, text)
     return path
 
 
