@@ -14,7 +14,7 @@ import torch.nn as nn
 
 from ..quantization.tensors import named_tensors
 from ..quantization.unpacking import stored_buffers
-from ..separation.features import SpatialFeatures
+from ..separation.features import PHASES, SpatialFeatures
 from ..separation.separator import Separator
 from ..separation.tcn import ChannelAffine
 from ..separation.visual import FRONT_ENDS
@@ -213,7 +213,7 @@ REGISTRY = {
         lambda features: features.settings,
         {
             "pairs": several(several(_MICROPHONE, 2, 2), 1, 256),
-            "phase": choice("ipd", "steered"),
+            "phase": choice(*PHASES),
             "n_fft": whole(16, 2**14),
             "hop": whole(1, 2**14),
             "spacings_cm": optional(several(number(0, 10000), 1, 1023)),

@@ -15,6 +15,7 @@ SAMPLE_RATE = 16000  # Hz
 STFT_SAMPLES = 2**18  # at a time: less memory to take and give back
 BLOCK_FRAMES = 32  # frames at a time: what is in between stays in the cache
 
+PHASES = ("ipd", "steered", "cosine")
 # Six pairs that span the nine spacings named in the paper's reference [25].
 PAPER_PAIRS = ((1, 15), (2, 14), (3, 13), (12, 4), (7, 10), (8, 9))
 # Six pairs on seven microphones: 56, 28, 20, 10, 6 and 3 cm apart.
@@ -31,7 +32,8 @@ class SpatialFeatures(nn.Module):
     phase : str
         "ipd": the angle of y_m / y_n in radians, as the paper's Eq. 1, one
         map a pair. "steered": cosine and sine of the IPD minus the phase
-        that the target's direction causes, two maps a pair.
+        that the target's direction causes, two maps a pair. "cosine": its
+        cosine only, one map a pair.
     n_fft : int
         Window length in samples (512 = 32 ms).
     hop : int
@@ -58,8 +60,8 @@ class SpatialFeatures(nn.Module):
         spacings_cm=None,
     ):
         super().__init__()
-        if phase not in ("ipd", "steered"):
-            raise ValueError(f'phase must be "ipd" or "steered", got {phase!r}')
+        if phase not in PHASES:
+            raise ValueError(f"phase must be one of {PHASES}, got {phase!r}")
         self.settings = {  # what builds them again
             "pairs": pairs,
             "phase": phase,
@@ -95,8 +97,8 @@ class SpatialFeatures(nn.Module):
         }
         for name, value in constants.items():
             self.register_buffer(name, value, persistent=False)
-        maps = len(pairs) * (1 if phase == "ipd" else 2)
-        self.inputs = (1 + maps + 1) * self.bins  # LPS, phases, angle feature
+        self.maps = _map_names(pairs, phase)
+        self.inputs = len(self.maps) * self.bins
 
     def stft(self, waveforms):
         """Short-time Fourier transform of every channel.
@@ -210,12 +212,13 @@ class SpatialFeatures(nn.Module):
         cosine, sine = self._turned(ratio, doa)  # [B, K, frames, pairs, bins]
         maps[..., 0, :] = torch.log10(power[:, :1] + EPS)
         pairs = len(self.first)
-        if self.phase == "steered":
-            maps[..., 1 : pairs + 1, :] = cosine
-            maps[..., pairs + 1 : -1, :] = sine
-        else:
+        if self.phase == "ipd":
             angles = torch.atan2(ratio[1], ratio[0])
             maps[..., 1:-1, :] = angles.transpose(1, 2)[:, None]
+        else:
+            maps[..., 1 : pairs + 1, :] = cosine
+        if self.phase == "steered":
+            maps[..., pairs + 1 : -1, :] = sine
         maps[..., -1, :] = cosine.mean(3)
 
     def _turned(self, ratio, doa):
@@ -235,6 +238,13 @@ class SpatialFeatures(nn.Module):
         if doa.dim() == 3:  # [B, K, frames, pairs, bins]
             phase = phase.movedim(2, -1)
         return steer(ratio, phase)
+
+
+def _map_names(pairs, phase):
+    """What the inputs are, `bins` of each: LPS, phases, angle feature."""
+    kinds = {"steered": ("cosine", "sine")}.get(phase, (phase,))
+    phases = [f"{kind} {m}-{n}" for kind in kinds for m, n in pairs]
+    return ["lps", *phases, "af"]
 
 
 def _check_frames(doa, frames):

@@ -10,6 +10,7 @@ from speechbrain_mpq.separation.array import linear_array, pair_phase
 from speechbrain_mpq.separation.features import (
     MINI_PAIRS,
     PAPER_PAIRS,
+    PHASES,
     SpatialFeatures,
 )
 from speechbrain_mpq.separation.spectra import (
@@ -73,7 +74,7 @@ def test_angle_feature_follows_a_moving_talker():
     assert still[:, 2:-2].mean() < 0.5 and late[:, 2:-2].mean() < 0.4
 
 
-@pytest.mark.parametrize("phase", ["steered", "ipd"])
+@pytest.mark.parametrize("phase", PHASES)
 def test_moving_features_are_the_fixed_ones_where_nothing_moves(phase):
     torch.manual_seed(0)
     features = SpatialFeatures(phase=phase)
@@ -153,12 +154,12 @@ def test_stft_is_inverted_by_istft():
 
 def test_unknown_phase_and_microphone_are_refused():
     with pytest.raises(ValueError, match="steered"):
-        SpatialFeatures(phase="cosine")
+        SpatialFeatures(phase="tangent")
     with pytest.raises(ValueError, match="microphone 16"):
         SpatialFeatures(pairs=[(1, 16)])
 
 
-@pytest.mark.parametrize("phase", ["steered", "ipd"])
+@pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("moving", [False, True])
 def test_forward_is_its_public_parts_together(phase, moving):
     features = SpatialFeatures(phase=phase)
@@ -172,8 +173,8 @@ def test_forward_is_its_public_parts_together(phase, moving):
     cosine, sine = steer(ratio, expected)
     lps = log_power(spectra[:, :1])[:, None].expand(2, 3, 1, -1, -1)
     angle = ratio.angle()[:, None].expand(2, 3, -1, -1, -1)
-    phases = [cosine, sine] if phase == "steered" else [angle]
-    maps = torch.cat([lps, *phases, cosine.mean(2, keepdim=True)], dim=2)
+    phases = {"steered": [cosine, sine], "cosine": [cosine], "ipd": [angle]}
+    maps = torch.cat([lps, *phases[phase], cosine.mean(2, keepdim=True)], dim=2)
     given = features(spectra, doa)
     assert given.shape == (2, 3, features.inputs, frames)
     given = given.unflatten(2, (-1, features.bins))

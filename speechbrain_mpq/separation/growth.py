@@ -1,0 +1,184 @@
+"""A larger separator that begins with what a smaller one has learned.
+
+The larger network computes what the smaller one does, and has units beside
+it that nothing listens to yet: their outgoing weights are zero, their
+incoming ones random, so that the first step of training gives them a voice.
+After Chen, Goodfellow and Shlens, "Net2Net" (2016); units are added, not
+copied, so that no symmetry has to be broken.
+"""
+
+import torch
+
+from .tcn import ChannelAffine, ConvBlock, fold_norms_
+
+
+def place_(weight, given):
+    """Put a smaller weight into the corner of a larger one.
+
+    The outputs that are there already get nothing from new inputs; new
+    outputs keep what they have.
+
+    Arguments
+    ---------
+    weight : torch.Tensor
+        [outputs, inputs, ...] or [outputs]; changed in place.
+    given : torch.Tensor
+        Of the same number of dimensions, none larger.
+
+    Example
+    -------
+    >>> weight = torch.ones(2, 3)
+    >>> place_(weight, torch.tensor([[5.0, 6.0]]))
+    >>> weight
+    tensor([[5., 6., 0.],
+            [1., 1., 1.]])
+    """
+    outputs = len(given)
+    weight[:outputs] = 0
+    weight[tuple(slice(size) for size in given.shape)] = given
+
+
+def shared_inputs(features, smaller):
+    """Where the inputs of a larger network are among those of a smaller one.
+
+    Arguments
+    ---------
+    features, smaller : SpatialFeatures
+        With the same windows.
+
+    Returns
+    -------
+    index : torch.Tensor
+        [inputs of the larger], int; -1: the smaller one has no such input.
+
+    Example
+    -------
+    >>> from .features import SpatialFeatures
+    >>> smaller = SpatialFeatures([(8, 1)], "steered")  # lps, cos, sin, af
+    >>> index = shared_inputs(SpatialFeatures([(8, 1)], "cosine"), smaller)
+    >>> index[[0, 257, 514]].tolist()
+    [0, 257, 771]
+    """
+    bins = features.bins
+    if (features.n_fft, features.hop) != (smaller.n_fft, smaller.hop):
+        raise ValueError(
+            f"the windows differ: {features.n_fft} samples every "
+            f"{features.hop}, and {smaller.n_fft} every {smaller.hop}; give "
+            "both model files the same n_fft and hop"
+        )
+    found = {name: i for i, name in enumerate(smaller.maps)}
+    first = [found.get(name, -1) * bins for name in features.maps]
+    index = torch.tensor(first)[:, None] + torch.arange(bins)
+    return torch.where(index < 0, -1, index).flatten()
+
+
+@torch.no_grad()
+def grow_(separator, smaller, waveforms, doa):
+    """Give a new separator the abilities of a smaller, trained one.
+
+    Block i of b goes to block i * B // b of B, its layers keep their place
+    and so their dilation. Each new hidden unit gets zero mean and unit
+    variance over the mixtures. Where the larger one has all inputs of the
+    smaller one, both compute the same.
+
+    Arguments
+    ---------
+    separator : Separator
+        New; changed in place, its norms are folded.
+    smaller : Separator
+        Trained, its norms folded; audio only, as the larger one.
+    waveforms : torch.Tensor
+        [batch, samples, mics], some mixtures.
+    doa : torch.Tensor
+        [batch] or [batch, targets], degrees.
+
+    Raises
+    ------
+    ValueError
+        If the smaller one does not fit into the larger one.
+    """
+    _check(separator, smaller)
+    network, given = separator.mask_net, smaller.mask_net
+    fold_norms_(network)
+    index = shared_inputs(separator.features, smaller.features)
+    columns = given.conv_in.weight[:, index.clamp_min(0)]
+    columns[:, index < 0] = 0
+    place_(network.conv_in.weight, columns)
+    place_(network.conv_in.bias, given.conv_in.bias)
+    place_(network.conv_out.weight, given.conv_out.weight)
+    place_(network.conv_out.bias, given.conv_out.bias)
+    origins = _origins(separator.settings, smaller.settings)
+    hooks = []
+    for name, block in network.named_children():
+        if isinstance(block, ConvBlock):
+            known = _grow_block_(block, origins.get(name), given)
+            hooks += [
+                norm.register_forward_pre_hook(_normalise_from(known))
+                for norm in (block.norm_in, block.norm_out)
+            ]
+    separator(waveforms, doa)
+    for hook in hooks:
+        hook.remove()
+
+
+def _grow_block_(block, origin, given):
+    """Fill a ConvBlock from one of the smaller network, if it has one.
+
+    Returns how many of its hidden units are known.
+    """
+    if origin is None:  # it adds nothing to the channels that are there
+        block.conv_1x1_out.weight[: given.conv_in.out_channels] = 0
+        return 0
+    smaller = given.get_submodule(origin)
+    known = dict(smaller.named_parameters())
+    for name, parameter in block.named_parameters():
+        place_(parameter, known[name])
+    return len(smaller.norm_in.weight)
+
+
+def _normalise_from(known):
+    """A hook that sets an affine map by what arrives, for its new channels."""
+
+    def set_affine(affine, arrived):
+        if known == len(affine.weight):  # none is new
+            return
+        deviation, mean = torch.std_mean(
+            arrived[0][:, known:], (0, 2), correction=0
+        )
+        deviation = deviation.clamp_min(1e-5)
+        affine.weight[known:] = 1 / deviation
+        affine.bias[known:] = -mean / deviation
+
+    return set_affine
+
+
+def _origins(larger, smaller):
+    """Name of a ConvBlock -> its name in the smaller network."""
+    return {
+        f"tcn_{block * larger['blocks'] // smaller['blocks']}_{layer}": (
+            f"tcn_{block}_{layer}"
+        )
+        for block in range(smaller["blocks"])
+        for layer in range(smaller["layers"])
+    }
+
+
+def _check(separator, smaller):
+    """Raise ValueError unless one can grow into the other."""
+    if separator.lips_size or smaller.lips_size:
+        raise ValueError("only audio-only separators grow: leave `visual` out")
+    large, small = separator.settings, smaller.settings
+    sizes = ("channels", "hidden", "blocks", "layers")
+    if any(large[name] < small[name] for name in sizes):
+        raise ValueError(
+            f"{ {n: small[n] for n in sizes} } do not fit into "
+            f"{ {n: large[n] for n in sizes} }: none may be larger"
+        )
+    if large["kernel_size"] != small["kernel_size"]:
+        raise ValueError("give both model files the same kernel_size")
+    networks = separator.mask_net, smaller.mask_net
+    if any(hasattr(network, "scale_in") for network in networks):
+        raise ValueError("grow separators before their inputs are equalized")
+    if not isinstance(smaller.mask_net.tcn_0_0.norm_in, ChannelAffine):
+        raise ValueError("fold the smaller one's norms first: `fold_norms_`")
+    shared_inputs(separator.features, smaller.features)
