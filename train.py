@@ -47,6 +47,7 @@ from speechbrain_mpq.simulation.datasets import (
     listed_mixtures,
     training_mixtures,
 )
+from speechbrain_mpq.simulation.device_mixing import DeviceMixer, mix_batch_
 from speechbrain_mpq.simulation.lip_videos import videos_of_splits
 from speechbrain_mpq.simulation.mixtures import (
     MixtureMaker,
@@ -61,14 +62,18 @@ class Separation(QuantizationBrain):
     """Separates one talker by direction; trained on SI-SNR.
 
     `teacher` is the full-precision separator that is distilled from, or None;
-    `training_maker` draws the training mixtures.
+    `training_maker` draws the training mixtures; `mixer` makes them on the
+    device, or is None.
     """
 
     teacher = None
     training_maker = None
+    mixer = None
 
     def compute_forward(self, batch, stage):
         """Estimates [batch, targets, samples]."""
+        if hasattr(batch, "voices"):
+            mix_batch_(self.mixer, batch, self.device)
         return self.modules.separator(*self.given(batch))
 
     def given(self, batch):
@@ -142,7 +147,11 @@ def prepare_data(hparams):
 
 
 def dataio_prep(hparams):
-    """Datasets of the three splits, and the maker of training mixtures."""
+    """Datasets of the three splits, and the maker of training mixtures.
+
+    "train" is mixed when it is asked for, "voices" is the same for a device
+    that mixes.
+    """
     folder = hparams["data_folder"]
     makers = {
         split: MixtureMaker(
@@ -167,13 +176,27 @@ def dataio_prep(hparams):
         )
         for split in ("valid", "test")
     }
-    datasets["train"] = training_mixtures(
-        makers["train"],
-        hparams["chunk_seconds"],
-        hparams["mixtures"]["train"],
-        videos["train"],
-    )
+    datasets |= {
+        name: training_mixtures(
+            makers["train"],
+            hparams["chunk_seconds"],
+            hparams["mixtures"]["train"],
+            videos["train"],
+            dry=name == "voices",
+        )
+        for name in ("train", "voices")
+    }
     return datasets, makers["train"]
+
+
+def device_mixer(hparams, rooms, device):
+    """What mixes on the device; None: the loader mixes."""
+    wanted = hparams["mix_on_device"]
+    if wanted is None:
+        wanted = torch.device(device).type != "cpu"
+    if not wanted:
+        return None
+    return DeviceMixer(rooms, hparams["chunk_seconds"]).to(device)
 
 
 def starting_separator(hparams):
@@ -268,7 +291,9 @@ def run(hparams_file, run_opts, overrides):
     separator = starting_separator(hparams)
     brain = make_brain(separator, hparams, run_opts)
     run_on_main(prepare_data, args=[hparams])
-    datasets, brain.training_maker = dataio_prep(hparams)
+    datasets, maker = dataio_prep(hparams)
+    brain.training_maker = maker
+    brain.mixer = device_mixer(hparams, maker.rooms, brain.device)
     fp32_bytes = 4 * sum(p.numel() for p in separator.parameters())
     plan = estimate(brain, separator, datasets, prototypes)
     packed = pack(brain, separator, hparams)
@@ -323,7 +348,7 @@ def estimate(brain, separator, datasets, prototypes):
             separator.mask_net.compile(dynamic=False)
         brain.fit(
             hparams.epoch_counter,
-            datasets["train"],
+            datasets["voices" if brain.mixer else "train"],
             datasets["valid"],
             train_loader_kwargs=hparams.train_loader,
             valid_loader_kwargs=hparams.valid_loader,

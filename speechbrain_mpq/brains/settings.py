@@ -12,7 +12,10 @@ import yaml
 from hyperpyyaml import resolve_references
 
 # Keys that say where or how fast, not what comes out.
-PLACES = ("output_folder", "results_folder", "data_folder", "workers")
+PLACES = (
+    *("output_folder", "results_folder", "data_folder", "workers"),
+    "mix_on_device",  # the same but for rounding
+)
 # Keys of what is told about a result beside it: they change its report only.
 REPORTED = ("against", "examples")
 

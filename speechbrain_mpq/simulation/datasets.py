@@ -5,12 +5,14 @@ import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import provides, takes
 
+from .device_mixing import scene_of
 from .mixtures import SAMPLE_RATE
 
+DRY_KEYS = ["id", "voices", "scene", "doa"]
 OUTPUT_KEYS = ["id", "mixture", "targets", "doa"]
 
 
-def training_mixtures(maker, seconds, count=None, videos=None):
+def training_mixtures(maker, seconds, count=None, videos=None, dry=False):
     """Mixtures of a fixed length, both talkers being targets.
 
     What is drawn depends on `maker.epoch`; set it before the loader of an
@@ -25,14 +27,26 @@ def training_mixtures(maker, seconds, count=None, videos=None):
         Mixtures per epoch; None: one for each utterance.
     videos : LipVideos or None
         Of the same maker.
+    dry : bool
+        Leave the mixing to a `DeviceMixer`.
 
     Returns
     -------
     dataset : DynamicItemDataset
         "mixture" [samples, mics], "targets" [samples, 2], "doa" [2]; with
-        videos "lips" [2, pictures, height, width], uint8.
+        videos "lips" [2, pictures, height, width], uint8. If dry, "voices"
+        [samples of the whole mixture, 2] and "scene" instead of the first
+        two.
     """
     samples = int(seconds * SAMPLE_RATE)
+
+    @takes("id")
+    @provides("voices", "scene", "doa")
+    def place(key):
+        drawn = maker.draw(key)
+        yield torch.from_numpy(maker.voices(drawn).T.copy())
+        yield scene_of(drawn)
+        yield torch.tensor([drawn["doa_given"], drawn["doa_interferer"]])
 
     @takes("id")
     @provides("mixture", "targets", "doa")
@@ -61,6 +75,8 @@ def training_mixtures(maker, seconds, count=None, videos=None):
             f"{len(keys)} utterances"
         )
     data = {key: {} for key in keys}
+    if dry:
+        return _dataset(data, place, DRY_KEYS, videos and show)
     return _dataset(data, render, OUTPUT_KEYS, videos and show)
 
 

@@ -37,15 +37,41 @@ def place(lengths, overlap, target_first):
     return interferer - common, 0
 
 
-def mix(voices, offsets, rirs, sir):
-    """Convolve two voices with their impulse responses and add them up.
+def at_offsets(voices, offsets):
+    """Voices in one array, each where it begins.
 
     Arguments
     ---------
     voices : (numpy.ndarray, numpy.ndarray)
-        Target and interferer, [samples].
+        [samples] each.
     offsets : (int, int)
         First sample of each.
+
+    Returns
+    -------
+    placed : numpy.ndarray
+        [2, samples], float32.
+
+    Example
+    -------
+    >>> at_offsets((np.ones(2), np.ones(1)), (0, 2))
+    array([[1., 1., 0.],
+           [0., 0., 1.]], dtype=float32)
+    """
+    samples = max(o + len(v) for o, v in zip(offsets, voices))
+    placed = np.zeros((len(voices), samples), np.float32)
+    for row, offset, voice in zip(placed, offsets, voices):
+        row[offset : offset + len(voice)] = voice
+    return placed
+
+
+def mix(voices, rirs, sir):
+    """Convolve two voices with their impulse responses and add them up.
+
+    Arguments
+    ---------
+    voices : numpy.ndarray
+        Target and interferer, [2, samples], from `at_offsets`.
     rirs : numpy.ndarray
         [2, mics, taps].
     sir : float
@@ -60,18 +86,16 @@ def mix(voices, offsets, rirs, sir):
 
     Example
     -------
-    >>> click = np.ones(1, np.float32)
+    >>> clicks = at_offsets((np.ones(1), np.ones(1)), (0, 1))
     >>> rirs = np.ones((2, 3, 1), np.float32)
-    >>> signals = mix((click, click), (0, 1), rirs, sir=0.0)
+    >>> signals = mix(clicks, rirs, sir=0.0)
     >>> signals["mixture"].shape, f"{signals['target'][0]:.2f}"
     ((2, 3), '0.90')
     """
-    samples = max(o + len(v) for o, v in zip(offsets, voices))
+    samples = voices.shape[1]
     n_fft = scipy.fft.next_fast_len(samples + rirs.shape[2], real=True)
-    dry = np.zeros((2, 1, samples), np.float32)
-    for talker, (offset, voice) in enumerate(zip(offsets, voices)):
-        dry[talker, 0, offset : offset + len(voice)] = voice
-    spectra = scipy.fft.rfft(dry, n_fft) * scipy.fft.rfft(rirs, n_fft)
+    dry = scipy.fft.rfft(voices[:, None], n_fft)
+    spectra = dry * scipy.fft.rfft(rirs, n_fft)
     target, interferer = scipy.fft.irfft(spectra[:, 0], n_fft)[:, :samples]
     ratio = np.sum(target**2) / max(np.sum(interferer**2), 1e-12)
     gain = np.float32(np.sqrt(ratio * 10 ** (-sir / 10)))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from .mixing import mix, place
+from .mixing import at_offsets, mix, place
 
 SAMPLE_RATE = 16000  # Hz
 SIRS = (-6.0, 0.0, 6.0)  # dB
@@ -130,6 +130,24 @@ class MixtureMaker:
             the reverberant talkers at the reference microphone, which add up
             to the mixture's first channel. float32.
         """
+        rirs = self.rooms.rirs(mixture["room"], mixture["talkers"])
+        if mixture["mirrored"]:
+            rirs = rirs[:, ::-1]
+        return mix(self.voices(mixture), rirs, mixture["sir"])
+
+    def voices(self, mixture):
+        """The dry voices of a drawn mixture, placed in time.
+
+        Arguments
+        ---------
+        mixture : dict
+            From `draw`.
+
+        Returns
+        -------
+        voices : numpy.ndarray
+            [2, samples], target and interferer, float32.
+        """
         voices = [
             self._read(mixture[role]) for role in ("target", "interferer")
         ]
@@ -138,10 +156,7 @@ class MixtureMaker:
             mixture["overlap"],
             mixture["target_first"],
         )
-        rirs = self.rooms.rirs(mixture["room"], mixture["talkers"])
-        if mixture["mirrored"]:
-            rirs = rirs[:, ::-1]
-        return mix(voices, offsets, rirs, mixture["sir"])
+        return at_offsets(voices, offsets)
 
     def _read(self, utterance):
         """Waveform of an utterance, float32."""

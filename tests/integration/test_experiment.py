@@ -102,13 +102,26 @@ def kl(folder, shipped):
     return folder / "results/kl_4bit/1234", printed
 
 
-def test_training_lowers_the_loss(folder):
-    log = (folder / "results/pretrain_32bit/1234/train_log.txt").read_text()
-    losses = [
+def train_losses(folder):
+    """Training loss of each epoch in a folder of results."""
+    log = (folder / "1234/train_log.txt").read_text()
+    return [
         float(line.split("train loss: ")[1].split()[0])
         for line in log.splitlines()
     ]
+
+
+def test_training_lowers_the_loss(folder):
+    losses = train_losses(folder / "results/pretrain_32bit")
     assert len(losses) == 2 and losses[1] < losses[0]
+
+
+def test_mixtures_from_the_device_train_as_well(folder):
+    run(folder, "pretrain.yaml", system="on_device", mix_on_device=True)
+    losses = train_losses(folder / "results/on_device_32bit")
+    expected = train_losses(folder / "results/pretrain_32bit")
+    assert losses[0] == pytest.approx(expected[0], abs=0.05)  # of 29 dB
+    assert losses[1] < losses[0]  # rounding has grown by then
 
 
 def test_main_job_leaves_everything_it_promises(kl):

@@ -10,7 +10,7 @@ from speechbrain_mpq.simulation.datasets import (
     listed_mixtures,
     training_mixtures,
 )
-from speechbrain_mpq.simulation.mixing import mix
+from speechbrain_mpq.simulation.mixing import at_offsets, mix
 from speechbrain_mpq.simulation.mixtures import (
     BUCKETS,
     SIRS,
@@ -81,7 +81,7 @@ def test_convolution_against_the_slow_one():
     rng = np.random.default_rng(0)
     voices = [rng.standard_normal(n).astype(np.float32) for n in (50, 30)]
     rirs = rng.standard_normal((2, 2, 9)).astype(np.float32)
-    signals = mix(voices, (0, 35), rirs, sir=3.0)
+    signals = mix(at_offsets(voices, (0, 35)), rirs, sir=3.0)
     first = np.zeros(65)
     first[:58] = np.convolve(voices[0], rirs[0, 0])
     peak = np.abs(first).argmax()
