@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,8 +54,13 @@ def command(folder, hparams, **options):
 
 def run(folder, hparams, **options):
     """Run the command to its end; its output is returned."""
+    return finished(command(folder, hparams, **options))
+
+
+def finished(line):
+    """Output of a command line that ends well."""
     done = subprocess.run(
-        command(folder, hparams, **options),
+        list(map(str, line)),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -122,6 +128,25 @@ def test_mixtures_from_the_device_train_as_well(folder):
     expected = train_losses(folder / "results/pretrain_32bit")
     assert losses[0] == pytest.approx(expected[0], abs=0.05)  # of 29 dB
     assert losses[1] < losses[0]  # rounding has grown by then
+
+
+def test_a_small_separator_grows_and_trains_on(folder, shipped):
+    larger, grown = folder / "larger.yaml", folder / "grown"
+    sizes = TINY.read_text().replace("channels: 8", "channels: 12")
+    larger.write_text(sizes.replace("layers: 2", "layers: 3"))
+    line = ["recipes/Embedded/growth/grow.py", shipped, larger, "-o", grown]
+    line += ["--data_folder", folder / "data"]
+    printed = re.findall(r"([-.\d]+) dB", finished([sys.executable, *line]))
+    assert len(printed) == 2 and printed[0] == printed[1]
+    run(
+        folder,
+        "pretrain_large.yaml",
+        pretrained_separator=grown,
+        separator_file=larger,
+    )
+    results = folder / "results/pretrain_large_32bit"
+    assert len(train_losses(results)) == 2
+    assert check_folder(results / "1234/packed") == []
 
 
 def test_main_job_leaves_everything_it_promises(kl):

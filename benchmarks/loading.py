@@ -1,0 +1,122 @@
+"""Does the data keep up with the training? Steps a second, with and without.
+
+> python benchmarks/loading.py --device=cuda:0
+
+Trains the separator of an hparams file three times for a few steps: on one
+batch that is there already, on mixtures of the loader, and on mixtures made on
+the device from the loader's voices. The aim is 60 % of the first rate at least.
+Needs the corpus and the rooms of that file (`python train.py` makes them).
+"""
+
+import argparse
+import json
+import sys
+import time
+from itertools import chain, repeat
+from pathlib import Path
+
+import torch
+from speechbrain.dataio.dataloader import make_dataloader
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # train.py
+
+from speechbrain_mpq.brains.experiment import read_hparams  # noqa: E402
+from speechbrain_mpq.evaluation.si_snr import si_snr  # noqa: E402
+from speechbrain_mpq.separation.loading import build_separator  # noqa: E402
+from speechbrain_mpq.simulation.device_mixing import (  # noqa: E402
+    DeviceMixer,
+    mix_batch_,
+)
+from train import dataio_prep  # noqa: E402
+
+WARM_UP = 3  # steps that are not counted
+
+
+class Training:
+    """A separator, an optimizer and a step of training."""
+
+    def __init__(self, hparams, device):
+        self.device = device
+        self.separator = build_separator(hparams["separator_file"]).to(device)
+        if hparams["compile_network"]:
+            self.separator.mask_net.compile(dynamic=False)
+        self.optimizer = torch.optim.Adam(self.separator.parameters())
+
+    def step(self, batch, mixer=None):
+        """Forward, backward, update; bf16 where it may."""
+        if mixer:
+            mix_batch_(mixer, batch, self.device)
+        mixture, targets, doa = (
+            getattr(batch, name).data.to(self.device)
+            for name in ("mixture", "targets", "doa")
+        )
+        kind = torch.device(self.device).type
+        with torch.autocast(kind, torch.bfloat16):
+            estimates = self.separator(mixture, doa)
+        loss = -si_snr(estimates.float(), targets.transpose(1, 2)).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()  # waits for the device
+
+    def rate(self, batches, steps, mixer=None):
+        """Steps a second."""
+        for count, batch in enumerate(batches, 1 - WARM_UP):
+            self.step(batch, mixer)
+            if count == 0:
+                start = time.perf_counter()
+            if count == steps:
+                return steps / (time.perf_counter() - start)
+        raise ValueError(f"fewer than {steps} batches: ask for fewer --steps")
+
+
+def main():
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--hparams", default="hparams/pretrain_large.yaml")
+    parser.add_argument("--overrides", default="", help="YAML text")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--loader_workers", type=int, default=1)
+    parser.add_argument("--out", help="JSON file of the numbers")
+    asked = parser.parse_args()
+    hparams = read_hparams(asked.hparams, asked.overrides)
+    torch.set_num_threads(hparams["threads"])
+    build = build_separator(hparams["separator_file"])
+    hparams["microphones"] = build.features.microphones
+    hparams["lips_size"] = build.lips_size
+    datasets, maker = dataio_prep(hparams)
+    options = {
+        **hparams["train_loader"],
+        "num_workers": asked.loader_workers,
+    }
+
+    def loader(name):
+        return make_dataloader(datasets[name], **options)
+
+    training = Training(hparams, asked.device)
+    batch = next(iter(loader("train")))
+    mixer = DeviceMixer(maker.rooms, hparams["chunk_seconds"])
+    mixer = mixer.to(asked.device)
+    rates = {
+        "no loading": training.rate(repeat(batch), asked.steps),
+        "loader mixes": training.rate(
+            chain.from_iterable(loader("train") for _ in range(99)),
+            asked.steps,
+        ),
+        "device mixes": training.rate(
+            chain.from_iterable(loader("voices") for _ in range(99)),
+            asked.steps,
+            mixer,
+        ),
+    }
+    for name, rate in rates.items():
+        share = 100 * rate / rates["no loading"]
+        print(f"{name:14}{rate:8.2f} steps/s {share:6.0f} %")
+    if asked.out:
+        Path(asked.out).write_text(json.dumps(rates, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
