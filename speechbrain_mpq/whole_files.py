@@ -70,3 +70,23 @@ def write_text(path, text):
         Its content.
     """
     write_whole(path, [text.encode()])
+
+
+def remove_partial(folder):
+    """Tidies up after a process that was killed while it wrote.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Where nobody else is writing; folders in it count too.
+
+    Example
+    -------
+    >>> folder = Path(getfixture("tmpdir"))
+    >>> _ = (folder / f".a.flac.0{PARTIAL}").write_bytes(b"half")
+    >>> remove_partial(folder)
+    >>> list(folder.iterdir())
+    []
+    """
+    for path in Path(folder).rglob(f"*{PARTIAL}"):
+        path.unlink(missing_ok=True)

@@ -102,6 +102,8 @@ class Experiment:
         """What the folder's run was asked; None without one."""
         path = self.folder / "settings.json"
         if not path.exists():
+            if self.finished:
+                raise self._refusal("settings, or none: no settings.json")
             return None
         stored = json.loads(path.read_text(encoding="utf-8"))
         if "settings" in stored:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..whole_files import whole_file, write_text
+from ..whole_files import remove_partial, whole_file, write_text
 from .rooms import draw_room, measured_t60, simulate
 
 ROOMS_PER_SHARD = 25
@@ -48,6 +48,7 @@ def prepare_rooms(
     ]
     if not jobs:
         return
+    remove_partial(folder)
     context = multiprocessing.get_context("fork")
     with context.Pool(workers) as pool:
         done = pool.imap_unordered(_simulate_shard, jobs)

@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from ..whole_files import PARTIAL, whole_file, write_text
+from ..whole_files import remove_partial, whole_file, write_text
 from . import espeak, sentences, voices
 
 SPLITS = ("train", "valid", "test")
@@ -66,7 +66,7 @@ def prepare_speech(
     speak = functools.partial(_speak_chunk, data_folder, seed)
     if todo:
         espeak.library()  # a missing library is reported before any work
-        _remove_partial_files(data_folder)
+        remove_partial(data_folder / "speech")
         hidden = None if progress is None else not progress
         with (
             multiprocessing.get_context("fork").Pool(workers) as pool,
@@ -205,9 +205,3 @@ def _write(path, text):
     """Write a text file so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
-
-
-def _remove_partial_files(data_folder):
-    """Tidy up after a preparation that was killed."""
-    for path in data_folder.rglob(f"*{PARTIAL}"):
-        path.unlink(missing_ok=True)

@@ -74,6 +74,14 @@ def test_what_cannot_change_the_result_is_no_setting(begin):
     assert begin(workers=0).report_differs == []
 
 
+def test_results_of_nobody_are_refused(begin):
+    folder = begin().folder
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text("{}")
+    with pytest.raises(ValueError, match="no settings.json(.|\n)*Delete it"):
+        begin()
+
+
 def test_what_can_is_refused_by_name_finished_or_not(begin):
     begin().start()
     (begin().folder / "metrics.json").write_text("{}")

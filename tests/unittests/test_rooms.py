@@ -66,7 +66,11 @@ def test_bank_is_repeatable_resumable_and_grows(tmp_path):
     stamp = (tmp_path / "a/rooms/train/00000.npz").stat().st_mtime_ns
     prepare_rooms(tmp_path / "a", {"train": 4}, **kwargs)
     assert (tmp_path / "a/rooms/train/00000.npz").stat().st_mtime_ns == stamp
+    half = tmp_path / "b/rooms/train/.00000.npz.0.partial"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"of a run that was killed")
     prepare_rooms(tmp_path / "b", {"train": 2}, **kwargs)
+    assert not half.exists()
     np.testing.assert_array_equal(first_rir(tmp_path / "b", 2), before)
     np.testing.assert_array_equal(first_rir(tmp_path / "a", 4), before)
 
