@@ -72,7 +72,7 @@ class Separation(QuantizationBrain):
 
     def compute_forward(self, batch, stage):
         """Estimates [batch, targets, samples]."""
-        if hasattr(batch, "voices"):
+        if hasattr(batch, "voices") and not hasattr(batch, "mixture"):
             mix_batch_(self.mixer, batch, self.device)
         return self.modules.separator(*self.given(batch))
 
@@ -193,9 +193,10 @@ def device_mixer(hparams, rooms, device):
     """What mixes on the device; None: the loader mixes."""
     wanted = hparams["mix_on_device"]
     if wanted is None:
-        wanted = torch.device(device).type != "cpu"
+        wanted = torch.device(device).type == "cuda"
     if not wanted:
         return None
+    logger.info(f"Mixtures for the training are made on {device}")
     return DeviceMixer(rooms, hparams["chunk_seconds"]).to(device)
 
 
@@ -293,7 +294,8 @@ def run(hparams_file, run_opts, overrides):
     run_on_main(prepare_data, args=[hparams])
     datasets, maker = dataio_prep(hparams)
     brain.training_maker = maker
-    brain.mixer = device_mixer(hparams, maker.rooms, brain.device)
+    if brain.trains:
+        brain.mixer = device_mixer(hparams, maker.rooms, brain.device)
     fp32_bytes = 4 * sum(p.numel() for p in separator.parameters())
     plan = estimate(brain, separator, datasets, prototypes)
     packed = pack(brain, separator, hparams)

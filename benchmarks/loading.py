@@ -1,6 +1,7 @@
 """Does the data keep up with the training? Steps a second, with and without.
 
-> python benchmarks/loading.py --device=cuda:0
+> python benchmarks/loading.py --device=cuda:0 \
+    --overrides "compile_network: True"
 
 Trains the separator of an hparams file three times for a few steps: on one
 batch that is there already, on mixtures of the loader, and on mixtures made on
@@ -30,7 +31,7 @@ from speechbrain_mpq.simulation.device_mixing import (  # noqa: E402
 )
 from train import dataio_prep  # noqa: E402
 
-WARM_UP = 3  # steps that are not counted
+WARM_UP = 8  # steps that are not counted: compiled and prefetched
 
 
 class Training:

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import os
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -72,21 +73,29 @@ def write_text(path, text):
     write_whole(path, [text.encode()])
 
 
-def remove_partial(folder):
-    """Tidies up after a process that was killed while it wrote.
+def remove_partial(folder, age=3600):
+    """Tidies up after processes that were killed while they wrote.
 
     Arguments
     ---------
     folder : str or Path
-        Where nobody else is writing; folders in it count too.
+        Folders in it count too.
+    age : float
+        Seconds since the last change; what is younger may be somebody's who
+        is writing.
 
     Example
     -------
     >>> folder = Path(getfixture("tmpdir"))
     >>> _ = (folder / f".a.flac.0{PARTIAL}").write_bytes(b"half")
     >>> remove_partial(folder)
-    >>> list(folder.iterdir())
-    []
+    >>> len(list(folder.iterdir()))
+    1
+    >>> remove_partial(folder, age=0)
+    >>> len(list(folder.iterdir()))
+    0
     """
+    latest = time.time() - age
     for path in Path(folder).rglob(f"*{PARTIAL}"):
-        path.unlink(missing_ok=True)
+        if path.stat().st_mtime <= latest:
+            path.unlink(missing_ok=True)

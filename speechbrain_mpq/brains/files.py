@@ -57,14 +57,14 @@ class WholeCheckpointer(Checkpointer):
     True
     """
 
-    def __init__(self, checkpoints_dir, *args, **kwargs):
-        super().__init__(checkpoints_dir, *args, **kwargs)
-        if if_main_process():
-            for left in Path(checkpoints_dir).glob(f"{PARTIAL}*"):
-                shutil.rmtree(left)
+    _tidy = False  # whether what a killed run left has been removed
 
     def save_checkpoint(self, *args, **kwargs):
         """As SpeechBrain's; renames the folder when it is complete."""
+        if not self._tidy and if_main_process():
+            for left in Path(self.checkpoints_dir).glob(f"{PARTIAL}*"):
+                shutil.rmtree(left)
+            self._tidy = True
         checkpoint = super().save_checkpoint(*args, **kwargs)
         if checkpoint is None:  # not the main process
             return None

@@ -20,6 +20,7 @@ from .wer import WordErrors, word_errors
 BUCKETS = ((0, 15), (15, 45), (45, 90), (90, 180))
 BUCKET_NAMES = tuple(f"{low}-{high}" for low, high in BUCKETS)
 AVERAGED = ("si_snr", "pesq", "wer")
+SAME_DB = 0.01  # more between two mixtures: they are not the same one
 
 _ITEM_KEYS = (
     "id",
@@ -170,10 +171,18 @@ def significance(items, baseline_items, against="fp32"):
             f"this system and {against} were scored on different test sets: "
             "evaluate both again on one"
         )
-    theirs = {str(item["id"]): item["hypothesis"] for item in baseline_items}
+    theirs = {str(item["id"]): item for item in baseline_items}
+    pairs = [(item, theirs[str(item["id"])]) for item in items]
+    for own, other in pairs:
+        levels = [item.get("si_snr_mixture", 0.0) for item in (own, other)]
+        if abs(levels[0] - levels[1]) > SAME_DB:
+            raise ValueError(
+                f"{own['id']} was another mixture when {against} was scored: "
+                "evaluate both again on one test set"
+            )
     result = mapsswe(
-        (item["reference"], item["hypothesis"], theirs[str(item["id"])])
-        for item in items
+        (own["reference"], own["hypothesis"], other["hypothesis"])
+        for own, other in pairs
     )
     return {
         "against": against,

@@ -8,8 +8,10 @@ import math
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
+
 from .files import read_json
-from .metrics import AVERAGED, BUCKET_NAMES, hash_test_set
+from .metrics import AVERAGED, BUCKET_NAMES, SAME_DB, hash_test_set
 from .systems import label, table_order
 
 _NUMBERS = ("average_bits", "model_bytes", "fp32_bytes", "seconds_per_hour")
@@ -145,6 +147,23 @@ def check_same_test_set(runs):
             f"systems were scored on different test sets ({sides}): "
             "evaluate them again on one, or leave one side out"
         )
+    # Ids and words may be those of other rooms or interferers
+    heard = {_place(run): _mixture_levels(run) for run in runs}
+    first, levels = next(iter(heard.items()))
+    for place, others in heard.items():
+        if not np.allclose(levels, others, atol=SAME_DB, equal_nan=True):
+            raise ValueError(
+                f"{first} and {place} were scored on other mixtures of the "
+                "same words: theirs have another SI-SNR before separation; "
+                "evaluate them again on one test set"
+            )
+
+
+def _mixture_levels(run):
+    """SI-SNR of the mixtures in every bucket; NaN: not known."""
+    buckets = [run["buckets"].get(name) or {} for name in BUCKET_NAMES]
+    levels = [bucket.get("si_snr_mixture") for bucket in buckets]
+    return [np.nan if level is None else level for level in levels]
 
 
 def _problem(metrics):

@@ -7,7 +7,10 @@ After Chen, Goodfellow and Shlens, "Net2Net" (2016); units are added, not
 copied, so that no symmetry has to be broken.
 """
 
+import json
+
 import torch
+from torch.nn.utils.parametrize import is_parametrized
 
 from .tcn import ChannelAffine, ConvBlock, fold_norms_
 
@@ -44,7 +47,7 @@ def shared_inputs(features, smaller):
     Arguments
     ---------
     features, smaller : SpatialFeatures
-        With the same windows.
+        Alike but for `phase`.
 
     Returns
     -------
@@ -59,16 +62,9 @@ def shared_inputs(features, smaller):
     >>> index[[0, 257, 514]].tolist()
     [0, 257, 771]
     """
-    bins = features.bins
-    if (features.n_fft, features.hop) != (smaller.n_fft, smaller.hop):
-        raise ValueError(
-            f"the windows differ: {features.n_fft} samples every "
-            f"{features.hop}, and {smaller.n_fft} every {smaller.hop}; give "
-            "both model files the same n_fft and hop"
-        )
     found = {name: i for i, name in enumerate(smaller.maps)}
-    first = [found.get(name, -1) * bins for name in features.maps]
-    index = torch.tensor(first)[:, None] + torch.arange(bins)
+    first = [found.get(name, -1) * features.bins for name in features.maps]
+    index = torch.tensor(first)[:, None] + torch.arange(features.bins)
     return torch.where(index < 0, -1, index).flatten()
 
 
@@ -79,14 +75,15 @@ def grow_(separator, smaller, waveforms, doa):
     Block i of b goes to block i * B // b of B, its layers keep their place
     and so their dilation. Each new hidden unit gets zero mean and unit
     variance over the mixtures. Where the larger one has all inputs of the
-    smaller one, both compute the same.
+    smaller one (`phase`), both compute the same.
 
     Arguments
     ---------
     separator : Separator
         New; changed in place, its norms are folded.
     smaller : Separator
-        Trained, its norms folded; audio only, as the larger one.
+        Trained, in full precision, its norms folded; audio only, as the larger
+        one, and with the same array, pairs and windows.
     waveforms : torch.Tensor
         [batch, samples, mics], some mixtures.
     doa : torch.Tensor
@@ -116,9 +113,11 @@ def grow_(separator, smaller, waveforms, doa):
                 norm.register_forward_pre_hook(_normalise_from(known))
                 for norm in (block.norm_in, block.norm_out)
             ]
-    separator(waveforms, doa)
-    for hook in hooks:
-        hook.remove()
+    try:
+        separator(waveforms, doa)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _grow_block_(block, origin, given):
@@ -167,6 +166,13 @@ def _check(separator, smaller):
     """Raise ValueError unless one can grow into the other."""
     if separator.lips_size or smaller.lips_size:
         raise ValueError("only audio-only separators grow: leave `visual` out")
+    for name, own in separator.features.settings.items():
+        given = smaller.features.settings[name]
+        if name != "phase" and json.dumps(own) != json.dumps(given):
+            raise ValueError(
+                f"`{name}` of the features differs, {own} and {given}: give "
+                "both model files the same"
+            )
     large, small = separator.settings, smaller.settings
     sizes = ("channels", "hidden", "blocks", "layers")
     if any(large[name] < small[name] for name in sizes):
@@ -181,4 +187,7 @@ def _check(separator, smaller):
         raise ValueError("grow separators before their inputs are equalized")
     if not isinstance(smaller.mask_net.tcn_0_0.norm_in, ChannelAffine):
         raise ValueError("fold the smaller one's norms first: `fold_norms_`")
-    shared_inputs(separator.features, smaller.features)
+    if any(is_parametrized(module) for module in smaller.modules()):
+        raise ValueError(
+            "the smaller one is quantized: grow its full-precision weights"
+        )

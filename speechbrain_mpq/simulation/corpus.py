@@ -66,7 +66,7 @@ def prepare_speech(
     speak = functools.partial(_speak_chunk, data_folder, seed)
     if todo:
         espeak.library()  # a missing library is reported before any work
-        remove_partial(data_folder / "speech")
+        remove_partial(data_folder)
         hidden = None if progress is None else not progress
         with (
             multiprocessing.get_context("fork").Pool(workers) as pool,

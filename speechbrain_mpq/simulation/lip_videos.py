@@ -16,6 +16,7 @@ from .mouths import draw_look, draw_mouths
 from .visemes import mouth_shapes
 
 ROLES = ("target", "interferer")
+LONGEST_HELD = 0.5  # seconds that the last picture of a file is held at most
 SHOWN = ("own", "none", "frozen", "other", "interferer")
 
 
@@ -200,12 +201,24 @@ class LipVideos:
     def _stored(self, key, times):
         """Pictures of an utterance from its file; its ends are held."""
         path = self.maker.speech[key]["lips"]
-        pictures = np.load(path, mmap_mode="r")
+        try:
+            pictures = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(
+                f"{path} cannot be read ({error}): crop it again with "
+                "vision.mouth, or take `lips` out of the manifest"
+            ) from error
         if pictures.dtype != np.uint8 or pictures.shape[1:] != self.size:
             raise ValueError(
                 f"{path} holds {pictures.dtype} {pictures.shape}, expected "
                 f"uint8 [pictures, {self.size[0]}, {self.size[1]}]: crop it "
                 "again with vision.mouth"
+            )
+        missing = self.maker.speech[key]["length"] - len(pictures) / FPS
+        if missing > LONGEST_HELD:
+            raise ValueError(
+                f"{path} ends {missing:.1f} s before the sound of {key}: crop "
+                "it again from the whole video"
             )
         index = np.clip(np.rint(times * FPS), 0, len(pictures) - 1)
         return pictures[index.astype(int)].astype(np.float32) / 255

@@ -110,8 +110,11 @@ def test_killed_preparation_is_continued(folder, tmp_path):
     process.kill()
     process.wait()
     (tmp_path / "speech/train").mkdir(exist_ok=True)
-    (tmp_path / "speech/train/train_000004.99.partial").write_bytes(b"fL")
+    half = tmp_path / "speech/train/train_000004.99.partial"
+    half.write_bytes(b"fL")
     time.sleep(0.5)  # its workers end with the utterance at hand
+    for half in tmp_path.rglob("*.partial"):
+        os.utime(half, (0, 0))  # long ago
     assert not (tmp_path / "test_speech.json").exists()
     corpus.prepare_speech(tmp_path, **SIZES, workers=1)
     assert digests(tmp_path) == digests(folder)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from speechbrain_mpq.quantization.quantizer import quantize_
 from speechbrain_mpq.separation.features import SpatialFeatures
 from speechbrain_mpq.separation.growth import grow_, place_, shared_inputs
 from speechbrain_mpq.separation.separator import Separator
@@ -146,6 +147,32 @@ def test_norms_that_are_not_folded_are_refused(scene):
         grow_(made(seed=2, **LARGE).eval(), made(), *scene)
 
 
-def test_other_windows_are_refused():
-    with pytest.raises(ValueError, match="same n_fft and hop"):
-        shared_inputs(SpatialFeatures(hop=128), SpatialFeatures())
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"hop": 128},
+        {"pairs": [(8, 1), (12, 4), (12, 8)]},  # another mean over the pairs
+        {"pairs": [(1, 8), (12, 4)]},
+        {"spacings_cm": [3.0] * 14},
+    ],
+)
+def test_other_inputs_under_the_same_names_are_refused(scene, changed):
+    settings = {"pairs": [(8, 1), (12, 4)], "phase": "cosine", **changed}
+    larger = Separator(SpatialFeatures(**settings), **LARGE).eval()
+    name = next(iter(changed))
+    with pytest.raises(ValueError, match=f"`{name}` of the features differs"):
+        grow_(larger, trained(), *scene)
+
+
+def test_quantized_weights_are_refused(scene):
+    smaller = trained()
+    quantize_(smaller, 4)
+    with pytest.raises(ValueError, match="full-precision weights"):
+        grow_(made(seed=2, **LARGE).eval(), smaller, *scene)
+
+
+def test_an_error_leaves_no_hooks(scene):
+    larger = made(seed=2, **LARGE).eval()
+    with pytest.raises(ValueError, match="expected waveforms"):
+        grow_(larger, trained(), scene[0][..., :2], scene[1])
+    assert not any(m._forward_pre_hooks for m in larger.modules())

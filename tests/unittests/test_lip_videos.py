@@ -171,6 +171,28 @@ def test_files_of_pictures_are_shown_in_time(maker, tmp_path):
         LipVideos(maker, SIZE).render(MIXTURE)
 
 
+def test_files_of_pictures_that_are_no_good_are_named(maker, tmp_path):
+    path = tmp_path / "u0.npy"
+    maker.speech["u0"]["lips"] = str(path)
+    whole = np.zeros((50, *SIZE), np.uint8)
+
+    def refused(match):
+        with pytest.raises(ValueError, match=f"u0.npy {match}"):
+            LipVideos(maker, SIZE).render(MIXTURE)
+
+    refused("cannot be read")  # missing
+    path.write_bytes(b"")
+    refused("cannot be read")
+    np.save(path, whole)
+    path.write_bytes(path.read_bytes()[:-100])
+    refused("cannot be read")
+    for pictures, late in ((0, 2.0), (35, 0.6)):
+        np.save(path, whole[:pictures])
+        refused(f"ends {late} s before the sound of u0")
+    np.save(path, whole[:40])  # its last picture is held
+    assert LipVideos(maker, SIZE).render(MIXTURE).shape[2:] == SIZE
+
+
 def test_a_manifest_without_phonemes_is_refused(maker):
     del maker.speech["u2"]["phonemes"]
     with pytest.raises(ValueError, match="u2 needs a length"):

@@ -81,6 +81,14 @@ def test_broken_items_are_named():
         summarise(make_items()[:1] * 2)
 
 
+def test_significance_is_of_the_same_mixtures():
+    items = make_items()
+    other = [{**item} for item in items]
+    other[3]["si_snr_mixture"] += 0.1
+    with pytest.raises(ValueError, match="0003 was another mixture when fp32"):
+        significance(items, other)
+
+
 def test_significance_pairs_items_by_id():
     items = make_items(per_bucket=10)
     perfect = [{**item, "hypothesis": item["reference"]} for item in items]

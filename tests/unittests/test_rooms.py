@@ -1,6 +1,7 @@
 """The room bank: geometry, reverberation, storage."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -69,6 +70,7 @@ def test_bank_is_repeatable_resumable_and_grows(tmp_path):
     half = tmp_path / "b/rooms/train/.00000.npz.0.partial"
     half.parent.mkdir(parents=True)
     half.write_bytes(b"of a run that was killed")
+    os.utime(half, (0, 0))
     prepare_rooms(tmp_path / "b", {"train": 2}, **kwargs)
     assert not half.exists()
     np.testing.assert_array_equal(first_rir(tmp_path / "b", 2), before)

@@ -151,10 +151,25 @@ def test_different_test_sets_are_not_tabulated():
     two["items"] = make_items(seed=1)
     with pytest.raises(ValueError, match="different test sets"):
         results_table([one, two])
+    two = make_metrics("kl", 4, items=make_items())
+    del two["test_set"]
     two["items"] = make_items()
     assert results_table([one, two])
     with pytest.raises(ValueError, match="at least one"):
         results_table([])
+
+
+def test_other_mixtures_of_the_same_words_are_not_tabulated():
+    items = make_items()
+    one = make_metrics("fp32", 32, items)
+    in_other_rooms = [
+        {**item, "si_snr_mixture": item["si_snr_mixture"] + 0.5}
+        for item in items
+    ]
+    two = make_metrics("kl", 4, in_other_rooms)
+    assert one["test_set"] == two["test_set"]
+    with pytest.raises(ValueError, match="fp32.*and kl 4 bit.*other mixtures"):
+        results_table([one, two])
 
 
 def test_different_test_sets_in_a_folder_are_named(tmp_path):

@@ -5,9 +5,9 @@ To run this recipe:
 > python recipes/Embedded/growth/grow.py pretrained/separator_mini \
     hparams/models/separator_large.yaml -o results/grown
 
-The folder is what hparams/pretrain.yaml starts from with
---pretrained_separator results/grown. A few training mixtures of the embedded
-corpus, which is made where it is missing, set the levels of the new units.
+The folder is what hparams/pretrain_large.yaml starts from. A few training
+mixtures of the embedded corpus, which is made where it is missing, set the
+levels of the new units.
 """
 
 import argparse
@@ -18,9 +18,8 @@ import torch
 
 from speechbrain_mpq import load_separator
 from speechbrain_mpq.evaluation.si_snr import si_snr
-from speechbrain_mpq.inference.folder import write_card, write_hyperparams
-from speechbrain_mpq.inference.registry import describe
-from speechbrain_mpq.quantization.packing import save_packed
+from speechbrain_mpq.inference.folder import save_separator
+from speechbrain_mpq.quantization.packing import read_packed
 from speechbrain_mpq.separation.growth import grow_
 from speechbrain_mpq.separation.loading import build_separator
 from speechbrain_mpq.simulation.bank import RoomBank, prepare_rooms
@@ -70,6 +69,11 @@ def main():
     parser.add_argument("--seed", type=int, default=1234)
     asked = parser.parse_args()
     smaller = load_separator(asked.smaller)
+    if read_packed(asked.smaller)[0]:
+        raise SystemExit(
+            f"{asked.smaller} is quantized: grow the full-precision weights "
+            "that it was made from"
+        )
     torch.manual_seed(asked.seed)
     separator = build_separator(asked.model).eval()
     microphones = separator.features.microphones
@@ -81,11 +85,11 @@ def main():
         size = sum(p.numel() for p in model.parameters()) / 1e6
         decibels = quality(model, mixtures, targets, doa)
         print(f"{name}: {size:.2f} M parameters, {decibels:.2f} dB SI-SNR")
-    architecture = describe(separator)
-    save_packed(separator, asked.output, {"system": "grown"}, architecture)
-    write_hyperparams(asked.output, architecture)
-    write_card(asked.output)
-    print(f"Train on with --pretrained_separator {asked.output}")
+    save_separator(separator, asked.output, {"system": "grown"})
+    print(
+        "Train on: python train.py hparams/pretrain_large.yaml "
+        f"--pretrained_separator {asked.output} --separator_file {asked.model}"
+    )
 
 
 if __name__ == "__main__":
