@@ -3,7 +3,7 @@
 > python benchmarks/lips.py results/pretrain_av_32bit/1234/packed
 
 Scores a packed separator with a lip stream on the embedded test set: with the
-talker's own lips as a camera delivers them, with perfect ones, without any,
+talker's own lips as a camera delivers them, with perfect ones, late, without any,
 frozen, with those of another utterance and with those of the talker beside.
 `--audio_only` is scored next to it. `--camera True` adds the whole chain: a
 panorama of drawn faces is rendered, the faces are found by the detector,
@@ -33,7 +33,10 @@ from speechbrain_mpq.quantization.packing import load_packed_  # noqa: E402
 from speechbrain_mpq.separation.loading import build_separator  # noqa: E402
 from speechbrain_mpq.separation.tcn import fold_norms_  # noqa: E402
 from speechbrain_mpq.simulation.bank import RoomBank  # noqa: E402
-from speechbrain_mpq.simulation.camera_faults import PERFECT  # noqa: E402
+from speechbrain_mpq.simulation.camera_faults import (  # noqa: E402
+    PERFECT,
+    Faults,
+)
 from speechbrain_mpq.simulation.datasets import listed_mixtures  # noqa: E402
 from speechbrain_mpq.simulation.lip_videos import LipVideos  # noqa: E402
 from speechbrain_mpq.simulation.mixtures import (  # noqa: E402
@@ -47,6 +50,7 @@ HPARAMS = "hparams/pretrain_av.yaml"
 CONDITIONS = {  # name: what is shown, which faults
     "own lips": ("own", None),
     "perfect lips": ("own", PERFECT),
+    "lips 0.3 s late": ("own", Faults((0.3, 0.3))),
     "no lips": ("none", None),
     "frozen lips": ("frozen", None),
     "other lips": ("other", None),
