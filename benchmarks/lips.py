@@ -3,8 +3,8 @@
 > python benchmarks/lips.py results/pretrain_av_32bit/1234/packed
 
 Scores a packed separator with a lip stream on the embedded test set: with the
-talker's own lips as a camera delivers them, with perfect ones, late, without any,
-frozen, with those of another utterance and with those of the talker beside.
+talker's own lips as a camera delivers them, with perfect ones, late ones, none,
+a frozen picture, those of another utterance and those of the talker beside.
 `--audio_only` is scored next to it. `--camera True` adds the whole chain: a
 panorama of drawn faces is rendered, the faces are found by the detector,
 their track gives the direction and the boxes the lips; nothing else is known

@@ -229,12 +229,17 @@ def test_again_does_nothing_and_other_settings_are_refused(folder, shipped, kl):
     assert "--results_folder" in refused(folder, "kl_4bit.yaml", **options)
 
 
-def test_killed_run_ends_like_an_uninterrupted_one(folder, shipped, kl):
+@pytest.mark.parametrize("within_epoch", [False, True])
+def test_killed_run_ends_like_an_uninterrupted_one(
+    folder, shipped, kl, within_epoch
+):
     results, _ = kl
-    again = folder / "again"
+    again = folder / f"again_{within_epoch}"
     (again).mkdir()
     (again / "data").symlink_to(folder / "data")
     options = {"pretrained_separator": shipped, "against": "[]"}
+    if within_epoch:
+        options["ckpt_interval_steps"] = 1
     process = subprocess.Popen(
         command(again, "kl_4bit.yaml", **options),
         cwd=ROOT,
@@ -245,7 +250,11 @@ def test_killed_run_ends_like_an_uninterrupted_one(folder, shipped, kl):
     )
     other = again / "results/kl_4bit/1234"
     deadline = time.time() + 120
-    while not list(other.glob("save/CKPT*/CKPT.yaml")):
+    wanted = f"end-of-epoch: {'false' if within_epoch else 'true'}"
+    while not any(
+        wanted in meta.read_text()
+        for meta in other.glob("save/CKPT*/CKPT.yaml")
+    ):
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
@@ -258,6 +267,32 @@ def test_killed_run_ends_like_an_uninterrupted_one(folder, shipped, kl):
     ours, theirs = quality(other), quality(results)
     theirs.pop("mapsswe")
     assert ours == theirs
+
+
+def test_two_processes_choose_the_same_bits(folder, shipped, kl):
+    results, _ = kl
+    line = command(
+        folder,
+        "kl_4bit.yaml",
+        system="two",
+        pretrained_separator=shipped,
+        against="[]",
+        distributed_backend="gloo",
+    )
+    start = ["-m", "torch.distributed.run", "--nproc_per_node=2"]
+    start += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+    finished([line[0], *start, *line[1:]])
+    two = folder / "results/two_4bit/1234"
+    assert (two / "plan.json").read_text() == (
+        (results / "plan.json").read_text()
+    )
+    scores, expected = (
+        json.loads((path / "scores.json").read_text())
+        for path in (two, results)
+    )
+    assert scores["scores"] == expected["scores"]
+    assert check_folder(two / "packed") == []
+    assert json.loads((two / "metrics.json").read_text())["system"] == "two"
 
 
 def test_missing_weights_name_the_command(folder):
