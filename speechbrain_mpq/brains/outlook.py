@@ -26,6 +26,38 @@ logger = get_logger(__name__)
 BUDGETS = 13  # points of the predicted curve
 
 
+def foresee(table, plan, bits=None):
+    """The most that mixed precision can win here, and what a plan wins.
+
+    Arguments
+    ---------
+    table : ScoreTable
+        Scores that are damages, at two candidates or more.
+    plan : BitPlan
+        What was chosen.
+    bits : float or None
+        The budget it was chosen for; None: what it has.
+
+    Returns
+    -------
+    foreseen : dict
+        The fields of `Ceiling`, and "planned_db".
+    said : str
+        The same as a sentence.
+    """
+    if bits is None:
+        least, most = table.candidate_bits[0], table.candidate_bits[-1]
+        bits = min(max(plan.average_bits, least), most)
+    best, planned = ceiling(table, bits), planned_gain_db(table, plan)
+    said = (
+        "Against uniform precision of the same bytes, mixed precision can "
+        f"save at most {best.limited_db:.1f} dB of damage by these scores"
+    )
+    if planned is not None:
+        said += f"; this plan saves {planned:.1f} dB"
+    return {**asdict(best), "planned_db": planned}, said
+
+
 def write_outlook(folder, table, plan, bits, min_bits):
     """Write ceiling.json and pareto.json of a plan, and log the ceiling.
 
@@ -47,14 +79,8 @@ def write_outlook(folder, table, plan, bits, min_bits):
     foreseen : dict
         Content of ceiling.json: the fields of `Ceiling`, and "planned_db".
     """
-    best = ceiling(table, bits)
-    foreseen = {**asdict(best), "planned_db": planned_gain_db(table, plan)}
-    planned = foreseen["planned_db"]
-    logger.info(
-        "Against uniform precision of the same bytes, mixed precision can "
-        f"save at most {best.limited_db:.1f} dB of damage by these scores"
-        + ("" if planned is None else f"; this plan saves {planned:.1f} dB")
-    )
+    foreseen, said = foresee(table, plan, bits)
+    logger.info(said)
     usable = [b for b in table.candidate_bits if b >= min_bits]
     budgets = np.linspace(usable[0], usable[-1], BUDGETS)
     curve = [

@@ -6,10 +6,12 @@ from functools import partial
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import get_logger
 
 from ..allocation.kl import FORMS, KLScores
 from ..allocation.solver import allocate_bits
 from ..allocation.sweep import OutputScores
+from ..brains.outlook import foresee
 from ..quantization.plan import BitPlan
 from .brain_network import (
     Distribution,
@@ -25,6 +27,8 @@ from .limits import check_limits
 from .plan_files import PlanFiles
 from .quantizer_options import as_list
 from .scorers import CANDIDATES, check_needs, scorer_for
+
+logger = get_logger(__name__)
 
 
 def choose_bits(
@@ -146,7 +150,11 @@ def _chosen(quantizer, limits, files, scorer, place):
         return _uniform(quantizer, limits)
     table = _score(*place)
     files.save_table(table)
-    return allocate_bits(table, **limits)
+    plan = allocate_bits(table, **limits)
+    foresees = getattr(scorer, "foresees", True)
+    if foresees and len(table.candidate_bits) > 1:
+        logger.info(foresee(table, plan)[1])
+    return plan
 
 
 def _score(brain, quantizer, scorer, output, batches, stage, progress):

@@ -1,6 +1,7 @@
 """From a source folder to a packed one that the same class loads."""
 
 import shutil
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..allocation.scores import check_candidates
+from ..brains.outlook import foresee
 from ..brains.rounding import round_calibrated_
 from ..quantization.coverage import coverage
 from ..quantization.quantizer import quantize_
@@ -178,9 +180,12 @@ def _best_plan(comparison, budget, patterns, tables, progress):
             f"compared, so that nothing says how many bits they need: exclude "
             f"them by patterns on their parameters, such as '{silent[0]}.*'"
         )
-    return plan_interface(
+    plan = plan_interface(
         table, network, modules, budget, min(table.candidate_bits)
     )
+    if progress and len(table.candidate_bits) > 1:
+        print(foresee(table, plan)[1], file=sys.stderr)
+    return plan
 
 
 def _written(comparison, quantized, hparams_path, output, judge, known):

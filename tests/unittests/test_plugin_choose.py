@@ -73,6 +73,16 @@ def test_kl_is_that_of_the_brains_own_distributions(brain, data, tmp_path):
     assert table.method == "categorical_kl"
 
 
+def test_what_there_is_to_win_is_logged(brain, data, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        "speechbrain_mpq.plugin.choose.logger.info", said.append
+    )
+    scored(brain, data, "kl", tmp_path)
+    assert "mixed precision can save at most" in said[0]
+    assert "this plan saves" in said[0]
+
+
 def test_loss_scores_are_increases_of_the_brains_loss(brain, data, tmp_path):
     fresh = brain_of(hparams_of("plain", tmp_path / "other"))
     fresh.modules.load_state_dict(brain.modules.state_dict())
