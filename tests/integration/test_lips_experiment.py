@@ -14,7 +14,7 @@ from speechbrain_mpq.quantization.packing import read_packed, save_packed
 from speechbrain_mpq.separation.loading import build_separator
 from speechbrain_mpq.separation.tcn import fold_norms_
 
-for needed in ("espeakng_loader", "pyroomacoustics", "pesq"):
+for needed in ("espeakng_loader", "pyroomacoustics", "pesq", "cv2"):
     pytest.importorskip(needed)
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +83,7 @@ def compare(folder, packed, monkeypatch, capsys):
     line = [str(packed), "--overrides", data + sizes]
     line += ["--audio_only", str(folder / "audio")]
     line += ["--only", "own lips", "perfect lips", "no lips"]  # for time
+    line += ["--camera", "True"]
     monkeypatch.setattr(sys, "argv", ["lips.py", *line])
     monkeypatch.chdir(ROOT)
     capsys.readouterr()
@@ -111,5 +112,9 @@ def test_train_quantize_and_compare(folder, monkeypatch, capsys):
     assert "mask_net.visual.tcn.0.conv_1x1_in.weight" in quantized
     rows = compare(folder, kl / "packed", monkeypatch, capsys)
     assert {"audio only", "own lips", "perfect lips", "no lips"} <= set(rows)
+    # Panorama, faces, track, direction and lips, separation
+    found = next(row for row in rows.values() if row.startswith("Camera: "))
+    assert int(found.split()[1]) >= 3  # of 4 targets
+    assert "through the camera" in rows
     numbers = [row.split()[-10:] for row in rows.values() if "lips" in row]
     assert len({tuple(row) for row in numbers}) > 1  # pictures matter
