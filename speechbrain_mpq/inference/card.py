@@ -17,7 +17,7 @@ nothing is executed):
 from speechbrain_mpq import QuantizedSeparator
 
 model = QuantizedSeparator.from_pretrained("FOLDER or user/name")
-model.separate_file({sample}, doa=60, out="talker.wav")
+{call}
 ```
 
 In SpeechBrain's way, which executes what `hyperparams.yaml` says:
@@ -37,6 +37,16 @@ load_packed_(separator, "FOLDER")
 The DOA is the direction of the talker in degrees from the array's axis: 0
 towards the last microphone, 90 straight ahead. Recordings have 16 kHz and all
 microphones of the array, or those that `model.microphones` names.
+"""
+_CALL = 'model.separate_file({sample}, doa=60, out="talker.wav")'
+_CALL_WITH_LIPS = (
+    "talker = model.separate_batch(mixture[None], [60.0], lips[None])"
+)
+_LIPS = """\
+`lips` are grey pictures of the talker's mouth, {height} x {width} pixels, uint8,
+25 a second from the first sample of the recording on: [pictures, height, width].
+Zeros are no picture, and `lips=None` none at all. `speechbrain_mpq.vision.mouth`
+cuts them out of a video.
 """
 
 
@@ -90,7 +100,7 @@ def model_card(
         _front_matter(plan, base_model, license),
         _summary(config, model_bytes, metrics),
         *([_results(metrics, reference)] if metrics else []),
-        _USE.format(sample=sample),
+        *_use(_visual(config), sample),
         *([_plan_table(plan)] if plan else []),
         "The bytes of the file are explained in docs/packed_format.md of "
         "speechbrain_mpq;\n`speechbrain-mpq verify FOLDER` checks them. The "
@@ -164,12 +174,33 @@ def _summary(config, model_bytes, metrics):
         for key, label in names.items()
         if found.get(key) is not None
     ]
-    title = f"# Multichannel speech separator, {bits} bits\n\n"
+    lips = bool(_visual(config))
+    title = "# Multichannel speech separator"
+    title += f"{' with lips' if lips else ''}, {bits} bits\n\n"
     about = (
         "Separates the talker in a given direction from the recording of a "
-        "microphone\narray. Written by speechbrain_mpq.\n\n"
+        "microphone\narray"
+        + (
+            ", and watches the talker's mouth where there is video"
+            if lips
+            else ""
+        )
+        + ". Written by speechbrain_mpq.\n\n"
     )
     return title + about + _table(("", ""), rows)
+
+
+def _visual(config):
+    """Settings of the lip stream; None where there is none."""
+    architecture = config.get("architecture") or {}
+    return architecture.get("arguments", {}).get("visual")
+
+
+def _use(visual, sample):
+    """How to load and run the model."""
+    if not visual:
+        return [_USE.format(call=_CALL.format(sample=sample))]
+    return [_USE.format(call=_CALL_WITH_LIPS), _LIPS.format(**visual)]
 
 
 def _results(metrics, reference):

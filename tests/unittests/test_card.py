@@ -128,6 +128,15 @@ def test_a_sample_is_named_where_it_is():
     assert '"sample.flac"' not in model_card(CONFIG, 1)
 
 
+def test_lips_are_told_of_where_the_model_has_them():
+    visual = {"front_end": "light", "height": 24, "width": 32}
+    config = {**CONFIG, "architecture": {"arguments": {"visual": visual}}}
+    card = model_card(config, 2**19)
+    assert "separator with lips" in card and "24 x 32 pixels" in card
+    assert "separate_batch" in card and "separate_file" not in card
+    assert "lips" not in model_card(CONFIG, 2**19)
+
+
 def test_the_card_of_a_folder_is_about_that_folder():
     config = json.loads((GOLDEN / "quantization_config.json").read_text())
     size = (GOLDEN / "model.safetensors").stat().st_size
