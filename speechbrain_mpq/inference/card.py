@@ -43,10 +43,10 @@ _CALL_WITH_LIPS = (
     "talker = model.separate_batch(mixture[None], [60.0], lips[None])"
 )
 _LIPS = """\
-`lips` are grey pictures of the talker's mouth, {height} x {width} pixels, uint8,
-25 a second from the first sample of the recording on: [pictures, height, width].
-Zeros are no picture, and `lips=None` none at all. `speechbrain_mpq.vision.mouth`
-cuts them out of a video.
+`lips` are grey pictures of the talker's mouth, {height} x {width} pixels,
+uint8, 25 a second from the first sample of the recording on: [pictures,
+height, width]. Zeros are no picture, and `lips=None` none at all.
+`speechbrain_mpq.vision.mouth` cuts them out of a video.
 """
 
 
