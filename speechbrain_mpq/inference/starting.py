@@ -59,8 +59,9 @@ def new_or_trained(model_file, folder, full_precision=False, equalize=False):
     if not weights_file(folder).exists():
         raise FileNotFoundError(
             f"no {weights_file(folder)}: make full-precision weights with "
-            "`python train.py hparams/pretrain.yaml` and copy its packed/ "
-            "folder there, or name another with --pretrained_separator"
+            "`python train.py hparams/pretrain.yaml` (or grow them, see "
+            "recipes/Embedded/growth) and copy the packed/ folder there, or "
+            "name another with --pretrained_separator"
         )
     if full_precision and separator.lips_size:
         audio = build_separator(Path(folder, "hyperparams.yaml"))
