@@ -56,7 +56,7 @@ CONDITIONS = {  # name: what is shown, which faults
     "other lips": ("other", None),
     "interferer's lips": ("interferer", None),
 }
-NEAR = 15.0  # degrees: a face farther from the talker is another one
+NEAR = 3.0  # degrees: a face farther from the talker is another one
 
 
 def test_set(hparams, every):
