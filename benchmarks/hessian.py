@@ -1,0 +1,71 @@
+"""Seconds and memory of Hessian scores, by probe.
+
+> python benchmarks/hessian.py
+> python benchmarks/hessian.py --probes 2 --overrides "{separator_file: \
+    hparams/models/separator_large.yaml, pretrained_separator: results/grown}"
+
+Scores the clusters as hparams/hes_4bit.yaml does, on the loss of 16 training
+mixtures. Options in --overrides are those of train.py. Needs the corpus, which
+`make demo` makes.
+"""
+
+import argparse
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # train.py
+
+from speechbrain_mpq.brains.experiment import read_hparams  # noqa: E402
+from train import (  # noqa: E402
+    Separation,
+    dataio_prep,
+    starting_separator,
+)
+
+HPARAMS = "hparams/hes_4bit.yaml"
+
+
+def peak_gib():
+    """Most memory that the process has held, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main():
+    """Score and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--probes", type=int, default=50)
+    parser.add_argument("--overrides", default="", help="YAML text")
+    asked = parser.parse_args()
+    hparams = read_hparams(HPARAMS, asked.overrides)
+    torch.set_num_threads(hparams["threads"])
+    separator = starting_separator(hparams).eval()
+    hparams["microphones"] = separator.features.microphones
+    hparams["lips_size"] = separator.lips_size
+    brain = Separation({"separator": separator}, None, hparams, {})
+    datasets, _ = dataio_prep(hparams)
+    found = brain.calibration(datasets["train"], 16)
+    scorer = hparams["scores"]
+    scorer.probes = asked.probes
+    before, start = peak_gib(), time.process_time()
+    table = scorer(
+        separator.mask_net,
+        found["inputs"],
+        found["loss"],
+        include=hparams["quantize_include"],
+        exclude=hparams["quantize_exclude"],
+    )
+    seconds = time.process_time() - start
+    print(
+        f"{len(table.scores)} clusters, {asked.probes} probes: {seconds:.0f} s "
+        f"of CPU, {seconds / asked.probes:.2f} s a probe; peak memory "
+        f"{peak_gib():.2f} GiB, {before:.2f} before it"
+    )
+
+
+if __name__ == "__main__":
+    main()
