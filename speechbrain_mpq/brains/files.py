@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from speechbrain.utils.checkpoints import Checkpointer
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import ddp_barrier, if_main_process
 
 from ..whole_files import write_text
 
@@ -60,14 +60,24 @@ class WholeCheckpointer(Checkpointer):
     _tidy = False  # whether what a killed run left has been removed
 
     def save_checkpoint(self, *args, **kwargs):
-        """As SpeechBrain's; renames the folder when it is complete."""
+        """As SpeechBrain's; renames the folder when it is complete.
+
+        All processes wait for that: what they do next is list the
+        checkpoints, and each deletion is waited for by all. Lists that differ
+        would leave them waiting for each other.
+        """
         if not self._tidy and if_main_process():
             for left in Path(self.checkpoints_dir).glob(f"{PARTIAL}*"):
                 shutil.rmtree(left)
             self._tidy = True
         checkpoint = super().save_checkpoint(*args, **kwargs)
-        if checkpoint is None:  # not the main process
-            return None
+        if checkpoint is not None:  # the main process
+            checkpoint = self._renamed(checkpoint)
+        ddp_barrier()
+        return checkpoint
+
+    def _renamed(self, checkpoint):
+        """A complete checkpoint under its final name."""
         final = checkpoint.path.with_name(
             checkpoint.path.name.removeprefix(PARTIAL)
         )
