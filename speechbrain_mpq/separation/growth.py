@@ -94,7 +94,7 @@ def grow_(separator, smaller, waveforms, doa):
     ValueError
         If the smaller one does not fit into the larger one.
     """
-    _check(separator, smaller)
+    check_growth(separator, smaller)
     network, given = separator.mask_net, smaller.mask_net
     fold_norms_(network)
     index = shared_inputs(separator.features, smaller.features)
@@ -162,8 +162,14 @@ def _origins(larger, smaller):
     }
 
 
-def _check(separator, smaller):
-    """Raise ValueError unless one can grow into the other."""
+def check_growth(separator, smaller):
+    """Raise ValueError, which says what to change, unless one can grow.
+
+    Arguments
+    ---------
+    separator, smaller : Separator
+        As `grow_` takes them; left as they are.
+    """
     if separator.lips_size or smaller.lips_size:
         raise ValueError("only audio-only separators grow: leave `visual` out")
     for name, own in separator.features.settings.items():

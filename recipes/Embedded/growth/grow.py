@@ -20,7 +20,7 @@ from speechbrain_mpq import load_separator
 from speechbrain_mpq.evaluation.si_snr import si_snr
 from speechbrain_mpq.inference.folder import save_separator
 from speechbrain_mpq.quantization.packing import read_packed
-from speechbrain_mpq.separation.growth import grow_
+from speechbrain_mpq.separation.growth import check_growth, grow_
 from speechbrain_mpq.separation.loading import build_separator
 from speechbrain_mpq.simulation.bank import RoomBank, prepare_rooms
 from speechbrain_mpq.simulation.corpus import prepare_speech
@@ -76,6 +76,7 @@ def main():
         )
     torch.manual_seed(asked.seed)
     separator = build_separator(asked.model).eval()
+    check_growth(separator, smaller)  # before any data is made
     microphones = separator.features.microphones
     mixtures, targets, doa = training_batch(
         asked.data_folder, microphones, asked.seed
