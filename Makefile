@@ -3,12 +3,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# Large buffers stay in the process instead of going back to the system after
-# every batch: half as long a training step on a CPU with glibc.
-export MALLOC_MMAP_THRESHOLD_ ?= 1000000000
-export MALLOC_TRIM_THRESHOLD_ ?= 10000000000
-export MALLOC_TOP_PAD_ ?= 200000000
-
 .PHONY: help demo test lint setup clean
 
 help:

@@ -21,7 +21,6 @@ from speechbrain.utils.distributed import (
     if_main_process,
     run_on_main,
 )
-from speechbrain.utils.logger import get_logger
 
 from speechbrain_mpq.brains.checks import check_average_bits
 from speechbrain_mpq.brains.companions import run_baselines, run_prototypes
@@ -38,24 +37,17 @@ from speechbrain_mpq.inference.starting import (
     new_or_trained,
     weights_file,
 )
+from speechbrain_mpq.memory import keep_freed_memory
 from speechbrain_mpq.quantization.packing import load_packed_
 from speechbrain_mpq.separation.loading import build_separator
 from speechbrain_mpq.separation.separator import apply_mask
 from speechbrain_mpq.separation.tcn import fold_norms_
-from speechbrain_mpq.simulation.bank import RoomBank, prepare_rooms
-from speechbrain_mpq.simulation.datasets import (
-    listed_mixtures,
-    training_mixtures,
+from speechbrain_mpq.simulation.dataio import (
+    dataio_prep,
+    device_mixer,
+    prepare_data,
 )
-from speechbrain_mpq.simulation.device_mixing import DeviceMixer, mix_batch_
-from speechbrain_mpq.simulation.lip_videos import videos_of_splits
-from speechbrain_mpq.simulation.mixtures import (
-    MixtureMaker,
-    fixed_mixtures,
-    load_speech,
-)
-
-logger = get_logger(__name__)
+from speechbrain_mpq.simulation.device_mixing import mix_batch_
 
 
 class Separation(QuantizationBrain):
@@ -131,73 +123,6 @@ class Separation(QuantizationBrain):
 
         weights = reference.abs().square()
         return {"inputs": inputs, "weights": weights, "loss": loss}
-
-
-def prepare_data(hparams):
-    """Speak the corpus and simulate the rooms, or what is missing of them."""
-    folder, seed = hparams["data_folder"], hparams["corpus_seed"]
-    show = sys.stderr.isatty()
-    if not hparams["skip_prep"]:
-        from speechbrain_mpq.simulation.corpus import prepare_speech
-
-        counts = hparams["utterances"]
-        prepare_speech(folder, **counts, seed=seed, progress=show)
-    microphones = hparams["microphones"]
-    prepare_rooms(folder, hparams["rooms"], microphones, seed, progress=show)
-
-
-def dataio_prep(hparams):
-    """Datasets of the three splits, and the maker of training mixtures.
-
-    "train" is mixed when it is asked for, "voices" is the same for a device
-    that mixes.
-    """
-    folder = hparams["data_folder"]
-    makers = {
-        split: MixtureMaker(
-            load_speech(hparams[f"{split}_speech"], folder),
-            RoomBank(folder, split, count),
-            seed=hparams["seed" if split == "train" else "corpus_seed"],
-            doa_error=hparams["doa_error"],
-            mirror=split == "train",
-        )
-        for split, count in hparams["rooms"].items()
-    }
-    nominal, measured = makers["test"].rooms.mean_t60()
-    logger.info(
-        f"Test rooms: T60 {nominal:.2f} s asked for, {measured:.2f} s measured"
-    )
-    videos = videos_of_splits(makers, hparams.get("lips_size"))
-    datasets = {
-        split: listed_mixtures(
-            makers[split],
-            fixed_mixtures(makers[split], hparams["mixtures"][split]),
-            videos[split],
-        )
-        for split in ("valid", "test")
-    }
-    datasets |= {
-        name: training_mixtures(
-            makers["train"],
-            hparams["chunk_seconds"],
-            hparams["mixtures"]["train"],
-            videos["train"],
-            dry=name == "voices",
-        )
-        for name in ("train", "voices")
-    }
-    return datasets, makers["train"]
-
-
-def device_mixer(hparams, rooms, device):
-    """What mixes on the device; None: the loader mixes."""
-    wanted = hparams["mix_on_device"]
-    if wanted is None:
-        wanted = torch.device(device).type == "cuda"
-    if not wanted:
-        return None
-    logger.info(f"Mixtures for the training are made on {device}")
-    return DeviceMixer(rooms, hparams["chunk_seconds"]).to(device)
 
 
 def starting_separator(hparams):
@@ -360,6 +285,7 @@ def estimate(brain, separator, datasets, prototypes):
 
 def main():
     """Run the experiment of the command line and show its table."""
+    keep_freed_memory()
     hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
     ddp_init_group(run_opts)
     folder, baselines = run(hparams_file, run_opts, overrides)

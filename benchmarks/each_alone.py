@@ -19,13 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 ALL = "1.6, 2, 3, 4, 5, 6, 8, 16"
-# One thread; large buffers stay in the process (see the Makefile).
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": "1000000000",
-    "MALLOC_TRIM_THRESHOLD_": "10000000000",
-    "MALLOC_TOP_PAD_": "200000000",
-}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
 def candidates(bits):

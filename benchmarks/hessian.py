@@ -21,11 +21,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # train.py
 
 from speechbrain_mpq.brains.experiment import read_hparams  # noqa: E402
-from train import (  # noqa: E402
-    Separation,
-    dataio_prep,
-    starting_separator,
-)
+from speechbrain_mpq.simulation.dataio import dataio_prep  # noqa: E402
+from train import Separation, starting_separator  # noqa: E402
 
 HPARAMS = "hparams/hes_4bit.yaml"
 

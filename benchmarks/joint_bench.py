@@ -23,7 +23,11 @@ from speechbrain_mpq.quantization.quantizer import (  # noqa: E402
     dequantize_,
     quantize_,
 )
-from train import dataio_prep, prepare_data, starting_separator  # noqa: E402
+from speechbrain_mpq.simulation.dataio import (  # noqa: E402
+    dataio_prep,
+    prepare_data,
+)
+from train import starting_separator  # noqa: E402
 
 EXCLUDE = ["conv_in.bias", "conv_out.bias"]  # as the experiments at the root
 DAMPINGS = (1.0,)  # of calibrated rounding: no choice among several, to be fast

@@ -36,12 +36,11 @@ from speechbrain_mpq.evaluation.files import read_json, write_json  # noqa: E402
 from speechbrain_mpq.evaluation.si_snr import si_snr  # noqa: E402
 from speechbrain_mpq.quantization.quantizer import quantize_  # noqa: E402
 from speechbrain_mpq.separation.separator import apply_mask  # noqa: E402
-from train import (  # noqa: E402
-    Separation,
+from speechbrain_mpq.simulation.dataio import (  # noqa: E402
     dataio_prep,
     prepare_data,
-    starting_separator,
 )
+from train import Separation, starting_separator  # noqa: E402
 
 SCORES = (
     "SizeScores:largest_first=true",

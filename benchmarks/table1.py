@@ -41,13 +41,7 @@ STAGES = (
     tuple((name, bits) for name in ("hes", "kl", "nas") for bits in (4, 8)),
 )
 OWN_KEYS = ("bits", "system", "output_folder")
-# One thread a process; large buffers stay in it (see the Makefile).
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": "1000000000",
-    "MALLOC_TRIM_THRESHOLD_": "10000000000",
-    "MALLOC_TOP_PAD_": "200000000",
-}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)

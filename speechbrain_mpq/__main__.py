@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 
 from . import __version__
+from .memory import keep_freed_memory
 
 COMMANDS = (
     "table",
@@ -38,6 +39,7 @@ def main(arguments=None):
     1
     """
     options = _parser().parse_args(arguments)
+    keep_freed_memory()
     try:
         code = options.run(options)
         sys.stdout.flush()

@@ -24,7 +24,8 @@ from speechbrain_mpq.evaluation.scoring import (  # noqa: E402
 )
 from speechbrain_mpq.evaluation.si_snr import si_snr  # noqa: E402
 from speechbrain_mpq.separation.separator import apply_mask  # noqa: E402
-from train import dataio_prep, starting_separator  # noqa: E402
+from speechbrain_mpq.simulation.dataio import dataio_prep  # noqa: E402
+from train import starting_separator  # noqa: E402
 
 HPARAMS = "hparams/kl_4bit.yaml"
 RESAMPLES = 2000  # of the bootstrap

@@ -32,7 +32,7 @@ from speechbrain_mpq.inference.folder import repack  # noqa: E402
 from speechbrain_mpq.inference.pretrained import (  # noqa: E402
     QuantizedSeparator,
 )
-from train import dataio_prep  # noqa: E402
+from speechbrain_mpq.simulation.dataio import dataio_prep  # noqa: E402
 
 CALIBRATION = 16  # training mixtures
 

@@ -14,6 +14,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .tcn import ChannelAffine, ConvBlock, fold_norms_
 
+NO_LIPS = "only audio-only separators grow: leave `visual` out"
+NO_SCALES = "grow separators before their inputs are equalized"
+
 
 def place_(weight, given):
     """Put a smaller weight into the corner of a larger one.
@@ -170,8 +173,11 @@ def check_growth(separator, smaller):
     separator, smaller : Separator
         As `grow_` takes them; left as they are.
     """
-    if separator.lips_size or smaller.lips_size:
-        raise ValueError("only audio-only separators grow: leave `visual` out")
+    check_trained(smaller)
+    if separator.lips_size:
+        raise ValueError(NO_LIPS)
+    if hasattr(separator.mask_net, "scale_in"):
+        raise ValueError(NO_SCALES)
     for name, own in separator.features.settings.items():
         given = smaller.features.settings[name]
         if name != "phase" and json.dumps(own) != json.dumps(given):
@@ -188,12 +194,24 @@ def check_growth(separator, smaller):
         )
     if large["kernel_size"] != small["kernel_size"]:
         raise ValueError("give both model files the same kernel_size")
-    networks = separator.mask_net, smaller.mask_net
-    if any(hasattr(network, "scale_in") for network in networks):
-        raise ValueError("grow separators before their inputs are equalized")
-    if not isinstance(smaller.mask_net.tcn_0_0.norm_in, ChannelAffine):
+
+
+def check_trained(separator):
+    """Raise ValueError unless a separator's weights can be taken over.
+
+    Arguments
+    ---------
+    separator : Separator
+        Audio only, in full precision, its norms folded.
+    """
+    if separator.lips_size:
+        raise ValueError(NO_LIPS)
+    network = separator.mask_net
+    if hasattr(network, "scale_in"):
+        raise ValueError(NO_SCALES)
+    if not isinstance(network.tcn_0_0.norm_in, ChannelAffine):
         raise ValueError("fold the smaller one's norms first: `fold_norms_`")
-    if any(is_parametrized(module) for module in smaller.modules()):
+    if any(is_parametrized(module) for module in separator.modules()):
         raise ValueError(
             "the smaller one is quantized: grow its full-precision weights"
         )

@@ -2,15 +2,21 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from tiny_experiment import (
+    ROOT,
+    TINY,
+    command,
+    finished,
+    quality,
+    refused,
+    run,
+)
 
 from speechbrain_mpq.brains.prototypes import load_prototype
 from speechbrain_mpq.inference.verify import check_folder
@@ -21,70 +27,6 @@ from speechbrain_mpq.separation.tcn import fold_norms_
 
 for needed in ("espeakng_loader", "pyroomacoustics", "pesq"):
     pytest.importorskip(needed)
-
-ROOT = Path(__file__).parents[2]
-TINY = ROOT / "tests/data/separator_tiny.yaml"
-SIZES = """
-utterances: {train: 24, valid: 8, test: 12}
-rooms: {train: 25, valid: 25, test: 25}
-mixtures: {train: 16, valid: 4, test: 8}
-number_of_epochs: 2
-calibration_mixtures: 2
-chunk_seconds: 1.0
-batch_size: 4
-examples: 2
-workers: 1
-"""
-
-
-def command(folder, hparams, **options):
-    """The command line, with tiny sizes."""
-    options = {
-        **dict(line.split(": ", 1) for line in SIZES.strip().splitlines()),
-        "separator_file": TINY,
-        "data_folder": folder / "data",
-        "results_folder": folder / "results",
-        **options,
-    }
-    line = [sys.executable, "train.py", f"hparams/{hparams}", "--device=cpu"]
-    for key, value in options.items():
-        line += [f"--{key}", str(value)]
-    return line
-
-
-def run(folder, hparams, **options):
-    """Run the command to its end; its output is returned."""
-    return finished(command(folder, hparams, **options))
-
-
-def finished(line):
-    """Output of a command line that ends well."""
-    done = subprocess.run(
-        list(map(str, line)),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def refused(folder, hparams, **options):
-    """Run the command, which must fail; its output is returned."""
-    line = command(folder, hparams, **options)
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode != 0
-    return done.stdout + done.stderr
-
-
-def quality(path):
-    """metrics.json without what depends on the machine's speed."""
-    metrics = json.loads((path / "metrics.json").read_text())
-    for key in ("wall_seconds", "seconds_per_hour"):
-        metrics.pop(key)
-    return metrics
 
 
 @pytest.fixture(scope="module")
@@ -106,50 +48,6 @@ def kl(folder, shipped):
     """Results of the main job, and what it printed."""
     printed = run(folder, "kl_4bit.yaml", pretrained_separator=shipped)
     return folder / "results/kl_4bit/1234", printed
-
-
-def train_losses(folder):
-    """Training loss of each epoch in a folder of results."""
-    log = (folder / "1234/train_log.txt").read_text()
-    return [
-        float(line.split("train loss: ")[1].split()[0])
-        for line in log.splitlines()
-    ]
-
-
-def test_training_lowers_the_loss(folder):
-    losses = train_losses(folder / "results/pretrain_32bit")
-    assert len(losses) == 2 and losses[1] < losses[0]
-
-
-def test_mixtures_from_the_device_train_as_well(folder):
-    run(folder, "pretrain.yaml", system="on_device", mix_on_device=True)
-    results = folder / "results/on_device_32bit"
-    assert "are made on cpu" in (results / "1234/log.txt").read_text()
-    losses = train_losses(results)
-    expected = train_losses(folder / "results/pretrain_32bit")
-    assert losses[0] == pytest.approx(expected[0], abs=0.05)  # of 29 dB
-    assert losses[1] < losses[0]  # rounding has grown by then
-
-
-def test_a_small_separator_grows_and_trains_on(folder, shipped):
-    larger, grown = folder / "larger.yaml", folder / "grown"
-    sizes = TINY.read_text().replace("channels: 8", "channels: 12")
-    larger.write_text(sizes.replace("layers: 2", "layers: 3"))
-    line = ["recipes/Embedded/growth/grow.py", shipped, larger, "-o", grown]
-    line += ["--data_folder", folder / "data"]
-    printed = re.findall(r"([-.\d]+) dB", finished([sys.executable, *line]))
-    assert len(printed) == 2 and printed[0] == printed[1]
-    run(
-        folder,
-        "pretrain_large.yaml",
-        pretrained_separator=grown,
-        separator_file=larger,
-    )
-    results = folder / "results/pretrain_large_32bit"
-    new = train_losses(folder / "results/pretrain_32bit")
-    assert train_losses(results)[0] < new[1]  # it goes on from there
-    assert check_folder(results / "1234/packed") == []
 
 
 def test_main_job_leaves_everything_it_promises(kl):

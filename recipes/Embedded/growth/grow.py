@@ -7,7 +7,9 @@ To run this recipe:
 
 The folder is what hparams/pretrain_large.yaml starts from. A few training
 mixtures of the embedded corpus, which is made where it is missing, set the
-levels of the new units.
+levels of the new units. Features of other microphones or another kind need
+`--refit 256`: on so many mixtures, each in a room of its own, the first layer
+is fitted to what it used to compute.
 """
 
 import argparse
@@ -22,33 +24,41 @@ from speechbrain_mpq.inference.folder import save_separator
 from speechbrain_mpq.quantization.packing import read_packed
 from speechbrain_mpq.separation.growth import check_growth, grow_
 from speechbrain_mpq.separation.loading import build_separator
+from speechbrain_mpq.separation.refit import channels_of, refit
 from speechbrain_mpq.simulation.bank import RoomBank, prepare_rooms
 from speechbrain_mpq.simulation.corpus import prepare_speech
 from speechbrain_mpq.simulation.datasets import training_mixtures
 from speechbrain_mpq.simulation.mixtures import MixtureMaker, load_speech
 
-MIXTURES = 16
+MIXTURES = 16  # for the levels
 ROOMS = 25
+BATCH = 8
 SECONDS = 3.0
 
 
-def training_batch(folder, microphones, seed):
-    """Mixtures [batch, samples, mics], targets [batch, samples, 2], DOAs."""
+def training_items(folder, microphones, seed, count):
+    """Training mixtures; the corpus and the rooms are made where missing."""
     show = sys.stderr.isatty()
+    rooms = max(ROOMS, count)
+    prepare_rooms(folder, {"train": rooms}, microphones, seed, progress=show)
     if not (folder / "train_speech.json").exists():
         prepare_speech(folder, 1600, 100, 400, seed=seed, progress=show)
-    prepare_rooms(folder, {"train": ROOMS}, microphones, seed, progress=show)
     maker = MixtureMaker(
         load_speech(folder / "train_speech.json", folder),
-        RoomBank(folder, "train", ROOMS),
+        RoomBank(folder, "train", rooms),
         seed=seed,
     )
-    dataset = training_mixtures(maker, SECONDS, MIXTURES)
-    items = [dataset[i] for i in range(MIXTURES)]
-    return [
-        torch.stack([item[name] for item in items])
-        for name in ("mixture", "targets", "doa")
-    ]
+    return training_mixtures(maker, SECONDS, MIXTURES + count)
+
+
+def batches(dataset, start, end):
+    """Mixtures [batch, samples, mics], targets [.., 2] and DOAs of items."""
+    for first in range(start, end, BATCH):
+        items = [dataset[i] for i in range(first, min(first + BATCH, end))]
+        yield [
+            torch.stack([item[name] for item in items])
+            for name in ("mixture", "targets", "doa")
+        ]
 
 
 @torch.no_grad()
@@ -57,8 +67,8 @@ def quality(separator, mixtures, targets, doa):
     return si_snr(separator(mixtures, doa), targets.transpose(1, 2)).mean()
 
 
-def main():
-    """Grow, say how well it went, and pack."""
+def arguments():
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("smaller", help="packed folder, full precision")
     parser.add_argument("model", help="YAML file of the larger separator")
@@ -67,7 +77,19 @@ def main():
         "--data_folder", type=Path, default=Path("data/embedded")
     )
     parser.add_argument("--seed", type=int, default=1234)
-    asked = parser.parse_args()
+    parser.add_argument(
+        "--refit",
+        type=int,
+        default=0,
+        metavar="MIXTURES",
+        help="fit the first layer to other features, on so many mixtures",
+    )
+    return parser.parse_args()
+
+
+def main():
+    """Grow, say how well it went, and pack."""
+    asked = arguments()
     smaller = load_separator(asked.smaller)
     if read_packed(asked.smaller)[0]:
         raise SystemExit(
@@ -76,21 +98,35 @@ def main():
         )
     torch.manual_seed(asked.seed)
     separator = build_separator(asked.model).eval()
-    check_growth(separator, smaller)  # before any data is made
-    microphones = separator.features.microphones
-    mixtures, targets, doa = training_batch(
-        asked.data_folder, microphones, asked.seed
+    models = {"smaller": smaller, "grown": separator}
+    if not asked.refit:
+        check_growth(separator, smaller)  # before any data is made
+    heard = [model.features.microphones for model in models.values()]
+    microphones = sorted(set().union(*heard))
+    dataset = training_items(
+        asked.data_folder, microphones, asked.seed, asked.refit
     )
-    grow_(separator, smaller, mixtures, doa)
-    for name, model in {"smaller": smaller, "grown": separator}.items():
+    if asked.refit:
+        count = MIXTURES + asked.refit
+        to_fit = (
+            (mixtures, doa)
+            for mixtures, _, doa in batches(dataset, MIXTURES, count)
+        )
+        smaller = refit(smaller, separator.features, to_fit, microphones)
+        models = {"smaller": models["smaller"], "refitted": smaller, **models}
+    levels = batches(dataset, 0, MIXTURES)
+    mixtures, targets, doa = map(torch.cat, zip(*levels, strict=True))
+
+    def channels(model):
+        return channels_of(mixtures, microphones, model.features.microphones)
+
+    grow_(separator, smaller, channels(separator), doa)
+    for name, model in models.items():
         size = sum(p.numel() for p in model.parameters()) / 1e6
-        decibels = quality(model, mixtures, targets, doa)
+        decibels = quality(model, channels(model), targets, doa)
         print(f"{name}: {size:.2f} M parameters, {decibels:.2f} dB SI-SNR")
     save_separator(separator, asked.output, {"system": "grown"})
-    print(
-        "Train on: python train.py hparams/pretrain_large.yaml "
-        f"--pretrained_separator {asked.output} --separator_file {asked.model}"
-    )
+    print(f"Train on with --pretrained_separator {asked.output}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,5 @@
+"""As train.py begins: the tests' large buffers stay in the process."""
+
+from speechbrain_mpq.memory import keep_freed_memory
+
+keep_freed_memory()
