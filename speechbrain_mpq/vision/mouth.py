@@ -8,6 +8,7 @@ A picture shows twice that.
 import numpy as np
 
 STEADY = 9  # frames over which a box is averaged: detectors tremble
+BRIDGE = 1.0  # seconds over which a lost face is taken to be where it was
 FPS = 25.0  # pictures a second that lip streams take
 HEIGHT_OF_MOUTH = 0.81  # its middle, in face boxes
 WIDTH_OF_PICTURE = 0.45  # in face boxes
@@ -77,6 +78,40 @@ def steady(boxes, frames=STEADY):
     return np.where(found[:, None], total / np.maximum(count, 1), np.nan)
 
 
+def bridged(boxes, longest):
+    """Boxes of short gaps, on a line between the boxes around them.
+
+    Detectors miss faces that are there to see. Where one is really hidden, the
+    picture shows what hides it.
+
+    Arguments
+    ---------
+    boxes : np.ndarray
+        [frames, 4]; NaN: none.
+    longest : float
+        Frames of the longest gap that is bridged.
+
+    Returns
+    -------
+    boxes : np.ndarray
+        Same shape; NaN in longer gaps, before the first and after the last.
+
+    Example
+    -------
+    >>> boxes = np.array([[1.0] * 4, [np.nan] * 4, [5.0] * 4, [np.nan] * 4])
+    >>> bridged(boxes, 1)[:, 0]
+    array([ 1.,  3.,  5., nan])
+    """
+    boxes = np.array(boxes, dtype=float)
+    found = np.flatnonzero(np.isfinite(boxes).all(axis=1))
+    for before, after in zip(found[:-1], found[1:]):
+        if 1 < after - before <= longest + 1:
+            gap = np.arange(before + 1, after)
+            share = ((gap - before) / (after - before))[:, None]
+            boxes[gap] = (1 - share) * boxes[before] + share * boxes[after]
+    return boxes
+
+
 def frames_on_view(frames, fps):
     """The frame that is on view at each picture's time.
 
@@ -142,7 +177,7 @@ def crop_mouth(frame, box, size):
     return np.clip(np.rint(_resized(cut, size)), 1, 255).astype(np.uint8)
 
 
-def mouth_pictures(frames, faces, size, fps=FPS):
+def mouth_pictures(frames, faces, size, fps=FPS, bridge=BRIDGE):
     """Pictures of a mouth at 25 a second, as a lip stream takes them.
 
     Arguments
@@ -155,6 +190,8 @@ def mouth_pictures(frames, faces, size, fps=FPS):
         Height and width of a picture.
     fps : float
         Frames a second.
+    bridge : float
+        Seconds: shorter gaps are filled in, see `bridged`.
 
     Returns
     -------
@@ -168,7 +205,7 @@ def mouth_pictures(frames, faces, size, fps=FPS):
     >>> mouth_pictures(frames, faces, (24, 32), fps=50).shape
     (2, 24, 32)
     """
-    boxes = steady(mouth_boxes(faces, size))
+    boxes = steady(bridged(mouth_boxes(faces, size), bridge * fps))
     found = []
     for frame in frames:
         if len(found) == len(boxes):

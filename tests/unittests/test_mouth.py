@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from speechbrain_mpq.vision.mouth import (
+    bridged,
     crop_mouth,
     frames_on_view,
     mouth_boxes,
@@ -41,8 +42,42 @@ def test_colours_become_grey():
 def test_lost_faces_are_no_pictures_and_black_frames_are():
     frames = np.zeros((3, 60, 60), np.uint8)
     faces = np.array([[10.0, 5, 40, 40], LOST, [10.0, 5, 40, 40]])
-    pictures = mouth_pictures(frames, faces, (6, 8))
+    pictures = mouth_pictures(frames, faces, (6, 8), bridge=0)
     assert pictures[1].max() == 0 and pictures[[0, 2]].min() == 1
+
+
+@pytest.mark.parametrize("gap", [1, 12, 25, 26])
+def test_a_face_that_the_detector_missed_is_where_it_was(gap):
+    frames = np.zeros((gap + 6, 60, 200), np.uint8)
+    x = np.arange(len(frames), dtype=float)  # it moves, and the frames know
+    for frame, left in zip(frames, x):
+        frame[:, int(left) :] = 200
+    faces = np.stack([x - 20, x * 0 + 5, x * 0 + 40, x * 0 + 40], axis=1)
+    whole = mouth_pictures(frames, faces, (6, 8))
+    faces[3 : 3 + gap] = np.nan
+    pictures = mouth_pictures(frames, faces, (6, 8))
+    if gap <= 25:  # a second
+        apart = np.abs(pictures.astype(int) - whole)
+        assert apart.max() <= 25  # less is averaged near a gap
+    else:
+        assert not pictures[3 : 3 + gap].any()
+        assert pictures[[2, 3 + gap]].any()
+
+
+def test_bridges_are_straight_and_have_two_ends():
+    rng = np.random.default_rng(0)
+    boxes = rng.normal(size=(60, 4))
+    boxes[rng.random(60) < 0.5] = np.nan
+    boxes[[19, 31]], boxes[20:31], boxes[:2] = 1.0, np.nan, np.nan
+    found = np.flatnonzero(np.isfinite(boxes[:, 0]))
+    line = np.stack(
+        [np.interp(np.arange(60), found, b[found]) for b in boxes.T], axis=1
+    )
+    long = bridged(boxes, 10)
+    inside = np.r_[found[0] : 20, 31 : found[-1] + 1]
+    np.testing.assert_allclose(long[inside], line[inside])
+    assert np.isnan(long[: found[0]]).all() and np.isnan(long[20:31]).all()
+    np.testing.assert_array_equal(bridged(boxes, 0), boxes)
 
 
 def test_outside_of_the_frame_its_edge_is_repeated():
