@@ -14,6 +14,8 @@ EXAMPLE = """
   speechbrain-mpq separate mix.flac --doa 60 120 --model packed -o out.wav
       (out_60.wav and out_120.wav)
   speechbrain-mpq separate mix.wav --face 410 --width 640 --model packed
+  speechbrain-mpq separate mix.wav --track track.json --video talk.mp4 \\
+      --model packed     (a talker who moves, and whose lips are seen)
   arecord -c 15 -r 16000 -f S16_LE -d 30 | \\
       speechbrain-mpq separate - --doa 90 --model packed -o - | aplay"""
 LONG = 20.0  # seconds of audio from where on progress is shown
@@ -47,6 +49,16 @@ def add_arguments(parser):
         type=float,
         metavar="X",
         help="horizontal position of the target's face in a picture",
+    )
+    where.add_argument(
+        "--track",
+        metavar="FILE",
+        help="where the target's face is all along, by `speechbrain-mpq track`",
+    )
+    parser.add_argument(
+        "--video",
+        metavar="FILE",
+        help="of that track: a model that looks at lips sees them in there",
     )
     parser.add_argument(
         "--width", type=float, help="width of that picture in pixels"
@@ -82,7 +94,8 @@ def run(options):
     code : int
         Exit status.
     """
-    doas = _directions(options)
+    track = _read_track(options)
+    doas = [round(track.doa, 1)] if track else _directions(options)
     outs = _output_names(options, doas)
     with ExitStack() as stack:
         if options.mixture == STREAM:
@@ -98,13 +111,19 @@ def run(options):
         model = LightSeparator(
             options.model, options.engine, options.threads, options.device
         )
+        name = "standard input" if options.mixture == STREAM else None
+        audio = model.open_audio(source, name)
+        lips = None
+        if track:
+            doas, lips = _see(model, track, audio, options.video)
         if options.out == STREAM:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            _separate(model, source, doas, [folder / "out.wav"], options)
+            outs = [folder / "out.wav"]
+            _separate(model, audio, doas, lips, outs, options)
             with open(folder / "out.wav", "rb") as file:
                 shutil.copyfileobj(file, sys.stdout.buffer)
             return 0
-        for path in _separate(model, source, doas, outs, options):
+        for path in _separate(model, audio, doas, lips, outs, options):
             print(path)
     return 0
 
@@ -136,10 +155,8 @@ def _add_options(parser):
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
-def _separate(model, source, doas, outs, options):
+def _separate(model, audio, doas, lips, outs, options):
     """Write the files; progress on standard error."""
-    name = "standard input" if options.mixture == STREAM else None
-    audio = model.open_audio(source, name)
     return model.separate_file(
         audio,
         doas,
@@ -147,7 +164,40 @@ def _separate(model, source, doas, outs, options):
         level="mixture" if options.level is None else options.level,
         subtype="FLOAT" if options.float else None,
         progress=not options.quiet and audio.seconds > LONG,
+        lips=lips,
     )
+
+
+def _read_track(options):
+    """The track of the command line, or None."""
+    if options.track is None:
+        if options.video:
+            raise ValueError(
+                "--video needs --track, which says where the face is: "
+                f"speechbrain-mpq track {options.video} -o track.json"
+            )
+        return None
+    from ..vision.face_track import FaceTrack
+
+    return FaceTrack.load(options.track)
+
+
+def _see(model, track, audio, video):
+    """A direction for each frame [1, frames], and pictures of the lips."""
+    from ..vision.direction import frame_doas
+
+    hop = model.separator.features.hop
+    frames = audio.samples // hop + 1
+    doas = frame_doas(track, frames, model.sample_rate / hop)[None]
+    if video is None:
+        return doas, None
+    size = model.separator.lips_size
+    if size is None:
+        raise ValueError("this model does not look at lips: leave out --video")
+    from ..vision.mouth import mouth_pictures
+    from ..vision.video import Video
+
+    return doas, mouth_pictures(Video(video), track.boxes, size, track.fps)
 
 
 def _directions(options):

@@ -40,13 +40,14 @@ microphones of the array, or those that `model.microphones` names.
 """
 _CALL = 'model.separate_file({sample}, doa=60, out="talker.wav")'
 _CALL_WITH_LIPS = (
-    "talker = model.separate_batch(mixture[None], [60.0], lips[None])"
+    'model.separate_file({sample}, doa=60, lips=lips, out="talker.wav")'
 )
 _LIPS = """\
 `lips` are grey pictures of the talker's mouth, {height} x {width} pixels,
 uint8, 25 a second from the first sample of the recording on: [pictures,
 height, width]. Zeros are no picture, and `lips=None` none at all.
-`speechbrain_mpq.vision.mouth` cuts them out of a video.
+`speechbrain_mpq.vision.mouth` cuts them out of a video; `speechbrain-mpq
+separate --track track.json --video talk.mp4` does that and the rest.
 """
 
 
@@ -198,9 +199,9 @@ def _visual(config):
 
 def _use(visual, sample):
     """How to load and run the model."""
-    if not visual:
-        return [_USE.format(call=_CALL.format(sample=sample))]
-    return [_USE.format(call=_CALL_WITH_LIPS), _LIPS.format(**visual)]
+    call = (_CALL_WITH_LIPS if visual else _CALL).format(sample=sample)
+    lips = [_LIPS.format(**visual)] if visual else []
+    return [_USE.format(call=call), *lips]
 
 
 def _results(metrics, reference):

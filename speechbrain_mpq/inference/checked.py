@@ -16,10 +16,10 @@ from ..quantization.unpacking import (
     plain_targets,
     read_model,
 )
-from .chunks import context_frames
 from .hub import fetch_folder
 from .interface import SeparationInterface
 from .registry import build
+from .windows import context_frames
 
 
 class LightSeparator(SeparationInterface):

@@ -1,137 +1,19 @@
 """Separation of signals that come in pieces, with bounded memory.
 
-The network sees a limited number of frames to either side. Where every frame
-gets that many, the output is the one of the whole signal up to rounding, with
-no seams to fade over. PyTorch networks carry their state from piece to piece
-(`carry`); networks of other engines run on windows that overlap.
+PyTorch's audio-only networks carry their state from piece to piece (`carry`);
+those of other engines and those with lips run on windows that overlap
+(`windows`).
 """
 
 from collections import deque
 
 import torch
-import torch.nn as nn
 
+from ..separation.lip_input import as_grey
+from ..separation.lips import PERIOD
 from ..separation.separator import MIN_RMS, apply_mask
-from .carry import CarriedNetwork, can_carry
 from .frames import FrameAnalysis, FrameSynthesis
-
-WINDOW_CONTEXTS = 6  # new frames of a window, in multiples of its context
-
-
-def context_frames(network):
-    """Frames to either side that an output frame of a network depends on.
-
-    Arguments
-    ---------
-    network : torch.nn.Module or callable
-        A chain of convolutions, or anything with an attribute
-        `context_frames`.
-
-    Returns
-    -------
-    frames : int
-
-    Example
-    -------
-    >>> from speechbrain_mpq.separation.tcn import mask_network
-    >>> context_frames(mask_network(8, 4, 4, 4, blocks=4, layers=8))
-    1020
-    """
-    if hasattr(network, "context_frames"):
-        return network.context_frames
-    convolutions = [
-        module
-        for module in getattr(network, "modules", tuple)()
-        if isinstance(module, nn.Conv1d)
-    ]
-    if not convolutions:
-        raise ValueError(
-            f"cannot tell how many frames {type(network).__name__} looks "
-            "ahead: give it an attribute context_frames"
-        )
-    return sum(
-        c.dilation[0] * (c.kernel_size[0] - 1) // 2 for c in convolutions
-    )
-
-
-class WindowedNetwork:
-    """Any network on frames that come in pieces, by windows that overlap.
-
-    Arguments
-    ---------
-    network : callable
-        Maps [batch, inputs, frames] to [batch, outputs, frames].
-    history : int or None
-        Frames before the new ones that a window has; None: all that matter.
-    look_ahead : int or None
-        Frames behind them; None: all that matter. With fewer the network
-        takes the future for silence, as at the end of a signal.
-    step : int or None
-        New frames of a window; None: six times the context, which costs a
-        third more work than one window over all.
-
-    Example
-    -------
-    >>> windowed = WindowedNetwork(nn.Conv1d(1, 1, 3, padding=1), step=4)
-    >>> windowed.push(torch.zeros(1, 1, 6)).shape[2]  # 4, one looks ahead
-    4
-    >>> windowed.push(torch.zeros(1, 1, 0), last=True).shape[2]
-    2
-    """
-
-    def __init__(self, network, history=None, look_ahead=None, step=None):
-        self.network = network
-        context = 0
-        if None in (history, look_ahead):
-            context = context_frames(network)
-        self.history = context if history is None else history
-        self.look_ahead = context if look_ahead is None else look_ahead
-        self.step = step or max(1, WINDOW_CONTEXTS * context)
-        self._pieces = []  # history, then frames that are not done
-        self._frames = 0  # in them
-        self._done = 0  # frames of history in them
-
-    def push(self, inputs, last=False):
-        """Take frames, give those whose window is complete.
-
-        Arguments
-        ---------
-        inputs : torch.Tensor
-            [batch, inputs, frames].
-        last : bool
-            The signal ends here.
-
-        Returns
-        -------
-        outputs : torch.Tensor
-            [batch, outputs, frames]; frames may be 0.
-        """
-        self._pieces.append(inputs)
-        self._frames += inputs.shape[2]
-        outputs = []
-        while self._frames - self._done >= self.step + self.look_ahead:
-            kept, end = self._joined(), self._done + self.step
-            mask = self.network(kept[..., : end + self.look_ahead])
-            outputs.append(mask[..., self._done : end])
-            self._forget(kept, end)
-        if last and self._frames > self._done:
-            outputs.append(self.network(self._joined())[..., self._done :])
-        if not outputs:
-            return inputs[:, :0, :0]
-        return torch.cat(outputs, dim=2)
-
-    def _joined(self):
-        """All pieces as one; only whole windows are worth the copy."""
-        if len(self._pieces) > 1:
-            self._pieces = [torch.cat(self._pieces, dim=2)]
-        return self._pieces[0]
-
-    def _forget(self, kept, end):
-        """Drop what no later window needs."""
-        self._done = min(self.history, end)
-        # A copy: a view would keep the whole window in memory
-        self._pieces = [kept[..., end - self._done :].clone()]
-        self._frames = self._pieces[0].shape[2]
+from .windows import in_pieces
 
 
 class ChunkedSeparator:
@@ -142,7 +24,11 @@ class ChunkedSeparator:
     separator : Separator
         In eval mode.
     doa : torch.Tensor
-        [batch, targets], degrees.
+        [batch, targets], degrees; or [batch, targets, frames] for talkers
+        who move.
+    lips : torch.Tensor or None
+        [batch, targets, pictures, height, width] of the whole signal, for
+        models with a lip stream; None: no pictures.
     network : object or None
         With a method `push`; None: `CarriedNetwork` where it can be, else
         `WindowedNetwork`.
@@ -160,15 +46,19 @@ class ChunkedSeparator:
     8000
     """
 
-    def __init__(self, separator, doa, network=None):
+    def __init__(self, separator, doa, network=None, lips=None):
         self.doa = doa
         self.features = separator.features
+        self._pixels = None  # [B * K, pixels, pictures]
+        if separator.lips_size is not None:
+            self._pixels = _pixels(lips, doa, separator.lips_size)
         self.network = network or in_pieces(separator.mask_net)
         self._analysis = FrameAnalysis(self.features)
         self._synthesis = FrameSynthesis(self.features)
         self._spectra = _Queue()  # of the reference, until their mask comes
         self._mixture = _Queue()  # its waveform
         self._samples = 0
+        self._frames = 0  # analysed
 
     def push(self, waveforms, level, last=False):
         """Take samples, give those that are separated.
@@ -199,7 +89,7 @@ class ChunkedSeparator:
         if last:
             rest = self._synthesis.finish(self._samples)
             signal = torch.cat([signal, rest], dim=1)
-        signal = signal.view(*self.doa.shape, -1)  # [B, K, samples]
+        signal = signal.view(*self.doa.shape[:2], -1)  # [B, K, samples]
         return signal, self._mixture.take(signal.shape[2])
 
     def _inputs(self, spectra, level):
@@ -207,7 +97,16 @@ class ChunkedSeparator:
         # A complex division would change signs of zeros, and so phases by 2 pi
         parts = torch.view_as_real(spectra) / max(level, MIN_RMS)
         spectra = torch.view_as_complex(parts)
-        return self.features(spectra, self.doa).flatten(0, 1)
+        now = torch.arange(spectra.shape[3], device=spectra.device)
+        now = now + self._frames
+        self._frames += len(now)
+        doa = self.doa[..., now] if self.doa.dim() == 3 else self.doa
+        inputs = self.features(spectra, doa).flatten(0, 1)
+        if self._pixels is None:
+            return inputs
+        shown = now * self.features.hop // PERIOD  # pictures on view
+        shown = shown.clamp_max(self._pixels.shape[2] - 1)
+        return torch.cat([inputs, self._pixels[..., shown]], dim=1)
 
     def _apply(self, mask):
         """Masked spectra of the reference, [B * K, bins, frames]."""
@@ -216,21 +115,11 @@ class ChunkedSeparator:
         return apply_mask(mask, reference) if mask.shape[2] else reference
 
 
-def in_pieces(network):
-    """The cheapest exact way to run a network on pieces.
-
-    Arguments
-    ---------
-    network : callable
-        Mask network of PyTorch or of another engine.
-
-    Returns
-    -------
-    network : CarriedNetwork or WindowedNetwork
-    """
-    if can_carry(network):
-        return CarriedNetwork(network)
-    return WindowedNetwork(network)
+def _pixels(lips, doa, size):
+    """Pictures as columns [B * K, pixels, pictures]; one of zeros for None."""
+    if lips is None:
+        lips = doa.new_zeros(*doa.shape[:2], 1, *size)
+    return as_grey(lips).flatten(3).flatten(0, 1).transpose(1, 2)
 
 
 class _Queue:

@@ -8,7 +8,9 @@ import torch
 from tqdm import tqdm
 
 from ..separation.array import check_doa
-from ..separation.features import SAMPLE_RATE
+from ..separation.features import SAMPLE_RATE, check_frames
+from ..separation.lip_input import as_grey, fit_pictures
+from ..separation.lips import frame_of_pictures
 from ..separation.separator import MIN_RMS
 from .audio import AudioFile, used_channels
 from .chunks import ChunkedSeparator
@@ -115,6 +117,7 @@ class SeparationInterface:
         subtype=None,
         progress=False,
         chunk_seconds=CHUNK_SECONDS,
+        lips=None,
     ):
         """Separate talkers of a recording of any length.
 
@@ -127,8 +130,9 @@ class SeparationInterface:
         path : str, Path, binary file or AudioFile
             Recording of all microphones of the array, or just of those that
             the model uses. A binary file must be seekable.
-        doa : float or sequence of float
-            Direction of each target, degrees from the array's axis.
+        doa : float, sequence of float, or array
+            Direction of each target, degrees from the array's axis; [targets,
+            frames] for talkers who move, see `vision.direction.frame_doas`.
         out : str, Path, sequence of these, or None
             Audio file to write, one for each target; a single name gets the
             direction added where there are several. None: waveforms are
@@ -142,23 +146,31 @@ class SeparationInterface:
             Show a bar on standard error.
         chunk_seconds : float
             Length of what is read at a time.
+        lips : array or None
+            [pictures, height, width] or [targets, pictures, height, width],
+            25 a second, for models with a lip stream (see
+            `vision.mouth.mouth_pictures`). None: it goes by sound alone.
 
         Returns
         -------
         separated : list of Path, or torch.Tensor
             The files; without `out` the waveforms, [samples], or [targets,
-            samples] for a sequence of directions.
+            samples] for several directions.
         """
-        single = not hasattr(doa, "__len__")
-        doas = [float(d) for d in ([doa] if single else doa)]
-        check_doa(torch.tensor(doas))
+        directions = torch.as_tensor(doa, dtype=torch.float32)
+        single = directions.dim() == 0
+        directions = directions.view(-1) if single else directions
+        check_doa(directions)
+        names = _middles(directions)
         audio = path if isinstance(path, AudioFile) else self.open_audio(path)
         with ExitStack() as stack:
             outputs = [
                 stack.enter_context(TargetOutput(name, level, subtype))
-                for name in _not_input(audio, output_paths(out, doas))
+                for name in _not_input(audio, output_paths(out, names))
             ]
-            pieces = self._pieces(audio, doas, chunk_seconds, progress)
+            pieces = self._pieces(
+                audio, directions, lips, chunk_seconds, progress
+            )
             for estimate, mixture in pieces:
                 for output, target in zip(outputs, estimate):
                     output.push(target, mixture)
@@ -208,15 +220,18 @@ class SeparationInterface:
             features.n_fft,
         )
 
-    def _pieces(self, audio, doas, chunk_seconds, progress):
+    def _pieces(self, audio, directions, lips, chunk_seconds, progress):
         """Estimate [targets, samples] and mixture [samples], in order."""
-        self._no_lips()
         survey = audio.survey()
         for warning in survey.warnings:
             logger.warning(warning)
         rms = max(survey.rms, MIN_RMS)
-        doa = torch.tensor([doas], device=self.device)
-        chunks = ChunkedSeparator(self.separator, doa)
+        frames = survey.samples // self.separator.features.hop + 1
+        check_frames(directions[None], frames)
+        lips = self._pictures(lips, directions, frames)
+        chunks = ChunkedSeparator(
+            self.separator, directions.to(self.device)[None], lips=lips
+        )
         samples, left = round(chunk_seconds * audio.rate), survey.samples
         with tqdm(
             total=round(audio.seconds), unit="s", disable=not progress
@@ -236,13 +251,33 @@ class SeparationInterface:
             channels, features.microphones, features.array_size, "waveforms"
         )
 
+    def _pictures(self, lips, directions, frames):
+        """[1, targets, pictures, height, width] for a file, or None."""
+        separator, hop = self.separator, self.separator.features.hop
+        if lips is None:
+            if separator.lips_size is not None:
+                logger.warning("no lips given: this model goes by sound alone")
+            return None
+        lips = torch.as_tensor(lips)
+        lips = lips[None] if lips.dim() == 3 else lips
+        separator.check_lips(lips[None], directions[None])
+        needed = len(frame_of_pictures(frames, hop))
+        return fit_pictures(as_grey(lips), needed)[None].to(self.device)
+
     def _no_lips(self):
-        """Files and streams carry sound only."""
+        """Streams carry sound only."""
         if self.separator.lips_size is not None:
             raise ValueError(
-                "this model looks at lips, which a recording of sound lacks: "
-                "use separate_batch(waveforms, doa, lips)"
+                "this model looks at lips, which a stream of sound lacks: "
+                "use separate_file(path, doa, lips=lips)"
             )
+
+
+def _middles(directions):
+    """One direction for each target, to name files by."""
+    if directions.dim() == 1:
+        return directions.tolist()
+    return [round(d, 1) for d in directions.median(1).values.tolist()]
 
 
 def _not_input(audio, paths):

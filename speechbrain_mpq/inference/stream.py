@@ -12,13 +12,9 @@ import torch
 from ..separation.array import check_doa
 from ..separation.features import SAMPLE_RATE
 from .audio import AudioError, used_channels
-from .chunks import (
-    ChunkedSeparator,
-    WindowedNetwork,
-    context_frames,
-    in_pieces,
-)
+from .chunks import ChunkedSeparator
 from .running_level import RunningGain, RunningLevel
+from .windows import WindowedNetwork, context_frames, in_pieces
 
 
 class SeparationStream:

@@ -1,12 +1,13 @@
 """The mask network with a lip stream between its TCN blocks."""
 
+import math
 from collections import OrderedDict
 
 import torch.nn as nn
 
 from .fusion import FactorisedAttention
-from .lips import split, upsample
-from .tcn import fold_norms_, mask_network
+from .lips import PERIOD, split, upsample
+from .tcn import fold_norms_, mask_network, reach
 from .visual import VisualStream
 
 VISUAL_STAGES = ("visual", "fusion")
@@ -49,6 +50,18 @@ class AudioVisualNetwork(nn.Module):
         self.hop = hop
         for name, stage in stages:
             self.add_module(name, stage)
+
+    @property
+    def period(self):
+        """Audio frames after which a picture begins with a frame again."""
+        return PERIOD // math.gcd(PERIOD, self.hop)
+
+    @property
+    def context_frames(self):
+        """Audio frames to either side that an output frame depends on."""
+        hearing = reach(self) - reach(self.visual)
+        pictures = self.visual.reach + 1  # and the one that follows
+        return hearing + math.ceil(pictures * PERIOD / self.hop)
 
     def forward(self, x, pictures=None):
         """Map to [batch, outputs, frames].

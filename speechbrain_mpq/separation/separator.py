@@ -134,7 +134,7 @@ class Separator(nn.Module):
     def _analyse(self, waveforms, doa, lips):
         """As `analyse`, features and pictures apart: no copy of them."""
         self._check(waveforms, doa)
-        self._check_lips(lips, doa)
+        self.check_lips(lips, doa)
         if doa.dim() == 1:
             doa = doa[:, None]  # [B, K]
         level = waveforms[..., 0].square().mean(1, keepdim=True).sqrt()
@@ -156,8 +156,17 @@ class Separator(nn.Module):
         lips = lips.reshape(len(inputs), *lips.shape[-3:])
         return fit_pictures(lips, pictures)
 
-    def _check_lips(self, lips, doa):
-        """Raise ValueError on lips that do not fit the model or the DOAs."""
+    def check_lips(self, lips, doa):
+        """Raise ValueError on lips that do not fit the model or the DOAs.
+
+        Arguments
+        ---------
+        lips : torch.Tensor or None
+            [batch, targets, pictures, height, width], or without targets as
+            `doa`.
+        doa : torch.Tensor
+            [batch], [batch, targets] or [batch, targets, frames].
+        """
         if lips is None:
             return
         if self.lips_size is None:

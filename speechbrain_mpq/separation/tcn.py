@@ -176,6 +176,30 @@ def mask_network(
     return nn.Sequential(OrderedDict(stages))
 
 
+def reach(network):
+    """Frames to either side that a chain of convolutions looks at.
+
+    Arguments
+    ---------
+    network : torch.nn.Module
+        Its `Conv1d`, one behind the other.
+
+    Returns
+    -------
+    frames : int
+
+    Example
+    -------
+    >>> reach(mask_network(8, 4, 4, 4, blocks=4, layers=8))
+    1020
+    """
+    return sum(
+        c.dilation[0] * (c.kernel_size[0] - 1) // 2
+        for c in network.modules()
+        if isinstance(c, nn.Conv1d)
+    )
+
+
 def fold_norms_(model):
     """Replace every BatchNorm1d of a model by the affine map it has become.
 

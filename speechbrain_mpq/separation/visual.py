@@ -5,7 +5,7 @@ import torch.nn as nn
 
 from .lip_reading import LightFrontEnd, ResNet18FrontEnd
 from .lips import normalise
-from .tcn import ConvBlock
+from .tcn import ConvBlock, reach
 
 FRONT_ENDS = {"light": LightFrontEnd, "resnet18": ResNet18FrontEnd}
 
@@ -66,6 +66,12 @@ class VisualStream(nn.Module):
                 for block in range(blocks)
             )
         )
+
+    @property
+    def reach(self):
+        """Pictures to either side that an embedding depends on."""
+        at_once = self.front_end.conv_3d.kernel_size[0]
+        return (at_once - 1) // 2 + reach(self.tcn)
 
     def forward(self, pictures):
         """Embed.

@@ -133,7 +133,7 @@ def test_lips_are_told_of_where_the_model_has_them():
     config = {**CONFIG, "architecture": {"arguments": {"visual": visual}}}
     card = model_card(config, 2**19)
     assert "separator with lips" in card and "24 x 32 pixels" in card
-    assert "separate_batch" in card and "separate_file" not in card
+    assert "lips=lips" in card
     assert "lips" not in model_card(CONFIG, 2**19)
 
 

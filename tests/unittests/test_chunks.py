@@ -5,14 +5,14 @@ import torch
 import torch.nn as nn
 
 from speechbrain_mpq.inference.carry import CarriedNetwork, can_carry
-from speechbrain_mpq.inference.chunks import (
-    ChunkedSeparator,
+from speechbrain_mpq.inference.chunks import ChunkedSeparator
+from speechbrain_mpq.inference.frames import FrameAnalysis, FrameSynthesis
+from speechbrain_mpq.inference.resampling import BlockResampler
+from speechbrain_mpq.inference.windows import (
     WindowedNetwork,
     context_frames,
     in_pieces,
 )
-from speechbrain_mpq.inference.frames import FrameAnalysis, FrameSynthesis
-from speechbrain_mpq.inference.resampling import BlockResampler
 from speechbrain_mpq.separation.features import SpatialFeatures
 from speechbrain_mpq.separation.separator import Separator, match_level
 from speechbrain_mpq.separation.tcn import ConvBlock, fold_norms_, mask_network
@@ -46,10 +46,10 @@ def cut(signal, sizes=PIECES):
             return
 
 
-def in_chunks(separator, mixture, doa, network=None):
+def in_chunks(separator, mixture, doa, network=None, lips=None):
     """The separator on pieces, brought to level."""
     level = mixture[0, :, 0].square().mean().sqrt().item()
-    chunked = ChunkedSeparator(separator, doa, network)
+    chunked = ChunkedSeparator(separator, doa, network, lips)
     pushed = [chunked.push(x, level, last) for x, last in cut(mixture)]
     estimate = torch.cat([piece for piece, _ in pushed], dim=2)
     reference = torch.cat([piece for _, piece in pushed], dim=1)
@@ -130,6 +130,79 @@ def test_what_cannot_be_carried_is_windowed():
     chain = nn.Sequential(nn.Conv1d(2, 4, 3, padding=1), ConvBlock(4, 8))
     assert isinstance(in_pieces(chain), WindowedNetwork)
     assert isinstance(in_pieces(chain[1:]), CarriedNetwork)
+
+
+def test_a_talker_who_moves_in_pieces():
+    separator = small_separator()
+    mixture = torch.randn(2, 20000, 7)
+    doa = 180 * torch.rand(2, 2, 20000 // 256 + 1)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            in_chunks(separator, mixture, doa),
+            separator(mixture, doa),
+            rtol=1e-3,
+            atol=1e-4,
+        )
+
+
+LIPS = {"front_end": "light", "height": 8, "width": 8, "channels": 8}
+
+
+def watching_separator(hop=256, **visual):
+    """One whose lip stream has a say."""
+    visual = {**LIPS, "hidden": 8, "blocks": 2, "filters": 2, **visual}
+    separator = small_separator(hop, visual=visual)
+    for name, parameter in separator.mask_net.named_parameters():
+        if name.startswith(("visual", "fusion")):
+            nn.init.normal_(parameter, std=0.5)
+    return separator
+
+
+@pytest.mark.parametrize(
+    "hop, visual",
+    [
+        (256, {}),
+        (256, {"blocks": 3, "kernel_size": 5}),
+        (160, {}),
+        (256, {"front_end": "resnet18", "height": 32, "width": 32}),
+    ],
+)
+def test_lips_in_pieces(hop, visual):
+    separator = watching_separator(hop, **visual)
+    mixture, doa = torch.randn(1, 48000, 7), torch.tensor([[60.0, 100.0]])
+    lips = torch.rand(1, 2, 76, *separator.lips_size)
+    lips[:, 0, 20:24] = 0  # none on view
+    network = separator.mask_net
+    windows = WindowedNetwork(network, step=7)  # made 10, or 8
+    assert windows.step % network.period == 0
+    with torch.no_grad():
+        whole = separator(mixture, doa, lips)
+        blind = separator(mixture, doa)
+        found = in_chunks(separator, mixture, doa, windows, lips)
+        torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-4)
+        again = WindowedNetwork(network, step=7)
+        found = in_chunks(separator, mixture, doa, again)
+        torch.testing.assert_close(found, blind, rtol=1e-3, atol=1e-4)
+    assert (whole - blind).std() > 0.1 * whole.std()
+
+
+def test_a_picture_changes_what_is_in_reach():
+    separator = watching_separator().double()
+    network = separator.mask_net
+    inputs = torch.randn(1, separator.features.inputs, 200).double()
+    lips = torch.rand(1, 80, 8, 8).double()
+    other = lips.clone()
+    other[:, 40] = torch.rand(8, 8)
+    with torch.no_grad():
+        seen = network.visual(lips) != network.visual(other)
+        changed = network(inputs, lips) != network(inputs, other)
+    reach = network.visual.reach
+    pictures = seen.any(1)[0].nonzero()[:, 0]
+    assert pictures.tolist() == list(range(40 - reach, 41 + reach))
+    frames = changed.any(1)[0].nonzero()[:, 0]
+    context = network.context_frames
+    # Picture 40 is on view at the frames 100, 101 and 102
+    assert 100 - context <= frames.min() and frames.max() <= 102 + context
 
 
 @pytest.mark.parametrize("make", [CarriedNetwork, WindowedNetwork])

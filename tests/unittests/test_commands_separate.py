@@ -3,10 +3,12 @@
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from speechbrain_mpq.__main__ import main
 from speechbrain_mpq.inference.folder import save_separator
@@ -14,6 +16,25 @@ from speechbrain_mpq.inference.pretrained import QuantizedSeparator
 from speechbrain_mpq.quantization.quantizer import quantize_
 from speechbrain_mpq.separation.loading import build_separator
 from speechbrain_mpq.separation.tcn import fold_norms_
+from speechbrain_mpq.vision.direction import frame_doas
+from speechbrain_mpq.vision.face_track import FaceTrack
+from speechbrain_mpq.vision.mouth import mouth_pictures
+from speechbrain_mpq.vision.video import Video
+
+
+def write_video(path, frames, fps):
+    """A film without loss."""
+    import cv2
+
+    height, width = frames[0].shape[:2]
+    code = cv2.VideoWriter_fourcc(*"FFV1")
+    path = path.with_suffix(".mkv")
+    writer = cv2.VideoWriter(str(path), code, fps, (width, height))
+    for frame in frames:
+        writer.write(np.asarray(frame, np.uint8))
+    writer.release()
+    return path
+
 
 SIZES = {"channels": 8, "hidden": 16, "blocks": 1, "layers": 2}
 
@@ -115,6 +136,79 @@ def test_complaints(folder, mixture, capsys, arguments, message):
     assert message in printed.err and printed.out == ""
     assert len(printed.err.splitlines()) == 1
     assert {p: p.read_bytes() for p in mixture.parent.iterdir()} == before
+
+
+@pytest.fixture(scope="module")
+def watching_folder(tmp_path_factory):
+    """A small packed model that looks at lips."""
+    torch.manual_seed(0)
+    path = Path(__file__).parents[1] / "data/separator_av_tiny.yaml"
+    separator = build_separator(path).eval()
+    fold_norms_(separator)
+    folder = tmp_path_factory.mktemp("watching")
+    save_separator(separator, folder)
+    return str(folder)
+
+
+@pytest.fixture
+def film(mixture):
+    """A second of two patches beside each other, and the track of one."""
+    pytest.importorskip("cv2")
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (25, 48, 96, 3), dtype=np.uint8)
+    boxes = np.tile([10.0, 4, 32, 32], (25, 1))
+    boxes[20:] = np.nan
+    path = write_video(mixture.parent / "talk.mp4", list(frames), 25)
+    doas = np.linspace(40, 50, 25)
+    FaceTrack(doas, boxes, 25, 96, 48).save(mixture.parent / "track.json")
+    return path
+
+
+def test_a_face_is_followed_and_its_lips_are_seen(
+    watching_folder, mixture, film, capsys, caplog
+):
+    arguments = ["separate", str(mixture), "--model", watching_folder]
+    arguments += ["--track", "track.json", "-o", "out.wav"]
+    assert main([*arguments, "--video", str(film)]) == 0
+    assert capsys.readouterr().out == "out.wav\n"
+    track = FaceTrack.load("track.json")
+    lips = mouth_pictures(Video(film), track.boxes, (8, 8))
+    model = QuantizedSeparator.from_pretrained(watching_folder)
+    doas = frame_doas(track, 63)[None]
+    assert same("out.wav", model.separate_file(mixture, doas, lips=lips)[0])
+    assert main(arguments) == 0  # it moves, and nothing is seen
+    assert "goes by sound alone" in caplog.text and capsys.readouterr()
+    assert same("out.wav", model.separate_file(mixture, doas)[0])
+    assert main(arguments[:-2]) == 0
+    assert capsys.readouterr().out == "mix_44.wav\n"
+
+
+def test_complaints_about_films(
+    folder, watching_folder, mixture, film, tmp_path, capsys
+):
+    def complaint(model, *arguments):
+        line = ["separate", str(mixture), "--model", model, *arguments]
+        assert main(line) == 1
+        printed = capsys.readouterr()
+        assert printed.out == "" and len(printed.err.splitlines()) == 1
+        return printed.err
+
+    see = ["--track", "track.json", "--video", str(film)]
+    assert "leave out --video" in complaint(folder, *see)
+    said = complaint(watching_folder, "--doa", "45", *see[2:])
+    assert "speechbrain-mpq track" in said
+    (tmp_path / "text.json").write_text("{}")
+    said = complaint(watching_folder, "--track", "text.json")
+    assert "text.json is not a track" in said
+    said = complaint(watching_folder, "--track", "gone.json")
+    assert "gone.json" in said
+    short = write_video(tmp_path / "short.mp4", [np.zeros((48, 96, 3))] * 9, 25)
+    said = complaint(watching_folder, *see[:3], str(short))
+    assert "25 face boxes, but only 9 frames" in said
+    soundfile.write("long.wav", np.random.randn(48000, 7) / 9, 16000)
+    assert main(["separate", "long.wav", "--model", folder, *see[:2]]) == 1
+    assert "the sound lasts 2.99 s" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*_44.wav"))
 
 
 def test_a_device_that_is_none(folder, mixture, capsys):

@@ -155,18 +155,67 @@ def test_bad_directions(model, path, doa):
         model.separate_file(path, doa)
 
 
-def test_lips_are_asked_for(path):
-    visual = {"front_end": "light", "height": 8, "width": 8}
-    model = Loaded(visual=visual)
-    for call in (
-        lambda: model.separate_file(path, 60.0),
-        lambda: model.stream(60),
-    ):
-        with pytest.raises(ValueError, match="use separate_batch"):
-            call()
-    lips = torch.zeros(1, 25, 8, 8)
-    waveforms = torch.randn(1, 16000, 7)
-    assert model.separate_batch(waveforms, [60.0], lips).shape == (1, 1, 16000)
+@pytest.fixture(scope="module")
+def watching():
+    """A model that looks at lips."""
+    visual = {"front_end": "light", "height": 8, "width": 8, "channels": 8}
+    return Loaded(visual=visual)
+
+
+def pictures(count, targets=None, seed=0):
+    """So many pictures of 8 x 8, bytes."""
+    shape = (count, 8, 8) if targets is None else (targets, count, 8, 8)
+    return np.random.default_rng(seed).integers(1, 255, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 60.0])
+def test_lips_of_a_file(watching, path, mixture, seconds):
+    lips = pictures(38, targets=2)
+    batch = mixture[None], [[60.0, 120.0]]
+    expected = watching.separate_batch(*batch, torch.from_numpy(lips)[None])[0]
+    found = watching.separate_file(
+        path, [60, 120], lips=lips, chunk_seconds=seconds
+    )
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+    short = watching.separate_file(path, 120.0, lips=lips[1, :36])
+    held = np.concatenate([lips[1, :36], lips[1, [35, 35]]])
+    assert torch.equal(short, watching.separate_file(path, 120.0, lips=held))
+
+
+def test_lips_may_be_missing(watching, path, mixture, caplog):
+    expected = watching.separate_batch(mixture[None], [60.0])[0, 0]
+    found = watching.separate_file(path, 60.0)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert "goes by sound alone" in caplog.text
+
+
+def test_wrong_lips(model, watching, path):
+    for lips, said in [
+        (pictures(70), "70 pictures for audio that needs 38"),
+        (pictures(38)[:, :4], "crop them to 8 x 8"),
+        (pictures(38, targets=2), r"expected lips \[1, 1, 'pictures', 8, 8\]"),
+        (pictures(38) * 1j, "uint8"),
+        (pictures(38) / 254 * np.nan, "NaN"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            watching.separate_file(path, 60.0, lips=lips)
+    with pytest.raises(ValueError, match="no lip stream"):
+        model.separate_file(path, 60.0, lips=pictures(38))
+    with pytest.raises(ValueError, match="a stream of sound lacks"):
+        watching.stream(60)
+
+
+def test_a_talker_who_moves(model, path, mixture, tmp_path):
+    doa = torch.stack([torch.linspace(50, 70, 94), torch.linspace(9, 8, 94)])
+    expected = model.separate_batch(mixture[None], doa[None])[0]
+    found = model.separate_file(path, doa, chunk_seconds=0.4)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+    one = model.separate_file(path, doa[:1].numpy(), chunk_seconds=0.4)
+    assert torch.allclose(one[0], expected[0], rtol=1e-4, atol=1e-6)
+    written = model.separate_file(path, doa, tmp_path / "out.wav")
+    assert [p.name for p in written] == ["out_59.9.wav", "out_8.5.wav"]
+    with pytest.raises(ValueError, match="targets, 94"):
+        model.separate_file(path, doa[:, :90])
 
 
 @pytest.mark.parametrize("x, doa", [(0, 0), (320, 90), (640, 180), (160, 45)])
