@@ -71,7 +71,8 @@ def read_trained(folder):
     Arguments
     ---------
     folder : Path
-        Holds `metrics.json` files and, beside them, `plan.json`.
+        Holds `metrics.json` files and, beside them, `plan.json`, as a results
+        folder does, or several results folders: these are kept apart.
 
     Returns
     -------
@@ -83,12 +84,12 @@ def read_trained(folder):
         trained = metrics.get("estimator") != "PostTraining"
         if metrics["bits"] != 32 and trained:
             plan = json.loads(path.with_name("plan.json").read_text())
-            key = metrics["system"], metrics["bits"]
+            key = metrics["system"], metrics["bits"], path.parents[2]
             runs.setdefault(key, []).append((metrics, plan["bytes"]))
     return [_trained(*key, members) for key, members in runs.items()]
 
 
-def _trained(system, bits, members):
+def _trained(system, bits, results, members):
     """One point of the runs of a system with several seeds."""
     metrics = [m for m, _ in members]
     point = {
@@ -100,7 +101,7 @@ def _trained(system, bits, members):
     return {
         **point,
         "tool": "ours",
-        "setting": f"{system} {bits:g}{seeds}",
+        "setting": f"{system} {bits:g}{seeds} ({results.name})",
         "label": OURS[1] if system.startswith("uniform") else OURS[0],
         "post_training": False,
         "stored_bytes": round(fmean(size for _, size in members)),
