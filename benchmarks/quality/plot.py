@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 OURS = ("ours, mixed", "ours, uniform")  # labels, drawn bold
+UNIFORM = ("uniform", "admm")  # systems of one precision
 COLOURS = {
     "ours, mixed": "#e4572e",
     "ours, uniform": "#f3a683",
@@ -59,7 +60,7 @@ def read_points(folder):
         raise SystemExit(f"no full-precision point in {folder}: run run.py")
     points = [point for point in points if point["tool"] != "full"]
     for point in points:
-        uniform = point["setting"].startswith("uniform")
+        uniform = point["setting"].startswith(UNIFORM)
         ours = OURS[1] if uniform else OURS[0]
         point["label"] = ours if point["tool"] == "ours" else point["tool"]
     return full[0], points
@@ -102,7 +103,7 @@ def _trained(system, bits, results, members):
         **point,
         "tool": "ours",
         "setting": f"{system} {bits:g}{seeds} ({results.name})",
-        "label": OURS[1] if system.startswith("uniform") else OURS[0],
+        "label": OURS[1] if system.startswith(UNIFORM) else OURS[0],
         "post_training": False,
         "stored_bytes": round(fmean(size for _, size in members)),
         "container_bytes": round(fmean(m["model_bytes"] for m in metrics)),
