@@ -50,7 +50,7 @@ _HOMES = {
     "ceiling": "allocation.ceiling",
     "quantize_pretrained": "plugin.pretrained_quantization",
     "SeparationStream": "inference.stream",
-    "doa_from_face": "inference.interface",
+    "doa_from_face": "inference.directions",
     "SeparatorFrontEnd": "separation.front_end",
     "load_separator": "inference.separators",
     "QuantizedSeparator": "inference.pretrained",

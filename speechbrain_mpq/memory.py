@@ -7,9 +7,10 @@ import sys
 # Parameters of glibc's mallopt (malloc.h) and their values. Left alone, glibc
 # returns every buffer above 32 MiB to the system; the next batch gets it back
 # page by page, zeroed, which is a third of a training step on a CPU.
-MMAP_THRESHOLD = -3, 1_000_000_000
 TRIM_THRESHOLD = -1, 2_000_000_000
 TOP_PAD = -2, 200_000_000
+MMAP_THRESHOLD = -3, 1_000_000_000
+MMAP_MAX = -4, 0  # the same for glibc before 2.35, whose limit is 32 MiB
 
 
 def keep_freed_memory():
@@ -37,5 +38,6 @@ def keep_freed_memory():
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    parameters = MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD
-    return all(mallopt(name, value) for name, value in parameters)
+    mallopt(*TRIM_THRESHOLD)
+    mallopt(*TOP_PAD)
+    return bool(mallopt(*MMAP_THRESHOLD) or mallopt(*MMAP_MAX))

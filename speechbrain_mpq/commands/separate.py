@@ -94,6 +94,8 @@ def run(options):
     code : int
         Exit status.
     """
+    if options.width is not None and options.face is None:
+        raise ValueError("--width belongs to --face")
     track = _read_track(options)
     doas = [round(track.doa, 1)] if track else _directions(options)
     outs = _output_names(options, doas)
@@ -184,6 +186,8 @@ def _read_track(options):
 
 def _see(model, track, audio, video):
     """A direction for each frame [1, frames], and pictures of the lips."""
+    import numpy as np
+
     from ..vision.direction import frame_doas
 
     hop = model.separator.features.hop
@@ -194,10 +198,17 @@ def _see(model, track, audio, video):
     size = model.separator.lips_size
     if size is None:
         raise ValueError("this model does not look at lips: leave out --video")
+    from ..separation.lips import frame_of_pictures
     from ..vision.mouth import mouth_pictures
     from ..vision.video import Video
 
-    return doas, mouth_pictures(Video(video), track.boxes, size, track.fps)
+    video = Video(video)
+    track.check_video(video)
+    lips = mouth_pictures(video, track.boxes, size, track.fps)
+    # Half a second may be missing, as of directions: no pictures there
+    needed = len(frame_of_pictures(frames, hop))
+    missing = max(0, needed - len(lips))
+    return doas, np.pad(lips, [(0, missing), (0, 0), (0, 0)])[:needed]
 
 
 def _directions(options):
@@ -206,7 +217,7 @@ def _directions(options):
         return options.doa
     if options.width is None:
         raise ValueError("--face needs the picture's --width")
-    from ..inference.interface import doa_from_face
+    from ..inference.directions import doa_from_face
 
     return [doa_from_face(options.face, options.width)]
 

@@ -106,7 +106,8 @@ class ChunkedSeparator:
             return inputs
         shown = now * self.features.hop // PERIOD  # pictures on view
         shown = shown.clamp_max(self._pixels.shape[2] - 1)
-        return torch.cat([inputs, self._pixels[..., shown]], dim=1)
+        pixels = as_grey(self._pixels[..., shown]).to(inputs)
+        return torch.cat([inputs, pixels], dim=1)
 
     def _apply(self, mask):
         """Masked spectra of the reference, [B * K, bins, frames]."""
@@ -119,7 +120,7 @@ def _pixels(lips, doa, size):
     """Pictures as columns [B * K, pixels, pictures]; one of zeros for None."""
     if lips is None:
         lips = doa.new_zeros(*doa.shape[:2], 1, *size)
-    return as_grey(lips).flatten(3).flatten(0, 1).transpose(1, 2)
+    return lips.flatten(3).flatten(0, 1).transpose(1, 2)
 
 
 class _Queue:

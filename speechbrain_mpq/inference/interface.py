@@ -7,50 +7,19 @@ from contextlib import ExitStack
 import torch
 from tqdm import tqdm
 
-from ..separation.array import check_doa
-from ..separation.features import SAMPLE_RATE, check_frames
-from ..separation.lip_input import as_grey, fit_pictures
+from ..separation.features import SAMPLE_RATE
+from ..separation.lip_input import check_grey, fit_pictures
 from ..separation.lips import frame_of_pictures
 from ..separation.separator import MIN_RMS
 from .audio import AudioFile, used_channels
 from .chunks import ChunkedSeparator
+from .directions import as_directions, check_moving, middles
 from .output import TargetOutput, output_paths
 from .stream import SeparationStream
 
 logger = logging.getLogger(__name__)
 
 CHUNK_SECONDS = 2.0  # longer ones leave the processor's caches
-
-
-def doa_from_face(x, width):
-    """Direction of a talker from where a camera sees the face.
-
-    The camera stands above the array's centre and sees half a turn, as the
-    paper has it: its left edge is 0 degrees.
-
-    Arguments
-    ---------
-    x : float
-        Horizontal position of the face in pixels.
-    width : float
-        Of the picture in pixels.
-
-    Returns
-    -------
-    doa : float
-        Degrees from the array's axis, 0 to 180.
-
-    Example
-    -------
-    >>> doa_from_face(320, width=640)
-    90.0
-    """
-    if not (width > 0 and 0 <= x <= width):
-        raise ValueError(
-            f"a face at {x} is not in a picture {width} pixels wide: x must "
-            "lie in 0 to width"
-        )
-    return x / width * 180
 
 
 class SeparationInterface:
@@ -88,7 +57,7 @@ class SeparationInterface:
             just those that the model uses.
         doa : torch.Tensor or sequence of float
             [batch] or [batch, targets], degrees from the array's axis.
-        lips : torch.Tensor or None
+        lips : torch.Tensor, array or None
             [batch, pictures, height, width], or with targets behind batch,
             for models with a lip stream.
 
@@ -101,7 +70,7 @@ class SeparationInterface:
         if doa.dim() == 1:
             doa = doa[:, None]  # [batch, targets]
         if lips is not None:
-            lips = lips.to(self.device)
+            lips = torch.as_tensor(lips).to(self.device)
             lips = lips[:, None] if lips.dim() == 4 else lips
         waveforms = waveforms[..., self._used(waveforms.shape[-1])]
         waveforms = waveforms.to(self.device, torch.float32)
@@ -157,16 +126,17 @@ class SeparationInterface:
             The files; without `out` the waveforms, [samples], or [targets,
             samples] for several directions.
         """
-        directions = torch.as_tensor(doa, dtype=torch.float32)
+        directions = as_directions(doa)
         single = directions.dim() == 0
         directions = directions.view(-1) if single else directions
-        check_doa(directions)
-        names = _middles(directions)
         audio = path if isinstance(path, AudioFile) else self.open_audio(path)
+        hop = self.separator.features.hop
+        check_moving(directions, audio.samples // hop + 1)
+        paths = output_paths(out, middles(directions))
         with ExitStack() as stack:
             outputs = [
                 stack.enter_context(TargetOutput(name, level, subtype))
-                for name in _not_input(audio, output_paths(out, names))
+                for name in _not_input(audio, paths)
             ]
             pieces = self._pieces(
                 audio, directions, lips, chunk_seconds, progress
@@ -227,7 +197,6 @@ class SeparationInterface:
             logger.warning(warning)
         rms = max(survey.rms, MIN_RMS)
         frames = survey.samples // self.separator.features.hop + 1
-        check_frames(directions[None], frames)
         lips = self._pictures(lips, directions, frames)
         chunks = ChunkedSeparator(
             self.separator, directions.to(self.device)[None], lips=lips
@@ -261,8 +230,9 @@ class SeparationInterface:
         lips = torch.as_tensor(lips)
         lips = lips[None] if lips.dim() == 3 else lips
         separator.check_lips(lips[None], directions[None])
+        check_grey(lips)
         needed = len(frame_of_pictures(frames, hop))
-        return fit_pictures(as_grey(lips), needed)[None].to(self.device)
+        return fit_pictures(lips, needed)[None].to(self.device)
 
     def _no_lips(self):
         """Streams carry sound only."""
@@ -271,13 +241,6 @@ class SeparationInterface:
                 "this model looks at lips, which a stream of sound lacks: "
                 "use separate_file(path, doa, lips=lips)"
             )
-
-
-def _middles(directions):
-    """One direction for each target, to name files by."""
-    if directions.dim() == 1:
-        return directions.tolist()
-    return [round(d, 1) for d in directions.median(1).values.tolist()]
 
 
 def _not_input(audio, paths):

@@ -184,6 +184,7 @@ def output_paths(out, doas):
         raise ValueError(
             f"{len(doas)} directions need as many different output files, got "
             + ", ".join(map(str, paths))
+            + ": give a list of names"
         )
     return paths
 

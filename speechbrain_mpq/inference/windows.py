@@ -37,13 +37,13 @@ def context_frames(network):
     """
     if hasattr(network, "context_frames"):
         return network.context_frames
-    frames = reach(network) if isinstance(network, nn.Module) else 0
-    if not frames:
+    modules = getattr(network, "modules", tuple)()
+    if not any(isinstance(module, nn.Conv1d) for module in modules):
         raise ValueError(
             f"cannot tell how many frames {type(network).__name__} looks "
             "ahead: give it an attribute context_frames"
         )
-    return frames
+    return reach(network)
 
 
 class WindowedNetwork:

@@ -37,26 +37,16 @@ def at_25_fps(pictures, rate):
     return pictures[..., index.to(pictures.device), :, :]
 
 
-def as_grey(lips):
-    """Pictures as numbers from 0 to 1, refused where they are not.
+def check_grey(lips):
+    """Raise ValueError on pictures that are none.
 
     Arguments
     ---------
     lips : torch.Tensor
         uint8 from 0 to 255, or float from 0 to 1.
-
-    Returns
-    -------
-    lips : torch.Tensor
-        float32, or the float type that it had.
-
-    Example
-    -------
-    >>> as_grey(torch.tensor([0, 51, 255], dtype=torch.uint8))
-    tensor([0.0000, 0.2000, 1.0000])
     """
     if lips.dtype == torch.uint8:
-        return lips.float() / 255
+        return
     if not lips.is_floating_point():
         raise ValueError(
             f"lips must be uint8 (0 to 255) or float (0 to 1), not {lips.dtype}"
@@ -71,7 +61,28 @@ def as_grey(lips):
             f"lips must lie in 0 to 1, found {lips.min():.3g} to "
             f"{lips.max():.3g}: divide pixels of 0 to 255 by 255"
         )
-    return lips
+
+
+def as_grey(lips):
+    """Pictures as numbers from 0 to 1, refused where they are not.
+
+    Arguments
+    ---------
+    lips : torch.Tensor
+        See `check_grey`.
+
+    Returns
+    -------
+    lips : torch.Tensor
+        float32.
+
+    Example
+    -------
+    >>> as_grey(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    tensor([0.0000, 0.2000, 1.0000])
+    """
+    check_grey(lips)
+    return lips.float() / 255 if lips.dtype == torch.uint8 else lips.float()
 
 
 def fit_pictures(lips, pictures):

@@ -5,6 +5,8 @@ squares over mixtures that both can hear; nothing behind it changes. With the
 paper's features this is where the training starts, not what it ends with.
 """
 
+import json
+
 import torch
 
 from .growth import check_trained
@@ -79,6 +81,10 @@ def channels_of(waveforms, microphones, wanted):
     >>> channels_of(torch.tensor([[[0.1, 0.4, 0.8]]]), [1, 4, 8], [8, 1])
     tensor([[[0.8000, 0.1000]]])
     """
+    if waveforms.shape[-1] != len(microphones):
+        raise ValueError(
+            f"{waveforms.shape[-1]} channels of {len(microphones)} microphones"
+        )
     index = {number: i for i, number in enumerate(microphones)}
     missing = [number for number in wanted if number not in index]
     if missing:
@@ -86,6 +92,24 @@ def channels_of(waveforms, microphones, wanted):
             f"no channel of microphones {missing} among {list(microphones)}"
         )
     return waveforms[..., [index[number] for number in wanted]]
+
+
+def check_refit(separator, features):
+    """Raise ValueError unless a separator can go on with other features.
+
+    Arguments
+    ---------
+    separator : Separator
+    features : SpatialFeatures
+    """
+    check_trained(separator)
+    given, own = features.settings, separator.features.settings
+    for name in ("n_fft", "hop", "spacings_cm"):
+        if json.dumps(given[name]) != json.dumps(own[name]):
+            raise ValueError(
+                f"`{name}` of the features differs, {own[name]} and "
+                f"{given[name]}: give both the same"
+            )
 
 
 @torch.no_grad()
@@ -97,7 +121,7 @@ def refit(separator, features, batches, microphones):
     separator : Separator
         Trained, audio only, in full precision, its norms folded.
     features : SpatialFeatures
-        New ones of the same windows.
+        New ones of the same array and windows.
     batches : iterable of (torch.Tensor, torch.Tensor)
         Mixtures [batch, samples, mics] and DOAs [batch] or [batch, targets]
         in degrees.
@@ -112,18 +136,10 @@ def refit(separator, features, batches, microphones):
     Raises
     ------
     ValueError
-        If the two do not have the same windows, a channel is missing, or the
-        separator is not one that can be refitted.
+        If the two do not have the same array and windows, a channel is
+        missing, or the separator is not one that can be refitted.
     """
-    old = separator.features
-    check_trained(separator)
-    for name in ("n_fft", "hop"):
-        given, own = getattr(features, name), getattr(old, name)
-        if given != own:
-            raise ValueError(
-                f"`{name}` of the features differs, {own} and {given}: give "
-                "both the same"
-            )
+    check_refit(separator, features)
     refitted = Separator(features, **separator.settings).eval()
     fold_norms_(refitted)
     network = refitted.mask_net

@@ -152,7 +152,7 @@ class Separator(nn.Module):
         pictures = len(frame_of_pictures(frames, hop))
         if lips is None:
             return inputs.new_zeros(len(inputs), pictures, *self.lips_size)
-        lips = as_grey(lips).to(inputs.device)
+        lips = as_grey(lips).to(inputs)
         lips = lips.reshape(len(inputs), *lips.shape[-3:])
         return fit_pictures(lips, pictures)
 
@@ -181,8 +181,8 @@ class Separator(nn.Module):
         ):
             raise ValueError(
                 f"expected lips {expected} for DOAs {list(doa.shape)}, got "
-                f"{found}: crop them to {self.lips_size[0]} x "
-                f"{self.lips_size[1]} pixels with vision.mouth"
+                f"{found}: pictures of {self.lips_size[0]} x "
+                f"{self.lips_size[1]} pixels, by vision.mouth, for each target"
             )
 
     def _check(self, waveforms, doa):

@@ -125,12 +125,32 @@ class FaceTrack:
             raise ValueError(f"{path} is not a track: {error}") from error
         return track
 
+    def check_video(self, video):
+        """Raise ValueError unless a video may be what the track is from.
+
+        Arguments
+        ---------
+        video : Video
+            By its width, height and fps.
+        """
+        own = self.width, self.height, self.fps
+        given = video.width, video.height, video.fps
+        if own[:2] != given[:2] or abs(own[2] - given[2]) > 0.01 * own[2]:
+            said = "{:g} x {:g} pixels at {:g} frames a second"
+            raise ValueError(
+                f"the track is from a video of {said.format(*own)}, "
+                f"{video.path} has {said.format(*given)}: run "
+                "`speechbrain-mpq track` on this one"
+            )
+
     def check(self):
         """Raise ValueError on a track that contradicts itself."""
         if self.boxes.shape != (len(self.doas), 4):
             raise ValueError(
                 f"{len(self.doas)} directions for {len(self.boxes)} frames"
             )
+        if (self.boxes[:, 2:] <= 0).any():
+            raise ValueError("a box has no size")
         if not self.visible.any():
             raise ValueError("the face is visible in no frame")
         if not ((self.doas >= 0) & (self.doas <= 180)).all():

@@ -121,6 +121,9 @@ def test_context_of_other_engines():
     assert context_frames(Engine()) == 5
     with pytest.raises(ValueError, match="context_frames"):
         context_frames(lambda inputs: inputs)
+    with pytest.raises(ValueError, match="context_frames"):
+        context_frames(nn.Linear(1, 1))
+    assert context_frames(nn.Sequential(nn.Conv1d(1, 1, 1))) == 0
     windowed = in_pieces(Engine())
     assert (windowed.history, windowed.look_ahead) == (5, 5)
     assert windowed.step == 30

@@ -183,6 +183,19 @@ def test_a_face_is_followed_and_its_lips_are_seen(
     assert capsys.readouterr().out == "mix_44.wav\n"
 
 
+@pytest.mark.parametrize("seconds", [0.6, 1.4])
+def test_film_and_sound_may_differ_by_half_a_second(
+    watching_folder, film, tmp_path, seconds
+):
+    noise = np.random.default_rng(0).standard_normal((16000, 15))
+    noise = np.resize(noise, (int(16000 * seconds), 15))
+    soundfile.write("other.wav", 0.1 * noise, 16000)
+    arguments = ["separate", "other.wav", "--model", watching_folder]
+    arguments += ["--track", "track.json", "-o", "out.wav"]
+    assert main([*arguments, "--video", str(film)]) == 0
+    assert soundfile.info("out.wav").frames == len(noise)
+
+
 def test_complaints_about_films(
     folder, watching_folder, mixture, film, tmp_path, capsys
 ):
@@ -205,6 +218,14 @@ def test_complaints_about_films(
     short = write_video(tmp_path / "short.mp4", [np.zeros((48, 96, 3))] * 9, 25)
     said = complaint(watching_folder, *see[:3], str(short))
     assert "25 face boxes, but only 9 frames" in said
+    wide = write_video(tmp_path / "wide.mp4", [np.zeros((24, 48, 3))] * 25, 25)
+    said = complaint(watching_folder, *see[:3], str(wide))
+    assert "the track is from a video of 96 x 48 pixels" in said
+    fast = write_video(tmp_path / "fast.mp4", [np.zeros((48, 96, 3))] * 25, 50)
+    said = complaint(watching_folder, *see[:3], str(fast))
+    assert "has 96 x 48 pixels at 50 frames a second" in said
+    said = complaint(watching_folder, "--doa", "45", "--width", "9")
+    assert "--width belongs to --face" in said
     soundfile.write("long.wav", np.random.randn(48000, 7) / 9, 16000)
     assert main(["separate", "long.wav", "--model", folder, *see[:2]]) == 1
     assert "the sound lasts 2.99 s" in capsys.readouterr().err

@@ -9,10 +9,8 @@ import soundfile
 import torch
 import torch.nn as nn
 
-from speechbrain_mpq.inference.interface import (
-    SeparationInterface,
-    doa_from_face,
-)
+from speechbrain_mpq.inference.directions import doa_from_face
+from speechbrain_mpq.inference.interface import SeparationInterface
 from speechbrain_mpq.separation.features import SpatialFeatures
 from speechbrain_mpq.separation.separator import Separator
 from speechbrain_mpq.separation.tcn import ConvBlock
@@ -177,6 +175,13 @@ def test_lips_of_a_file(watching, path, mixture, seconds):
         path, [60, 120], lips=lips, chunk_seconds=seconds
     )
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+    for of_type in (np.float32, np.float64):
+        same = watching.separate_file(
+            path, [60, 120], lips=(lips / 255).astype(of_type)
+        )
+        assert torch.allclose(same, expected, rtol=1e-4, atol=1e-6)
+        same = watching.separate_batch(*batch, (lips / 255)[None])[0]
+        assert torch.allclose(same, expected, rtol=1e-4, atol=1e-6)
     short = watching.separate_file(path, 120.0, lips=lips[1, :36])
     held = np.concatenate([lips[1, :36], lips[1, [35, 35]]])
     assert torch.equal(short, watching.separate_file(path, 120.0, lips=held))
@@ -192,7 +197,7 @@ def test_lips_may_be_missing(watching, path, mixture, caplog):
 def test_wrong_lips(model, watching, path):
     for lips, said in [
         (pictures(70), "70 pictures for audio that needs 38"),
-        (pictures(38)[:, :4], "crop them to 8 x 8"),
+        (pictures(38)[:, :4], "pictures of 8 x 8"),
         (pictures(38, targets=2), r"expected lips \[1, 1, 'pictures', 8, 8\]"),
         (pictures(38) * 1j, "uint8"),
         (pictures(38) / 254 * np.nan, "NaN"),
@@ -214,8 +219,32 @@ def test_a_talker_who_moves(model, path, mixture, tmp_path):
     assert torch.allclose(one[0], expected[0], rtol=1e-4, atol=1e-6)
     written = model.separate_file(path, doa, tmp_path / "out.wav")
     assert [p.name for p in written] == ["out_59.9.wav", "out_8.5.wav"]
-    with pytest.raises(ValueError, match="targets, 94"):
-        model.separate_file(path, doa[:, :90])
+    many = [doa[0], doa[1].numpy()]
+    assert torch.equal(
+        model.separate_file(path, many, chunk_seconds=0.4), found
+    )
+    back = doa.numpy()[:, ::-1]
+    model.separate_file(path, back)
+
+
+@pytest.mark.parametrize(
+    "doa, said",
+    [
+        (np.full((1, 90), 60.0), "94 frames needs as many .* got 90"),
+        (np.full(94, 60.0), r"give \[1, 94\] for one who moves"),
+        (np.full((1, 1, 94), 60.0), r"got \[1, 1, 94\]"),
+        (np.zeros((1, 0)), r"got \[1, 0\]"),
+        ([], "doa must be degrees"),
+        ([[60.0, 61.0], [60.0]], "doa must be degrees"),
+        ([60.0, [61.0]], "doa must be degrees"),
+        (None, "doa must be degrees|DOA must lie"),
+        ("left", "doa must be degrees"),
+    ],
+)
+def test_directions_of_other_shapes(model, path, tmp_path, doa, said):
+    with pytest.raises(ValueError, match=said):
+        model.separate_file(path, doa, tmp_path / "out.wav")
+    assert [p.name for p in tmp_path.iterdir()] == ["mix.wav"]
 
 
 @pytest.mark.parametrize("x, doa", [(0, 0), (320, 90), (640, 180), (160, 45)])

@@ -121,6 +121,7 @@ def test_what_was_refitted_grows():
     "change, said",
     [
         ({"hop": 128}, "`hop` of the features differs, 256 and 128"),
+        ({"spacings_cm": [3.0] * 14}, "`spacings_cm` of the features differs"),
         ({"pairs": [(6, 1)]}, r"no channel of microphones \[6\]"),
     ],
 )
@@ -128,6 +129,11 @@ def test_features_that_do_not_fit_are_refused(change, said):
     features = SpatialFeatures(**{"pairs": [(8, 1)], "phase": "ipd", **change})
     with pytest.raises(ValueError, match=said):
         refit(trained("cosine"), features, scenes(2, 0), MICROPHONES)
+
+
+def test_channels_are_as_many_as_microphones():
+    with pytest.raises(ValueError, match="4 channels of 3 microphones"):
+        channels_of(torch.zeros(1, 9, 4), [1, 2, 3], [1])
 
 
 def test_separators_that_cannot_be_refitted_are_refused():

@@ -8,8 +8,8 @@ To run this recipe:
 The folder is what hparams/pretrain_large.yaml starts from. A few training
 mixtures of the embedded corpus, which is made where it is missing, set the
 levels of the new units. Features of other microphones or another kind need
-`--refit 256`: on so many mixtures, each in a room of its own, the first layer
-is fitted to what it used to compute.
+`--refit 256`: on so many mixtures, from as many rooms, the first layer is
+fitted to what it used to compute.
 """
 
 import argparse
@@ -24,7 +24,9 @@ from speechbrain_mpq.inference.folder import save_separator
 from speechbrain_mpq.quantization.packing import read_packed
 from speechbrain_mpq.separation.growth import check_growth, grow_
 from speechbrain_mpq.separation.loading import build_separator
-from speechbrain_mpq.separation.refit import channels_of, refit
+from speechbrain_mpq.separation.refit import channels_of, check_refit, refit
+from speechbrain_mpq.separation.separator import Separator
+from speechbrain_mpq.separation.tcn import fold_norms_
 from speechbrain_mpq.simulation.bank import RoomBank, prepare_rooms
 from speechbrain_mpq.simulation.corpus import prepare_speech
 from speechbrain_mpq.simulation.datasets import training_mixtures
@@ -39,15 +41,17 @@ SECONDS = 3.0
 def training_items(folder, microphones, seed, count):
     """Training mixtures; the corpus and the rooms are made where missing."""
     show = sys.stderr.isatty()
-    rooms = max(ROOMS, count)
-    prepare_rooms(folder, {"train": rooms}, microphones, seed, progress=show)
     if not (folder / "train_speech.json").exists():
         prepare_speech(folder, 1600, 100, 400, seed=seed, progress=show)
-    maker = MixtureMaker(
-        load_speech(folder / "train_speech.json", folder),
-        RoomBank(folder, "train", rooms),
-        seed=seed,
-    )
+    speech = load_speech(folder / "train_speech.json", folder)
+    if len(speech) < MIXTURES + count:
+        raise SystemExit(
+            f"{folder} has {len(speech)} utterances to train with, --refit "
+            f"{count} takes {MIXTURES + count}"
+        )
+    rooms = max(ROOMS, count)
+    prepare_rooms(folder, {"train": rooms}, microphones, seed, progress=show)
+    maker = MixtureMaker(speech, RoomBank(folder, "train", rooms), seed=seed)
     return training_mixtures(maker, SECONDS, MIXTURES + count)
 
 
@@ -61,10 +65,26 @@ def batches(dataset, start, end):
         ]
 
 
+def check(separator, smaller, refitted):
+    """Raise ValueError on two that do not fit, before any data is made."""
+    if refitted:
+        check_refit(smaller, separator.features)
+        smaller = Separator(separator.features, **smaller.settings)
+        fold_norms_(smaller)
+    check_growth(separator, smaller)
+
+
 @torch.no_grad()
 def quality(separator, mixtures, targets, doa):
     """Mean SI-SNR in dB."""
     return si_snr(separator(mixtures, doa), targets.transpose(1, 2)).mean()
+
+
+def _count(text):
+    """A number of mixtures."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} mixtures are too few")
+    return int(text)
 
 
 def arguments():
@@ -79,7 +99,7 @@ def arguments():
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument(
         "--refit",
-        type=int,
+        type=_count,
         default=0,
         metavar="MIXTURES",
         help="fit the first layer to other features, on so many mixtures",
@@ -99,8 +119,7 @@ def main():
     torch.manual_seed(asked.seed)
     separator = build_separator(asked.model).eval()
     models = {"smaller": smaller, "grown": separator}
-    if not asked.refit:
-        check_growth(separator, smaller)  # before any data is made
+    check(separator, smaller, asked.refit)
     heard = [model.features.microphones for model in models.values()]
     microphones = sorted(set().union(*heard))
     dataset = training_items(
