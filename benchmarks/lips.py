@@ -8,7 +8,9 @@ a frozen picture, those of another utterance and those of the talker beside.
 `--audio_only` is scored next to it. `--camera True` adds the whole chain: a
 panorama of drawn faces is rendered, the faces are found by the detector,
 their track gives the direction and the boxes the lips; nothing else is known
-but which face is meant. `--every N` takes one of N mixtures.
+but which face is meant; how that ends where the face followed was another one
+is told apart. `--every N` takes one of N mixtures, `--bucket 0-15` those of
+talkers so many degrees apart.
 """
 
 import argparse
@@ -24,7 +26,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # train.py
 
 from speechbrain_mpq.brains.experiment import read_hparams  # noqa: E402
-from speechbrain_mpq.evaluation.metrics import summarise  # noqa: E402
+from speechbrain_mpq.evaluation.metrics import (  # noqa: E402
+    BUCKET_NAMES,
+    bucket_of,
+    summarise,
+)
 from speechbrain_mpq.evaluation.scoring import (  # noqa: E402
     Recognizer,
     score_separation,
@@ -45,6 +51,7 @@ from speechbrain_mpq.simulation.mixtures import (  # noqa: E402
     load_speech,
 )
 from speechbrain_mpq.simulation.panorama import Panorama  # noqa: E402
+from speechbrain_mpq.vision.linking import centers  # noqa: E402
 
 HPARAMS = "hparams/pretrain_av.yaml"
 CONDITIONS = {  # name: what is shown, which faults
@@ -59,10 +66,11 @@ CONDITIONS = {  # name: what is shown, which faults
 LOOKS = 3  # frames from one look at the scene to the next
 SMALLEST = 0.085  # of the picture's height: 27 of 320 pixels
 NEAR = 3.0  # degrees: a face farther from the talker is another one
+ROLES = ("target", "interferer")
 
 
-def test_set(hparams, every):
-    """Maker and list of the test mixtures."""
+def test_set(hparams, every, bucket=None):
+    """Maker and list of the test mixtures, all or those of a bucket."""
     folder = hparams["data_folder"]
     maker = MixtureMaker(
         load_speech(hparams["test_speech"], folder),
@@ -75,7 +83,14 @@ def test_set(hparams, every):
     kept = {
         k: m for i, (k, m) in enumerate(mixtures.items()) if _kept(i, every)
     }
+    if bucket is not None:
+        kept = {k: m for k, m in kept.items() if bucket_of(angle(m)) == bucket}
     return maker, kept
+
+
+def angle(mixture):
+    """Degrees between the talkers."""
+    return abs(mixture["doa"] - mixture["doa_interferer"])
 
 
 def _kept(index, every):
@@ -100,7 +115,7 @@ def through_the_camera(item, panorama, detector, size):
     from speechbrain_mpq.vision.track import track_boxes
 
     drawn = item["drawn"]
-    frames, _ = panorama.render(drawn)
+    frames, faces = panorama.render(drawn)
     found = [
         [] if number % LOOKS else detector(frame)
         for number, frame in enumerate(frames)
@@ -121,7 +136,15 @@ def through_the_camera(item, panorama, detector, size):
         "doa": doa,
         "lips": torch.from_numpy(lips)[None],
         "error": abs(track.doa - drawn["doa"]),
+        "followed": followed(track, faces),
     }
+
+
+def followed(track, faces):
+    """Whose face is nearer to the track's boxes, "target" or "interferer"."""
+    seen = track.visible
+    apart = centers(faces[:, seen]) - centers(track.boxes[seen])
+    return ROLES[np.linalg.norm(apart, axis=-1).mean(1).argmin()]
 
 
 def camera_items(items, panorama, size):
@@ -141,11 +164,43 @@ def camera_items(items, panorama, size):
     return [item or other for item, other in zip(seen, blank)]
 
 
+def by_face(seen, decibels):
+    """SI-SNR in all conditions, by whose face was followed.
+
+    Arguments
+    ---------
+    seen : list of dict
+        Items through the camera.
+    decibels : dict of str -> dict of str -> float
+        Condition -> item -> SI-SNR in dB.
+
+    Returns
+    -------
+    means : dict of str -> dict of str -> float
+        Whose face -> condition -> mean, and "n".
+    """
+    means = {}
+    for whose in (*ROLES, "nobody"):
+        names = [i["id"] for i in seen if i.get("followed", "nobody") == whose]
+        means[whose] = {"n": len(names)}
+        if names:
+            means[whose] |= {
+                condition: float(np.mean([values[name] for name in names]))
+                for condition, values in decibels.items()
+            }
+    return means
+
+
+def _cell(value, width, digits):
+    """A number of the table, a dash where there is none."""
+    return f"{'-' if value is None else f'{value:.{digits}f}':>{width}}"
+
+
 def line(name, summary):
     """One line of the table."""
     rows = [*summary["buckets"].values(), summary["average"]]
-    decibels = "".join(f"{row['si_snr']:8.2f}" for row in rows)
-    words = "".join(f"{row['wer']:7.1f}" for row in rows)
+    decibels = "".join(_cell(row["si_snr"], 8, 2) for row in rows)
+    words = "".join(_cell(row["wer"], 7, 1) for row in rows)
     return f"{name:20}{decibels}  {words}"
 
 
@@ -156,6 +211,7 @@ def main():
     parser.add_argument("--audio_only", default="pretrained/separator_mini")
     parser.add_argument("--camera", default="False")
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--bucket", choices=BUCKET_NAMES)
     parser.add_argument("--only", nargs="*", default=list(CONDITIONS))
     parser.add_argument("--overrides", default="", help="YAML text")
     parser.add_argument("--out", default="", help="JSON file of the numbers")
@@ -165,8 +221,9 @@ def main():
     separator = load(asked.packed)
     if separator.lips_size is None:
         raise SystemExit(f"{asked.packed} has no lip stream")
-    maker, mixtures = test_set(hparams, asked.every)
+    maker, mixtures = test_set(hparams, asked.every, asked.bucket)
     recognize, summaries = Recognizer(hparams["asr_source"]), {}
+    decibels = {}
 
     def score(name, model, items):
         """Score one condition and print its line at once."""
@@ -174,6 +231,7 @@ def main():
             model, items, recognize, hparams["workers"], keep=0
         )
         summaries[name] = summarise(scored.items)
+        decibels[name] = {item["id"]: item["si_snr"] for item in scored.items}
         print(line(name, summaries[name]), flush=True)
 
     print(f"{'':20}{'SI-SNR in dB by bucket, avg.':>40}  {'WER in %':>35}")
@@ -188,6 +246,12 @@ def main():
         videos = LipVideos(maker, separator.lips_size)
         seen = camera_items(items, Panorama(videos), separator.lips_size)
         score("through the camera", separator, seen)
+        summaries["by face"] = by_face(seen, decibels)
+        print("SI-SNR in dB by whose face was followed:")
+        for whose, means in summaries["by face"].items():
+            count, *rest = means.items()
+            shown = ", ".join(f"{name} {value:.2f}" for name, value in rest)
+            print(f"{whose:12}{count[1]:4} mixtures  {shown}")
     if asked.out:
         Path(asked.out).write_text(json.dumps(summaries, indent=1) + "\n")
 
