@@ -56,7 +56,8 @@ class SeparationInterface:
             [batch, samples, mics], 16 kHz: all microphones of the array or
             just those that the model uses.
         doa : torch.Tensor or sequence of float
-            [batch] or [batch, targets], degrees from the array's axis.
+            [batch], [batch, targets] or, for talkers who move, [batch,
+            targets, frames], degrees from the array's axis.
         lips : torch.Tensor, array or None
             [batch, pictures, height, width], or with targets behind batch,
             for models with a lip stream.
@@ -118,7 +119,8 @@ class SeparationInterface:
         lips : array or None
             [pictures, height, width] or [targets, pictures, height, width],
             25 a second, for models with a lip stream (see
-            `vision.mouth.mouth_pictures`). None: it goes by sound alone.
+            `vision.mouth.mouth_pictures`); all of them stay in memory. None:
+            it goes by sound alone.
 
         Returns
         -------
