@@ -8,6 +8,7 @@ import pytest
 import speechbrain as sb
 import torch
 import torch.nn as nn
+from processor import needs_bf16_lstm
 from speechbrain.nnet.linear import Linear
 from tiny_recipe import FOLDER, brain_of, fit, hparams_of, script
 
@@ -221,10 +222,14 @@ def test_plans_from_before_there_was_a_choice_are_nearest(tmp_path):
         plan()
 
 
-def test_training_goes_on_from_calibrated_weights(tmp_path):
+@pytest.mark.parametrize(
+    "precision", ["fp32", pytest.param("bf16", marks=needs_bf16_lstm)]
+)
+def test_training_goes_on_from_calibrated_weights(tmp_path, precision):
     data = script().dataset(8, seed=2)
     hparams = hparams_of("uniform", tmp_path, epochs=3)
-    brain = brain_of(hparams, precision="bf16", eval_precision="bf16")
+    options = {"precision": precision, "eval_precision": precision}
+    brain = brain_of(hparams, **options)
     before = torch.get_rng_state()
     choose_bits(brain, data, "uniform", 3, **QUIET)
     assert torch.equal(torch.get_rng_state(), before)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
+from processor import needs_bf16_lstm
 from tiny_recipe import (
     LEARNED,
     LEARNING,
@@ -101,6 +102,7 @@ def test_test_only_evaluates_the_trained_weights(kind, tmp_path):
     assert again["quantizer"].plan == hparams["quantizer"].plan
 
 
+@needs_bf16_lstm
 @pytest.mark.parametrize("kind", KINDS)
 def test_autocast(kind, tmp_path):
     options = {"precision": "bf16", "eval_precision": "bf16"}
