@@ -6,7 +6,7 @@ import sys
 
 # Parameters of glibc's mallopt (malloc.h) and their values. Left alone, glibc
 # returns every buffer above 32 MiB to the system; the next batch gets it back
-# page by page, zeroed, which is a third of a training step on a CPU.
+# page by page, zeroed, in every training step.
 TRIM_THRESHOLD = -1, 2_000_000_000
 TOP_PAD = -2, 200_000_000
 MMAP_THRESHOLD = -3, 1_000_000_000

@@ -186,7 +186,7 @@ class SpatialFeatures(nn.Module):
             [batch, targets, inputs, frames].
         """
         frames = spectra.shape[-1]
-        check_frames(doa, frames)
+        _check_frames(doa, frames)
         check_doa(doa)
         shape = (*doa.shape[:2], frames, self.inputs)
         features = spectra.real.new_empty(shape)
@@ -231,7 +231,7 @@ class SpatialFeatures(nn.Module):
 
     def _steered(self, spectra, doa):
         """Cosine and sine of the pairs' phases, turned to the targets."""
-        check_frames(doa, spectra.shape[-1])
+        _check_frames(doa, spectra.shape[-1])
         check_doa(doa)
         ratio = interchannel_phase(spectra, self.first, self.second)
         phase = pair_phase(doa, self.distances, self.frequencies)
@@ -247,7 +247,7 @@ def _map_names(pairs, phase):
     return ["lps", *phases, "af"]
 
 
-def check_frames(doa, frames):
+def _check_frames(doa, frames):
     """Raise ValueError unless a moving talker's DOAs are one a frame.
 
     Arguments
