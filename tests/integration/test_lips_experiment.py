@@ -2,13 +2,12 @@
 
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tiny_experiment import ROOT, finished
 
 from speechbrain_mpq.quantization.packing import read_packed, save_packed
 from speechbrain_mpq.separation.loading import build_separator
@@ -17,7 +16,6 @@ from speechbrain_mpq.separation.tcn import fold_norms_
 for needed in ("espeakng_loader", "pyroomacoustics", "pesq", "cv2"):
     pytest.importorskip(needed)
 
-ROOT = Path(__file__).parents[2]
 TINY = {
     "utterances": "{train: 8, valid: 8, test: 8}",
     "rooms": "{train: 25, valid: 25, test: 25}",
@@ -35,16 +33,7 @@ TINY = {
 
 def run(line):
     """Run a command of the repository; its output is returned."""
-    done = subprocess.run(
-        [sys.executable, *map(str, line)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return finished([sys.executable, *line])
 
 
 def experiment(folder, hparams, **options):
