@@ -22,32 +22,33 @@ from speechbrain.utils.distributed import (
     run_on_main,
 )
 
-from speechbrain_mpq.brains.checks import check_average_bits
-from speechbrain_mpq.brains.companions import run_baselines, run_prototypes
-from speechbrain_mpq.brains.experiment import Experiment, read_hparams
-from speechbrain_mpq.brains.quantization import QuantizationBrain
-from speechbrain_mpq.evaluation.files import read_json
 from speechbrain_mpq.evaluation.results import show_results, write_results
 from speechbrain_mpq.evaluation.scoring import Recognizer, score_separation
 from speechbrain_mpq.evaluation.si_snr import si_snr
 from speechbrain_mpq.inference.folder import write_card, write_hyperparams
-from speechbrain_mpq.inference.registry import describe
-from speechbrain_mpq.inference.starting import (
+from speechbrain_mpq.inference.loading import (
     check_describable,
     new_or_trained,
     weights_file,
 )
-from speechbrain_mpq.memory import keep_freed_memory
+from speechbrain_mpq.inference.registry import describe
+from speechbrain_mpq.lobes.models.separator import apply_mask, build_separator
+from speechbrain_mpq.lobes.models.tcn import fold_norms_
 from speechbrain_mpq.quantization.packing import load_packed_
-from speechbrain_mpq.separation.loading import build_separator
-from speechbrain_mpq.separation.separator import apply_mask
-from speechbrain_mpq.separation.tcn import fold_norms_
 from speechbrain_mpq.simulation.dataio import (
     dataio_prep,
     device_mixer,
+    mix_batch_,
     prepare_data,
 )
-from speechbrain_mpq.simulation.device_mixing import mix_batch_
+from speechbrain_mpq.training.brain import QuantizationBrain, check_average_bits
+from speechbrain_mpq.training.experiment import (
+    Experiment,
+    read_hparams,
+    run_baselines,
+    run_prototypes,
+)
+from speechbrain_mpq.utils import keep_freed_memory, read_json
 
 
 class Separation(QuantizationBrain):

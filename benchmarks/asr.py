@@ -23,36 +23,32 @@ import torch
 
 from speechbrain_mpq.allocation.scores import ScoreTable
 from speechbrain_mpq.allocation.solver import allocate_bits
-from speechbrain_mpq.evaluation.files import read_json, write_json
 from speechbrain_mpq.evaluation.mapsswe import mapsswe
-from speechbrain_mpq.plugin.pretrained_budget import (
-    chosen_names,
-    score_interface,
-)
-from speechbrain_mpq.plugin.pretrained_data import (
+from speechbrain_mpq.ptq.calibration_data import (
     Item,
     read_items,
     read_manifest,
     spread,
 )
-from speechbrain_mpq.plugin.pretrained_folder import packable
-from speechbrain_mpq.plugin.pretrained_metrics import WordErrorRate
-from speechbrain_mpq.plugin.pretrained_models import (
+from speechbrain_mpq.ptq.pretrained import (
+    CANDIDATES,
+    chosen_names,
+    round_interface_,
+    score_interface,
+)
+from speechbrain_mpq.ptq.pretrained_folder import packable
+from speechbrain_mpq.ptq.pretrained_interfaces import (
+    CTCOutputs,
+    InterfaceOutputs,
     divergence,
     find_class,
     load_interface,
 )
-from speechbrain_mpq.plugin.pretrained_outputs import (
-    CTCOutputs,
-    InterfaceOutputs,
-)
-from speechbrain_mpq.plugin.pretrained_quantization import (
-    CANDIDATES,
-    round_interface_,
-)
+from speechbrain_mpq.ptq.task_metrics import WordErrorRate
 from speechbrain_mpq.quantization.plan import BitPlan
-from speechbrain_mpq.quantization.quantizer import dequantize_
-from speechbrain_mpq.simulation.bank import RoomBank
+from speechbrain_mpq.quantization.quant_api import dequantize_
+from speechbrain_mpq.simulation.rooms import RoomBank
+from speechbrain_mpq.utils import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes/Embedded/ASR/CTC/train.py"

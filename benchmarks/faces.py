@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from speechbrain_mpq.vision.detector import CascadeDetector
-from speechbrain_mpq.vision.linking import centers
-from speechbrain_mpq.vision.track import track_boxes
+from speechbrain_mpq.vision.face_tracking import centers, track_boxes
 from speechbrain_mpq.vision.video import Video, import_opencv
 
 PANORAMA = 1440, 400  # pixels

@@ -14,9 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from speechbrain_mpq.evaluation.files import read_json, write_json
 from speechbrain_mpq.evaluation.metrics import BUCKET_NAMES, significance
 from speechbrain_mpq.quantization.packing import read_packed
+from speechbrain_mpq.utils import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Path("recipes/Embedded/ASR/front_end")

@@ -20,8 +20,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # train.py
 
-from speechbrain_mpq.brains.experiment import read_hparams  # noqa: E402
 from speechbrain_mpq.simulation.dataio import dataio_prep  # noqa: E402
+from speechbrain_mpq.training.experiment import read_hparams  # noqa: E402
 from train import Separation, starting_separator  # noqa: E402
 
 HPARAMS = "hparams/hes_4bit.yaml"

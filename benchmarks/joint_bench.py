@@ -11,15 +11,14 @@ from joint_plans import CODEBOOK
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for train.py
 
-from speechbrain_mpq.allocation.kl import (  # noqa: E402
+from speechbrain_mpq.allocation.output_scores import (  # noqa: E402
     KLScores,
+    MaskErrorScores,  # noqa: E402
     categorical_kl,
 )
-from speechbrain_mpq.allocation.mask_error import MaskErrorScores  # noqa: E402
-from speechbrain_mpq.brains.rounding import round_calibrated_  # noqa: E402
 from speechbrain_mpq.evaluation.scoring import Recognizer  # noqa: E402
 from speechbrain_mpq.evaluation.si_snr import si_snr  # noqa: E402
-from speechbrain_mpq.quantization.quantizer import (  # noqa: E402
+from speechbrain_mpq.quantization.quant_api import (  # noqa: E402
     dequantize_,
     quantize_,
 )
@@ -27,6 +26,7 @@ from speechbrain_mpq.simulation.dataio import (  # noqa: E402
     dataio_prep,
     prepare_data,
 )
+from speechbrain_mpq.training.rounding import round_calibrated_  # noqa: E402
 from train import starting_separator  # noqa: E402
 
 EXCLUDE = ["conv_in.bias", "conv_out.bias"]  # as the experiments at the root

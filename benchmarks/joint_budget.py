@@ -31,8 +31,8 @@ from joint_plans import plans_of, shares, weighed_plan
 from joint_table import table, with_metrics
 
 from speechbrain_mpq.allocation.scores import ScoreTable
-from speechbrain_mpq.brains.experiment import read_hparams
-from speechbrain_mpq.evaluation.files import read_json, write_json
+from speechbrain_mpq.training.experiment import read_hparams
+from speechbrain_mpq.utils import read_json, write_json
 
 ROUNDINGS = {  # which plans are rounded how
     "nearest": ("uniform", "own", "end", "joint", "weighed"),

@@ -9,7 +9,7 @@ from collections import OrderedDict
 import torch
 import torch.nn as nn
 
-from speechbrain_mpq.separation.separator import apply_mask, match_level
+from speechbrain_mpq.lobes.models.separator import apply_mask, match_level
 
 HEARING = "hearing"  # the stage between the two networks
 

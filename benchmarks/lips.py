@@ -25,7 +25,8 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # train.py
 
-from speechbrain_mpq.brains.experiment import read_hparams  # noqa: E402
+from panorama import Panorama  # noqa: E402
+
 from speechbrain_mpq.evaluation.metrics import (  # noqa: E402
     BUCKET_NAMES,
     bucket_of,
@@ -35,23 +36,23 @@ from speechbrain_mpq.evaluation.scoring import (  # noqa: E402
     Recognizer,
     score_separation,
 )
+from speechbrain_mpq.inference.loading import build_separator  # noqa: E402
+from speechbrain_mpq.lobes.models.tcn import fold_norms_  # noqa: E402
 from speechbrain_mpq.quantization.packing import load_packed_  # noqa: E402
-from speechbrain_mpq.separation.loading import build_separator  # noqa: E402
-from speechbrain_mpq.separation.tcn import fold_norms_  # noqa: E402
-from speechbrain_mpq.simulation.bank import RoomBank  # noqa: E402
-from speechbrain_mpq.simulation.camera_faults import (  # noqa: E402
+from speechbrain_mpq.simulation.dataio import listed_mixtures  # noqa: E402
+from speechbrain_mpq.simulation.lip_videos import (  # noqa: E402
     PERFECT,
     Faults,
+    LipVideos,  # noqa: E402
 )
-from speechbrain_mpq.simulation.datasets import listed_mixtures  # noqa: E402
-from speechbrain_mpq.simulation.lip_videos import LipVideos  # noqa: E402
 from speechbrain_mpq.simulation.mixtures import (  # noqa: E402
     MixtureMaker,
     fixed_mixtures,
     load_speech,
 )
-from speechbrain_mpq.simulation.panorama import Panorama  # noqa: E402
-from speechbrain_mpq.vision.linking import centers  # noqa: E402
+from speechbrain_mpq.simulation.rooms import RoomBank  # noqa: E402
+from speechbrain_mpq.training.experiment import read_hparams  # noqa: E402
+from speechbrain_mpq.vision.face_tracking import centers  # noqa: E402
 
 HPARAMS = "hparams/pretrain_av.yaml"
 CONDITIONS = {  # name: what is shown, which faults
@@ -111,8 +112,8 @@ def through_the_camera(item, panorama, detector, size):
     Returns None where the target's face is not found.
     """
     from speechbrain_mpq.vision.direction import frame_doas
+    from speechbrain_mpq.vision.face_tracking import track_boxes
     from speechbrain_mpq.vision.mouth import mouth_pictures
-    from speechbrain_mpq.vision.track import track_boxes
 
     drawn = item["drawn"]
     frames, faces = panorama.render(drawn)

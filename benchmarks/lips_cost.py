@@ -13,8 +13,8 @@ import time
 
 import torch
 
-from speechbrain_mpq.separation.loading import build_separator
-from speechbrain_mpq.separation.tcn import fold_norms_
+from speechbrain_mpq.lobes.models.separator import build_separator
+from speechbrain_mpq.lobes.models.tcn import fold_norms_
 
 MODELS = {
     "audio only": "hparams/models/separator_mini.yaml",

@@ -24,14 +24,14 @@ from speechbrain.dataio.dataloader import make_dataloader
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # train.py
 
-from speechbrain_mpq.brains.experiment import read_hparams  # noqa: E402
 from speechbrain_mpq.evaluation.si_snr import si_snr  # noqa: E402
-from speechbrain_mpq.separation.loading import build_separator  # noqa: E402
-from speechbrain_mpq.simulation.dataio import dataio_prep  # noqa: E402
-from speechbrain_mpq.simulation.device_mixing import (  # noqa: E402
+from speechbrain_mpq.inference.loading import build_separator  # noqa: E402
+from speechbrain_mpq.simulation.dataio import (  # noqa: E402
     DeviceMixer,
+    dataio_prep,  # noqa: E402
     mix_batch_,
 )
+from speechbrain_mpq.training.experiment import read_hparams  # noqa: E402
 
 ITEMS = 60
 WARM_UP = 8  # steps that are not counted: compiled and prefetched

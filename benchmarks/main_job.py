@@ -43,9 +43,9 @@ def import_seconds(repeats=5):
 
 def preparation_seconds(folder):
     """Seconds to make speech and rooms of the test set."""
-    from speechbrain_mpq.separation.loading import build_separator
-    from speechbrain_mpq.simulation.bank import prepare_rooms
+    from speechbrain_mpq.lobes.models.separator import build_separator
     from speechbrain_mpq.simulation.corpus import prepare_speech
+    from speechbrain_mpq.simulation.rooms import prepare_rooms
 
     separator = build_separator(ROOT / "hparams/models/separator_mini.yaml")
     start = time.perf_counter()

@@ -24,18 +24,21 @@ from speechbrain.inference.ASR import EncoderASR
 
 from speechbrain_mpq import Quantizer, choose_bits
 from speechbrain_mpq.allocation.scores import ScoreTable
-from speechbrain_mpq.evaluation.files import write_json
-from speechbrain_mpq.plugin.calibrated import ROUNDINGS
-from speechbrain_mpq.plugin.pretrained_data import (
+from speechbrain_mpq.ptq.calibration_data import (
     batch_of,
     read_items,
     read_manifest,
     spread,
 )
-from speechbrain_mpq.plugin.pretrained_metrics import WordErrorRate
-from speechbrain_mpq.plugin.pretrained_models import divergence, load_interface
-from speechbrain_mpq.plugin.pretrained_outputs import CTCOutputs
-from speechbrain_mpq.quantization.quantizer import dequantize_
+from speechbrain_mpq.ptq.pretrained_interfaces import (
+    CTCOutputs,
+    divergence,
+    load_interface,
+)
+from speechbrain_mpq.ptq.task_metrics import WordErrorRate
+from speechbrain_mpq.quantization.quant_api import dequantize_
+from speechbrain_mpq.training.rounding import ROUNDINGS
+from speechbrain_mpq.utils import write_json
 
 ROOT = Path(__file__).parents[1]
 CODEBOOK = "midrise"

@@ -32,7 +32,7 @@ from plug_in import setting
 from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
 
 from speechbrain_mpq import Quantizer
-from speechbrain_mpq.evaluation.files import write_json
+from speechbrain_mpq.utils import write_json
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes/Embedded/ASR/CTC"

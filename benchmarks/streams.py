@@ -26,15 +26,14 @@ import torch
 from plug_in import setting
 
 from speechbrain_mpq import QuantizedSeparator
-from speechbrain_mpq.evaluation.files import write_json
 from speechbrain_mpq.evaluation.si_snr import si_snr
-from speechbrain_mpq.simulation.bank import RoomBank
 from speechbrain_mpq.simulation.mixtures import (
-    SAMPLE_RATE,
     MixtureMaker,
     fixed_mixtures,
     load_speech,
 )
+from speechbrain_mpq.simulation.rooms import RoomBank
+from speechbrain_mpq.utils import SAMPLE_RATE, write_json
 
 ROOT = Path(__file__).parents[1]
 ROOMS = 50  # of the validation set

@@ -21,9 +21,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # where the package is not installed
 
-from speechbrain_mpq.evaluation.runs import load_run  # noqa: E402
-from speechbrain_mpq.evaluation.systems import table_order  # noqa: E402
-from speechbrain_mpq.evaluation.table import results_table  # noqa: E402
+from speechbrain_mpq.evaluation.results_table import results_table  # noqa: E402
+from speechbrain_mpq.evaluation.runs import (  # noqa: E402
+    load_run,
+    table_order,
+)
 
 TRAIN = (sys.executable, "train.py")
 FILES = {

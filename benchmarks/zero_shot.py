@@ -22,12 +22,12 @@ from speechbrain_mpq import load_separator
 from speechbrain_mpq.evaluation.scoring import Recognizer
 from speechbrain_mpq.evaluation.si_snr import si_snr
 from speechbrain_mpq.evaluation.wer import word_errors
-from speechbrain_mpq.simulation.bank import RoomBank, prepare_rooms
 from speechbrain_mpq.simulation.mixtures import (
     BUCKETS,
     MixtureMaker,
     load_speech,
 )
+from speechbrain_mpq.simulation.rooms import RoomBank, prepare_rooms
 
 SEED = 1234  # corpus_seed of hparams
 

@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 
 from . import __version__
-from .memory import keep_freed_memory
+from .utils import keep_freed_memory
 
 COMMANDS = (
     "table",

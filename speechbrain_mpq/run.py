@@ -38,8 +38,7 @@ class Runner:
     """
 
     def __init__(self, budget, brain=None, weights=None, **options):
-        from .plugin.budget import parse_budget
-        from .plugin.scorers import check_scores
+        from .training.choose import check_scores, parse_budget
 
         # Now, not after the script has prepared its data.
         parse_budget(budget)
@@ -73,7 +72,7 @@ class Runner:
                 f"{type(self.brain).__name__} was quantized: say which one "
                 "with --brain, and give each a run of its own"
             )
-        from .plugin.choose import choose_bits
+        from .training.choose import choose_bits
 
         if self.weights:
             load_weights(brain, self.weights)
@@ -122,7 +121,7 @@ class Runner:
             )
         from speechbrain.utils.distributed import if_main_process
 
-        from .plugin.brain_quantizer import quantizer_of
+        from .training.quantizer import quantizer_of
 
         if not if_main_process():
             return None

@@ -6,8 +6,8 @@ import torch
 
 from speechbrain_mpq import load_packed_, quantize_
 from speechbrain_mpq.inference.folder import save_separator
-from speechbrain_mpq.separation.loading import build_separator
-from speechbrain_mpq.separation.tcn import ChannelAffine, fold_norms_
+from speechbrain_mpq.lobes.models.separator import build_separator
+from speechbrain_mpq.lobes.models.tcn import ChannelAffine, fold_norms_
 
 MODELS = ("mini", "paper")
 BITS = 4

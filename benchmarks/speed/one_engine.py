@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 import torch
 
-from speechbrain_mpq.inference.pretrained import QuantizedSeparator
+from speechbrain_mpq.inference.separation import QuantizedSeparator
 
 RATE = 16000  # Hz
 

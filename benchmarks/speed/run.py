@@ -26,14 +26,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from models import MODELS, packed_model  # noqa: E402
 from systems import systems  # noqa: E402
 
-from speechbrain_mpq.engines.lowering import lower  # noqa: E402
-from speechbrain_mpq.engines.range_file import write_ranges  # noqa: E402
-from speechbrain_mpq.engines.reference import decibels  # noqa: E402
-from speechbrain_mpq.evaluation.files import write_json  # noqa: E402
-from speechbrain_mpq.inference.calibration import engine_ranges  # noqa: E402
-from speechbrain_mpq.inference.pretrained import (  # noqa: E402
-    QuantizedSeparator,
+from speechbrain_mpq.inference.engines.activations import (
+    write_ranges,  # noqa: E402
 )
+from speechbrain_mpq.inference.engines.lowered import lower  # noqa: E402
+from speechbrain_mpq.inference.engines.reference import decibels  # noqa: E402
+from speechbrain_mpq.inference.exporting import engine_ranges  # noqa: E402
+from speechbrain_mpq.inference.separation import (
+    QuantizedSeparator,  # noqa: E402
+)
+from speechbrain_mpq.utils import write_json  # noqa: E402
 
 RATE = 16000  # Hz
 BASELINE, OURS = "torch fp32", "openvino int8 (ours)"

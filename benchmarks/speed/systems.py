@@ -10,9 +10,9 @@ from functools import partial
 import numpy as np
 import torch
 
-from speechbrain_mpq.engines import onnx_engine, openvino_engine
-from speechbrain_mpq.engines.loading import torch_network
-from speechbrain_mpq.engines.onnx_models import weight_only_model
+from speechbrain_mpq.inference.engines import onnx_engine, openvino_engine
+from speechbrain_mpq.inference.engines.engine import torch_network
+from speechbrain_mpq.inference.engines.onnx_engine import weight_only_model
 
 CALIBRATION = 8  # batches for NNCF
 

@@ -15,9 +15,9 @@ import numpy as np
 import soundfile
 from scipy.signal import resample_poly
 
-from speechbrain_mpq.simulation.bank import prepare_rooms
-from speechbrain_mpq.simulation.mixtures import SAMPLE_RATE
 from speechbrain_mpq.simulation.recordings import write_flac, write_manifests
+from speechbrain_mpq.simulation.rooms import prepare_rooms
+from speechbrain_mpq.utils import SAMPLE_RATE
 
 DIGITS = "zero one two three four five six seven eight nine".split()
 NAME = re.compile(r"([0-9])_([a-z]+)_([0-9]+)\.(?:wav|flac)")

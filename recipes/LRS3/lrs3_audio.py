@@ -5,13 +5,14 @@ from pathlib import Path
 
 from lrs3_transcripts import MARGIN
 
-from speechbrain_mpq.simulation.mixtures import MIN_SAMPLES, SAMPLE_RATE
+from speechbrain_mpq.simulation.mixtures import MIN_SAMPLES
 from speechbrain_mpq.simulation.recordings import (
     read_sound,
     run_jobs,
     seconds_of,
     write_flac,
 )
+from speechbrain_mpq.utils import SAMPLE_RATE
 
 SLACK = 0.1  # seconds that a video may end before its last word
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from speechbrain_mpq.simulation.recordings import run_jobs, write_manifests
+from speechbrain_mpq.utils import whole_file
 from speechbrain_mpq.vision.detector import CascadeDetector
+from speechbrain_mpq.vision.face_tracking import track_video
 from speechbrain_mpq.vision.mouth import FPS, mouth_pictures
-from speechbrain_mpq.vision.track import track_video
 from speechbrain_mpq.vision.video import Video, import_opencv
-from speechbrain_mpq.whole_files import whole_file
 
 SMALLEST_FACE = 0.2  # of the picture's height: these videos are close-ups
 SHOWN = 5  # failures named in an error

@@ -17,11 +17,14 @@ import numpy as np
 from lrs3_layout import LRS2
 
 from speechbrain_mpq.simulation.corpus import utterance
-from speechbrain_mpq.simulation.faces import CANVAS, draw_talker
-from speechbrain_mpq.simulation.mixtures import SAMPLE_RATE
-from speechbrain_mpq.simulation.mouths import draw_look
+from speechbrain_mpq.simulation.faces import (
+    CANVAS,
+    draw_look,
+    draw_talker,
+    mouth_shapes,
+)
 from speechbrain_mpq.simulation.recordings import ffmpeg_program, write_flac
-from speechbrain_mpq.simulation.visemes import mouth_shapes
+from speechbrain_mpq.utils import SAMPLE_RATE
 
 FPS = 25
 PAUSE = 0.6  # seconds between the sentences of a pretrain clip

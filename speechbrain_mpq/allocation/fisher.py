@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from ..quantization.codebook import fit_scale
-from ..quantization.model_plan import bit_plan
+from ..quantization.plan import bit_plan
 from ..quantization.tensors import named_tensors
 from .scores import ScoreTable, check_candidates
 

@@ -8,15 +8,17 @@ import time
 
 from speechbrain.utils.logger import get_logger
 
-from ..quantization.quantizer import clusters
-from .curvature import network_traces
-from .hutchinson import DISTRIBUTIONS
+from ..quantization.quant_api import clusters
 from .scores import ScoreTable, check_candidates
-from .weights import named_under, quantized_values, table_sizes, tensor_of
+from .sweep import named_under, quantized_values, table_sizes, tensor_of
+from .traces import DISTRIBUTIONS, network_traces
 
 logger = get_logger(__name__)
 
+
 NOISY = 0.5  # standard error over trace from which a cluster is warned of
+
+
 TRACES = ("total", "average")
 
 

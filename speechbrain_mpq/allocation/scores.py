@@ -9,8 +9,8 @@ import json
 import math
 from dataclasses import dataclass, field
 
-from ..quantization.tables import check_bits, check_codebook
-from ..whole_files import write_text
+from ..quantization.codebook import check_bits, check_codebook
+from ..utils import write_text
 
 VERSION = 1
 

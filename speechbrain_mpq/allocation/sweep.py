@@ -1,22 +1,498 @@
-"""Scores that compare a network's output with the full-precision one.
+"""The weights of a network, cluster by cluster, as the scores look at them.
+
+Names carry the name of the network in its model, so that patterns and cluster
+names are those of the whole model.
+
+The values of all clusters of a network at some bits.
+
+Passes through a chain of stages while the weights of one stage change.
+
+The slow and obvious way is one pass through the network for every cluster and
+candidate. Here everything before the changed stage of an `nn.Sequential` is
+computed once, the changed stage once for each candidate, and the stages behind
+it once for all candidates together, side by side on the batch dimension.
+
+Layout: [items, channels, frames], or whatever the network takes with its items
+in front. In eval mode an item must not depend on its neighbours.
+
+Scores that compare a network's output with the full-precision one.
 
 A subclass says what is compared and how; which weights are quantized for each
 score, and how often the network has to run for it, is said here.
 """
 
+import math
 import time
+from contextlib import contextmanager
 
+import torch
+import torch.nn as nn
+from tqdm import tqdm
+
+from ..quantization.codebook import check_bits, check_codebook, scale_shape
+from ..quantization.groups import split_name
 from ..quantization.plan import BitPlan
-from ..quantization.quantizer import clusters
-from ..quantization.tables import check_bits, check_codebook
-from .chain import evaluating, in_stage, mean_errors, stages_of
-from .cluster_values import (
-    bits_of_clusters,
-    chosen_values,
-    values_of_clusters,
-)
+from ..quantization.quant_api import cluster_quantized, clusters
+from ..quantization.tensors import near_misses
 from .scores import ScoreTable, check_candidates
-from .weights import named_under, table_sizes
+
+
+def named_under(prefix, network):
+    """A module around the network whose parameters carry the prefix.
+
+    Arguments
+    ---------
+    prefix : str
+        Name with dots, or "" for none.
+    network : torch.nn.Module
+        Any module; it is not copied.
+
+    Returns
+    -------
+    root : torch.nn.Module
+
+    Example
+    -------
+    >>> root = named_under("model.mask_net", nn.PReLU())
+    >>> [name for name, _ in root.named_parameters()]
+    ['model.mask_net.weight']
+    """
+    for name in reversed(prefix.split(".") if prefix else []):
+        network = nn.ModuleDict({name: network})
+    return network
+
+
+def tensor_of(root, name):
+    """A parameter by name, or some rows of it, as its module sees it.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+        Module that the name starts from.
+    name : str
+        Name of a parameter, or of a slice such as "conv.weight[0:32]".
+
+    Returns
+    -------
+    weight : torch.Tensor
+        Detached, not copied.
+
+    Example
+    -------
+    >>> tensor_of(nn.Sequential(nn.PReLU(init=0.5)), "0.weight")
+    tensor([0.5000])
+    """
+    name, rows = split_name(name)
+    module, _, attribute = name.rpartition(".")
+    return getattr(root.get_submodule(module), attribute).detach()[rows]
+
+
+def table_sizes(root, members, granularity):
+    """What a score table says of every cluster besides its scores.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+        Network under its prefix.
+    members : dict of str -> list of str
+        Cluster name -> names of its parameters or slices.
+    granularity : str
+        "tensor" or "channel".
+
+    Returns
+    -------
+    sizes : dict
+        Arguments tensors, scales and rest_parameters of `ScoreTable`.
+
+    Example
+    -------
+    >>> network = nn.Sequential(nn.Linear(3, 2))
+    >>> sizes = table_sizes(network, {"0": ["0.weight"]}, "channel")
+    >>> sizes["tensors"], sizes["scales"], sizes["rest_parameters"]
+    ({'0': {'0.weight': 6}}, {'0': 2}, 2)
+    """
+    tensors, scales = {}, {}
+    for cluster, names in members.items():
+        shapes = [tuple(tensor_of(root, name).shape) for name in names]
+        tensors[cluster] = dict(zip(names, map(math.prod, shapes)))
+        scales[cluster] = sum(
+            math.prod(scale_shape(shape, granularity)) for shape in shapes
+        )
+    total = sum(weight.numel() for weight in root.parameters())
+    inside = sum(sum(row.values()) for row in tensors.values())
+    return {
+        "tensors": tensors,
+        "scales": scales,
+        "rest_parameters": total - inside,
+    }
+
+
+def quantized_values(
+    root, cluster, names, bits, granularity, codebook="midtread", rows=None
+):
+    """The values that a cluster's tensors get at some bits.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+        Full-precision network under its prefix, left as it was found.
+    cluster : str
+        Name of the cluster.
+    names : list of str
+        Names of its parameters or slices.
+    bits : int or float
+        Bits of its values.
+    granularity : str
+        "tensor" or "channel".
+    codebook : str
+        Kind of quantization table (see `quantize_`).
+    rows : int or None
+        Most output channels of one slice (see `clusters`).
+
+    Returns
+    -------
+    values : dict of str -> torch.Tensor
+
+    Example
+    -------
+    >>> network = nn.Sequential(nn.PReLU(2))
+    >>> _ = network[0].weight.data.copy_(torch.tensor([0.5, 0.1]))
+    >>> quantized_values(network, "0", ["0.weight"], 2, "tensor")
+    {'0.weight': tensor([0.5000, 0.0000])}
+    """
+    with cluster_quantized(
+        root, cluster, bits, names, (), granularity, codebook, rows
+    ):
+        return {name: tensor_of(root, name).clone() for name in names}
+
+
+@contextmanager
+def replaced(module, values):
+    """Other values in some parameters; the old ones come back bit-exact.
+
+    In place, not by `functional_call`: that one leaves a module which stands
+    twice in a network with the new values. No gradients.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        Module that the names start from.
+    values : dict of str -> torch.Tensor
+        Name of a parameter or slice -> its value inside the ``with`` block.
+
+    Example
+    -------
+    >>> layer = nn.PReLU(init=0.5)
+    >>> with replaced(layer, {"weight": torch.ones(1)}):
+    ...     print(layer.weight.item())
+    1.0
+    >>> layer.weight.item()
+    0.5
+    """
+    places = {name: tensor_of(module, name) for name in values}
+    saved = {name: place.clone() for name, place in places.items()}
+    with torch.no_grad():
+        try:
+            for name, value in values.items():
+                places[name].copy_(value)
+            yield
+        finally:
+            for name, value in saved.items():
+                places[name].copy_(value)
+
+
+def bits_of_clusters(plan_or_bits, members, codebook="midtread"):
+    """Bits of those clusters of a network that have any.
+
+    Arguments
+    ---------
+    plan_or_bits : BitPlan or int or None
+        A plan may leave clusters out; None: it leaves all out.
+    members : iterable of str
+        Names of the network's clusters.
+    codebook : str
+        Kind of quantization table that a plan must be of.
+
+    Returns
+    -------
+    bits : dict of str -> int
+
+    Example
+    -------
+    >>> bits_of_clusters(4, ["conv", "norm"])
+    {'conv': 4, 'norm': 4}
+    """
+    if plan_or_bits is None:
+        return {}
+    if not isinstance(plan_or_bits, BitPlan):
+        return dict.fromkeys(members, check_bits(plan_or_bits))
+    plan = plan_or_bits
+    if plan.codebook != codebook:
+        raise ValueError(
+            f"the plan is of {plan.codebook} tables, the scores are of "
+            f"{codebook}: give both the same codebook"
+        )
+    unknown = sorted(set(plan.clusters) - set(members))
+    if unknown:
+        raise ValueError(
+            f"the plan's cluster {unknown[0]!r} is none of the network's "
+            f"{len(members)}{near_misses(unknown[0], members)}"
+        )
+    return {name: entry.bits for name, entry in plan.clusters.items()}
+
+
+def values_of_clusters(
+    root, members, candidates, given, granularity, codebook, rows
+):
+    """Values of all tensors at all candidates and at the given bits.
+
+    Fitting the scales is slow and needs no data: once, not once a chunk.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+        Full-precision network under its prefix, left as it was found.
+    members : dict of str -> list of str
+        Cluster name -> names of its parameters.
+    candidates : sequence of int
+        Bits of every cluster.
+    given : dict of str -> int
+        Bits that some clusters are needed at besides.
+    granularity, codebook, rows : str, str, int or None
+        See `quantized_values`.
+
+    Returns
+    -------
+    values : dict
+        values[cluster][bits][name of a tensor]
+    """
+    return {
+        cluster: {
+            bits: quantized_values(
+                root, cluster, names, bits, granularity, codebook, rows
+            )
+            for bits in dict.fromkeys((*candidates, given.get(cluster)))
+            if bits is not None
+        }
+        for cluster, names in members.items()
+    }
+
+
+def chosen_values(values, bits):
+    """The values of all tensors at their cluster's bits.
+
+    Arguments
+    ---------
+    values : dict
+        values[cluster][bits][name of a tensor]
+    bits : dict of str -> int
+        Cluster -> bits.
+
+    Returns
+    -------
+    chosen : dict
+        chosen[name of a tensor]
+
+    Example
+    -------
+    >>> chosen_values({"conv": {2: {"conv.weight": 0.5}}}, {"conv": 2})
+    {'conv.weight': 0.5}
+    """
+    chosen = {}
+    for cluster, width in bits.items():
+        chosen |= values[cluster][width]
+    return chosen
+
+
+def stages_of(network):
+    """Named stages in order; a network that is no chain is its only stage.
+
+    Arguments
+    ---------
+    network : torch.nn.Module
+        Any network.
+
+    Returns
+    -------
+    stages : list of (str, torch.nn.Module)
+
+    Example
+    -------
+    >>> [name for name, _ in stages_of(nn.Sequential(nn.PReLU(), nn.PReLU()))]
+    ['0', '1']
+    >>> [name for name, _ in stages_of(nn.PReLU())]
+    ['']
+    """
+    if type(network).forward is nn.Sequential.forward:
+        stages = list(network.named_children())
+        weights = [id(w) for _, stage in stages for w in stage.parameters()]
+        # Stages that share weights, or stand twice, change together.
+        if len(stages) == len(network) and len(set(weights)) == len(weights):
+            return stages
+    return [("", network)]
+
+
+def in_stage(stages, prefix, rows):
+    """Index of a cluster's stage, and its tensors by their names in there.
+
+    Arguments
+    ---------
+    stages : list of (str, torch.nn.Module)
+        From `stages_of`.
+    prefix : str
+        What the tensors' names begin with before the name of the stage.
+    rows : list of dict of str -> torch.Tensor
+        Values of the cluster's tensors at every candidate.
+
+    Returns
+    -------
+    index : int
+    rows : list of dict of str -> torch.Tensor
+
+    Example
+    -------
+    >>> stages = [("conv", nn.Conv1d(1, 1, 1)), ("relu", nn.PReLU())]
+    >>> in_stage(stages, "net", [{"net.relu.weight": torch.ones(1)}])
+    (1, [{'weight': tensor([1.])}])
+    """
+    some_name = next(iter(rows[0]))
+    for index, (stage, _) in enumerate(stages):
+        path = "".join(f"{part}." for part in (prefix, stage) if part)
+        if some_name.startswith(path):
+            inside = [
+                {name.removeprefix(path): value for name, value in row.items()}
+                for row in rows
+            ]
+            return index, inside
+    raise KeyError(some_name)
+
+
+def mean_errors(stages, chunks, tries, given, error, scale, progress=False):
+    """Error of the output for every try, and where nothing is tried.
+
+    Arguments
+    ---------
+    stages : list of (str, torch.nn.Module)
+        The network, from `stages_of`, in eval mode.
+    chunks : sequence of torch.Tensor
+        The inputs in order, [items, ...] each.
+    tries : dict
+        tries[cluster] as from `in_stage`.
+    given : tuple of (torch.nn.Module, dict) or None
+        Module and values as for `replaced`: other weights than those of the
+        reference, with which everything is tried.
+    error, scale : callable
+        See `OutputScores.table`.
+    progress : bool
+        Shows a progress bar.
+
+    Returns
+    -------
+    errors : dict of str -> list of float
+        errors[cluster], one for each of its tries: summed error over summed
+        scale.
+    given_error : float
+        Error of the given weights alone; 0 for None.
+
+    Example
+    -------
+    >>> stages = stages_of(nn.Sequential(nn.PReLU(init=0.5)))
+    >>> difference = lambda reference, output, _: (output - reference).sum()
+    >>> mean_errors(
+    ...     stages,
+    ...     [-torch.ones(3, 1), -torch.ones(1, 1)],
+    ...     {"0": (0, [{"weight": torch.zeros(1)}])},
+    ...     None,
+    ...     difference,
+    ...     lambda reference, items: len(reference),
+    ... )
+    ({'0': [0.5]}, 0.0)
+    """
+    totals = {name: [0.0] * len(rows) for name, (_, rows) in tries.items()}
+    given_total, divisor, start = 0.0, 0.0, 0
+    steps = len(chunks) * len(tries)
+    bar = tqdm(total=steps, desc="scoring", disable=not progress)
+    with bar, torch.no_grad():
+        for inputs in chunks:
+            items = slice(start, start + len(inputs))
+            start = items.stop
+            cache = _stage_inputs(stages, inputs)
+            reference = cache[-1]
+            divisor += float(scale(reference, items))
+            with replaced(*given or (None, {})):
+                if given:
+                    cache = _stage_inputs(stages, inputs)
+                    given_total += float(error(reference, cache[-1], items))
+                for name, (index, rows) in tries.items():
+                    outputs = _outputs(stages, index, rows, cache)
+                    for which, output in enumerate(outputs):
+                        totals[name][which] += error(reference, output, items)
+                    bar.update()
+    if not divisor:
+        raise ValueError(
+            "nothing to score: the full-precision output or its weights are "
+            "all zero on this data"
+        )
+    errors = {
+        name: [float(total) / divisor for total in row]
+        for name, row in totals.items()
+    }
+    return errors, given_total / divisor
+
+
+@contextmanager
+def evaluating(network):
+    """Eval mode inside; every module's own mode comes back.
+
+    Arguments
+    ---------
+    network : torch.nn.Module
+        Any network.
+
+    Example
+    -------
+    >>> network = nn.PReLU()
+    >>> with evaluating(network):
+    ...     print(network.training)
+    False
+    >>> network.training
+    True
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _stage_inputs(stages, inputs):
+    """What goes into every stage and, last, the output of the chain."""
+    weight = next(w for _, stage in stages for w in stage.parameters())
+    cache = [inputs.to(weight.device)]
+    for _, stage in stages:
+        cache.append(stage(cache[-1]))
+    if not isinstance(cache[-1], torch.Tensor):
+        raise TypeError(
+            "a network to be scored must return one tensor, not "
+            f"{type(cache[-1]).__name__}; wrap it in a module that does"
+        )
+    return cache
+
+
+def _outputs(stages, index, rows, cache):
+    """The network's output at each candidate of one cluster."""
+    _, changed = stages[index]
+    given = cache[index]
+    outputs = []
+    for values in rows:
+        with replaced(changed, values):
+            outputs.append(changed(given))
+    output = torch.cat(outputs)
+    for _, stage in stages[index + 1 :]:
+        output = stage(output)
+    return output.split(len(given))
 
 
 class OutputScores:

@@ -3,10 +3,14 @@
 from pathlib import Path
 
 HELP = "a local page: turn a dial, hear who talks there, compare bit budgets"
+
+
 EXAMPLE = """
   speechbrain-mpq demo packed
   speechbrain-mpq demo fp32/packed 4bit/packed 2bit/packed
   speechbrain-mpq demo packed --mixtures recordings/*.wav --port 8080"""
+
+
 MADE = 4  # mixtures, one for each angle bucket
 
 
@@ -57,9 +61,8 @@ def run(options):
     import tempfile
     import webbrowser
 
-    from ..inference.checked import LightSeparator
-    from ..inference.demo_page import serve
-    from ..inference.demo_state import Demo
+    from ..inference.demo_server import Demo, serve
+    from ..inference.loading import LightSeparator
 
     models = {
         name: LightSeparator(folder, options.engine, options.threads)
@@ -154,14 +157,10 @@ def simulate_mixtures(microphones, folder, count=MADE):
     """
     import soundfile
 
-    from ..simulation.bank import RoomBank, prepare_rooms
     from ..simulation.corpus import prepare_speech
-    from ..simulation.mixtures import (
-        SAMPLE_RATE,
-        MixtureMaker,
-        fixed_mixtures,
-        load_speech,
-    )
+    from ..simulation.mixtures import MixtureMaker, fixed_mixtures, load_speech
+    from ..simulation.rooms import RoomBank, prepare_rooms
+    from ..utils import SAMPLE_RATE
 
     prepare_speech(folder, train=0, valid=0, test=8, workers=1, progress=False)
     prepare_rooms(folder, {"test": 12}, microphones, 1234, 1, False)

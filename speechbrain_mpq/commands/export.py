@@ -6,6 +6,8 @@ network as files of the engine too, for other programs.
 """
 
 HELP = "make a packed separator ready for OpenVINO or ONNX Runtime"
+
+
 EXAMPLE = """
   speechbrain-mpq export packed --calibration mixtures.json -o fast
   speechbrain-mpq export packed --engine onnx --calibration mixtures.json
@@ -50,7 +52,7 @@ def run(options):
     code : int
         Exit status.
     """
-    from ..inference.export import export
+    from ..inference.exporting import export
 
     report = export(
         options.folder, options.out, options.engine, options.calibration

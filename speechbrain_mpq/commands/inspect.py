@@ -5,17 +5,29 @@ import re
 from collections import defaultdict
 
 HELP = "sizes, bits of every cluster, and the coverage table of a folder"
+
+
 EXAMPLE = """
   speechbrain-mpq inspect packed
   speechbrain-mpq inspect packed --plot bits.png
   speechbrain-mpq inspect packed --json | jq .average_bits"""
+
+
 MIB = 2**20  # bytes
+
+
 KIB = 2**10  # bytes
+
+
 BAR = 16  # characters, a bit each
+
+
 SUBLAYERS = (
     *("conv_1x1_in", "prelu_in", "norm_in", "d_conv"),
     *("prelu_out", "norm_out", "conv_1x1_out"),
 )
+
+
 _BLOCK = re.compile(r"(.*\.)?(tcn_\d+_\d+)\.(\w+)$")
 
 
@@ -52,8 +64,8 @@ def run(options):
     code : int
         Exit status.
     """
-    from ..inference.contents import cluster_bits, coverage_rows, summarise
-    from ..quantization.unpacking import read_model
+    from ..inference.folder import cluster_bits, coverage_rows, summarise
+    from ..quantization.packing import read_model
 
     model = read_model(options.folder)
     rows = coverage_rows(model)
@@ -180,7 +192,7 @@ def _draw(path, clusters):
     if not clusters:
         raise ValueError("nothing to plot: the model is in floating point")
     try:
-        from ..evaluation.bit_plots import bits_per_cluster
+        from ..evaluation.plots import bits_per_cluster
     except ImportError as error:
         raise ImportError(
             "plots need matplotlib: pip install 'speechbrain_mpq[evaluate]'"

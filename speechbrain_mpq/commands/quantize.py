@@ -11,6 +11,8 @@ import sys
 from .device import check_device
 
 HELP = "a pretrained SpeechBrain model at mixed precision, without training"
+
+
 EXAMPLE = (
     "speechbrain-mpq quantize --source pretrained/asr_mini --class EncoderASR "
     "--calibration data/embedded/train_speech.json "
@@ -65,9 +67,9 @@ def run(options):
     code : int
         Exit status: 0, or 2 where there is no such source.
     """
-    from ..plugin.pretrained_card import outcome_table
-    from ..plugin.pretrained_quantization import quantize_pretrained
-    from ..plugin.pretrained_source import SourceNotFoundError
+    from ..ptq.pretrained import quantize_pretrained
+    from ..ptq.pretrained_folder import outcome_table
+    from ..ptq.pretrained_interfaces import SourceNotFoundError
 
     check_device(options.device)
     asked = vars(options).copy()
@@ -156,7 +158,7 @@ def _bits(text):
 def _significance(quality):
     """Whether word errors differ significantly; empty for other measures."""
     from ..evaluation.mapsswe import mapsswe
-    from ..plugin.pretrained_metrics import WordErrorRate
+    from ..ptq.task_metrics import WordErrorRate
 
     if not quality or quality["source"].name != WordErrorRate.name:
         return ""

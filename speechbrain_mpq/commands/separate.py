@@ -9,6 +9,8 @@ from pathlib import Path
 from .device import check_device
 
 HELP = "separate talkers of a multichannel recording by their directions"
+
+
 EXAMPLE = """
   speechbrain-mpq separate mix.wav --doa 60 --model packed -o anna.wav
   speechbrain-mpq separate mix.flac --doa 60 120 --model packed -o out.wav
@@ -18,7 +20,11 @@ EXAMPLE = """
       --model packed     (a talker who moves, and whose lips are seen)
   arecord -c 15 -r 16000 -f S16_LE -d 30 | \\
       speechbrain-mpq separate - --doa 90 --model packed -o - | aplay"""
+
+
 LONG = 20.0  # seconds of audio from where on progress is shown
+
+
 STREAM = "-"
 
 
@@ -108,7 +114,7 @@ def run(options):
             if not Path(source).is_file():
                 raise FileNotFoundError(f"{source}: no such file")
         check_device(options.device)
-        from ..inference.checked import LightSeparator
+        from ..inference.loading import LightSeparator
 
         model = LightSeparator(
             options.model, options.engine, options.threads, options.device
@@ -198,7 +204,7 @@ def _see(model, track, audio, video):
     size = model.separator.lips_size
     if size is None:
         raise ValueError("this model does not look at lips: leave out --video")
-    from ..separation.lips import frame_of_pictures
+    from ..lobes.models.lips import frame_of_pictures
     from ..vision.mouth import mouth_pictures
     from ..vision.video import Video
 
@@ -217,7 +223,7 @@ def _directions(options):
         return options.doa
     if options.width is None:
         raise ValueError("--face needs the picture's --width")
-    from ..inference.directions import doa_from_face
+    from ..inference.interfaces import doa_from_face
 
     return [doa_from_face(options.face, options.width)]
 
@@ -242,7 +248,7 @@ def _output_names(options, doas):
 @contextmanager
 def _standard_input():
     """What is piped in, as a file that can be read twice."""
-    from ..inference.files import seekable
+    from ..inference.audio import seekable
 
     if sys.stdin.isatty():
         raise ValueError("standard input is a terminal: pipe a WAV file in")

@@ -3,6 +3,8 @@
 import sys
 
 HELP = "one table of all finished experiments below some folders"
+
+
 EXAMPLE = "speechbrain-mpq table results/ --against fp32 uniform_4bit"
 
 
@@ -45,8 +47,8 @@ def run(options):
     code : int
         Exit status.
     """
+    from ..evaluation.results_table import results_table
     from ..evaluation.runs import gather
-    from ..evaluation.table import results_table
 
     runs = gather(*(options.folders or ["results"]))
     shown = results_table(runs, options.against, options.seeds)

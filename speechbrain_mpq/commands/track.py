@@ -3,6 +3,8 @@
 import argparse
 
 HELP = "follow a face in a video, and tell the direction that it gives"
+
+
 EXAMPLE = "speechbrain-mpq track video.mp4 -o track.json --near 60"
 
 
@@ -136,7 +138,7 @@ def _follow(options):
     """The track, from a video or from boxes."""
     from pathlib import Path
 
-    from ..vision.track import track_boxes, track_video
+    from ..vision.face_tracking import track_boxes, track_video
 
     choice = {
         "target": options.target,
@@ -167,7 +169,7 @@ def _follow(options):
 
 def _boxes(options):
     """Given boxes, their frame rate and the picture's size."""
-    from ..vision.boxes import read_boxes
+    from ..vision.face_track import read_boxes
 
     detections, about = read_boxes(options.video)
     fps = options.fps or about.get("fps")

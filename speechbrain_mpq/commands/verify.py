@@ -1,6 +1,8 @@
 """`speechbrain-mpq verify`: whether packed folders are whole and safe."""
 
 HELP = "check packed folders: exit status 0 if they are whole, else 1"
+
+
 EXAMPLE = """
   speechbrain-mpq verify packed
   speechbrain-mpq verify models/* && echo all are whole"""
@@ -30,7 +32,7 @@ def run(options):
     code : int
         0 if nothing is wrong with any, else 1.
     """
-    from ..inference.verify import check_folder
+    from ..inference.folder import check_folder
 
     bad = 0
     for folder in options.folders:

@@ -20,6 +20,8 @@ from typing import NamedTuple
 from .wer import CORRECT, INSERTION, align
 
 SCLITE_WEIGHTS = (4, 3, 3)  # substitution, deletion, insertion
+
+
 SIGNIFICANCE_LEVEL = 0.05
 
 

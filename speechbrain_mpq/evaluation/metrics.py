@@ -18,9 +18,16 @@ from .wer import WordErrors, word_errors
 
 # Degrees between the speakers, [low, high); 180 belongs to the last.
 BUCKETS = ((0, 15), (15, 45), (45, 90), (90, 180))
+
+
 BUCKET_NAMES = tuple(f"{low}-{high}" for low, high in BUCKETS)
+
+
 AVERAGED = ("si_snr", "pesq", "wer")
+
+
 SAME_DB = 0.01  # more between two mixtures: they are not the same one
+
 
 _ITEM_KEYS = (
     "id",

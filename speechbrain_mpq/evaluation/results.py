@@ -6,17 +6,19 @@ from pathlib import Path
 import soundfile
 from speechbrain.utils.logger import get_logger
 
-from .files import read_json, write_json
+from ..utils import read_json, write_json
 from .metrics import significance, summarise
 from .report import write_report
-from .runs import load_run
-from .systems import label, system_key, table_order
-from .table import results_table
+from .results_table import results_table
+from .runs import label, load_run, system_key, table_order
 
 logger = get_logger(__name__)
 
+
 # Files of an experiment that the report shows where they are there.
 _SHOWN = ("plan", "scores", "ceiling", "pareto", "additivity", "admm")
+
+
 # A number in a line of SpeechBrain's FileTrainLogger.
 _LOGGED = re.compile(r"(\w[\w ]*): (-?[\d.]+(?:e[-+]?\d+)?)")
 

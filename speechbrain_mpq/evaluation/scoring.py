@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..utils import SAMPLE_RATE
 from .pesq import pesq_many
 from .si_snr import si_snr
-
-SAMPLE_RATE = 16000  # Hz
 
 
 class Recognizer:

@@ -4,8 +4,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 CORRECT = "correct"
+
+
 SUBSTITUTION = "substitution"
+
+
 DELETION = "deletion"
+
+
 INSERTION = "insertion"
 
 

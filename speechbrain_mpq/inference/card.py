@@ -5,6 +5,8 @@ from collections import defaultdict
 import yaml
 
 MIB = 2**20  # bytes
+
+
 _USE = """\
 ## How to use
 
@@ -38,10 +40,16 @@ The DOA is the direction of the talker in degrees from the array's axis: 0
 towards the last microphone, 90 straight ahead. Recordings have 16 kHz and all
 microphones of the array, or those that `model.microphones` names.
 """
+
+
 _CALL = 'model.separate_file({sample}, doa=60, out="talker.wav")'
+
+
 _CALL_WITH_LIPS = (
     'model.separate_file({sample}, doa=60, lips=lips, out="talker.wav")'
 )
+
+
 _LIPS = """\
 `lips` are grey pictures of the talker's mouth, {height} x {width} pixels,
 uint8, 25 a second from the first sample of the recording on: [pictures,

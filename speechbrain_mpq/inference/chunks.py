@@ -3,17 +3,32 @@
 PyTorch's audio-only networks carry their state from piece to piece (`carry`);
 those of other engines and those with lips run on windows that overlap
 (`windows`).
+
+Separation of a live signal, block by block, with a delay that is stated.
+
+The network is not causal: with all the look-ahead that it was trained with it
+waits for seconds. Less look-ahead means that it takes the future for silence,
+which costs separation (see docs/use.md for how much).
 """
 
+import math
 from collections import deque
 
 import torch
 
-from ..separation.lip_input import as_grey
-from ..separation.lips import PERIOD
-from ..separation.separator import MIN_RMS, apply_mask
-from .frames import FrameAnalysis, FrameSynthesis
-from .windows import in_pieces
+from ..lobes.models.lips import PERIOD, as_grey
+from ..lobes.models.separator import MIN_RMS, apply_mask
+from ..lobes.models.spatial_features import check_doa
+from ..utils import SAMPLE_RATE
+from .audio import AudioError, used_channels
+from .output import RunningGain, RunningLevel
+from .streaming import (
+    FrameAnalysis,
+    FrameSynthesis,
+    WindowedNetwork,
+    context_frames,
+    in_pieces,
+)
 
 
 class ChunkedSeparator:
@@ -35,8 +50,7 @@ class ChunkedSeparator:
 
     Example
     -------
-    >>> from speechbrain_mpq.separation.features import SpatialFeatures
-    >>> from speechbrain_mpq.separation.separator import Separator
+    >>> from speechbrain_mpq import Separator, SpatialFeatures
     >>> separator = Separator(SpatialFeatures(), 4, 8, blocks=1, layers=2)
     >>> chunked = ChunkedSeparator(separator.eval(), torch.tensor([[60.0]]))
     >>> with torch.no_grad():
@@ -145,3 +159,192 @@ class _Queue:
         if have > count:
             self._pieces.appendleft(whole[..., count:].clone())
         return whole[..., :count]
+
+
+class SeparationStream:
+    """Takes blocks of samples of any length, gives separated samples.
+
+    Level: input and output levels are unknown in advance. Both follow running
+    averages, so the first seconds may change in level; give `level` and
+    `gain` where they are known, as from an earlier stream.
+
+    Arguments
+    ---------
+    separator : Separator
+        In eval mode.
+    doa : float or sequence of float
+        Directions of the targets in degrees.
+    look_ahead : float or None
+        Seconds of future that the network sees; None: all that it uses, with
+        the output of the whole signal.
+    history : float or None
+        Seconds of past that it sees; None: all. Shorter is cheaper. Used with
+        `look_ahead` only.
+    step : float
+        With `look_ahead`, seconds from one run of the network to the next.
+        Shorter means less delay and more work, see `work`.
+    level : float or None
+        RMS of the reference microphone over the signal, full scale being 1.
+    gain : float or torch.Tensor or None
+        Factor on the output, one or [targets]; that of an earlier stream of
+        the same model is within about 1 dB.
+    device : str or torch.device
+        Where the separator is.
+
+    Example
+    -------
+    >>> from speechbrain_mpq import Separator, SpatialFeatures
+    >>> separator = Separator(SpatialFeatures(), 4, 8, 3, 2, 7).eval()
+    >>> SeparationStream(separator, 60).delay  # seconds
+    4.096
+    >>> stream = SeparationStream(separator, [60, 120], look_ahead=0.1)
+    >>> round(stream.delay, 3)
+    0.272
+    >>> stream.push(torch.randn(8000, 15)).shape
+    torch.Size([2, 4864])
+    >>> stream.finish().shape
+    torch.Size([2, 3136])
+    """
+
+    def __init__(
+        self,
+        separator,
+        doa,
+        look_ahead=None,
+        history=None,
+        step=0.16,
+        level=None,
+        gain=None,
+        device="cpu",
+    ):
+        doas = torch.as_tensor(doa, dtype=torch.float32, device=device)
+        check_doa(doas)
+        self.features = separator.features
+        self.device = device
+        self._frame = self.features.hop / SAMPLE_RATE  # seconds
+        network = separator.mask_net
+        self._context = context_frames(network)
+        if look_ahead is None:
+            if history is not None:
+                raise ValueError(
+                    "history limits what is recomputed for a short "
+                    "look_ahead: give both or neither"
+                )
+            network = in_pieces(network)
+        else:
+            network = self._windows(network, look_ahead, history, step)
+        self._network = network
+        self._chunks = ChunkedSeparator(separator, doas.view(1, -1), network)
+        self._level, self._given_level = RunningLevel(), level
+        self._gain = RunningGain(doas.numel(), gain)
+        self._finished = False
+
+    @property
+    def delay(self):
+        """Seconds from a sample's coming in to its going out, at most.
+
+        Computing time is not in it, nor what your own blocks wait for.
+        """
+        frames = getattr(self._network, "look_ahead", self._context)
+        frames += getattr(self._network, "step", 1) - 1
+        return frames * self._frame + self.features.n_fft / SAMPLE_RATE
+
+    @property
+    def work(self):
+        """How many times as much the network computes as for a whole file."""
+        network = self._network
+        if not isinstance(network, WindowedNetwork):
+            return 1.0
+        return 1 + (network.history + network.look_ahead) / network.step
+
+    @property
+    def level(self):
+        """RMS of the reference microphone as it is now taken."""
+        return self._given_level or self._level.rms
+
+    @property
+    def gain(self):
+        """Factor on each target as it now is, [targets]; None: none yet."""
+        return self._gain.value
+
+    @torch.inference_mode()
+    def push(self, block):
+        """Take the next samples.
+
+        Arguments
+        ---------
+        block : torch.Tensor
+            [samples, mics], 16 kHz: all microphones of the array or just
+            those that the model uses.
+
+        Returns
+        -------
+        separated : torch.Tensor
+            [targets, samples]: those that are ready, in order; maybe none.
+        """
+        return self._push(self._checked(block), last=False)
+
+    @torch.inference_mode()
+    def finish(self):
+        """End the signal.
+
+        Returns
+        -------
+        separated : torch.Tensor
+            [targets, samples], all that had not come out.
+        """
+        if not self._level.samples:
+            raise ValueError("nothing was pushed: push samples, then finish")
+        mics = len(self.features.microphones)
+        separated = self._push(torch.zeros(0, mics), last=True)
+        self._finished = True
+        return separated
+
+    def _push(self, block, last):
+        """Separate, and bring to level."""
+        if self._finished:
+            raise ValueError("the stream has ended: begin a new one")
+        block = block.to(self.device, torch.float32)
+        self._level.update(block[:, 0])
+        estimate, mixture = self._chunks.push(block[None], self.level, last)
+        return self._gain.apply(estimate[0], mixture[0])
+
+    def _checked(self, block):
+        """The used channels of a block."""
+        if block.dim() != 2:
+            raise AudioError(
+                "block",
+                f"shape {list(block.shape)}",
+                "give samples as [samples, mics]",
+            )
+        if not torch.isfinite(block).all():
+            raise AudioError(
+                "block", "holds NaN or infinity", "check the source"
+            )
+        features = self.features
+        return block[
+            :,
+            used_channels(
+                block.shape[1],
+                features.microphones,
+                features.array_size,
+                "block",
+            ),
+        ]
+
+    def _windows(self, network, look_ahead, history, step):
+        """The network on windows of so many seconds."""
+        frames = self._frames(look_ahead)
+        past = self._context if history is None else self._frames(history)
+        return WindowedNetwork(
+            network,
+            history=min(past, self._context),
+            look_ahead=min(frames, self._context),
+            step=max(1, self._frames(step)),
+        )
+
+    def _frames(self, seconds):
+        """Whole frames in some seconds."""
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise ValueError(f"expected seconds, 0 or more, not {seconds}")
+        return int(seconds / self._frame + 1e-6)

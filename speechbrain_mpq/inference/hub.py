@@ -7,17 +7,25 @@ without a connection it takes what is there.
 import re
 from pathlib import Path
 
-from ..engines.range_file import RANGES_FILE
 from ..quantization.packing import CONFIG_FILE, MODEL_FILE
+from .engines.activations import RANGES_FILE
 
 HYPERPARAMS_FILE = "hyperparams.yaml"
+
+
 CARD_FILE = "README.md"
+
+
 SAMPLE_FILE = "sample.flac"
+
+
 # All that is ever downloaded or uploaded.
 FILES = (
     *(MODEL_FILE, CONFIG_FILE, HYPERPARAMS_FILE),
     *(CARD_FILE, SAMPLE_FILE, RANGES_FILE),
 )
+
+
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 

@@ -8,7 +8,7 @@ beside hyperparams.yaml; here the file has the name that other tools know.
 from speechbrain.utils.fetching import fetch
 from speechbrain.utils.parameter_transfer import Pretrainer
 
-from ..quantization.unpacking import MODEL_FILE, load_packed_
+from ..quantization.packing import MODEL_FILE, load_packed_
 
 
 class PackedPretrainer(Pretrainer):

@@ -1,13 +1,313 @@
-"""Codebooks: weights to levels of a table and back, and how to find the scale.
+"""The quantization tables: how many bits mean which levels.
+
+Equations are those of "Mixed precision DNN quantization for overlapped speech
+separation and recognition" (ICASSP 2022). There are two kinds of table, both
+of whole multiples of a scale alpha, so that the stored integers are exact:
+
+* "midtread" (Eq. 7): n bits mean {0, +-1, ..., +-(2^(n-1) - 1)} alpha, one
+  level less than n bits can name.
+* "midrise": n bits mean all 2^n odd multiples {+-1, +-3, ..., +-(2^n - 1)}
+  alpha; alpha is half a step here and there is no zero. For normal weights
+  the level gained is worth 2.0 dB of noise at 2 bits, 1.0 at 3, 0.5 at 4 and
+  0.1 at 6. From 7 bits on it is worth less than 0.1 dB and the table is that
+  of Eq. 7, so that all integers up to 8 bits fit int8.
+
+With one bit both are {+-alpha}. 1.6 bits are the three levels of Eq. 7's
+2-bit table, which take five to a byte (3^5 = 243).
+
+The search for the scale with the least squared error (Eq. 6).
+
+Works on magnitudes, as all tables are symmetric: a magnitude's levels are
+0, 1, 2, ..., L of Eq. 7's table, or 1, 3, 5, ..., L of a table without zero.
+Layout: [rows, ...], each row with a scale of its own.
+
+Codebooks: weights to levels of a table and back, and how to find the scale.
 
 Equations are those of "Mixed precision DNN quantization for overlapped speech
 separation and recognition" (ICASSP 2022); ``tables`` has the tables.
 """
 
+import numbers
+
 import torch
 
-from .scale_search import search_scales
-from .tables import check_bits, has_zero, largest_level
+MAX_BITS = 16
+
+
+TERNARY_BITS = 1.6
+
+
+CODEBOOKS = ("midtread", "midrise")
+
+
+MIDRISE_BITS = (2, 3, 4, 5, 6)  # where midrise differs from midtread
+
+
+def check_bits(bits):
+    """Refuses everything but an integer from 1 to 16, or 1.6.
+
+    Arguments
+    ---------
+    bits : int or float
+        Bits of one value; numpy numbers are fine, bools and other floats are
+        not.
+
+    Returns
+    -------
+    int or float
+        A float only for 1.6.
+
+    Example
+    -------
+    >>> check_bits(4), check_bits(1.6)
+    (4, 1.6)
+    >>> check_bits(4.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: bits must be an integer from 1 to 16 or 1.6, not 4.0
+    """
+    if isinstance(bits, float) and bits == TERNARY_BITS:
+        return TERNARY_BITS
+    is_integer = isinstance(bits, numbers.Integral)
+    if not is_integer or isinstance(bits, bool) or not 1 <= bits <= MAX_BITS:
+        raise ValueError(
+            f"bits must be an integer from 1 to {MAX_BITS} or {TERNARY_BITS}, "
+            f"not {bits!r}"
+        )
+    return int(bits)
+
+
+def table_bits(bits):
+    """Bits of the table that a value is from: those stored, 2 for 1.6.
+
+    Arguments
+    ---------
+    bits : int or float
+        Stored bits of one value.
+
+    Returns
+    -------
+    int
+
+    Example
+    -------
+    >>> table_bits(1.6), table_bits(3)
+    (2, 3)
+    """
+    bits = check_bits(bits)
+    return 2 if bits == TERNARY_BITS else bits
+
+
+def check_codebook(codebook):
+    """Refuses an unknown kind of codebook.
+
+    Arguments
+    ---------
+    codebook : str
+        "midtread" or "midrise".
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> check_codebook("midrise")
+    'midrise'
+    """
+    if codebook not in CODEBOOKS:
+        raise ValueError(
+            f"codebook must be one of {CODEBOOKS}, not {codebook!r}"
+        )
+    return codebook
+
+
+def has_zero(bits, codebook="midtread"):
+    """Whether a table has a zero; without one its levels are odd.
+
+    Arguments
+    ---------
+    bits : int or float
+        Bits of one value.
+    codebook : str
+        "midtread" or "midrise".
+
+    Returns
+    -------
+    bool
+
+    Example
+    -------
+    >>> [has_zero(bits, "midrise") for bits in (1, 1.6, 2, 6, 7)]
+    [False, True, False, False, True]
+    """
+    midrise = check_codebook(codebook) == "midrise"
+    return bits != 1 and not (midrise and bits in MIDRISE_BITS)
+
+
+def largest_level(bits, codebook="midtread"):
+    """The largest integer of a table: 2^(n-1) - 1, or 2^n - 1 without zero.
+
+    Arguments
+    ---------
+    bits : int or float
+        Bits of one value.
+    codebook : str
+        "midtread" or "midrise".
+
+    Returns
+    -------
+    int
+
+    Example
+    -------
+    >>> [largest_level(bits) for bits in (1, 1.6, 2, 4, 8)]
+    [1, 1, 1, 7, 127]
+    >>> [largest_level(bits, "midrise") for bits in (1, 1.6, 2, 4, 8)]
+    [1, 1, 3, 15, 127]
+    """
+    if has_zero(bits, codebook):
+        return 2 ** (table_bits(bits) - 1) - 1
+    return 2 ** check_bits(bits) - 1
+
+
+STARTS = 40  # scales on the grid
+
+
+FINALISTS = 4  # best scales of the grid, from which the alternation starts
+
+
+MAX_ROUNDS = 30  # of the alternation; it settles in about ten
+
+
+TOLERANCE = 1e-4  # of a level, by which the largest one may still move
+
+
+MAX_LOOKUPS = 2**13  # starts x borders of one row
+
+
+CHUNK = 2**22  # float64 values in one temporary, 32 MiB
+
+
+def search_scales(rows, largest, zero=True):
+    """The best scale of each row of magnitudes.
+
+    Arguments
+    ---------
+    rows : torch.Tensor
+        Magnitudes [rows, n], float64.
+    largest : int
+        Largest level of the table; odd where it has no zero.
+    zero : bool
+        Whether the table has a zero.
+
+    Returns
+    -------
+    torch.Tensor
+        [rows]; 0 for a row of zeros.
+
+    Example
+    -------
+    >>> rows = torch.tensor([[0.5, 1.0, 1.5], [0.0, 0.0, 0.0]])
+    >>> search_scales(rows.double(), 3)
+    tensor([0.5000, 0.0000], dtype=torch.float64)
+    >>> search_scales(torch.tensor([[0.2, 0.2, 0.6]]).double(), 3, zero=False)
+    tensor([0.2000], dtype=torch.float64)
+    """
+    levels = torch.arange(0 if zero else 1, largest + 1, 1 if zero else 2)
+    levels = levels.to(rows.device)
+    per_row = min(rows.shape[1] * STARTS, MAX_LOOKUPS)
+    chunks = rows.split(max(1, CHUNK // per_row))
+    return torch.cat([_alternate(chunk, levels) for chunk in chunks])
+
+
+def _nearest(magnitudes, levels):
+    """Nearest levels of magnitudes in units of the scale; overwrites them."""
+    first, step = int(levels[0]), int(levels[1] - levels[0])
+    if step == 1:
+        return magnitudes.round_().clamp_(max=int(levels[-1]))
+    steps = magnitudes.div_(step).floor_()
+    return steps.mul_(step).add_(first).clamp_(max=int(levels[-1]))
+
+
+def _start_scales(rows, levels):
+    """Starts [rows, starts]: largest magnitude first, then the grid.
+
+    Most starts clip, down to half the mean magnitude; the rest use only the
+    first k levels, which is right for weights that lie on a coarse lattice.
+    """
+    largest = int(levels[-1])
+    starts = max(1, min(STARTS, MAX_LOOKUPS // (len(levels) - 1)))
+    top = rows.amax(1, keepdim=True)
+    if starts == 1:
+        return top / largest
+    coarse = starts // 4
+    used = largest ** torch.linspace(1, 0, coarse).to(rows)
+    steps = torch.linspace(0, 1, starts - coarse).to(rows)
+    lowest = (0.5 * rows.mean(1, keepdim=True) / top).clamp_min(1e-3)
+    clipped = top / largest * lowest ** steps.square()  # densest at no clip
+    return torch.cat([clipped, top / _nearest(used, levels)], 1)
+
+
+def _products(rows, suffix, levels, scales):
+    """<w, q> and <q, q> of magnitudes [rows, n] for scales [rows, starts].
+
+    With few levels it is cheaper to look their borders up in the sorted
+    magnitudes than to round each weight: all begin at the first level, and
+    each border between levels p < q that a weight w lies above adds
+    (q - p) w to <w, q> and q^2 - p^2 to <q, q>.
+    """
+    if suffix is None:
+        nearest = _nearest(rows[:, None] / scales[:, :, None], levels)
+        cross = (nearest @ rows[:, :, None])[:, :, 0]
+        return cross, nearest.square_().sum(2)
+    first, step = levels[0], levels[1] - levels[0]
+    borders = scales[:, :, None] * (levels[1:] - step / 2)
+    index = torch.searchsorted(rows, borders.flatten(1))
+    cross = suffix.gather(1, index).view(borders.shape).sum(2)
+    above = (rows.shape[1] - index).view(borders.shape)
+    square = (above * levels.square().diff()).sum(2).to(cross)
+    return (
+        step * cross + first * suffix[:, :1],
+        square + first.square() * rows.shape[1],
+    )
+
+
+def _suffix_sums(rows):
+    """Sums from each column to the last, and a zero: [rows, n + 1]."""
+    sums = rows.flip(1)  # the only temporary: these are large
+    torch.cumsum(sums, 1, out=sums)
+    suffix = rows.new_zeros(len(rows), rows.shape[1] + 1)
+    suffix[:, :-1] = sums.flip(1)
+    return suffix
+
+
+def _alternate(rows, levels):
+    """Best scale of each row of magnitudes, [rows] (Eq. 6)."""
+    alive = rows.amax(1) > 0
+    if not alive.all():
+        rows = torch.where(alive[:, None], rows, 1.0)
+    suffix = None
+    if rows.shape[1] > 8 * (len(levels) - 1):
+        rows = rows.sort(1).values
+        suffix = _suffix_sums(rows)
+
+    def best(scales, count):
+        cross, square = _products(rows, suffix, levels, scales)
+        error = scales * (scales * square - 2 * cross)  # without <w, w>
+        count = min(count, scales.shape[1])
+        return scales.gather(1, error.topk(count, largest=False).indices)
+
+    scales = best(_start_scales(rows, levels), FINALISTS)
+    for _ in range(MAX_ROUNDS):
+        cross, square = _products(rows, suffix, levels, scales)
+        new = torch.where(square > 0, cross / square.clamp_min(1), scales)
+        moved = (new - scales).abs() * levels[-1] > TOLERANCE * scales
+        scales = new
+        if not moved.any():
+            break
+    return torch.where(alive, best(scales, 1)[:, 0], 0.0)
+
 
 GRANULARITIES = ("tensor", "channel")
 

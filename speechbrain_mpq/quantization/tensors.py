@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from .fake_quant import FakeQuantize
-from .row_groups import RowGroups, slice_name, split_name
+from .groups import RowGroups, slice_name, split_name
 
 ROOT = "."  # cluster of the parameters that the model itself owns
 

@@ -1,4 +1,11 @@
-"""Synthetic single-channel corpus: FLAC files and SpeechBrain manifests.
+"""Sentences of a small closed grammar: names, digits, colours, places and
+a few spoken letters that do not sound alike.
+
+The grammar has no spelling that a recognizer could confuse by chance (the
+letters of the rhyming sets b, c, d, e, ... and a, j, k are left out), so that
+errors measure the acoustics and not the language.
+
+Synthetic single-channel corpus: FLAC files and SpeechBrain manifests.
 
 Utterance i of a split depends only on (seed, split, i): a larger corpus
 extends a smaller one, and an interrupted preparation continues.
@@ -14,12 +21,83 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from ..whole_files import remove_partial, whole_file, write_text
-from . import espeak, sentences, voices
+from ..utils import SAMPLE_RATE, remove_partial, whole_file, write_text
+from .voices import library, speakers, synthesize, vary
+
+WORDS = {
+    "name": "anna david helen marcus oliver sophia robert julia".split(),
+    "verb": "brings finds moves sends counts shows lifts".split(),
+    "command": "place paint switch open watch follow".split(),
+    "digit": ("zero one two three four five six seven eight nine".split()),
+    "colour": "red green blue yellow white purple orange".split(),
+    "noun": "apples boxes candles lamps stones bottles tables papers".split(),
+    "letter": "f h o q r w x".split(),
+    "preposition": "near behind under with from".split(),
+    "article": ["the"],
+    "place": "garden kitchen river station market window harbour".split(),
+    "adverb": "again today slowly please now".split(),
+}
+
+
+PATTERNS = [
+    pattern.split()
+    for pattern in (
+        "name verb digit colour noun preposition article place adverb",
+        "command article colour noun preposition letter digit adverb",
+        "name verb letter digit digit preposition article place adverb",
+    )
+]
+
+
+def vocabulary():
+    """Every word of the grammar, sorted.
+
+    Returns
+    -------
+    list of str
+
+    Example
+    -------
+    >>> len(vocabulary())
+    71
+    """
+    return sorted({word for words in WORDS.values() for word in words})
+
+
+def sentence(rng):
+    """One sentence of the grammar.
+
+    Arguments
+    ---------
+    rng : numpy.random.Generator
+        Source of the choices; the same state gives the same sentence.
+
+    Returns
+    -------
+    str
+        Eight or nine lower-case words.
+
+    Example
+    -------
+    >>> import numpy as np
+    >>> len(sentence(np.random.default_rng(0)).split()) in (8, 9)
+    True
+    """
+    pattern = PATTERNS[rng.integers(len(PATTERNS))]
+    return " ".join(
+        WORDS[kind][rng.integers(len(WORDS[kind]))] for kind in pattern
+    )
+
 
 SPLITS = ("train", "valid", "test")
+
+
 RMS = 0.05  # level of every utterance
+
+
 PEAK = 0.95  # highest sample allowed
+
+
 CHUNK = 50  # utterances written between two marks of progress
 
 
@@ -65,7 +143,7 @@ def prepare_speech(
     ]
     speak = functools.partial(_speak_chunk, data_folder, seed)
     if todo:
-        espeak.library()  # a missing library is reported before any work
+        library()  # a missing library is reported before any work
         remove_partial(data_folder)
         hidden = None if progress is None else not progress
         with (
@@ -109,16 +187,16 @@ def utterance(split, index, seed=1234):
     (dtype('int16'), 'test_010_marcelo')
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    people = voices.speakers(split, seed)
-    speaker = voices.vary(people[rng.integers(len(people))], rng)
-    words = sentences.sentence(rng)
-    waveform, phonemes = voices.synthesize(words, speaker)
+    people = speakers(split, seed)
+    speaker = vary(people[rng.integers(len(people))], rng)
+    words = sentence(rng)
+    waveform, phonemes = synthesize(words, speaker)
     waveform = waveform.astype(np.float64)
     level = np.sqrt(np.mean(waveform**2))
     gain = min(RMS / level, PEAK / np.abs(waveform).max())
     samples = np.round(waveform * gain * 2**15).astype(np.int16)
     return samples, {
-        "length": len(samples) / voices.SAMPLE_RATE,
+        "length": len(samples) / SAMPLE_RATE,
         "words": words,
         "speaker": speaker.name,
         "phonemes": [list(phoneme) for phoneme in phonemes],
@@ -128,9 +206,9 @@ def utterance(split, index, seed=1234):
 def _check_parameters(path, seed):
     """Write what the folder is made of, or refuse another corpus."""
     made_of = [
-        sentences.WORDS,
-        sentences.PATTERNS,
-        [voices.speakers(split, seed) for split in SPLITS],
+        WORDS,
+        PATTERNS,
+        [speakers(split, seed) for split in SPLITS],
         [RMS, PEAK, CHUNK],
     ]
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()
@@ -179,9 +257,7 @@ def _speak_chunk(data_folder, seed, chunk):
         path = _audio_file(data_folder, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as part:
-            soundfile.write(
-                part, samples, voices.SAMPLE_RATE, "PCM_16", format="FLAC"
-            )
+            soundfile.write(part, samples, SAMPLE_RATE, "PCM_16", format="FLAC")
     _write(_chunk_file(data_folder, split, start), json.dumps(entries))
     return stop - start
 

@@ -1,15 +1,284 @@
-"""Data of the separation experiment, as its hparams file asks for it."""
+"""Mixtures made on the device that trains, from voices and a bank of rooms.
+
+Convolving every channel is most of the work of a mixture: a loader that does
+it starves a GPU. Here the loader reads, places and pads the voices, and the
+device, which holds all impulse responses, does the rest. The mixtures are
+those of `MixtureMaker.render`, up to rounding.
+
+SpeechBrain datasets of mixtures that are made when they are asked for.
+
+Data of the separation experiment, as its hparams file asks for it.
+"""
 
 import sys
 
+import numpy as np
+import scipy.fft
 import torch
+from speechbrain.dataio.batch import PaddedData
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.data_pipeline import provides, takes
 from speechbrain.utils.logger import get_logger
 
-from .bank import RoomBank, prepare_rooms
-from .datasets import listed_mixtures, training_mixtures
-from .device_mixing import DeviceMixer
+from ..utils import SAMPLE_RATE
 from .lip_videos import videos_of_splits
-from .mixtures import MixtureMaker, fixed_mixtures, load_speech
+from .mixtures import PEAK, MixtureMaker, fixed_mixtures, load_speech
+from .rooms import RoomBank, prepare_rooms
+
+SCENE = ("room", "talker", "other", "sir", "mirrored", "cut")
+
+
+def scene_of(mixture):
+    """What a device has to know of a drawn mixture, beside the voices.
+
+    Arguments
+    ---------
+    mixture : dict
+        From `MixtureMaker.draw`.
+
+    Returns
+    -------
+    scene : torch.Tensor
+        [6], float64, as named in `SCENE`.
+    """
+    room, talkers = mixture["room"], mixture["talkers"]
+    rest = [mixture[name] for name in SCENE[3:]]
+    return torch.tensor([room, *talkers, *rest], dtype=torch.float64)
+
+
+def mix_batch_(mixer, batch, device):
+    """Give a batch of voices its mixtures and targets.
+
+    Arguments
+    ---------
+    mixer : DeviceMixer
+    batch : speechbrain.dataio.batch.PaddedBatch
+        With "voices" and "scene" (see `datasets.training_mixtures`);
+        "mixture" and "targets" are added.
+    device : str or torch.device
+    """
+    voices, shares = batch.voices
+    lengths = (shares * voices.shape[1]).round().long()
+    mixed = mixer(*(t.to(device) for t in (voices, lengths, batch.scene.data)))
+    for name, signals in zip(("mixture", "targets"), mixed):
+        setattr(batch, name, PaddedData(signals, torch.ones(len(signals))))
+
+
+class DeviceMixer(torch.nn.Module):
+    """Convolves and adds up batches of two voices each.
+
+    Arguments
+    ---------
+    rooms : RoomBank
+        Its responses are held in half precision, as on disk, and as long as
+        the longest: 1,500 rooms with 7 microphones take 1 GB.
+    seconds : float
+        Length of the mixtures: longer ones are cut where they say, shorter
+        ones padded.
+
+    Example
+    -------
+    >>> mixer = DeviceMixer(rooms, seconds=3.0).to("cuda")  # doctest: +SKIP
+    >>> mixture, targets = mixer(voices, lengths, scenes)  # doctest: +SKIP
+    """
+
+    def __init__(self, rooms, seconds):
+        super().__init__()
+        self.samples = int(seconds * 16000)
+        talkers = [range(len(doa)) for doa in rooms.doa]
+        parts = [
+            torch.from_numpy(rooms.rirs(room, who)).half()
+            for room, who in enumerate(talkers)
+        ]
+        taps = max(part.shape[2] for part in parts)
+        shape = len(parts), max(map(len, talkers)), parts[0].shape[1], taps
+        responses = torch.zeros(shape, dtype=torch.float16)
+        for whole, part in zip(responses, parts):
+            whole[: len(part), :, : part.shape[2]] = part
+        self.register_buffer("responses", responses, persistent=False)
+
+    @torch.no_grad()
+    def forward(self, voices, lengths, scenes):
+        """Mix a batch.
+
+        Arguments
+        ---------
+        voices : torch.Tensor
+            [batch, samples, 2], target and interferer where they begin, zeros
+            behind each mixture's own length.
+        lengths : torch.Tensor
+            [batch], samples of each mixture.
+        scenes : torch.Tensor
+            [batch, 6], see `scene_of`.
+
+        Returns
+        -------
+        mixture : torch.Tensor
+            [batch, samples, mics].
+        targets : torch.Tensor
+            [batch, samples, 2]: both talkers at the reference microphone.
+        """
+        longest = voices.shape[1]
+        talking = torch.arange(longest, device=voices.device) < lengths[:, None]
+        room, *talkers = scenes[:, :3].long().T
+        sir, mirrored, cut = scenes[:, 3:].T
+        rirs = self.responses[room[:, None], torch.stack(talkers, 1)].float()
+        flipped = (mirrored > 0)[:, None, None, None]
+        rirs = torch.where(flipped, rirs.flip(2), rirs)  # [B, 2, mics, taps]
+
+        n_fft = scipy.fft.next_fast_len(longest + rirs.shape[3], real=True)
+        dry = torch.fft.rfft(voices.transpose(1, 2), n_fft)  # [B, 2, bins]
+        spectra = dry[:, :, None] * torch.fft.rfft(rirs, n_fft)
+        heard = torch.fft.irfft(spectra[:, :, 0], n_fft)[..., :longest]
+        heard = heard * talking[:, None]  # [B, 2, samples], at the reference
+        target, interferer = heard.square().sum(2).unbind(1)
+        gain = (target / interferer.clamp_min(1e-12)).sqrt()
+        gain = gain * 10 ** (-sir.float() / 20)
+        total = spectra[:, 0] + gain[:, None, None] * spectra[:, 1]
+        mixture = torch.fft.irfft(total, n_fft)[..., :longest]
+        mixture = mixture * talking[:, None]  # [B, mics, samples]
+
+        peak = mixture.abs().amax((1, 2)).clamp_min(1e-12)
+        scale = (PEAK / peak)[:, None, None]
+        gains = torch.stack([torch.ones_like(gain), gain], 1)[..., None]
+        start = (cut * (lengths - self.samples).clamp_min(0)).round().long()
+        return (
+            self._cut(mixture * scale, start),
+            self._cut(heard * gains * scale, start),
+        )
+
+    def _cut(self, signals, start):
+        """[batch, samples, channels] of [batch, channels, longest]."""
+        missing = max(0, self.samples - signals.shape[2])
+        signals = torch.nn.functional.pad(signals, (0, missing))
+        index = start[:, None] + torch.arange(
+            self.samples, device=signals.device
+        )
+        index = index[:, None].expand(-1, signals.shape[1], -1)
+        return signals.gather(2, index).transpose(1, 2)
+
+
+DRY_KEYS = ["id", "voices", "scene", "doa"]
+
+
+OUTPUT_KEYS = ["id", "mixture", "targets", "doa"]
+
+
+def training_mixtures(maker, seconds, count=None, videos=None, dry=False):
+    """Mixtures of a fixed length, both talkers being targets.
+
+    What is drawn depends on `maker.epoch`; set it before the loader of an
+    epoch is started.
+
+    Arguments
+    ---------
+    maker : MixtureMaker
+    seconds : float
+        Length: longer mixtures are cut at random, shorter ones padded.
+    count : int or None
+        Mixtures per epoch; None: one for each utterance.
+    videos : LipVideos or None
+        Of the same maker.
+    dry : bool
+        Leave the mixing to a `DeviceMixer`.
+
+    Returns
+    -------
+    dataset : DynamicItemDataset
+        "mixture" [samples, mics], "targets" [samples, 2], "doa" [2]; with
+        videos "lips" [2, pictures, height, width], uint8. If dry, "voices"
+        [samples of the whole mixture, 2] and "scene" instead of the first
+        two.
+    """
+    samples = int(seconds * SAMPLE_RATE)
+
+    @takes("id")
+    @provides("voices", "scene", "doa")
+    def place(key):
+        drawn = maker.draw(key)
+        yield torch.from_numpy(maker.voices(drawn).T.copy())
+        yield scene_of(drawn)
+        yield torch.tensor([drawn["doa_given"], drawn["doa_interferer"]])
+
+    @takes("id")
+    @provides("mixture", "targets", "doa")
+    def render(key):
+        drawn = maker.draw(key)
+        signals = maker.render(drawn)
+        targets = np.stack([signals["target"], signals["interferer"]], axis=1)
+        spare = max(0, len(targets) - samples)
+        start = round(drawn["cut"] * spare)
+        yield _fit(signals["mixture"], start, samples)
+        yield _fit(targets, start, samples)
+        yield torch.tensor([drawn["doa_given"], drawn["doa_interferer"]])
+
+    @takes("id")
+    @provides("lips")
+    def show(key):
+        drawn = maker.draw(key)
+        spare = max(0, videos.samples(drawn) - samples)
+        start = round(drawn["cut"] * spare)
+        return torch.from_numpy(videos.render(drawn, start, samples))
+
+    keys = sorted(maker.speech)[:count]
+    if count is not None and len(keys) < count:
+        raise ValueError(
+            f"{count} mixtures per epoch asked for, the manifest has "
+            f"{len(keys)} utterances"
+        )
+    data = {key: {} for key in keys}
+    if dry:
+        return _dataset(data, place, DRY_KEYS, videos and show)
+    return _dataset(data, render, OUTPUT_KEYS, videos and show)
+
+
+def listed_mixtures(maker, mixtures, videos=None):
+    """The mixtures of a list, at full length.
+
+    Arguments
+    ---------
+    maker : MixtureMaker
+    mixtures : dict
+        From `mixtures.fixed_mixtures`.
+    videos : LipVideos or None
+        Of the same maker.
+
+    Returns
+    -------
+    dataset : DynamicItemDataset
+        "mixture" [samples, mics], "targets" [samples, 1], "doa" [1], "drawn";
+        with videos "lips" [1, pictures, height, width], uint8.
+    """
+
+    @takes("drawn")
+    @provides("mixture", "targets", "doa")
+    def render(drawn):
+        signals = maker.render(drawn)
+        yield torch.from_numpy(signals["mixture"])
+        yield torch.from_numpy(signals["target"])[:, None]
+        yield torch.tensor([drawn["doa_given"]])
+
+    @takes("drawn")
+    @provides("lips")
+    def show(drawn):
+        return torch.from_numpy(videos.render(drawn)[:1])
+
+    data = {key: {"drawn": drawn} for key, drawn in mixtures.items()}
+    return _dataset(data, render, [*OUTPUT_KEYS, "drawn"], videos and show)
+
+
+def _dataset(data, render, keys, show):
+    """Dataset of what `render` provides and, where given, `show`."""
+    if not show:
+        return DynamicItemDataset(data, [render], keys)
+    return DynamicItemDataset(data, [render, show], [*keys, "lips"])
+
+
+def _fit(signal, start, samples):
+    """Cut or zero-pad [samples, channels] to a length."""
+    signal = torch.from_numpy(np.ascontiguousarray(signal[start:][:samples]))
+    return torch.nn.functional.pad(signal, (0, 0, 0, samples - len(signal)))
+
 
 logger = get_logger(__name__)
 

@@ -15,8 +15,8 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from ..whole_files import whole_file, write_text
-from .mixtures import MIN_SAMPLES, SAMPLE_RATE
+from ..utils import SAMPLE_RATE, whole_file, write_text
+from .mixtures import MIN_SAMPLES
 
 NEEDED = ("wav", "words", "speaker", "length")
 

@@ -1,4 +1,10 @@
-"""Cameras: from a point of the picture to a direction of arrival.
+"""Lenses: from a point of the picture to the angles of its ray.
+
+Points are (x, y) in pixels from the picture's upper left corner, x to the
+right and y down; the centre of a box is x + width / 2. Azimuth and elevation
+are measured from the optical axis, positive to the right and upwards.
+
+Cameras: from a point of the picture to a direction of arrival.
 
 The camera stands at the middle of the array and looks straight ahead, at 90
 degrees; its left edge is the side of 0 degrees. A linear array cannot tell
@@ -8,9 +14,138 @@ azimuth `a` and elevation `e` has the direction of arrival
     cos(doa) = cos(e) * cos(a).
 """
 
+import math
+
 import numpy as np
 
-from .lenses import cone_angle, fisheye_angles, panorama_angle, pinhole_angles
+
+def panorama_angle(x, width, field_of_view=180.0):
+    """Angle from the optical axis, proportional to the horizontal position.
+
+    With 180 degrees this is the paper's camera: x / width * 180 - 90.
+
+    Arguments
+    ---------
+    x : np.ndarray | float
+        Horizontal position in pixels.
+    width : float
+        Of the picture, pixels.
+    field_of_view : float
+        Degrees from its left to its right edge.
+
+    Returns
+    -------
+    angle : np.ndarray | float
+        Degrees, positive to the right.
+
+    Example
+    -------
+    >>> panorama_angle(0, 360), panorama_angle(270, 360)
+    (-90.0, 45.0)
+    """
+    return (x / width - 0.5) * field_of_view
+
+
+def pinhole_angles(x, y, focal, center):
+    """Azimuth and elevation behind a lens without distortion.
+
+    tan(azimuth) = (x - cx) / f; tan(elevation) = (cy - y) / f * cos(azimuth).
+
+    Arguments
+    ---------
+    x, y : np.ndarray | float
+        Point in pixels.
+    focal : float
+        Focal length in pixels.
+    center : (float, float)
+        Principal point (cx, cy) in pixels.
+
+    Returns
+    -------
+    azimuth, elevation : np.ndarray | float
+        Degrees from the optical axis, positive to the right and upwards.
+
+    Example
+    -------
+    >>> azimuth, elevation = pinhole_angles(420, 240, 100, (320, 240))
+    >>> round(float(azimuth), 4), round(float(elevation), 4)
+    (45.0, 0.0)
+    """
+    right = (np.asarray(x) - center[0]) / focal
+    up = (center[1] - np.asarray(y)) / focal
+    azimuth = np.arctan(right)
+    elevation = np.arctan(up * np.cos(azimuth))
+    return np.degrees(azimuth), np.degrees(elevation)
+
+
+def fisheye_angles(x, y, focal, center):
+    """Azimuth and elevation behind an equidistant fisheye.
+
+    A ray at the angle t from the optical axis meets the picture at the
+    distance f * t from the principal point.
+
+    Arguments
+    ---------
+    x, y : np.ndarray | float
+        Point in pixels.
+    focal : float
+        Focal length in pixels: pixels per radian.
+    center : (float, float)
+        Principal point (cx, cy) in pixels.
+
+    Returns
+    -------
+    azimuth, elevation : np.ndarray | float
+        Degrees from the optical axis, positive to the right and upwards.
+
+    Example
+    -------
+    >>> azimuth, elevation = fisheye_angles(
+    ...     320 + 157.0796, 240, 100, (320, 240)
+    ... )
+    >>> round(float(azimuth), 3), round(float(elevation), 3)
+    (90.0, 0.0)
+    """
+    right, up = np.asarray(x) - center[0], center[1] - np.asarray(y)
+    radius = np.hypot(right, up)
+    polar = radius / focal
+    if np.any(polar > math.pi):
+        raise ValueError(
+            f"a point lies {np.nanmax(radius):.0f} pixels from the principal "
+            f"point: with a focal length of {focal:g} pixels a fisheye's "
+            f"picture ends at {math.pi * focal:.0f}"
+        )
+    # sin(t) / t, which is 1 on the optical axis
+    bend = np.sinc(polar / math.pi) / focal
+    azimuth = np.arctan2(right * bend, np.cos(polar))
+    elevation = np.arcsin(np.clip(up * bend, -1, 1))
+    return np.degrees(azimuth), np.degrees(elevation)
+
+
+def cone_angle(azimuth, elevation):
+    """Direction of arrival at a linear array: acos(cos(e) * cos(a)).
+
+    Arguments
+    ---------
+    azimuth : np.ndarray | float
+        Degrees in the horizontal plane, 0 along the array's axis.
+    elevation : np.ndarray | float
+        Degrees above that plane.
+
+    Returns
+    -------
+    doa : np.ndarray
+        Degrees, 0 to 180.
+
+    Example
+    -------
+    >>> cone_angle(60.0, 0.0).round(6), cone_angle(-60.0, 0.0).round(6)
+    (np.float64(60.0), np.float64(60.0))
+    >>> cone_angle(60.0, 90.0).round(6)  # overhead: straight ahead for it
+    np.float64(90.0)
+    """
+    cosine = np.cos(np.radians(elevation)) * np.cos(np.radians(azimuth))
+    return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
 
 
 class Camera:

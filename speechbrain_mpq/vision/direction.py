@@ -7,7 +7,11 @@ the spectrogram has its middle at t hops. Tracks of any frame rate fit.
 import numpy as np
 
 FRAME_RATE = 62.5  # spectrogram frames per second: hop of 256 at 16 kHz
+
+
 SLACK = 0.5  # seconds that sound and picture may differ in length
+
+
 TOLERANCE = 15.0  # degrees: the width of the paper's nearest angle bucket
 
 

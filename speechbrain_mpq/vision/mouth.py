@@ -8,9 +8,17 @@ A picture shows twice that.
 import numpy as np
 
 STEADY = 9  # frames over which a box is averaged: detectors tremble
+
+
 BRIDGE = 1.0  # seconds over which a lost face is taken to be where it was
+
+
 FPS = 25.0  # pictures a second that lip streams take
+
+
 HEIGHT_OF_MOUTH = 0.81  # its middle, in face boxes
+
+
 WIDTH_OF_PICTURE = 0.45  # in face boxes
 
 

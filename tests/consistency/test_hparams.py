@@ -61,7 +61,7 @@ def test_every_key_is_used(path):
     readers = [ROOT / "train.py", package / "simulation/dataio.py"]
     sources = "".join(
         file.read_text(encoding="utf-8")
-        for file in [*readers, *package.glob("brains/*.py")]
+        for file in [*readers, *package.glob("training/*.py")]
     )
     for key in entries(path):
         used = (

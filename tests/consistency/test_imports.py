@@ -1,65 +1,93 @@
 """Who may import whom, as the architecture has it."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "speechbrain_mpq"
-FOR_ALL = {"whole_files"}  # a module, not a package
+FOR_ALL = {"utils"}  # a module, not a package
 ALLOWED = {
     "quantization": set(),
-    "separation": set(),
     "allocation": {"quantization"},
+    "training": {"quantization", "allocation"},
+    "ptq": {"quantization", "allocation", "training"},
+    "lobes": set(),
     "evaluation": set(),
-    "simulation": {"separation"},  # the array's geometry
-    "brains": {"quantization", "allocation"},
-    "engines": {"quantization", "separation"},
-    "inference": {"quantization", "separation", "engines"},
     "vision": set(),  # faces, directions, lips: knows no model
-    "plugin": {"quantization", "allocation", "brains"},
+    "simulation": {"lobes"},  # what a separator's features are
+    "inference": {"quantization", "lobes"},
     # What a user types: each command may use whatever it serves.
     "commands": {
         "quantization",
-        "separation",
         "allocation",
+        "training",
+        "ptq",
+        "lobes",
         "evaluation",
-        "engines",
         "inference",
-        "plugin",
         "vision",
         "simulation",
     },
 }
 
 
-def imported_packages(path):
-    """Sibling packages that a file imports, by absolute or relative name."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
+def modules():
+    """Path and dotted name of every module of the package."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        yield path, ".".join(p for p in parts if p != "__init__")
+
+
+def imported_modules(path):
+    """Dotted names that a file imports from the package, however written."""
+    package = path.relative_to(PACKAGE.parent).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            if node.level == 2:
-                yield module.split(".")[0]
-            elif module.startswith("speechbrain_mpq."):
-                yield module.split(".")[1]
+            parent = package[: len(package) + 1 - node.level]
+            base = parent if node.level else ()
+            module = ".".join([*base, *filter(None, [node.module])])
+            names = [f"{module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.startswith("speechbrain_mpq."):
-                    yield alias.name.split(".")[1]
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        yield from (n for n in names if n.startswith("speechbrain_mpq."))
 
 
 @pytest.mark.parametrize("package", sorted(ALLOWED))
 def test_package_imports_only_what_it_may(package):
-    for path in (PACKAGE / package).glob("*.py"):
-        for other in imported_packages(path):
-            allowed = ALLOWED[package] | {package} | FOR_ALL
-            assert other in allowed, f"{path}: {other}"
+    allowed = ALLOWED[package] | {package} | FOR_ALL
+    for path in (PACKAGE / package).rglob("*.py"):
+        for module in imported_modules(path):
+            assert module.split(".")[1] in allowed, f"{path}: {module}"
 
 
 def test_every_package_has_a_rule():
     packages = {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
     assert packages == set(ALLOWED)
+
+
+def test_no_two_modules_have_the_same_name():
+    names = [p.name for p, _ in modules() if p.name != "__init__.py"]
+    assert sorted(set(names)) == sorted(names)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    known = {name: path for path, name in modules()}
+    graph = {
+        name: {
+            target
+            for imported in imported_modules(path)
+            for target in (imported, imported.rpartition(".")[0])
+            if target in known and target != name
+        }
+        for name, path in known.items()
+    }
+    # The package itself imports its modules when their names are used.
+    graph.pop("speechbrain_mpq")
+    tuple(TopologicalSorter(graph).static_order())  # CycleError names them
 
 
 def test_import_is_light():

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
+from speechbrain_mpq.lobes.models.separator import Separator
+from speechbrain_mpq.lobes.models.spatial_features import SpatialFeatures
+from speechbrain_mpq.lobes.models.tcn import fold_norms_
+from speechbrain_mpq.quantization.codebook import has_zero, largest_level
 from speechbrain_mpq.quantization.packing import save_packed
 from speechbrain_mpq.quantization.plan import BitPlan, ClusterBits
-from speechbrain_mpq.quantization.quantizer import named_tensors, quantize_
-from speechbrain_mpq.quantization.tables import has_zero, largest_level
-from speechbrain_mpq.separation.features import SpatialFeatures
-from speechbrain_mpq.separation.separator import Separator
-from speechbrain_mpq.separation.tcn import fold_norms_
+from speechbrain_mpq.quantization.quant_api import named_tensors, quantize_
 
 FOLDER = Path(__file__).parent / "packed"
 SETTINGS = {

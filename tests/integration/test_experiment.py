@@ -8,22 +8,14 @@ import time
 
 import pytest
 import torch
-from tiny_experiment import (
-    ROOT,
-    TINY,
-    command,
-    finished,
-    quality,
-    refused,
-    run,
-)
+from helpers import ROOT, TINY, command, finished, quality, refused_run, run
 
-from speechbrain_mpq.brains.prototypes import load_prototype
-from speechbrain_mpq.inference.verify import check_folder
+from speechbrain_mpq.inference.folder import check_folder
+from speechbrain_mpq.lobes.models.separator import build_separator
+from speechbrain_mpq.lobes.models.tcn import fold_norms_
 from speechbrain_mpq.quantization.packing import load_packed_
 from speechbrain_mpq.quantization.plan import BitPlan
-from speechbrain_mpq.separation.loading import build_separator
-from speechbrain_mpq.separation.tcn import fold_norms_
+from speechbrain_mpq.training.prototypes import load_prototype
 
 for needed in ("espeakng_loader", "pyroomacoustics", "pesq"):
     pytest.importorskip(needed)
@@ -88,13 +80,13 @@ def test_packed_folder_gives_what_was_evaluated(kl):
     """A fresh model with the folder's weights gives the stored examples."""
     import soundfile
 
-    from speechbrain_mpq.simulation.bank import RoomBank
-    from speechbrain_mpq.simulation.datasets import listed_mixtures
+    from speechbrain_mpq.simulation.dataio import listed_mixtures
     from speechbrain_mpq.simulation.mixtures import (
         MixtureMaker,
         fixed_mixtures,
         load_speech,
     )
+    from speechbrain_mpq.simulation.rooms import RoomBank
 
     results, _ = kl
     data = results.parents[2] / "data"
@@ -124,7 +116,7 @@ def test_again_does_nothing_and_other_settings_are_refused(folder, shipped, kl):
     run(folder, "kl_4bit.yaml", **options)
     assert (results / "metrics.json").stat().st_mtime_ns == stamp
     options = {"pretrained_separator": shipped, "lr": 0.1}
-    assert "--results_folder" in refused(folder, "kl_4bit.yaml", **options)
+    assert "--results_folder" in refused_run(folder, "kl_4bit.yaml", **options)
 
 
 @pytest.mark.parametrize("within_epoch", [False, True])
@@ -195,13 +187,13 @@ def test_two_processes_choose_the_same_bits(folder, shipped, kl):
 
 def test_missing_weights_name_the_command(folder):
     options = {"pretrained_separator": "none", "against": "[]", "seed": 9}
-    said = refused(folder, "uniform_4bit.yaml", **options)
+    said = refused_run(folder, "uniform_4bit.yaml", **options)
     assert "python train.py hparams/pretrain.yaml" in said
 
 
 def test_impossible_budget_names_the_limits(folder, shipped):
     options = {"pretrained_separator": shipped, "against": "[]", "bits": 1}
-    said = refused(folder, "kl_4bit.yaml", **options)
+    said = refused_run(folder, "kl_4bit.yaml", **options)
     assert "1 bits on average cannot be reached" in said
     assert "Beginning experiment" in said and "Test rooms" not in said
 

@@ -12,9 +12,9 @@ import soundfile
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
+from speechbrain_mpq.lobes.models.separator import build_separator
+from speechbrain_mpq.lobes.models.tcn import fold_norms_
 from speechbrain_mpq.quantization.packing import read_packed, save_packed
-from speechbrain_mpq.separation.loading import build_separator
-from speechbrain_mpq.separation.tcn import fold_norms_
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/Embedded/ASR/front_end"
@@ -88,7 +88,7 @@ def write_models(folder):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("front_end")
     patch = pytest.MonkeyPatch()
-    patch.setattr("speechbrain_mpq.simulation.bank.ROOMS_PER_SHARD", 1)
+    patch.setattr("speechbrain_mpq.simulation.rooms.ROOMS_PER_SHARD", 1)
     patch.setattr(sys, "excepthook", sys.excepthook)  # SpeechBrain changes it
     write_data(folder)
     write_models(folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from speechbrain_mpq.inference.checked import load_checked
+from speechbrain_mpq.inference.loading import load_checked
 from speechbrain_mpq.quantization.container import (
     PackedModelError,
     read_container,

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_experiment import ROOT, finished
+from helpers import ROOT, finished
 
+from speechbrain_mpq.lobes.models.separator import build_separator
+from speechbrain_mpq.lobes.models.tcn import fold_norms_
 from speechbrain_mpq.quantization.packing import read_packed, save_packed
-from speechbrain_mpq.separation.loading import build_separator
-from speechbrain_mpq.separation.tcn import fold_norms_
 
 for needed in ("espeakng_loader", "pyroomacoustics", "pesq", "cv2"):
     pytest.importorskip(needed)

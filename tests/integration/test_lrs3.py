@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechbrain_mpq.separation.loading import build_separator
-from speechbrain_mpq.simulation.bank import prepare_rooms
+from speechbrain_mpq.lobes.models.separator import build_separator
 from speechbrain_mpq.simulation.corpus import utterance
 from speechbrain_mpq.simulation.recordings import (
     ffmpeg_program,
     write_manifests,
 )
+from speechbrain_mpq.simulation.rooms import prepare_rooms
 
 for needed in ("espeakng_loader", "pyroomacoustics", "pesq"):
     pytest.importorskip(needed)

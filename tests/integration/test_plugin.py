@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import speechbrain
 import torch
+from helpers import PLAIN, TINY_RECIPE, hparams_of, quantized_yaml, train_tiny
 
 from speechbrain_mpq import load_packed_, pack_results
 from speechbrain_mpq.quantization.packing import read_packed
@@ -16,17 +17,8 @@ from speechbrain_mpq.quantization.plan import BitPlan
 from speechbrain_mpq.run import UnsuitableScript, main
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "unittests"))
 
-from tiny_recipe import (  # noqa: E402
-    FOLDER,
-    PLAIN,
-    hparams_of,
-    quantized_yaml,
-    train,
-)
-
-SCRIPT = str(FOLDER / "train.py")
+SCRIPT = str(TINY_RECIPE / "train.py")
 
 
 def run(*command):
@@ -115,7 +107,7 @@ def assert_equal_states(one, other):
 
 def runner(folder, *options, script=SCRIPT):
     """The tiny recipe, untouched, under the runner."""
-    yaml = FOLDER / "train.yaml"
+    yaml = TINY_RECIPE / "train.yaml"
     places = [f"--output_folder={folder}", "--device=cpu", "--epochs=1"]
     return main([str(o) for o in (script, yaml, *places, *options)])
 
@@ -137,7 +129,7 @@ def test_runner_chooses_trains_and_packs(tmp_path, capsys):
 
 def test_runner_begins_with_full_precision_weights(tmp_path):
     plain = tmp_path / "plain"
-    train("plain", plain, epochs=9)
+    train_tiny("plain", plain, epochs=9)
     losses = []
     for name, options in (
         ("new", []),

@@ -5,9 +5,9 @@ import shutil
 import sys
 
 import pytest
-from tiny_experiment import TINY, finished, run, train_losses
+from helpers import TINY, finished, run, train_losses
 
-from speechbrain_mpq.inference.verify import check_folder
+from speechbrain_mpq.inference.folder import check_folder
 
 for needed in ("espeakng_loader", "pyroomacoustics", "pesq"):
     pytest.importorskip(needed)

@@ -1,7 +1,7 @@
 """The runner of untouched recipes: what it is asked for, what it sees."""
 
 import pytest
-from tiny_recipe import brain_of, hparams_of, script
+from helpers import brain_of, hparams_of, script
 
 from speechbrain_mpq.run import main, quantized_fit
 

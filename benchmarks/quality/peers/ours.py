@@ -11,10 +11,10 @@ from functools import cache
 from stored import System, safetensors_bytes
 
 from speechbrain_mpq.allocation.solver import allocate_bits
-from speechbrain_mpq.brains.experiment import read_hparams
-from speechbrain_mpq.brains.rounding import round_calibrated_
 from speechbrain_mpq.quantization.packing import load_packed_, save_packed
-from speechbrain_mpq.quantization.quantizer import quantize_
+from speechbrain_mpq.quantization.quant_api import quantize_
+from speechbrain_mpq.training.experiment import read_hparams
+from speechbrain_mpq.training.rounding import round_calibrated_
 
 POST_TRAINING = True
 PACKAGES = ("speechbrain_mpq",)

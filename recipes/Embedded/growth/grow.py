@@ -21,16 +21,20 @@ import torch
 from speechbrain_mpq import load_separator
 from speechbrain_mpq.evaluation.si_snr import si_snr
 from speechbrain_mpq.inference.folder import save_separator
+from speechbrain_mpq.lobes.models.growth import (
+    channels_of,
+    check_growth,
+    check_refit,
+    grow_,
+    refit,
+)
+from speechbrain_mpq.lobes.models.separator import Separator, build_separator
+from speechbrain_mpq.lobes.models.tcn import fold_norms_
 from speechbrain_mpq.quantization.packing import read_packed
-from speechbrain_mpq.separation.growth import check_growth, grow_
-from speechbrain_mpq.separation.loading import build_separator
-from speechbrain_mpq.separation.refit import channels_of, check_refit, refit
-from speechbrain_mpq.separation.separator import Separator
-from speechbrain_mpq.separation.tcn import fold_norms_
-from speechbrain_mpq.simulation.bank import RoomBank, prepare_rooms
 from speechbrain_mpq.simulation.corpus import prepare_speech
-from speechbrain_mpq.simulation.datasets import training_mixtures
+from speechbrain_mpq.simulation.dataio import training_mixtures
 from speechbrain_mpq.simulation.mixtures import MixtureMaker, load_speech
+from speechbrain_mpq.simulation.rooms import RoomBank, prepare_rooms
 
 MIXTURES = 16  # for the levels
 ROOMS = 25

@@ -24,13 +24,12 @@ from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_mpq.inference.folder import write_card, write_hyperparams
 from speechbrain_mpq.inference.registry import describe
+from speechbrain_mpq.lobes.models.audio_visual import begin_with_audio_
+from speechbrain_mpq.lobes.models.lips import PERIOD
+from speechbrain_mpq.lobes.models.separator import build_separator
+from speechbrain_mpq.lobes.models.tcn import fold_norms_
 from speechbrain_mpq.quantization.packing import load_packed_, save_packed
-from speechbrain_mpq.separation.audio_visual import begin_with_audio_
-from speechbrain_mpq.separation.lips import PERIOD
-from speechbrain_mpq.separation.loading import build_separator
-from speechbrain_mpq.separation.tcn import fold_norms_
-from speechbrain_mpq.simulation.camera_faults import TRAINING, Faults
-from speechbrain_mpq.simulation.lip_videos import LipVideos
+from speechbrain_mpq.simulation.lip_videos import TRAINING, Faults, LipVideos
 from speechbrain_mpq.simulation.mixtures import load_speech
 
 WINDOW = 1024  # samples, around the time of each picture

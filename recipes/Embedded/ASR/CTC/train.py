@@ -160,7 +160,7 @@ class Surroundings:
 
 def dataio_prep(hparams):
     """Datasets by name: train, valid, test_clean, test_reverberant."""
-    from speechbrain_mpq.simulation.bank import RoomBank
+    from speechbrain_mpq.simulation.rooms import RoomBank
 
     tokenizer = hparams["model"]["tokenizer"]
     tokenizer.insert_blank(index=hparams["model"]["blank_index"])
@@ -237,8 +237,8 @@ def main(arguments):
         overrides=overrides,
     )
     if not hparams["skip_prep"]:
-        from speechbrain_mpq.simulation.bank import prepare_rooms
         from speechbrain_mpq.simulation.corpus import prepare_speech
+        from speechbrain_mpq.simulation.rooms import prepare_rooms
 
         run_on_main(
             prepare_speech,

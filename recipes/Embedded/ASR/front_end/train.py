@@ -21,15 +21,15 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import provides, takes
 from speechbrain.utils.distributed import run_on_main
 
-from speechbrain_mpq.evaluation.files import write_json
 from speechbrain_mpq.evaluation.metrics import summarise
 from speechbrain_mpq.evaluation.si_snr import si_snr
-from speechbrain_mpq.simulation.bank import RoomBank, prepare_rooms
 from speechbrain_mpq.simulation.mixtures import (
     MixtureMaker,
     fixed_mixtures,
     load_speech,
 )
+from speechbrain_mpq.simulation.rooms import RoomBank, prepare_rooms
+from speechbrain_mpq.utils import write_json
 
 
 class ASR(sb.Brain):

@@ -1,0 +1,57 @@
+"""Modules under the names they had before, for files that name them.
+
+Published `hyperparams.yaml` files name classes by the path of their module. A
+module that moves keeps its old path here, so that they load for ever.
+"""
+
+import sys
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+
+ROOT = __package__
+PACKAGES = ("brains", "separation")  # of which nothing but aliases is left
+MOVED = {
+    "brains.files": "training.checkpoints",
+    "memory": "utils",
+    "separation.features": "lobes.models.spatial_features",
+    "separation.separator": "lobes.models.separator",
+    "separation.tcn": "lobes.models.tcn",
+    "vision.track": "vision.face_tracking",
+}
+
+
+class AliasFinder(MetaPathFinder, Loader):
+    """Finds a moved module under its old name.
+
+    Example
+    -------
+    >>> from speechbrain_mpq.separation.tcn import fold_norms_
+    >>> fold_norms_.__module__
+    'speechbrain_mpq.lobes.models.tcn'
+    """
+
+    def find_spec(self, name, path=None, target=None):
+        """The spec of an old name, or None for any other."""
+        old = name.removeprefix(f"{ROOT}.")
+        if old == name or old not in (*PACKAGES, *MOVED):
+            return None
+        return ModuleSpec(name, self, is_package=old in PACKAGES)
+
+    def exec_module(self, module):
+        """Give a module the names of the one that took its place."""
+        new = MOVED.get(module.__name__.removeprefix(f"{ROOT}."))
+        if new is None:
+            return  # a package: its modules are found one by one
+        content = vars(import_module(f"{ROOT}.{new}")).items()
+        module.__dict__.update(
+            (name, value)
+            for name, value in content
+            if not name.startswith("__")
+        )
+
+
+def install():
+    """Let old names be imported, once a process."""
+    if not any(isinstance(finder, AliasFinder) for finder in sys.meta_path):
+        sys.meta_path.append(AliasFinder())

@@ -1,0 +1,519 @@
+"""How much mixed precision can win over uniform precision, before training.
+
+Rounding n values to b bits does damage of about n s 2^(-2b), where s is the
+sensitivity of a value. With the sum of n b held, the least total damage has
+the same s 2^(-2b) everywhere: uniform bits lose to it by the arithmetic over
+the geometric mean of s, weighted by n. That ratio is the ceiling.
+
+Predicted against measured: do the damages of the clusters add up?
+
+A score table is made with one cluster quantized at a time; a plan's predicted
+score is the sum over its clusters. What the plan does when all of them are
+quantized together can be measured in the same unit.
+
+What a score table foresees, before any training.
+
+Three files for the report: how much mixed precision could win here at all
+(ceiling.json), the predicted damage of every budget (pareto.json), and
+whether the damages of the clusters add up (additivity.json).
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from speechbrain.utils.logger import get_logger
+
+from ..quantization.plan import BitPlan, ClusterBits
+from ..utils import write_json
+from .solver import allocate_bits
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What the best bits could win over uniform bits, by a score table.
+
+    Arguments
+    ---------
+    bits : float
+        Average bits.
+    am_gm_db : float
+        Less damage at best, in dB, with bits of any size and sign.
+    limited_db : float
+        The same with real-valued bits between the least and the most
+        candidate.
+    insensitive : int
+        Clusters without measurable damage, counted at the least sensitivity
+        of the others.
+
+    Example
+    -------
+    >>> Ceiling(4, 3.25, 3.0, 0).limited_db
+    3.0
+    """
+
+    bits: float
+    am_gm_db: float
+    limited_db: float
+    insensitive: int
+
+
+def am_gm(sensitivities, parameters):
+    """Arithmetic over geometric mean of the sensitivities of all values.
+
+    Arguments
+    ---------
+    sensitivities : sequence of float
+        One for each cluster, of each of its values; above 0.
+    parameters : sequence of int
+        Number of values of each cluster.
+
+    Returns
+    -------
+    ratio : float
+        At least 1.
+
+    Example
+    -------
+    >>> round(am_gm([4.0, 1.0], [10, 10]), 9)  # 2.5 / 2
+    1.25
+    """
+    s, n = np.asarray(sensitivities, float), np.asarray(parameters, float)
+    share = n / n.sum()
+    return float(share @ s / np.exp(share @ np.log(s)))
+
+
+def limited_bits(sensitivities, parameters, average_bits, least, most):
+    """The best real-valued bits within limits, by reverse water-filling.
+
+    Bits are log2(s / level) / 2 cut to the limits, with the level of noise
+    that leaves the wanted average.
+
+    Arguments
+    ---------
+    sensitivities : sequence of float
+        One for each cluster, of each of its values; above 0.
+    parameters : sequence of int
+        Number of values of each cluster.
+    average_bits : float
+        Average over all values, within the limits.
+    least, most : float
+        Limits of the bits.
+
+    Returns
+    -------
+    bits : numpy.ndarray
+        One for each cluster.
+
+    Example
+    -------
+    >>> limited_bits([16.0, 1.0], [1, 1], average_bits=4, least=2, most=8)
+    array([5., 3.])
+    >>> limited_bits([16.0, 1.0], [1, 1], average_bits=2.5, least=2, most=8)
+    array([3., 2.])
+    """
+    n = np.asarray(parameters, float)
+    ideal = np.log2(np.asarray(sensitivities, float)) / 2
+    # Each cluster's bits start to rise at one level and stop at another;
+    # between two such levels the average is a straight line.
+    levels = np.unique(np.concatenate([least - ideal, most - ideal]))
+    averages = [
+        n @ np.clip(ideal + level, least, most) / n.sum() for level in levels
+    ]
+    level = np.interp(average_bits, averages, levels)
+    return np.clip(ideal + level, least, most)
+
+
+def ceiling(table, bits):
+    """The most that a plan of so many bits could win over uniform bits.
+
+    Sensitivities are read from the table between the candidate nearest to the
+    budget and the most bits, whose score is taken for the floor.
+
+    Arguments
+    ---------
+    table : ScoreTable
+        Scores at two candidates or more.
+    bits : float
+        Average bits, between the least and the most candidate.
+
+    Returns
+    -------
+    ceiling : Ceiling
+
+    Example
+    -------
+    >>> from speechbrain_mpq.allocation.scores import ScoreTable
+    >>> table = ScoreTable(  # sensitivities 256 and 1
+    ...     {"a": {2: 160, 4: 10, 8: 0}, "b": {2: 0.625, 4: 0.0390625, 8: 0}},
+    ...     {"a": {"a.weight": 10}, "b": {"b.weight": 10}},
+    ... )
+    >>> best = ceiling(table, 4)  # 6 and 2 bits: 128.5 / 16
+    >>> round(best.am_gm_db, 2), round(best.limited_db, 2)
+    (9.05, 9.05)
+    >>> round(ceiling(table, 3).limited_db, 2)  # 4 and 2 bits
+    5.77
+    """
+    least, most = table.candidate_bits[0], table.candidate_bits[-1]
+    if least == most:
+        raise ValueError("a ceiling needs scores at two candidates or more")
+    if not least <= bits <= most:
+        raise ValueError(
+            f"average bits must lie in {least} to {most}, the candidates of "
+            f"the score table, not {bits!r}"
+        )
+    raw = _sensitivities(table, bits)
+    sensitive = raw[raw > 0]
+    if not sensitive.size:
+        return Ceiling(bits, 0.0, 0.0, len(raw))
+    # The least of the others keeps the ratio finite, and on the safe side.
+    s = np.where(raw > 0, raw, sensitive.min())
+    n = list(table.parameters.values())
+    limited = limited_bits(s, n, bits, least, most)
+    uniform, best = (
+        n @ (s * 4.0**-b) for b in (np.full(len(s), bits), limited)
+    )
+    return Ceiling(
+        bits=bits,
+        am_gm_db=10 * math.log10(am_gm(s, n)),
+        limited_db=10 * math.log10(uniform / best),
+        insensitive=len(raw) - len(sensitive),
+    )
+
+
+def _sensitivities(table, bits):
+    """Damage of a value at zero bits, in each cluster; noise can be below 0."""
+    *fewer, most = table.candidate_bits
+    anchor = min(fewer, key=lambda candidate: abs(candidate - bits))
+    step = 4.0**-anchor - 4.0**-most
+    return np.array(
+        [
+            (row[anchor] - row[most]) / (table.parameters[cluster] * step)
+            for cluster, row in table.scores.items()
+        ]
+    )
+
+
+def uniform_plan(table, bits):
+    """The plan that gives every cluster of a score table the same bits.
+
+    Arguments
+    ---------
+    table : ScoreTable
+        Names and sizes of the clusters.
+    bits : int
+        Bits for all, whether or not they were scored.
+
+    Returns
+    -------
+    plan : BitPlan
+
+    Example
+    -------
+    >>> from speechbrain_mpq.allocation.scores import ScoreTable
+    >>> table = ScoreTable({"a": {2: 3.0}}, {"a": {"a.weight": 8}})
+    >>> uniform_plan(table, 3).bytes
+    7
+    """
+    return BitPlan(
+        {
+            cluster: ClusterBits(
+                bits, sum(row.values()), tuple(row), table.scales[cluster]
+            )
+            for cluster, row in table.tensors.items()
+        },
+        table.rest_parameters,
+        table.codebook,
+    )
+
+
+def predicted_score(table, plan):
+    """The score of a whole plan, if the damages of its clusters add up.
+
+    Arguments
+    ---------
+    table : ScoreTable
+        Scores. Where they were taken given other bits (see `OutputScores`),
+        what each cluster adds is the difference from the given score.
+    plan : BitPlan
+        Bits of all clusters, each among the table's candidates.
+
+    Returns
+    -------
+    score : float
+
+    Example
+    -------
+    >>> from speechbrain_mpq.allocation.scores import ScoreTable
+    >>> scores = {"a": {2: 3.0, 4: 1.0}, "b": {2: 5.0, 4: 2.0}}
+    >>> tensors = {"a": {"a.weight": 8}, "b": {"b.weight": 8}}
+    >>> table = ScoreTable(scores, tensors)
+    >>> predicted_score(table, uniform_plan(table, 4))
+    3.0
+    >>> table = ScoreTable(scores, tensors, details={"given_score": 2.5})
+    >>> predicted_score(table, uniform_plan(table, 4))  # 2.5 - 1.5 - 0.5
+    0.5
+    """
+    if set(plan.clusters) != set(table.scores):
+        odd = sorted(set(plan.clusters) ^ set(table.scores))
+        raise ValueError(
+            f"clusters of the plan or of the score table only: {odd[:3]}; "
+            "give a plan for the network that was scored"
+        )
+    given = table.details.get("given_score", 0.0)
+    unknown = {c.bits for c in plan.clusters.values()} - set(
+        table.candidate_bits
+    )
+    if unknown:
+        raise ValueError(
+            f"the plan has {sorted(unknown)} bits, which were not scored, only "
+            f"{list(table.candidate_bits)}; score again with them"
+        )
+    return given + sum(
+        table.scores[name][cluster.bits] - given
+        for name, cluster in plan.clusters.items()
+    )
+
+
+def planned_gain_db(table, plan):
+    """How far a plan stays below uniform bits, by the table's own scores.
+
+    The uniform plan has the average bits of the plan. Between two candidates
+    the logarithm of its score is interpolated: a bit is worth a factor.
+
+    Arguments
+    ---------
+    table : ScoreTable
+        Scores.
+    plan : BitPlan
+        Bits of all clusters, each among the table's candidates.
+
+    Returns
+    -------
+    gain : float or None
+        In dB; None where a predicted score is not above 0, as can happen with
+        signed scores and with those given other bits.
+
+    Example
+    -------
+    >>> from speechbrain_mpq.allocation.scores import ScoreTable
+    >>> table = ScoreTable(
+    ...     {"a": {2: 16.0, 4: 4.0, 6: 1.0}, "b": {2: 4.0, 4: 1.0, 6: 0.25}},
+    ...     {"a": {"a.weight": 8}, "b": {"b.weight": 8}},
+    ... )
+    >>> mixed = uniform_plan(table, 2).clusters | {
+    ...     "a": uniform_plan(table, 6).clusters["a"]
+    ... }
+    >>> plan = BitPlan(mixed)  # 1 + 4, uniform 4 bits: 4 + 1
+    >>> planned_gain_db(table, plan)
+    0.0
+    """
+    candidates = table.candidate_bits
+    uniform = [
+        predicted_score(table, uniform_plan(table, b)) for b in candidates
+    ]
+    planned = predicted_score(table, plan)
+    if planned <= 0 or min(uniform) <= 0:
+        return None
+    reference = np.interp(plan.average_bits, candidates, np.log10(uniform))
+    return float(10 * (reference - math.log10(planned)))
+
+
+def predicted_and_measured(
+    scorer,
+    network,
+    *calibration,
+    table,
+    plans,
+    include=("*",),
+    exclude=(),
+    prefix="mask_net",
+):
+    """Compares what a score table says of plans with what they do.
+
+    Arguments
+    ---------
+    scorer : OutputScores
+        Measures, on the calibration values, in the unit of the table.
+    network : torch.nn.Module
+        Full-precision network, left as it was found.
+    *calibration : object
+        The values that the scorer's `needs` names, in that order.
+    table : ScoreTable
+        Made by the same kind of scorer.
+    plans : dict of str -> BitPlan
+        Any name -> bits of all clusters.
+    include, exclude : sequence of str
+        Patterns on parameter names with their prefix.
+    prefix : str
+        Name of the network in its model.
+
+    Returns
+    -------
+    rows : list of dict
+        Keys plan, average_bits, bytes, predicted (None where a plan has bits
+        that were not scored) and measured.
+
+    Example
+    -------
+    >>> import torch
+    >>> from speechbrain_mpq.allocation.output_scores import MaskErrorScores
+    >>> network = torch.nn.Sequential(torch.nn.Conv1d(1, 2, 1, bias=False))
+    >>> _ = network[0].weight.data.copy_(torch.tensor([[[1.0]], [[3.0]]]))
+    >>> scorer, data = MaskErrorScores((2, 3)), [torch.ones(1, 1, 5)] * 2
+    >>> table = scorer(network, *data, progress=False)
+    >>> plans = {"uniform 2": uniform_plan(table, 2)}
+    >>> rows = predicted_and_measured(
+    ...     scorer, network, *data, table=table, plans=plans
+    ... )
+    >>> rows[0]["predicted"], rows[0]["measured"]
+    (0.1, 0.1)
+    """
+    if table.method != scorer.method:
+        raise ValueError(
+            f"the table was scored by {table.method!r}, the plans would be "
+            f"measured by {scorer.method!r}: give a scorer of the same kind"
+        )
+    scored = set(table.candidate_bits)
+    rows = []
+    for name, plan in plans.items():
+        known = all(c.bits in scored for c in plan.clusters.values())
+        measured = scorer.measure(
+            network,
+            plan,
+            *calibration,
+            include=include,
+            exclude=exclude,
+            prefix=prefix,
+        )
+        rows.append(
+            {
+                "plan": name,
+                "average_bits": plan.average_bits,
+                "bytes": plan.bytes,
+                "predicted": predicted_score(table, plan) if known else None,
+                "measured": measured,
+            }
+        )
+    return rows
+
+
+logger = get_logger(__name__)
+
+
+BUDGETS = 13  # points of the predicted curve
+
+
+def foresee(table, plan, bits=None):
+    """The most that mixed precision can win here, and what a plan wins.
+
+    Arguments
+    ---------
+    table : ScoreTable
+        Scores that are damages, at two candidates or more.
+    plan : BitPlan
+        What was chosen.
+    bits : float or None
+        The budget it was chosen for; None: what it has.
+
+    Returns
+    -------
+    foreseen : dict
+        The fields of `Ceiling`, and "planned_db".
+    said : str
+        The same as a sentence.
+    """
+    if bits is None:
+        least, most = table.candidate_bits[0], table.candidate_bits[-1]
+        bits = min(max(plan.average_bits, least), most)
+    best, planned = ceiling(table, bits), planned_gain_db(table, plan)
+    said = (
+        "Against uniform precision of the same bytes, mixed precision can "
+        f"save at most {best.limited_db:.1f} dB of damage by these scores"
+    )
+    if planned is not None:
+        said += f"; this plan saves {planned:.1f} dB"
+    return {**asdict(best), "planned_db": planned}, said
+
+
+def write_outlook(folder, table, plan, bits, min_bits):
+    """Write ceiling.json and pareto.json of a plan, and log the ceiling.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Output folder of the experiment.
+    table : ScoreTable
+        Scores that are damages, which add up.
+    plan : BitPlan
+        What was chosen.
+    bits : float
+        The budget it was chosen for.
+    min_bits : int
+        Least bits of any cluster.
+
+    Returns
+    -------
+    foreseen : dict
+        Content of ceiling.json: the fields of `Ceiling`, and "planned_db".
+    """
+    foreseen, said = foresee(table, plan, bits)
+    logger.info(said)
+    usable = [b for b in table.candidate_bits if b >= min_bits]
+    budgets = np.linspace(usable[0], usable[-1], BUDGETS)
+    curve = [
+        allocate_bits(table, average_bits=float(b), min_bits=min_bits)
+        for b in budgets
+    ]
+    pareto = {
+        "points": [_point(table, one) for one in curve],
+        "chosen": _point(table, plan),
+    }
+    write_json(Path(folder, "ceiling.json"), foreseen)
+    write_json(Path(folder, "pareto.json"), pareto)
+    return foreseen
+
+
+def write_additivity(folder, table, plan, scorer, network, values, **where):
+    """Write additivity.json: predicted and measured damage of some plans.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Output folder of the experiment.
+    table : ScoreTable
+        Made by the scorer.
+    plan : BitPlan
+        What was chosen.
+    scorer : OutputScores
+        Measures whole plans.
+    network : torch.nn.Module
+        Full-precision network, left as it was found.
+    values : sequence
+        The calibration values that the scorer needs.
+    **where
+        `include`, `exclude` and `prefix` of the scoring.
+    """
+    plans = {
+        f"uniform {bits}": uniform_plan(table, bits)
+        for bits in table.candidate_bits
+    }
+    rows = predicted_and_measured(
+        scorer,
+        network,
+        *values,
+        table=table,
+        plans={"chosen": plan, **plans},
+        **where,
+    )
+    write_json(Path(folder, "additivity.json"), rows)
+
+
+def _point(table, plan):
+    """A plan as a point of the predicted curve."""
+    return {
+        "bytes": plan.bytes,
+        "average_bits": plan.average_bits,
+        "score": predicted_score(table, plan),
+    }

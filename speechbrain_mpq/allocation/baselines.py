@@ -1,0 +1,318 @@
+"""Scores that need a network's weights only: what they have in common.
+
+Scores that look at no data: what a good score has to beat.
+
+They go through the same solver to the same bytes as any other score, so that
+a difference between two plans is one between the scores alone.
+"""
+
+import torch
+from tqdm import tqdm
+
+from ..quantization.codebook import check_codebook
+from ..quantization.quant_api import clusters
+from .scores import ScoreTable, check_candidates
+from .sweep import named_under, quantized_values, table_sizes, tensor_of
+
+
+class WeightScores:
+    """Scores a network without running it; a subclass says how.
+
+    Arguments
+    ---------
+    candidate_bits : sequence of int
+        Bits to score.
+    granularity : str
+        Scales of a tensor, "tensor" or "channel" (see `quantize_`).
+    codebook : str
+        Kind of quantization table, "midtread" or "midrise".
+    rows : int or None
+        Most output channels of a cluster (see `clusters`).
+    """
+
+    method = ""
+    needs = ()  # a calibration has to provide nothing
+
+    def __init__(
+        self,
+        candidate_bits=(2, 4, 8, 16),
+        granularity="tensor",
+        codebook="midtread",
+        rows=None,
+    ):
+        self.candidate_bits = check_candidates(candidate_bits)
+        self.granularity = granularity
+        self.codebook = check_codebook(codebook)
+        self.rows = rows
+
+    def scores(self, root, members, parameters, progress):
+        """Scores of every cluster; a subclass says them.
+
+        Arguments
+        ---------
+        root : torch.nn.Module
+            Full-precision network under its prefix.
+        members : dict of str -> list of str
+            Cluster name -> names of its parameters.
+        parameters : dict of str -> int
+            Cluster name -> number of its parameters.
+        progress : bool
+            Shows a progress bar where it takes time.
+
+        Returns
+        -------
+        scores : dict
+            scores[cluster][bits]
+        """
+        raise NotImplementedError("a subclass says the scores")
+
+    def __call__(
+        self,
+        network,
+        include=("*",),
+        exclude=(),
+        prefix="mask_net",
+        progress=True,
+    ):
+        """Score a network.
+
+        Arguments
+        ---------
+        network : torch.nn.Module
+            Full-precision network, left as it was found.
+        include, exclude : sequence of str
+            Patterns on parameter names with their prefix.
+        prefix : str
+            Name of the network in its model; cluster names begin with it.
+        progress : bool
+            Shows a progress bar where it takes time.
+
+        Returns
+        -------
+        table : ScoreTable
+        """
+        root = named_under(prefix, network)
+        members = clusters(root, include, exclude, self.rows)
+        sizes = table_sizes(root, members, self.granularity)
+        parameters = {
+            cluster: sum(row.values())
+            for cluster, row in sizes["tensors"].items()
+        }
+        return ScoreTable(
+            scores=self.scores(root, members, parameters, progress),
+            **sizes,
+            method=self.method,
+            codebook=self.codebook,
+        )
+
+
+def expected_noise(parameters, sensitivity, bits):
+    """Damage of rounding: n s 2^(-2b), as each bit halves the step.
+
+    Arguments
+    ---------
+    parameters : int
+        Number n of values in the cluster.
+    sensitivity : float
+        Damage s of a value at zero bits.
+    bits : float
+        Bits b of a value.
+
+    Returns
+    -------
+    noise : float
+
+    Example
+    -------
+    >>> expected_noise(parameters=32, sensitivity=0.5, bits=2)
+    1.0
+    """
+    return parameters * sensitivity * 4.0**-bits
+
+
+class RandomScores(WeightScores):
+    """Sensitivities drawn at random: plans of equal bytes that know nothing.
+
+    Each cluster's sensitivity per parameter is log-normal, and its damage
+    falls with the bits as that of rounding does. An unlimited plan then has
+    bits that are Gaussian around the budget whatever a cluster's size, as if
+    the sensitivities of a real table had been dealt out anew. (A plan drawn
+    evenly from all that fit would give most small clusters many bits or two,
+    and be a weaker opponent.)
+
+    Arguments
+    ---------
+    candidate_bits : sequence of int
+        Bits to score.
+    seed : int
+        One plan for each.
+    spread : float
+        Standard deviation of the bits in an unlimited plan; that of the
+        measured scores of the shipped separator is 1.1 to 1.8.
+    granularity : str
+        Scales of a tensor, "tensor" or "channel" (see `quantize_`).
+    codebook : str
+        Kind of quantization table, "midtread" or "midrise".
+    rows : int or None
+        Most output channels of a cluster (see `clusters`).
+
+    Example
+    -------
+    >>> network = torch.nn.Sequential(torch.nn.PReLU(), torch.nn.PReLU(3))
+    >>> table = RandomScores((2, 3), seed=1)(network)
+    >>> [row[2] / row[3] for row in table.scores.values()]
+    [4.0, 4.0]
+    """
+
+    method = "random"
+
+    def __init__(
+        self,
+        candidate_bits=(2, 4, 8, 16),
+        seed=0,
+        spread=1.5,
+        granularity="tensor",
+        codebook="midtread",
+        rows=None,
+    ):
+        super().__init__(candidate_bits, granularity, codebook, rows)
+        self.seed = seed
+        self.spread = spread
+
+    def scores(self, root, members, parameters, progress):
+        """Random sensitivities, in the order of the clusters."""
+        generator = torch.Generator().manual_seed(self.seed)
+        normal = torch.randn(
+            len(members), generator=generator, dtype=torch.float64
+        )
+        sensitivities = 4.0 ** (self.spread * normal)
+        return {
+            cluster: {
+                bits: expected_noise(parameters[cluster], sensitivity, bits)
+                for bits in self.candidate_bits
+            }
+            for cluster, sensitivity in zip(members, sensitivities.tolist())
+        }
+
+
+class SizeScores(WeightScores):
+    """Bits in the order of the clusters' sizes.
+
+    A parameter's sensitivity is the number of parameters in its cluster, or
+    one over it: bits then rise, or fall, by half a bit for each doubling of
+    the size. With the smallest first every cluster does the same damage at
+    the same bits, and the cheap ones get more.
+
+    Arguments
+    ---------
+    candidate_bits : sequence of int
+        Bits to score.
+    largest_first : bool
+        Whether the largest clusters get the most bits, or the smallest.
+    granularity : str
+        Scales of a tensor, "tensor" or "channel" (see `quantize_`).
+    codebook : str
+        Kind of quantization table, "midtread" or "midrise".
+    rows : int or None
+        Most output channels of a cluster (see `clusters`).
+
+    Example
+    -------
+    >>> network = torch.nn.Sequential(torch.nn.PReLU(), torch.nn.PReLU(4))
+    >>> SizeScores((2, 3), largest_first=True)(network).scores
+    {'mask_net.0': {2: 0.0625, 3: 0.015625}, 'mask_net.1': {2: 1.0, 3: 0.25}}
+    """
+
+    def __init__(
+        self,
+        candidate_bits=(2, 4, 8, 16),
+        largest_first=True,
+        granularity="tensor",
+        codebook="midtread",
+        rows=None,
+    ):
+        super().__init__(candidate_bits, granularity, codebook, rows)
+        self.largest_first = largest_first
+        self.method = "largest_first" if largest_first else "smallest_first"
+
+    def scores(self, root, members, parameters, progress):
+        """The model of rounding with sensitivity n or 1 / n."""
+        power = 1 if self.largest_first else -1
+        return {
+            cluster: {
+                bits: expected_noise(count, float(count) ** power, bits)
+                for bits in self.candidate_bits
+            }
+            for cluster, count in parameters.items()
+        }
+
+
+class WeightErrorScores(WeightScores):
+    """The squared error of the weights, without any curvature.
+
+    ||f(T) - T||^2 of Eq. 9 with all traces equal, T being the values of all
+    tensors of a cluster.
+
+    Arguments
+    ---------
+    candidate_bits : sequence of int
+        Bits to score.
+    normalized : bool
+        Divide by ||T||^2: the share of the error in the cluster's energy.
+    granularity : str
+        Scales of a tensor, "tensor" or "channel" (see `quantize_`).
+    codebook : str
+        Kind of quantization table, "midtread" or "midrise".
+    rows : int or None
+        Most output channels of a cluster (see `clusters`).
+
+    Example
+    -------
+    >>> network = torch.nn.Sequential(torch.nn.Conv1d(1, 2, 1, bias=False))
+    >>> _ = network[0].weight.data.copy_(torch.tensor([[[1.0]], [[3.0]]]))
+    >>> WeightErrorScores((2, 3))(network, progress=False).scores
+    {'mask_net.0': {2: 1.0, 3: 0.0}}
+    """
+
+    def __init__(
+        self,
+        candidate_bits=(2, 4, 8, 16),
+        normalized=False,
+        granularity="tensor",
+        codebook="midtread",
+        rows=None,
+    ):
+        super().__init__(candidate_bits, granularity, codebook, rows)
+        self.normalized = normalized
+        self.method = "relative_weight_error" if normalized else "weight_error"
+
+    def scores(self, root, members, parameters, progress):
+        """The measured error of every cluster at every candidate."""
+        steps = tqdm(members.items(), desc="scoring", disable=not progress)
+        return {
+            cluster: self._row(root, cluster, names) for cluster, names in steps
+        }
+
+    def _row(self, root, cluster, names):
+        """One cluster's error at every candidate."""
+        weights = {name: tensor_of(root, name).double() for name in names}
+        energy = sum(float(w.square().sum()) for w in weights.values())
+        # A cluster of zeros has no error to divide either.
+        scale = energy if self.normalized and energy else 1.0
+        row = {}
+        for bits in self.candidate_bits:
+            values = quantized_values(
+                root,
+                cluster,
+                names,
+                bits,
+                self.granularity,
+                self.codebook,
+                self.rows,
+            )
+            error = sum(
+                float((values[name] - w).square().sum())
+                for name, w in weights.items()
+            )
+            row[bits] = error / scale
+        return row

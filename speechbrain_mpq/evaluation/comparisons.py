@@ -1,0 +1,312 @@
+"""Which word error rates do not differ: the marks of the paper's Table 1.
+
+The paper marks a system that does not differ significantly in WER from full
+precision, from uniform 4-bit and from uniform 8-bit precision (its systems 1,
+3 and 4). Runs are compared with the baseline's run of the same seed.
+
+Runs of one system with several seeds: means, and differences by seed.
+"""
+
+from itertools import combinations
+from statistics import fmean, stdev
+
+from .mapsswe import SIGNIFICANCE_LEVEL
+from .metrics import AVERAGED, significance
+from .runs import FULL_PRECISION, full_label, label, system_key
+
+MARKS = "*†‡§¶#"
+
+
+_PAPER_BASELINES = (("fp32", 32), ("uniform", 4), ("uniform", 8))
+
+
+def compare(run, baseline):
+    """Significance of the WER difference between two runs.
+
+    It is computed where both hold their items, else taken from `mapsswe`.
+
+    Arguments
+    ---------
+    run : dict
+        Metrics of the system.
+    baseline : dict
+        Metrics of the baseline.
+
+    Returns
+    -------
+    dict | None
+        `{"against", "z", "p", "segments"}`, or None where it was not tested.
+
+    Example
+    -------
+    >>> test = {"against": "fp32", "z": 0.8, "p": 0.42, "segments": 90}
+    >>> kl = {"system": "kl", "bits": 4, "mapsswe": test}
+    >>> compare(kl, {"system": "fp32", "bits": 32})["p"]
+    0.42
+    >>> compare(kl, {"system": "uniform", "bits": 4}) is None
+    True
+    """
+    if run.get("items") and baseline.get("items"):
+        return significance(run["items"], baseline["items"], baseline["system"])
+    test = run.get("mapsswe")
+    # Only full precision is sure to be the one system of its name.
+    known = test and baseline["bits"] >= FULL_PRECISION
+    return test if known and test["against"] == baseline["system"] else None
+
+
+def choose_baselines(runs, against=None):
+    """Systems that the others are tested against.
+
+    Arguments
+    ---------
+    runs : sequence of dict
+        Contents of metrics.json files.
+    against : sequence of str | None
+        Systems by name, as "fp32", or by name and bits as folders are named,
+        "uniform_4bit" or, to tell estimators apart, "uniform_4bit_ADMM".
+        None: those of the paper's Table 1 that are there.
+
+    Returns
+    -------
+    dict
+        Mark -> system key (see `systems.system_key`).
+
+    Example
+    -------
+    >>> runs = [("fp32", 32), ("uniform", 3), ("uniform", 4), ("kl", 4)]
+    >>> runs = [{"system": name, "bits": bits} for name, bits in runs]
+    >>> choose_baselines(runs)
+    {'*': ('fp32', 32, None), '†': ('uniform', 4, None)}
+    >>> choose_baselines(runs, ["uniform_3bit"])
+    {'*': ('uniform', 3, None)}
+    """
+    known = list(dict.fromkeys(map(system_key, runs)))
+    if against is None:
+        paper = [[k for k in known if k[:2] == row] for row in _PAPER_BASELINES]
+        found = [keys[0] for keys in paper if keys]
+    else:
+        found = [_one_named(name, known) for name in against]
+    if len(found) > len(MARKS):
+        raise ValueError(f"at most {len(MARKS)} baselines can be marked")
+    return dict(zip(MARKS, found))
+
+
+def significance_marks(run, runs, baselines):
+    """Marks of one run: baselines that it does not differ from in WER.
+
+    Arguments
+    ---------
+    run : dict
+        Metrics of the system.
+    runs : sequence of dict
+        All runs, among them the baselines'.
+    baselines : dict
+        From `choose_baselines`.
+
+    Returns
+    -------
+    dict
+        Mark -> True (no significant difference), False, or None where it was
+        not tested. Of two baselines the later one is marked.
+
+    Example
+    -------
+    >>> fp32 = {"system": "fp32", "bits": 32, "seed": 1}
+    >>> test = {"against": "fp32", "z": 0.8, "p": 0.42, "segments": 90}
+    >>> kl = {"system": "kl", "bits": 4, "seed": 1, "mapsswe": test}
+    >>> significance_marks(kl, [fp32, kl], {"*": ("fp32", 32, None)})
+    {'*': True}
+    """
+    marks = {}
+    for mark, key in baselines.items():
+        if system_key(run) == key:
+            break
+        test = None
+        for other in runs:
+            same_seed = other.get("seed") == run.get("seed")
+            if system_key(other) == key and same_seed:
+                test = compare(run, other)
+        marks[mark] = None if test is None else test["p"] >= SIGNIFICANCE_LEVEL
+    return marks
+
+
+def _one_named(asked, known):
+    """The one system of a name such as "fp32" or "uniform_4bit"."""
+    found = [key for key in known if asked in _names(*key)]
+    if len(found) == 1:
+        return found[0]
+    problem = "names several systems" if found else "is not there"
+    there = ", ".join(_names(*key)[-1] for key in known)
+    raise ValueError(f"the baseline {asked!r} {problem}; choose from: {there}")
+
+
+def _names(system, bits, estimator):
+    """Names that a system is called by, the longest last."""
+    names = [system, f"{system}_{bits:g}bit"]
+    return [*names, f"{names[1]}_{estimator}"] if estimator else names
+
+
+EQUAL_BYTES = 0.01  # largest relative difference of sizes called equal
+
+
+def by_system(runs):
+    """Runs of every system, in the order of their first run.
+
+    Arguments
+    ---------
+    runs : sequence of dict
+        Contents of metrics.json files.
+
+    Returns
+    -------
+    list of list of dict
+        One list a system; two runs with one seed are refused.
+
+    Example
+    -------
+    >>> runs = [{"system": "kl", "bits": 4, "seed": seed} for seed in (1, 2)]
+    >>> [len(system) for system in by_system(runs)]
+    [2]
+    >>> by_system([*runs, runs[0]])
+    Traceback (most recent call last):
+    ...
+    ValueError: two runs of kl 4 bit have the seed 1: ...
+    """
+    systems = {}
+    for run in runs:
+        others = systems.setdefault(system_key(run), [])
+        for other in others:
+            if other.get("seed") == run.get("seed"):
+                raise ValueError(
+                    f"two runs of {label(run)} have the seed "
+                    f"{run.get('seed')}{_places(other, run)}: leave one out, "
+                    "or run it again with a --system name of its own"
+                )
+        others.append(run)
+    return list(systems.values())
+
+
+def mean_and_spread(runs):
+    """Mean and standard deviation of a system's runs over its seeds.
+
+    Arguments
+    ---------
+    runs : sequence of dict
+        Runs of one system, at least two.
+
+    Returns
+    -------
+    tuple of dict
+        Two dicts of a run's shape with the numbers of the table; None where
+        one of the runs does not know a number.
+
+    Example
+    -------
+    >>> runs = [
+    ...     {"buckets": {}, "average": {"si_snr": x, "pesq": 2.0, "wer": None}}
+    ...     for x in (8.0, 9.0)
+    ... ]
+    >>> mean, spread = mean_and_spread(runs)
+    >>> mean["average"]
+    {'si_snr': 8.5, 'pesq': 2.0, 'wer': None}
+    >>> round(spread["average"]["si_snr"], 3)
+    0.707
+    """
+    return tuple(_over_seeds(runs, merge) for merge in (fmean, stdev))
+
+
+def paired_differences(runs, tolerance=EQUAL_BYTES):
+    """Differences between systems of equal bytes, seed by seed.
+
+    Arguments
+    ---------
+    runs : sequence of dict
+        Contents of metrics.json files.
+    tolerance : float
+        Largest difference of two sizes over the larger.
+
+    Returns
+    -------
+    list of dict
+        `{"system", "against", "n", "si_snr", "pesq", "wer"}` for every pair
+        with two common seeds or more; the last three are (mean, standard
+        deviation) of system minus against, or None where not all are known.
+
+    Example
+    -------
+    >>> def run(system, seed, wer):
+    ...     average = {"si_snr": 7.0, "pesq": None, "wer": wer}
+    ...     return {
+    ...         "system": system,
+    ...         "bits": 4,
+    ...         "seed": seed,
+    ...         "model_bytes": 1000,
+    ...         "average": average,
+    ...     }
+    >>> runs = [run("uniform", 1, 28.0), run("uniform", 2, 29.0)]
+    >>> runs += [run("kl", 1, 26.0), run("kl", 2, 26.0)]
+    >>> pair = paired_differences(runs)[0]
+    >>> pair["system"], pair["against"], pair["n"], pair["wer"][0]
+    ('kl 4 bit', 'uniform 4 bit', 2, -2.5)
+    """
+    pairs = []
+    for first, second in combinations(by_system(runs), 2):
+        theirs = {run.get("seed"): run for run in first}
+        common = [
+            (run, theirs[run.get("seed")])
+            for run in second
+            if run.get("seed") in theirs
+        ]
+        if len(common) < 2 or not all(
+            _equal_bytes(*pair, tolerance) for pair in common
+        ):
+            continue
+        row = {"system": full_label(second[0], runs), "n": len(common)}
+        row["against"] = full_label(first[0], runs)
+        for key in AVERAGED:
+            row[key] = _difference_of(common, key)
+        pairs.append(row)
+    return pairs
+
+
+def _places(*runs):
+    """Where runs were read, as far as it is known."""
+    folders = [str(run["folder"]) for run in runs if run.get("folder")]
+    return f" ({' and '.join(folders)})" if folders else ""
+
+
+def _over_seeds(runs, merge):
+    """Numbers of the table, each merged over the runs."""
+
+    def merged(*path):
+        values = []
+        for run in runs:
+            for key in path:
+                run = (run or {}).get(key)
+            values.append(run)
+        return None if None in values else merge(values)
+
+    return {
+        "buckets": {
+            name: {key: merged("buckets", name, key) for key in AVERAGED}
+            for name in runs[0]["buckets"]
+        },
+        "average": {key: merged("average", key) for key in AVERAGED},
+        "model_bytes": merged("model_bytes"),
+        "seconds_per_hour": merged("seconds_per_hour"),
+    }
+
+
+def _equal_bytes(run, other, tolerance):
+    """Whether the files of two runs are of one size."""
+    sizes = [run.get("model_bytes"), other.get("model_bytes")]
+    return all(sizes) and max(sizes) - min(sizes) <= tolerance * max(sizes)
+
+
+def _difference_of(pairs, key):
+    """(mean, standard deviation) of first minus second, or None."""
+    values = [(a["average"][key], b["average"][key]) for a, b in pairs]
+    if any(None in pair for pair in values):
+        return None
+    differences = [a - b for a, b in values]
+    return fmean(differences), stdev(differences)

@@ -1,0 +1,371 @@
+"""Cells of the results table: the columns of the paper's Table 1, as text.
+
+The results table as plain text, laid out like Table 1 of the paper.
+"""
+
+from statistics import fmean
+
+from .comparisons import (
+    by_system,
+    choose_baselines,
+    mean_and_spread,
+    paired_differences,
+    significance_marks,
+)
+from .mapsswe import SIGNIFICANCE_LEVEL
+from .metrics import BUCKET_NAMES, BUCKETS
+from .runs import (
+    FULL_PRECISION,
+    KIB,
+    MIB,
+    bits_text,
+    check_same_test_set,
+    full_label,
+    system_key,
+)
+
+NOTHING = "-"  # shown where a value is not known
+
+
+SEEDS = ("all", "mean")  # rows of every run, or of every system only
+
+
+def table_cells(runs, against=None, seeds="all"):
+    """Cells of the results table.
+
+    Arguments
+    ---------
+    runs : list[dict]
+        Contents of metrics.json files on one test set, in order.
+    against : sequence of str | None
+        Baselines of the marks, see `marks.choose_baselines`.
+    seeds : str
+        "all": a row for each run, and the mean and the standard deviation
+        over the seeds of a system below. "mean": only these for systems with
+        several seeds.
+
+    Returns
+    -------
+    tuple
+        (groups, header, rows): groups are (title, number of columns) and lie
+        over the header; the first row is the unprocessed mixture's. Columns
+        of estimations and seeds are there where these differ or are known.
+
+    Example
+    -------
+    >>> from .metrics import summarise
+    >>> item = {
+    ...     "id": "a",
+    ...     "angle": 7.0,
+    ...     "si_snr": 9.0,
+    ...     "si_snr_mixture": 0.0,
+    ...     "pesq": 2.0,
+    ...     "reference": "set red",
+    ...     "hypothesis": "set blue",
+    ... }
+    >>> run = {"system": "kl", "bits": 4, **summarise([item])}
+    >>> groups, header, rows = table_cells([run])
+    >>> groups[1], rows[1][:4], rows[1][8:10]
+    (('SI-SNR dB (PESQ)', 5), ['1', 'kl', '4', '9.00(2.00)'], ['50.0', '-'])
+    """
+    if seeds not in SEEDS:
+        raise ValueError(f"seeds must be one of {SEEDS}, not {seeds!r}")
+    check_same_test_set(runs)
+    layout = _Layout(runs, against)
+    rows = [layout.mixture_row(runs[0])]
+    for number, system in enumerate(by_system(runs), 1):
+        several = len(system) > 1
+        if seeds == "all" or not several:
+            rows += [layout.run_row(number, run) for run in system]
+        if several:
+            rows += layout.seed_rows(number, system)
+    return layout.groups, layout.header, rows
+
+
+def difference_cells(runs):
+    """Cells of the differences between systems of equal bytes.
+
+    Arguments
+    ---------
+    runs : list[dict]
+        Contents of metrics.json files.
+
+    Returns
+    -------
+    tuple
+        (header, rows); no row where no pair has two common seeds.
+
+    Example
+    -------
+    >>> average = {"si_snr": 7.0, "pesq": 2.0, "wer": 30.0}
+    >>> runs = [
+    ...     {"system": s, "bits": 4, "seed": n, "average": average}
+    ...     for s in ("uniform", "kl")
+    ...     for n in (1, 2)
+    ... ]
+    >>> difference_cells([{**run, "model_bytes": 500} for run in runs])[1]
+    [['kl 4 bit - uniform 4 bit', '+0.00 ± 0.00', '+0.00 ± 0.00', \
+'+0.0 ± 0.0', '2']]
+    """
+    header = ["same size, by seed", "SI-SNR dB", "PESQ", "WER points", "seeds"]
+    rows = []
+    for pair in paired_differences(runs):
+        cells = [f"{pair['system']} - {pair['against']}"]
+        for key, decimals in (("si_snr", 2), ("pesq", 2), ("wer", 1)):
+            cells.append(_plus_minus(pair[key], decimals))
+        rows.append([*cells, str(pair["n"])])
+    return header, rows
+
+
+class _Layout:
+    """Columns of one table, and the rows that fill them."""
+
+    def __init__(self, runs, against):
+        self.runs = runs
+        self.baselines = choose_baselines(runs, against)
+        self.with_estimation = any(run.get("estimator") for run in runs)
+        self.with_seed = len({run.get("seed") for run in runs}) > 1
+        sizes = [run["model_bytes"] for run in runs if run.get("model_bytes")]
+        small = max(sizes, default=0) < MIB
+        self.unit, unit_name = (KIB, "KiB") if small else (MIB, "MiB")
+        full = [r for r in runs if r["bits"] >= FULL_PRECISION]
+        self.full_bytes = full[0].get("model_bytes") if full else None
+        names = [*BUCKET_NAMES, "avg."]
+        lead = self._lead("sys", "system", "estimation", "#bit", "seed")
+        tail = [unit_name, "ratio", "s/hour"]
+        self.header = [*lead, *names, *names, *tail]
+        self.groups = [
+            ("", len(lead)),
+            ("SI-SNR dB (PESQ)", len(BUCKETS) + 1),
+            ("WER %", len(BUCKETS) + 1),
+            ("", len(tail)),
+        ]
+
+    def mixture_row(self, run):
+        """Cells of the unprocessed mixture."""
+        buckets = [run["buckets"][name] for name in BUCKET_NAMES]
+        si_snr = [bucket["si_snr_mixture"] for bucket in buckets]
+        wer = [bucket.get("wer_mixture") for bucket in buckets]
+        return [
+            *self._lead("", "mixture", "", NOTHING, ""),
+            *(_number(value, 2) for value in [*si_snr, _mean(si_snr)]),
+            *(_number(value, 1) for value in wer),
+            self._marked(_number(_mean(wer), 1), {}),
+            *[NOTHING] * 3,
+        ]
+
+    def run_row(self, number, run):
+        """Cells of one run."""
+        marks = significance_marks(run, self.runs, self.baselines)
+        lead = self._lead_of(number, run, str(run.get("seed", "?")))
+        size = run.get("model_bytes")
+        full = self.full_bytes or run.get("fp32_bytes")
+        return self._cells(lead, run, marks, size and full and full / size)
+
+    def seed_rows(self, number, system):
+        """Cells of the mean and of the standard deviation over the seeds."""
+        mean, spread = mean_and_spread(system)
+        tests = [
+            significance_marks(run, self.runs, self.baselines) for run in system
+        ]
+        marks = {mark: all(test[mark] for test in tests) for mark in tests[0]}
+        size = mean["model_bytes"]
+        full = self.full_bytes or system[0].get("fp32_bytes")
+        lead = self._lead_of(number, system[0], "mean")
+        below = self._lead("", "", "", "", "± sd")
+        return [
+            self._cells(lead, mean, marks, size and full and full / size),
+            self._cells(below, spread, {}, None),
+        ]
+
+    def _lead_of(self, number, run, seed):
+        """The cells that say which system a row is about."""
+        estimation = run.get("estimator") or NOTHING
+        bits = bits_text(run)
+        return self._lead(str(number), run["system"], estimation, bits, seed)
+
+    def _lead(self, number, system, estimation, bits, seed):
+        """The first cells, without the columns that would say nothing."""
+        return [
+            number,
+            system,
+            *([estimation] if self.with_estimation else []),
+            bits,
+            *([seed] if self.with_seed else []),
+        ]
+
+    def _cells(self, lead, run, marks, ratio):
+        """Cells of the numbers of a run, or of several merged to one."""
+        blocks = [run["buckets"][name] for name in BUCKET_NAMES]
+        blocks.append(run["average"])
+        quality = [_number(block["si_snr"], 2) for block in blocks]
+        for index, block in enumerate(blocks):
+            if block["pesq"] is not None:
+                quality[index] += f"({block['pesq']:.2f})"
+        wer = [_number(block["wer"], 1) for block in blocks]
+        wer[-1] = self._marked(wer[-1], marks)
+        size = run.get("model_bytes")
+        decimals = 1 if self.unit == KIB else 2
+        return [
+            *lead,
+            *quality,
+            *wer,
+            _number(None if size is None else size / self.unit, decimals),
+            _number(ratio or None, 1),
+            _number(run.get("seconds_per_hour"), 1),
+        ]
+
+    def _marked(self, wer, marks):
+        """An average WER with its marks, the digits in one column."""
+        shown = "".join(mark for mark, same in marks.items() if same)
+        return wer + shown.ljust(len(self.baselines))
+
+
+def _plus_minus(mean_and_sd, decimals):
+    """A difference with its standard deviation, or a dash."""
+    if mean_and_sd is None:
+        return NOTHING
+    mean, sd = mean_and_sd
+    return f"{mean:+.{decimals}f} ± {sd:.{decimals}f}"
+
+
+def _number(value, decimals):
+    """A number as text, or a dash."""
+    return NOTHING if value is None else f"{value:.{decimals}f}"
+
+
+def _mean(values):
+    """Mean, or None where one is None."""
+    return None if None in values else fmean(values)
+
+
+_TO_THE_LEFT = ("sys", "system", "estimation", "same size, by seed")
+
+
+def results_table(runs, against=None, seeds="all"):
+    """Table of several systems scored on one test set, as plain text.
+
+    Arguments
+    ---------
+    runs : list[dict]
+        Contents of metrics.json files, in the order of the rows.
+    against : sequence of str | None
+        Baselines that marks refer to, see `marks.choose_baselines`.
+    seeds : str
+        "all" or "mean", see `table_cells.table_cells`.
+
+    Returns
+    -------
+    str
+        SI-SNR (PESQ) and word error rate by angle bucket, size, compression
+        ratio and time; below it what the marks say and, where systems have
+        several seeds, the differences between those of equal bytes.
+
+    Example
+    -------
+    >>> from .metrics import summarise
+    >>> item = {
+    ...     "id": "a",
+    ...     "angle": 7.0,
+    ...     "si_snr": 9.0,
+    ...     "si_snr_mixture": 0.0,
+    ...     "pesq": 2.0,
+    ...     "reference": "set red",
+    ...     "hypothesis": "set blue",
+    ... }
+    >>> run = {"system": "kl", "bits": 4, **summarise([item])}
+    >>> print(results_table([run]).splitlines()[-1].split()[:4])
+    ['1', 'kl', '4', '9.00(2.00)']
+    """
+    groups, header, rows = table_cells(runs, against, seeds)
+    lines = _aligned(header, rows)
+    lines.insert(0, _group_line(groups, _widths(header, rows)))
+    lines += table_notes(runs, against, seeds)
+    header, rows = difference_cells(runs)
+    if rows:
+        lines += ["", *_aligned(header, rows)]
+    return "\n".join(lines)
+
+
+def table_notes(runs, against=None, seeds="all"):
+    """Lines below the table on what the marks say.
+
+    Arguments
+    ---------
+    runs : list[dict]
+        Contents of metrics.json files.
+    against : sequence of str | None
+        Baselines, see `marks.choose_baselines`.
+    seeds : str
+        "all" or "mean".
+
+    Returns
+    -------
+    list[str]
+        One line for each baseline that something was tested against, and one
+        on the rows over several seeds.
+
+    Example
+    -------
+    >>> test = {"against": "fp32", "z": 0.8, "p": 0.42, "segments": 90}
+    >>> kl = {"system": "kl", "bits": 4, "mapsswe": test}
+    >>> table_notes([kl, {"system": "fp32", "bits": 32}])
+    ['* no significant WER difference from sys 2, fp32 (MAPSSWE, p >= 0.05)']
+    """
+    baselines = choose_baselines(runs, against)
+    marks = [significance_marks(run, runs, baselines) for run in runs]
+    systems = by_system(runs)
+    numbers = {system_key(s[0]): n for n, s in enumerate(systems, 1)}
+    names = {key: full_label(s[0], runs) for key, s in zip(numbers, systems)}
+    notes = []
+    for mark, key in baselines.items():
+        outcomes = [own[mark] for own in marks if mark in own]
+        if set(outcomes) <= {None}:
+            continue
+        note = (
+            f"{mark} no significant WER difference from sys {numbers[key]}, "
+            f"{names[key]} (MAPSSWE, p >= {SIGNIFICANCE_LEVEL})"
+        )
+        untested = [
+            names[system_key(run)]
+            for run, own in zip(runs, marks)
+            if own.get(mark, True) is None
+        ]
+        if untested:
+            note += f"; not tested: {', '.join(dict.fromkeys(untested))}"
+        notes.append(note)
+    if len(systems) < len(runs):
+        over = "mean and standard deviation over the seeds of a system"
+        marked = "; marked if no seed differs" if notes else ""
+        notes.append(f"mean, ± sd: {over}{marked}")
+    return notes
+
+
+def _aligned(header, rows):
+    """Lines of a table with its columns aligned, ruled below the header."""
+    widths = _widths(header, rows)
+    left = [title in _TO_THE_LEFT for title in header]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if to_left else cell.rjust(width)
+            for cell, width, to_left in zip(row, widths, left)
+        )
+        for row in (header, *rows)
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    return lines
+
+
+def _widths(header, rows):
+    """Width of every column."""
+    return [max(map(len, column)) for column in zip(header, *rows)]
+
+
+def _group_line(groups, widths):
+    """Titles over the columns they span."""
+    parts, first = [], 0
+    for title, columns in groups:
+        span = widths[first : first + columns]
+        parts.append(title.center(sum(span) + 2 * (columns - 1)))
+        first += columns
+    return "  ".join(parts).rstrip()

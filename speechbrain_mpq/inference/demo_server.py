@@ -1,0 +1,429 @@
+"""What the demo page works on: models, recordings, separated speech.
+
+The demo page and its server, for this machine only.
+
+The page is one file without anything from elsewhere. The server listens on
+the loopback address. Other pages in the same browser cannot use it: requests
+must name this host, and those that change something carry a header that no
+foreign page may send.
+"""
+
+import json
+import threading
+import time
+from contextlib import contextmanager
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from itertools import count
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+from uuid import uuid4
+
+from ..quantization.packing import read_model
+from .audio import AudioError
+from .output import TargetOutput
+
+MAX_SECONDS = 120.0  # of a recording; longer ones are for `separate`
+
+
+MOST_UPLOADS = 16  # older ones are forgotten
+
+
+MOST_RESULTS = 64
+
+
+class Demo:
+    """Models, recordings and results of one page.
+
+    Everything is kept in files of a scratch folder, which are named by
+    numbers: no name that comes from outside ever becomes a path.
+
+    Arguments
+    ---------
+    models : dict
+        Name -> QuantizedSeparator; all for the same array.
+    scratch : str or Path
+        Folder for audio, which the caller deletes.
+    """
+
+    def __init__(self, models, scratch):
+        self.models = models
+        self.scratch = Path(scratch)
+        self._first = next(iter(models.values()))
+        self._recordings, self._results = {}, {}
+        self._numbers = count(1)
+        self._lock = threading.Lock()
+        self._facts = [_facts(name, model) for name, model in models.items()]
+        for name, model in models.items():
+            if model.microphones != self.microphones:
+                raise ValueError(
+                    f"{name} uses microphones {model.microphones}, the first "
+                    f"model {self.microphones}: compare models of one array"
+                )
+
+    @property
+    def microphones(self):
+        """Numbers of the microphones that the models use."""
+        return self._first.microphones
+
+    def state(self):
+        """All that the page shows before anything is separated.
+
+        Returns
+        -------
+        state : dict
+            For JSON.
+        """
+        return {
+            "models": self._facts,
+            # A list first: another thread may add one
+            "recordings": [r["shown"] for r in list(self._recordings.values())],
+            "microphones": self.microphones,
+            "array_size": self._first.separator.features.array_size,
+            "max_seconds": MAX_SECONDS,
+        }
+
+    def add_recording(self, path, name, doas=(), uploaded=False):
+        """Offer a recording on the page.
+
+        Arguments
+        ---------
+        path : str or Path
+            Multichannel audio.
+        name : str
+            What the page calls it.
+        doas : sequence of float
+            Directions of the talkers, where they are known.
+        uploaded : bool
+            The page may forget and delete it.
+
+        Returns
+        -------
+        shown : dict
+            For JSON: id, name, seconds, doas, audio, warnings.
+        """
+        audio = self._first.open_audio(path, name)
+        if audio.seconds > MAX_SECONDS:
+            raise AudioError(
+                name,
+                f"{audio.seconds:.0f} s long",
+                f"the page takes up to {MAX_SECONDS:.0f} s: cut it, or use "
+                "`speechbrain-mpq separate`",
+            )
+        survey = audio.survey()
+        number = str(next(self._numbers))
+        self._write_reference(audio, number)
+        shown = {
+            "id": number,
+            "name": name,
+            "seconds": round(audio.seconds, 3),
+            "doas": [round(doa, 1) for doa in doas],
+            "audio": f"/audio/{number}.wav",
+            "warnings": list(survey.warnings),
+        }
+        entry = {"shown": shown, "path": Path(path), "uploaded": uploaded}
+        self._recordings[number] = entry
+        self._forget_uploads()
+        return shown
+
+    def separate(self, recording, model, doa):
+        """Separate the talker at a direction.
+
+        Arguments
+        ---------
+        recording : str
+            Its id.
+        model : str
+            Its name.
+        doa : float
+            Degrees.
+
+        Returns
+        -------
+        result : dict
+            For JSON: audio, seconds that it took, times real time.
+        """
+        if recording not in self._recordings:
+            raise ValueError("this recording is no longer there: add it again")
+        if model not in self.models:
+            raise ValueError(f"there is no model {model!r}")
+        entry = self._recordings[recording]
+        audio = self.models[model].open_audio(entry["path"])
+        with self._lock:  # times of two at once would mean nothing
+            number = str(next(self._numbers))
+            start = time.perf_counter()
+            path = self.scratch / f"{number}.wav"
+            self.models[model].separate_file(audio, float(doa), out=path)
+            seconds = time.perf_counter() - start
+            self._results[number] = path
+            self._forget_results()
+        return {
+            "audio": f"/audio/{number}.wav",
+            "seconds": round(seconds, 4),
+            "speed": round(audio.seconds / seconds, 1),
+        }
+
+    def audio_path(self, number):
+        """File of a recording's reference channel or of a result.
+
+        Arguments
+        ---------
+        number : str
+
+        Returns
+        -------
+        path : Path or None
+            None where there is none.
+        """
+        if number in self._recordings or number in self._results:
+            return self.scratch / f"{number}.wav"
+        return None
+
+    def _write_reference(self, audio, number):
+        """What the first microphone hears, for the page to play."""
+        with TargetOutput(self.scratch / f"{number}.wav") as output:
+            for block in audio.blocks():
+                output.push(block[:, 0].contiguous(), block[:, 0].contiguous())
+            output.finish()
+
+    def _forget_uploads(self):
+        """Delete what was uploaded first."""
+        kept = list(self._recordings.items())  # other threads may add some
+        uploads = [number for number, r in kept if r["uploaded"]]
+        for number in uploads[:-MOST_UPLOADS]:
+            entry = self._recordings.pop(number, None)
+            if entry is None:  # forgotten by another upload
+                continue
+            entry["path"].unlink(missing_ok=True)
+            (self.scratch / f"{number}.wav").unlink(missing_ok=True)
+
+    def _forget_results(self):
+        """Delete the oldest results."""
+        for number in list(self._results)[:-MOST_RESULTS]:
+            self._results.pop(number).unlink(missing_ok=True)
+
+
+def _facts(name, model):
+    """What the page says of a model."""
+    packed = read_model(model.model_file)
+    tensors = packed.quantized.values()
+    values = sum(t.integers.numel() for t in tensors)
+    bits = sum(t.bits * t.integers.numel() for t in tensors)
+    floats = sum(t.numel() for t in packed.floats.values())
+    return {
+        "name": name,
+        "bytes": packed.path.stat().st_size,
+        "bits": round((bits + 32 * floats) / (values + floats), 2),
+    }
+
+
+HOST = "127.0.0.1"
+
+
+NAMES = (HOST, "localhost")
+
+
+MAX_UPLOAD = 2**28  # bytes, two minutes of 15 float channels at 32 kHz
+
+
+MAX_REQUEST = 2**14  # bytes of JSON
+
+
+OWN_HEADER = "X-Speechbrain-MPQ"
+
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'unsafe-inline'; style-src "
+        "'unsafe-inline'; connect-src 'self' blob:; media-src blob:; "
+        "img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+class DemoServer(ThreadingHTTPServer):
+    """Serves one `Demo`.
+
+    Arguments
+    ---------
+    demo : Demo
+    port : int
+        0: any that is free.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, demo, port=0):
+        self.demo = demo
+        self.page = files(__package__).joinpath("demo_page.html").read_bytes()
+        super().__init__((HOST, port), _Handler)
+
+    @property
+    def address(self):
+        """Where the page is."""
+        return f"http://{HOST}:{self.server_port}/"
+
+
+@contextmanager
+def serve(demo, port=0):
+    """A server that is closed in the end.
+
+    Arguments
+    ---------
+    demo : Demo
+    port : int
+        0: any that is free.
+    """
+    try:
+        server = DemoServer(demo, port)
+    except OSError as error:
+        raise OSError(
+            f"port {port} cannot be used ({error.strerror}): name another "
+            "with --port"
+        ) from error
+    try:
+        yield server
+    finally:
+        server.server_close()
+
+
+class _Refusal(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(self, status, message):
+        super().__init__(message)
+        self.status = status
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers the page's requests."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = 60  # seconds without a byte
+
+    def do_GET(self):
+        """Page, state, audio."""
+        self._answer(self._get)
+
+    def do_POST(self):
+        """Uploads and separations."""
+        self._answer(self._post)
+
+    def log_message(self, *arguments):
+        """Keep the terminal quiet."""
+
+    def _get(self):
+        path = urlsplit(self.path).path
+        if path == "/":
+            return "text/html; charset=utf-8", self.server.page
+        if path == "/api/state":
+            return _json(self.server.demo.state())
+        folder, _, name = path.rpartition("/")
+        number, _, ending = name.partition(".")
+        if folder == "/audio" and ending == "wav":
+            file = self.server.demo.audio_path(number)
+            if file is not None:
+                return "audio/wav", file.read_bytes()
+        raise _Refusal(HTTPStatus.NOT_FOUND, f"there is no {path}")
+
+    def _post(self):
+        if self.headers.get(OWN_HEADER) is None:
+            raise _Refusal(HTTPStatus.FORBIDDEN, "not asked by the demo page")
+        url = urlsplit(self.path)
+        if url.path == "/api/separate":
+            asked = self._asked()
+            return _json(self.server.demo.separate(**asked))
+        if url.path == "/api/upload":
+            name = parse_qs(url.query).get("name", ["recording"])[0][:100]
+            return _json(self._upload(name))
+        raise _Refusal(HTTPStatus.NOT_FOUND, f"there is no {url.path}")
+
+    def _asked(self):
+        """Arguments of `Demo.separate`, of the right types."""
+        try:
+            asked = json.loads(self.rfile.read(self._length(MAX_REQUEST)))
+            return {
+                "recording": str(asked["recording"]),
+                "model": str(asked["model"]),
+                "doa": float(asked["doa"]),
+            }
+        except (
+            *(KeyError, TypeError, ValueError),
+            *(OverflowError, RecursionError),
+        ) as error:
+            raise _Refusal(
+                HTTPStatus.BAD_REQUEST,
+                'expected {"recording": ..., "model": ..., "doa": ...}',
+            ) from error
+
+    def _upload(self, name):
+        """Keep a file if it is a recording that the models take."""
+        left = self._length(MAX_UPLOAD)
+        path = self.server.demo.scratch / f"upload_{uuid4().hex}"
+        try:
+            with open(path, "wb") as file:
+                while left:
+                    piece = self.rfile.read(min(left, 2**20))
+                    if not piece:
+                        raise ValueError("the upload was cut short")
+                    left -= file.write(piece)
+            return self.server.demo.add_recording(path, name, uploaded=True)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def _length(self, most):
+        """Bytes of the request's body."""
+        text = self.headers.get("Content-Length", "")
+        if not text.isdecimal():
+            raise _Refusal(HTTPStatus.LENGTH_REQUIRED, "no Content-Length")
+        if int(text) > most:
+            raise _Refusal(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"{int(text) / 2**20:.0f} MiB are too much: up to "
+                f"{most / 2**20:.0f} MiB",
+            )
+        return int(text)
+
+    def _check_host(self):
+        """Refuse names that some other site may have pointed here."""
+        port = self.server.server_port
+        if self.headers.get("Host") not in [f"{n}:{port}" for n in NAMES]:
+            raise _Refusal(HTTPStatus.FORBIDDEN, "not this host")
+
+    def _answer(self, method):
+        """Send what a method returns, or why it does not."""
+        status = HTTPStatus.OK
+        try:
+            self._check_host()
+            kind, body = method()
+        except _Refusal as refusal:
+            status = refusal.status
+            kind, body = _json({"error": str(refusal)})
+        except (ValueError, OSError) as error:
+            status = HTTPStatus.UNPROCESSABLE_ENTITY
+            kind, body = _json({"error": str(error)})
+        if status != HTTPStatus.OK:
+            self.close_connection = True  # its body may be unread
+        try:
+            self.send_response(status)
+            for name, value in HEADERS.items():
+                self.send_header(name, value)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            if self.close_connection:
+                self.send_header("Connection", "close")
+            self.end_headers()
+            self.wfile.write(body)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True  # the reader has gone
+
+
+def _json(content):
+    """Type and bytes of an answer."""
+    return "application/json", json.dumps(content).encode()

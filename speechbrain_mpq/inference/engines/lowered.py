@@ -1,0 +1,418 @@
+"""What a mask network is to an engine: plain numbers in frozen records.
+
+Layout: weights are [outputs, inputs / groups, kernel]; activations are
+[batch, channels, frames].
+
+Channels of one size, where a depthwise convolution reads them.
+
+An engine that knows one range for all channels of an activation rounds small
+channels away. Between the convolutions of a block every channel may have any
+positive size: what the convolution before it multiplies, the depthwise one
+divides. Only their float scales change, no stored integer does.
+
+A packed separator's mask network as plain numbers, for any engine.
+
+`lower` reads a packed folder and says what the network computes: convolutions
+with the integers that are stored and a scale for each output channel, slopes,
+affine maps, skips. No YAML, no class of the model and no engine is needed:
+names and shapes of the stored tensors tell the architecture.
+"""
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from operator import itemgetter
+
+import numpy as np
+
+from ...quantization.codebook import dequantize
+from ...quantization.groups import first_row, split_name
+from ...quantization.packing import read_packed
+from .activations import SIGNED
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution of stride 1 that keeps the number of frames.
+
+    Its weights are `levels` times the `scale` of their output channel.
+
+    Arguments
+    ---------
+    name : str
+        Name of the layer.
+    bits : int or float
+        Widest stored bits of its weights; 32: floating point.
+    levels : np.ndarray
+        [outputs, inputs / groups, kernel]; int8 up to 8 bits, int16 up to 16
+        bits, float32 where the weights are stored in floating point.
+    scale : np.ndarray
+        [outputs], float32.
+    bias : np.ndarray or None
+        [outputs], float32.
+    dilation : int
+    groups : int
+    """
+
+    name: str
+    bits: int | float
+    levels: np.ndarray
+    scale: np.ndarray
+    bias: np.ndarray | None = None
+    dilation: int = 1
+    groups: int = 1
+
+    @property
+    def is_int8(self):
+        """Whether int8 holds the stored integers."""
+        return self.levels.dtype == np.int8
+
+    @property
+    def padding(self):
+        """Zeros on either side."""
+        return self.dilation * (self.levels.shape[2] - 1) // 2
+
+    def values(self):
+        """The weights themselves, float32."""
+        return self.levels.astype(np.float32) * self.scale[:, None, None]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Scale and shift of every channel: a folded batch normalization.
+
+    Arguments
+    ---------
+    scale, shift : np.ndarray
+        [channels], float32.
+    """
+
+    scale: np.ndarray
+    shift: np.ndarray
+
+
+@dataclass(frozen=True)
+class Block:
+    """A ConvBlock; its input is added to its output.
+
+    The shift of its second norm is part of the bias of `conv_out`, which
+    pads nothing. The first norm keeps its own: the depthwise convolution
+    pads with zeros behind it.
+
+    Arguments
+    ---------
+    name : str
+    conv_in, d_conv, conv_out : Convolution
+    slope_in, slope_out : float
+        Of the PReLUs.
+    norm_in : Affine
+    gain_out : np.ndarray
+        [hidden], float32: the scale of the second norm.
+    """
+
+    name: str
+    conv_in: Convolution
+    slope_in: float
+    norm_in: Affine
+    d_conv: Convolution
+    slope_out: float
+    gain_out: np.ndarray
+    conv_out: Convolution
+
+
+@dataclass(frozen=True)
+class MaskNetwork:
+    """What stands between features and mask.
+
+    Arguments
+    ---------
+    scale_in : np.ndarray or None
+        [inputs], factor of every input.
+    conv_in : Convolution
+    blocks : tuple of Block
+    conv_out : Convolution
+    """
+
+    scale_in: np.ndarray | None
+    conv_in: Convolution
+    blocks: tuple
+    conv_out: Convolution
+
+    @property
+    def inputs(self):
+        """Features per frame."""
+        return self.conv_in.levels.shape[1]
+
+    @property
+    def outputs(self):
+        """Mask values per frame."""
+        return self.conv_out.levels.shape[0]
+
+    def convolutions(self):
+        """All convolutions, in the order of their work."""
+        yield self.conv_in
+        for block in self.blocks:
+            yield from (block.conv_in, block.d_conv, block.conv_out)
+        yield self.conv_out
+
+    @property
+    def context_frames(self):
+        """Frames to either side that a frame of the mask depends on."""
+        return sum(layer.padding for layer in self.convolutions())
+
+    def operations(self):
+        """Additions and multiplications of the convolutions per frame."""
+        return sum(2 * layer.levels.size for layer in self.convolutions())
+
+
+def equalize_hidden(network, ranges):
+    """A network that computes the same, its depthwise inputs of one range.
+
+    The scales of the norms go into the convolutions before them where all
+    are positive, which PReLU lets through.
+
+    Arguments
+    ---------
+    network : lowered.MaskNetwork
+    ranges : dict of str -> ActivationRange
+        From `activations.calibrate`.
+
+    Returns
+    -------
+    network : lowered.MaskNetwork
+        What its depthwise convolutions read lies in -128 to 127.
+    """
+    blocks = [
+        _equalized(block, ranges[block.d_conv.name].scale)
+        for block in network.blocks
+    ]
+    return replace(network, blocks=tuple(blocks))
+
+
+def _equalized(block, sizes):
+    """A block whose depthwise convolution reads its input over `sizes`."""
+    if not block.d_conv.is_int8:
+        return block
+    d_conv = _times(block.d_conv, sizes)
+    gain = block.norm_in.scale / sizes
+    conv_in, gain = _take_in(block.conv_in, gain)
+    d_conv, gain_out = _take_in(d_conv, block.gain_out)
+    return replace(
+        block,
+        conv_in=conv_in,
+        norm_in=Affine(gain, block.norm_in.shift / sizes),
+        d_conv=d_conv,
+        gain_out=gain_out,
+    )
+
+
+def _take_in(conv, gain):
+    """The convolution times the gain behind its PReLU, and what is left."""
+    if (gain <= 0).any():
+        return conv, gain
+    return _times(conv, gain), np.ones_like(gain)
+
+
+def _times(conv, factor):
+    """A convolution whose output channels are multiplied."""
+    bias = None if conv.bias is None else conv.bias * factor
+    return replace(conv, scale=conv.scale * factor, bias=bias)
+
+
+def one_range(unit):
+    """The range of all channels after `equalize_hidden`.
+
+    Arguments
+    ---------
+    unit : ActivationRange
+        Of each channel before.
+
+    Returns
+    -------
+    unit : ActivationRange
+    """
+    if (unit.zero_point != SIGNED).any():
+        raise ValueError("depthwise inputs need signed ranges")
+    return replace(unit, scale=np.float32(1), zero_point=np.int64(SIGNED))
+
+
+PREFIX = "mask_net."
+
+
+INT8_BITS = 8  # the widest weights whose integers fit int8
+
+
+FLOAT_BITS = 32
+
+
+_BLOCK = re.compile(r"tcn_(\d+)_(\d+)\.")
+
+
+class _Stored:
+    """The tensors of a packed folder, taken out one by one."""
+
+    def __init__(self, folder):
+        quantized, floats = read_packed(folder)
+        self.folder = folder
+        self.pieces = defaultdict(list)
+        for name, tensor in quantized.items():
+            parameter, rows = split_name(name)
+            self.pieces[parameter].append((first_row(rows), tensor))
+        for name, tensor in floats.items():
+            self.pieces[name].append((0, tensor))
+
+    def take(self, name):
+        """The slices of a parameter, in order."""
+        if PREFIX + name not in self.pieces:
+            raise ValueError(
+                f"{self.folder} has no tensor {PREFIX + name}: pack a "
+                "separator whose norms are folded (fold_norms_), or choose "
+                'engine="torch"'
+            )
+        pieces = sorted(self.pieces.pop(PREFIX + name), key=itemgetter(0))
+        return [piece for _, piece in pieces]
+
+    def take_values(self, name):
+        """A parameter's values, float32."""
+        values = [_values(piece) for piece in self.take(name)]
+        return np.concatenate(values) if len(values) > 1 else values[0]
+
+    def take_slope(self, name):
+        """The one slope of a PReLU."""
+        values = self.take_values(name).reshape(-1)
+        if len(values) != 1:
+            raise ValueError(
+                f"{PREFIX + name} has {len(values)} slopes, the engines take "
+                'one: choose engine="torch"'
+            )
+        return float(values[0])
+
+    def has(self, name):
+        """Whether a parameter is left to take."""
+        return PREFIX + name in self.pieces
+
+
+def lower(folder):
+    """Read the mask network of a packed separator.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Folder that `save_packed` wrote, norms folded.
+
+    Returns
+    -------
+    network : MaskNetwork
+    """
+    stored = _Stored(folder)
+    blocks = block_names(stored.pieces)
+    scale_in = None
+    if stored.has("scale_in.weight"):
+        scale_in = stored.take_values("scale_in.weight")
+    network = MaskNetwork(
+        scale_in=scale_in,
+        conv_in=_convolution(stored, "conv_in"),
+        blocks=tuple(_block(stored, name) for name in blocks),
+        conv_out=_convolution(stored, "conv_out"),
+    )
+    if stored.pieces:
+        raise ValueError(
+            f"{folder} has tensors that the engines do not know, such as "
+            f'{min(stored.pieces)}: choose engine="torch"'
+        )
+    return network
+
+
+def block_names(names):
+    """The ConvBlocks that tensor names speak of, in order.
+
+    Arguments
+    ---------
+    names : iterable of str
+        Names of tensors.
+
+    Returns
+    -------
+    blocks : list of str
+
+    Example
+    -------
+    >>> names = ["mask_net.tcn_10_0.d_conv.weight", "mask_net.tcn_9_1.x"]
+    >>> block_names(names)
+    ['tcn_9_1', 'tcn_10_0']
+    """
+    found = {_BLOCK.match(name.removeprefix(PREFIX)) for name in names}
+    numbers = {(int(m[1]), int(m[2])) for m in found if m}
+    return [f"tcn_{block}_{layer}" for block, layer in sorted(numbers)]
+
+
+def _block(stored, name):
+    """One ConvBlock; its place in the TCN block tells the dilation."""
+    layer = int(name.rpartition("_")[2])
+    norm_out = _affine(stored, f"{name}.norm_out")
+    conv_out = _convolution(stored, f"{name}.conv_1x1_out")
+    return Block(
+        name=name,
+        conv_in=_convolution(stored, f"{name}.conv_1x1_in"),
+        slope_in=stored.take_slope(f"{name}.prelu_in.weight"),
+        norm_in=_affine(stored, f"{name}.norm_in"),
+        d_conv=_convolution(stored, f"{name}.d_conv", 2**layer, depthwise=True),
+        slope_out=stored.take_slope(f"{name}.prelu_out.weight"),
+        gain_out=norm_out.scale,
+        conv_out=_with_shift(conv_out, norm_out.shift),
+    )
+
+
+def _with_shift(conv, shift):
+    """A 1x1 convolution whose bias makes up for a shift of its input."""
+    levels = conv.levels[:, :, 0].astype(np.float64)
+    bias = levels @ shift.astype(np.float64) * conv.scale
+    bias = bias if conv.bias is None else bias + conv.bias
+    return replace(conv, bias=bias.astype(np.float32))
+
+
+def _affine(stored, name):
+    """A folded norm."""
+    scale = stored.take_values(f"{name}.weight")
+    return Affine(scale, stored.take_values(f"{name}.bias"))
+
+
+def _convolution(stored, name, dilation=1, depthwise=False):
+    """A convolution; slices of its weights become scales of their rows."""
+    pieces = stored.take(f"{name}.weight")
+    bits = max(getattr(piece, "bits", FLOAT_BITS) for piece in pieces)
+    kind = np.int8 if bits <= INT8_BITS else np.int16
+    kind = np.float32 if bits == FLOAT_BITS else kind
+    levels = np.concatenate([_levels(piece) for piece in pieces])
+    has_bias = stored.has(f"{name}.bias")
+    return Convolution(
+        name=PREFIX + name,
+        bits=bits,
+        levels=np.ascontiguousarray(levels.astype(kind)),
+        scale=np.concatenate([_scales(piece) for piece in pieces]),
+        bias=stored.take_values(f"{name}.bias") if has_bias else None,
+        dilation=dilation,
+        groups=len(levels) if depthwise else 1,
+    )
+
+
+def _levels(piece):
+    """Stored integers, or values where there are none."""
+    if hasattr(piece, "integers"):
+        return piece.integers.numpy()
+    return _values(piece)
+
+
+def _scales(piece):
+    """The scale of every output channel, [outputs]."""
+    if not hasattr(piece, "alpha"):
+        return np.ones(len(piece), np.float32)
+    rows = len(piece.integers)
+    return np.broadcast_to(piece.alpha.reshape(-1).numpy(), rows).copy()
+
+
+def _values(piece):
+    """Values of a tensor or slice, float32."""
+    if hasattr(piece, "integers"):
+        piece = dequantize(piece.integers, piece.alpha)
+    return piece.float().numpy()

@@ -1,0 +1,379 @@
+"""Where targets are, from whatever a caller says it with.
+
+What a loaded separator offers: batches, files of any length, streams.
+"""
+
+import logging
+import os
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..lobes.models.lips import check_grey, fit_pictures, frame_of_pictures
+from ..lobes.models.separator import MIN_RMS
+from ..lobes.models.spatial_features import check_doa
+from ..utils import SAMPLE_RATE
+from .audio import AudioFile, used_channels
+from .chunks import ChunkedSeparator, SeparationStream
+from .output import TargetOutput, output_paths
+
+
+def doa_from_face(x, width):
+    """Direction of a talker from where a camera sees the face.
+
+    The camera stands above the array's centre and sees half a turn, as the
+    paper has it: its left edge is 0 degrees.
+
+    Arguments
+    ---------
+    x : float
+        Horizontal position of the face in pixels.
+    width : float
+        Of the picture in pixels.
+
+    Returns
+    -------
+    doa : float
+        Degrees from the array's axis, 0 to 180.
+
+    Example
+    -------
+    >>> doa_from_face(320, width=640)
+    90.0
+    """
+    if not (width > 0 and 0 <= x <= width):
+        raise ValueError(
+            f"a face at {x} is not in a picture {width} pixels wide: x must "
+            "lie in 0 to width"
+        )
+    return x / width * 180
+
+
+def as_directions(doa):
+    """Directions as a tensor, refused where they cannot be some.
+
+    Arguments
+    ---------
+    doa : float, sequence or array
+        One target; one for each target; or [targets, frames].
+
+    Returns
+    -------
+    directions : torch.Tensor
+        [], [targets] or [targets, frames], degrees.
+
+    Example
+    -------
+    >>> as_directions([60, 112.5])
+    tensor([ 60.0000, 112.5000])
+    >>> as_directions([[60, 61, 62], [90]])
+    Traceback (most recent call last):
+    ValueError: doa must be degrees: a number, a sequence of one for each ...
+    """
+    try:
+        if isinstance(doa, torch.Tensor):
+            directions = doa.float()
+        elif isinstance(doa, list | tuple):
+            doa = [torch.as_tensor(one, dtype=torch.float32) for one in doa]
+            directions = torch.stack(doa)
+        else:
+            # A copy: other strides and read-only arrays are no matter then
+            directions = torch.as_tensor(np.array(doa, dtype=np.float32))
+        if directions.dim() > 2 or not directions.numel():
+            raise ValueError(f"got {list(directions.shape)}")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            "doa must be degrees: a number, a sequence of one for each target, "
+            f"or [targets, frames] for targets that move ({error})"
+        ) from error
+    check_doa(directions)
+    return directions
+
+
+def check_moving(directions, frames):
+    """Raise ValueError unless talkers who move have one DOA a frame.
+
+    Arguments
+    ---------
+    directions : torch.Tensor
+        [targets] or [targets, frames].
+    frames : int
+        Of the recording's spectrogram.
+    """
+    found = directions.shape[-1]
+    if directions.dim() == 2 and found != frames:
+        raise ValueError(
+            f"a recording of {frames} frames needs as many directions for "
+            f"each target who moves, got {found}: see "
+            "vision.direction.frame_doas"
+        )
+    if directions.dim() == 1 and found == frames:
+        raise ValueError(
+            f"{frames} directions for a recording of {frames} frames are "
+            f"taken for so many targets: give [1, {frames}] for one who moves"
+        )
+
+
+def middles(directions):
+    """One direction for each target, to name it by.
+
+    Arguments
+    ---------
+    directions : torch.Tensor
+        [targets] or [targets, frames].
+
+    Returns
+    -------
+    doas : list of float
+        Those that move: their median, to a tenth of a degree.
+
+    Example
+    -------
+    >>> middles(torch.tensor([[50.0, 60.04, 90.0]]))
+    [60.0]
+    """
+    if directions.dim() == 1:
+        return directions.tolist()
+    return [round(d, 1) for d in directions.median(1).values.tolist()]
+
+
+logger = logging.getLogger(__name__)
+
+
+CHUNK_SECONDS = 2.0  # longer ones leave the processor's caches
+
+
+class SeparationInterface:
+    """Mix-in for a class with `separator` (in eval mode) and `device`.
+
+    Example
+    -------
+    >>> from speechbrain_mpq import Separator, SpatialFeatures
+    >>> class Loaded(SeparationInterface):
+    ...     device = "cpu"
+    ...     separator = Separator(SpatialFeatures(), 4, 8, 3, 1, 2).eval()
+    >>> loaded = Loaded()
+    >>> loaded.separate_batch(torch.randn(1, 8000, 15), [60.0]).shape
+    torch.Size([1, 1, 8000])
+    >>> loaded.microphones
+    [1, 4, 6, 8, 10, 12, 15]
+    """
+
+    sample_rate = SAMPLE_RATE
+
+    @property
+    def microphones(self):
+        """Numbers of the microphones that the model uses."""
+        return self.separator.features.microphones
+
+    @torch.inference_mode()
+    def separate_batch(self, waveforms, doa, lips=None):
+        """Separate talkers of mixtures of one length.
+
+        Arguments
+        ---------
+        waveforms : torch.Tensor
+            [batch, samples, mics], 16 kHz: all microphones of the array or
+            just those that the model uses.
+        doa : torch.Tensor or sequence of float
+            [batch], [batch, targets] or, for talkers who move, [batch,
+            targets, frames], degrees from the array's axis.
+        lips : torch.Tensor, array or None
+            [batch, pictures, height, width], or with targets behind batch,
+            for models with a lip stream.
+
+        Returns
+        -------
+        estimates : torch.Tensor
+            [batch, targets, samples], each at its level in the mixture.
+        """
+        doa = torch.as_tensor(doa, dtype=torch.float32, device=self.device)
+        if doa.dim() == 1:
+            doa = doa[:, None]  # [batch, targets]
+        if lips is not None:
+            lips = torch.as_tensor(lips).to(self.device)
+            lips = lips[:, None] if lips.dim() == 4 else lips
+        waveforms = waveforms[..., self._used(waveforms.shape[-1])]
+        waveforms = waveforms.to(self.device, torch.float32)
+        return self.separator(waveforms, doa, lips)
+
+    @torch.inference_mode()
+    def separate_file(
+        self,
+        path,
+        doa,
+        out=None,
+        level="mixture",
+        subtype=None,
+        progress=False,
+        chunk_seconds=CHUNK_SECONDS,
+        lips=None,
+    ):
+        """Separate talkers of a recording of any length.
+
+        The file is read in chunks, so that memory does not grow with it,
+        and the output is that of the whole file up to rounding. Files above
+        16 kHz are resampled; the output has 16 kHz. Silence stays silence.
+
+        Arguments
+        ---------
+        path : str, Path, binary file or AudioFile
+            Recording of all microphones of the array, or just of those that
+            the model uses. A binary file must be seekable.
+        doa : float, sequence of float, or array
+            Direction of each target, degrees from the array's axis; [targets,
+            frames] for talkers who move, see `vision.direction.frame_doas`.
+        out : str, Path, sequence of these, or None
+            Audio file to write, one for each target; a single name gets the
+            direction added where there are several. None: waveforms are
+            returned, which do take memory.
+        level : str or float
+            "mixture": as loud as the talker is in the recording; a number:
+            RMS in dB of full scale. One gain holds for the whole file.
+        subtype : str or None
+            Sample format of the output as soundfile names it, as "FLOAT".
+        progress : bool
+            Show a bar on standard error.
+        chunk_seconds : float
+            Length of what is read at a time.
+        lips : array or None
+            [pictures, height, width] or [targets, pictures, height, width],
+            25 a second, for models with a lip stream (see
+            `vision.mouth.mouth_pictures`); all of them stay in memory. None:
+            it goes by sound alone.
+
+        Returns
+        -------
+        separated : list of Path, or torch.Tensor
+            The files; without `out` the waveforms, [samples], or [targets,
+            samples] for several directions.
+        """
+        directions = as_directions(doa)
+        single = directions.dim() == 0
+        directions = directions.view(-1) if single else directions
+        audio = path if isinstance(path, AudioFile) else self.open_audio(path)
+        hop = self.separator.features.hop
+        check_moving(directions, audio.samples // hop + 1)
+        paths = output_paths(out, middles(directions))
+        with ExitStack() as stack:
+            outputs = [
+                stack.enter_context(TargetOutput(name, level, subtype))
+                for name in _not_input(audio, paths)
+            ]
+            pieces = self._pieces(
+                audio, directions, lips, chunk_seconds, progress
+            )
+            for estimate, mixture in pieces:
+                for output, target in zip(outputs, estimate):
+                    output.push(target, mixture)
+            results = [output.finish() for output in outputs]
+        if out is not None:
+            return results
+        return results[0] if single else torch.stack(results)
+
+    def stream(self, doa, **options):
+        """Separate a live signal.
+
+        Arguments
+        ---------
+        doa : float or sequence of float
+            Directions of the targets in degrees.
+        **options
+            See `SeparationStream`.
+
+        Returns
+        -------
+        stream : SeparationStream
+        """
+        self._no_lips()
+        return SeparationStream(
+            self.separator, doa, device=self.device, **options
+        )
+
+    def open_audio(self, path, name=None):
+        """A recording, checked against what the model needs.
+
+        Arguments
+        ---------
+        path : str, Path or binary file
+        name : str or None
+            For messages.
+
+        Returns
+        -------
+        audio : AudioFile
+        """
+        features = self.separator.features
+        return AudioFile(
+            path,
+            features.microphones,
+            features.array_size,
+            name,
+            features.n_fft,
+        )
+
+    def _pieces(self, audio, directions, lips, chunk_seconds, progress):
+        """Estimate [targets, samples] and mixture [samples], in order."""
+        survey = audio.survey()
+        for warning in survey.warnings:
+            logger.warning(warning)
+        rms = max(survey.rms, MIN_RMS)
+        frames = survey.samples // self.separator.features.hop + 1
+        lips = self._pictures(lips, directions, frames)
+        chunks = ChunkedSeparator(
+            self.separator, directions.to(self.device)[None], lips=lips
+        )
+        samples, left = round(chunk_seconds * audio.rate), survey.samples
+        with tqdm(
+            total=round(audio.seconds), unit="s", disable=not progress
+        ) as bar:
+            for block in audio.blocks(samples):
+                left -= len(block)
+                block = block.to(self.device)[None] / rms
+                estimate, mixture = chunks.push(block, 1.0, left == 0)
+                yield estimate[0].cpu(), rms * mixture[0].cpu()
+                bar.n = round((survey.samples - left) / SAMPLE_RATE)
+                bar.refresh()
+
+    def _used(self, channels):
+        """Indices of the model's microphones among so many channels."""
+        features = self.separator.features
+        return used_channels(
+            channels, features.microphones, features.array_size, "waveforms"
+        )
+
+    def _pictures(self, lips, directions, frames):
+        """[1, targets, pictures, height, width] for a file, or None."""
+        separator, hop = self.separator, self.separator.features.hop
+        if lips is None:
+            if separator.lips_size is not None:
+                logger.warning("no lips given: this model goes by sound alone")
+            return None
+        lips = torch.as_tensor(lips)
+        lips = lips[None] if lips.dim() == 3 else lips
+        separator.check_lips(lips[None], directions[None])
+        check_grey(lips)
+        needed = len(frame_of_pictures(frames, hop))
+        return fit_pictures(lips, needed)[None].to(self.device)
+
+    def _no_lips(self):
+        """Streams carry sound only."""
+        if self.separator.lips_size is not None:
+            raise ValueError(
+                "this model looks at lips, which a stream of sound lacks: "
+                "use separate_file(path, doa, lips=lips)"
+            )
+
+
+def _not_input(audio, paths):
+    """The outputs, none of which is the input."""
+    for path in paths:
+        if path is None or hasattr(audio.source, "read") or not path.exists():
+            continue
+        if os.path.samefile(path, audio.source):
+            raise ValueError(
+                f"{path} is the input: name another file for the output"
+            )
+    return paths

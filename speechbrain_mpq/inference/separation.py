@@ -1,0 +1,159 @@
+"""A packed separator, loaded in one line."""
+
+import tempfile
+
+import torch
+from speechbrain.inference.interfaces import Pretrained
+
+from ..quantization.packing import (
+    MODEL_FILE,
+    check_fit,
+    plain_targets,
+    read_model,
+)
+from .folder import copy_folder
+from .hub import fetch_folder, push_folder
+from .interfaces import SeparationInterface
+from .loading import EngineNetwork, load_for_engine
+
+
+class QuantizedSeparator(SeparationInterface, Pretrained):
+    """A separator from a packed folder, for waveforms, files and streams.
+
+    `from_pretrained` is the safe way: it reads one file of weights, whose
+    header says in JSON which of our classes to build, and executes nothing.
+    `from_hparams` is SpeechBrain's: it builds what hyperparams.yaml says,
+    which can be anything.
+
+    Arguments
+    ---------
+    modules : dict of str -> torch.nn.Module
+        "separator": a `Separator`.
+    hparams : dict or None
+        Of hyperparams.yaml.
+    **options
+        `run_opts` and `freeze_params` of SpeechBrain's `Pretrained`.
+
+    Example
+    -------
+    >>> from speechbrain_mpq.inference.folder import save_separator
+    >>> from speechbrain_mpq import Separator, SpatialFeatures
+    >>> separator = Separator(SpatialFeatures([(8, 1)]), 4, 8, 3, 1, 1)
+    >>> folder = save_separator(separator, getfixture("tmpdir"))
+    >>> model = QuantizedSeparator.from_pretrained(folder)
+    >>> model.microphones
+    [1, 8]
+    >>> model.separate_batch(torch.zeros(1, 8000, 2), [60.0]).abs().max()
+    tensor(0.)
+    """
+
+    MODULES_NEEDED = ["separator"]
+
+    def __init__(self, modules=None, hparams=None, **options):
+        hparams = dict(hparams or {})
+        super().__init__(modules, hparams, **options)
+        self.model_file = hparams.get("model_file")
+        if self.model_file is None and "pretrainer" in hparams:
+            self.model_file = hparams["pretrainer"].paths.get("separator")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source,
+        engine="torch",
+        threads=1,
+        device="cpu",
+        **hub,
+    ):
+        """Loads a folder or hub repository; nothing in it is executed.
+
+        Arguments
+        ---------
+        source : str or Path
+            Packed folder, or "user/name" on the hub.
+        engine : str
+            "torch", "openvino" or "onnx": what runs the network.
+        threads : int
+            Threads of the engine. PyTorch's own are set for the process,
+            with `torch.set_num_threads`.
+        device : str
+            Of PyTorch; other engines run on the CPU.
+        **hub
+            `revision`, `cache_dir`, `token`, `endpoint` and
+            `local_files_only` of `hub.fetch_folder`.
+
+        Returns
+        -------
+        QuantizedSeparator
+        """
+        folder = fetch_folder(source, **hub)
+        separator = load_for_engine(folder, engine, threads, device)
+        return cls(
+            {"separator": separator},
+            {"model_file": str(folder / MODEL_FILE)},
+            run_opts={"device": str(device)},
+        )
+
+    @property
+    def separator(self):
+        """The `Separator`, in eval mode."""
+        return self.mods["separator"]
+
+    def forward(self, waveforms, doa, lips=None):
+        """What `separate_batch` does."""
+        return self.separate_batch(waveforms, doa, lips)
+
+    def save_pretrained(self, folder):
+        """Writes the packed folder again, bit by bit as it was loaded.
+
+        Arguments
+        ---------
+        folder : str or Path
+            Made if it is not there.
+
+        Returns
+        -------
+        Path
+        """
+        if self.model_file is None:
+            raise ValueError(
+                "this separator does not come from a packed folder: write "
+                "one with speechbrain_mpq.save_separator"
+            )
+        packed = read_model(self.model_file)
+        self._check_unchanged(packed)
+        return copy_folder(packed, folder)
+
+    def push_to_hub(self, repository, **options):
+        """Uploads the packed folder.
+
+        Arguments
+        ---------
+        repository : str
+            "user/name".
+        **options
+            `private`, `message`, `revision`, `token` and `endpoint` of
+            `hub.push_folder`.
+
+        Returns
+        -------
+        str
+            Address of the commit.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push_folder(folder, repository, **options)
+
+    def _check_unchanged(self, packed):
+        """Refuse to pass off the stored weights as others."""
+        if isinstance(self.separator.mask_net, EngineNetwork):
+            return  # it has no weights that anybody could change
+        targets = plain_targets(self.separator)
+        check_fit(packed, targets)
+        values = packed.values(targets)
+        if any(not torch.equal(values[n], targets[n].cpu()) for n in targets):
+            raise ValueError(
+                f"the weights are no longer those of {packed.path}: quantize "
+                "the separator and write it with speechbrain_mpq."
+                "save_separator"
+            )

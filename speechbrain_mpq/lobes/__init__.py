@@ -1,0 +1,1 @@
+"""Networks, as in `speechbrain.lobes`."""

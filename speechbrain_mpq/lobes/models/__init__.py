@@ -1,0 +1,1 @@
+"""One file a network, as in `speechbrain.lobes.models`."""

@@ -1,0 +1,379 @@
+"""A larger separator that begins with what a smaller one has learned.
+
+The larger network computes what the smaller one does, and has units beside
+it that nothing listens to yet: their outgoing weights are zero, their
+incoming ones random, so that the first step of training gives them a voice.
+After Chen, Goodfellow and Shlens, "Net2Net" (2016); units are added, not
+copied, so that no symmetry has to be broken.
+
+A trained separator that listens to other features.
+
+Its first layer is fitted to what it computed from the old ones, in least
+squares over mixtures that both can hear; nothing behind it changes. With the
+paper's features this is where the training starts, not what it ends with.
+"""
+
+import json
+
+import torch
+from torch.nn.utils.parametrize import is_parametrized
+
+from .separator import Separator
+from .tcn import ChannelAffine, ConvBlock, fold_norms_
+
+NO_LIPS = "only audio-only separators grow: leave `visual` out"
+
+
+NO_SCALES = "grow separators before their inputs are equalized"
+
+
+def place_(weight, given):
+    """Put a smaller weight into the corner of a larger one.
+
+    The outputs that are there already get nothing from new inputs; new
+    outputs keep what they have.
+
+    Arguments
+    ---------
+    weight : torch.Tensor
+        [outputs, inputs, ...] or [outputs]; changed in place.
+    given : torch.Tensor
+        Of the same number of dimensions, none larger.
+
+    Example
+    -------
+    >>> weight = torch.ones(2, 3)
+    >>> place_(weight, torch.tensor([[5.0, 6.0]]))
+    >>> weight
+    tensor([[5., 6., 0.],
+            [1., 1., 1.]])
+    """
+    outputs = len(given)
+    weight[:outputs] = 0
+    weight[tuple(slice(size) for size in given.shape)] = given
+
+
+def shared_inputs(features, smaller):
+    """Where the inputs of a larger network are among those of a smaller one.
+
+    Arguments
+    ---------
+    features, smaller : SpatialFeatures
+        Alike but for `phase`.
+
+    Returns
+    -------
+    index : torch.Tensor
+        [inputs of the larger], int; -1: the smaller one has no such input.
+
+    Example
+    -------
+    >>> from .spatial_features import SpatialFeatures
+    >>> smaller = SpatialFeatures([(8, 1)], "steered")  # lps, cos, sin, af
+    >>> index = shared_inputs(SpatialFeatures([(8, 1)], "cosine"), smaller)
+    >>> index[[0, 257, 514]].tolist()
+    [0, 257, 771]
+    """
+    found = {name: i for i, name in enumerate(smaller.maps)}
+    first = [found.get(name, -1) * features.bins for name in features.maps]
+    index = torch.tensor(first)[:, None] + torch.arange(features.bins)
+    return torch.where(index < 0, -1, index).flatten()
+
+
+@torch.no_grad()
+def grow_(separator, smaller, waveforms, doa):
+    """Give a new separator the abilities of a smaller, trained one.
+
+    Block i of b goes to block i * B // b of B, its layers keep their place
+    and so their dilation. Each new hidden unit gets zero mean and unit
+    variance over the mixtures. Where the larger one has all inputs of the
+    smaller one (`phase`), both compute the same.
+
+    Arguments
+    ---------
+    separator : Separator
+        New; changed in place, its norms are folded.
+    smaller : Separator
+        Trained, in full precision, its norms folded; audio only, as the larger
+        one, and with the same array, pairs and windows.
+    waveforms : torch.Tensor
+        [batch, samples, mics], some mixtures.
+    doa : torch.Tensor
+        [batch] or [batch, targets], degrees.
+
+    Raises
+    ------
+    ValueError
+        If the smaller one does not fit into the larger one.
+    """
+    check_growth(separator, smaller)
+    network, given = separator.mask_net, smaller.mask_net
+    fold_norms_(network)
+    index = shared_inputs(separator.features, smaller.features)
+    columns = given.conv_in.weight[:, index.clamp_min(0)]
+    columns[:, index < 0] = 0
+    place_(network.conv_in.weight, columns)
+    place_(network.conv_in.bias, given.conv_in.bias)
+    place_(network.conv_out.weight, given.conv_out.weight)
+    place_(network.conv_out.bias, given.conv_out.bias)
+    origins = _origins(separator.settings, smaller.settings)
+    hooks = []
+    for name, block in network.named_children():
+        if isinstance(block, ConvBlock):
+            known = _grow_block_(block, origins.get(name), given)
+            hooks += [
+                norm.register_forward_pre_hook(_normalise_from(known))
+                for norm in (block.norm_in, block.norm_out)
+            ]
+    try:
+        separator(waveforms, doa)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _grow_block_(block, origin, given):
+    """Fill a ConvBlock from one of the smaller network, if it has one.
+
+    Returns how many of its hidden units are known.
+    """
+    if origin is None:  # it adds nothing to the channels that are there
+        block.conv_1x1_out.weight[: given.conv_in.out_channels] = 0
+        return 0
+    smaller = given.get_submodule(origin)
+    known = dict(smaller.named_parameters())
+    for name, parameter in block.named_parameters():
+        place_(parameter, known[name])
+    return len(smaller.norm_in.weight)
+
+
+def _normalise_from(known):
+    """A hook that sets an affine map by what arrives, for its new channels."""
+
+    def set_affine(affine, arrived):
+        if known == len(affine.weight):  # none is new
+            return
+        deviation, mean = torch.std_mean(
+            arrived[0][:, known:], (0, 2), correction=0
+        )
+        deviation = deviation.clamp_min(1e-5)
+        affine.weight[known:] = 1 / deviation
+        affine.bias[known:] = -mean / deviation
+
+    return set_affine
+
+
+def _origins(larger, smaller):
+    """Name of a ConvBlock -> its name in the smaller network."""
+    return {
+        f"tcn_{block * larger['blocks'] // smaller['blocks']}_{layer}": (
+            f"tcn_{block}_{layer}"
+        )
+        for block in range(smaller["blocks"])
+        for layer in range(smaller["layers"])
+    }
+
+
+def check_growth(separator, smaller):
+    """Raise ValueError, which says what to change, unless one can grow.
+
+    Arguments
+    ---------
+    separator, smaller : Separator
+        As `grow_` takes them; left as they are.
+    """
+    check_trained(smaller)
+    if separator.lips_size:
+        raise ValueError(NO_LIPS)
+    if hasattr(separator.mask_net, "scale_in"):
+        raise ValueError(NO_SCALES)
+    for name, own in separator.features.settings.items():
+        given = smaller.features.settings[name]
+        if name != "phase" and json.dumps(own) != json.dumps(given):
+            raise ValueError(
+                f"`{name}` of the features differs, {own} and {given}: give "
+                "both model files the same"
+            )
+    large, small = separator.settings, smaller.settings
+    sizes = ("channels", "hidden", "blocks", "layers")
+    if any(large[name] < small[name] for name in sizes):
+        raise ValueError(
+            f"{ {n: small[n] for n in sizes} } do not fit into "
+            f"{ {n: large[n] for n in sizes} }: none may be larger"
+        )
+    if large["kernel_size"] != small["kernel_size"]:
+        raise ValueError("give both model files the same kernel_size")
+
+
+def check_trained(separator):
+    """Raise ValueError unless a separator's weights can be taken over.
+
+    Arguments
+    ---------
+    separator : Separator
+        Audio only, in full precision, its norms folded.
+    """
+    if separator.lips_size:
+        raise ValueError(NO_LIPS)
+    network = separator.mask_net
+    if hasattr(network, "scale_in"):
+        raise ValueError(NO_SCALES)
+    if not isinstance(network.tcn_0_0.norm_in, ChannelAffine):
+        raise ValueError("fold the smaller one's norms first: `fold_norms_`")
+    if any(is_parametrized(module) for module in separator.modules()):
+        raise ValueError(
+            "the smaller one is quantized: grow its full-precision weights"
+        )
+
+
+RIDGE = 1e-4  # of the inputs' mean energy
+
+
+def ridge_regression(batches, ridge=RIDGE):
+    """Affine map from inputs to outputs, by the normal equations.
+
+    Arguments
+    ---------
+    batches : iterable of (torch.Tensor, torch.Tensor)
+        Inputs [items, inputs] and outputs [items, outputs].
+    ridge : float
+        Added to the diagonal, relative to its mean; the offset is free.
+
+    Returns
+    -------
+    weight : torch.Tensor
+        [outputs, inputs], float64.
+    bias : torch.Tensor
+        [outputs], float64.
+
+    Raises
+    ------
+    ValueError
+        If there are no batches.
+
+    Example
+    -------
+    >>> x = torch.tensor([[0.0], [1.0], [2.0]])
+    >>> weight, bias = ridge_regression([(x, 3 * x + 5)], ridge=0.0)
+    >>> weight.item(), bias.item()
+    (3.0, 5.0)
+    """
+    square = cross = 0
+    for given, wanted in batches:
+        given = torch.cat([given, torch.ones_like(given[:, :1])], 1)
+        square = square + (given.T @ given).double()
+        cross = cross + (given.T @ wanted).double()
+    if isinstance(square, int):
+        raise ValueError("there are no mixtures to fit the first layer to")
+    penalty = square.diagonal().clone()
+    penalty[:] = ridge * penalty[:-1].mean()
+    penalty[-1] = 0
+    solution = torch.linalg.solve(square + penalty.diag(), cross)
+    return solution[:-1].T, solution[-1]
+
+
+def channels_of(waveforms, microphones, wanted):
+    """The channels of some microphones.
+
+    Arguments
+    ---------
+    waveforms : torch.Tensor
+        [batch, samples, mics].
+    microphones : sequence of int
+        Number of each channel's microphone.
+    wanted : sequence of int
+        Which, in which order.
+
+    Returns
+    -------
+    waveforms : torch.Tensor
+        [batch, samples, len(wanted)].
+
+    Example
+    -------
+    >>> channels_of(torch.tensor([[[0.1, 0.4, 0.8]]]), [1, 4, 8], [8, 1])
+    tensor([[[0.8000, 0.1000]]])
+    """
+    if waveforms.shape[-1] != len(microphones):
+        raise ValueError(
+            f"{waveforms.shape[-1]} channels of {len(microphones)} microphones"
+        )
+    index = {number: i for i, number in enumerate(microphones)}
+    missing = [number for number in wanted if number not in index]
+    if missing:
+        raise ValueError(
+            f"no channel of microphones {missing} among {list(microphones)}"
+        )
+    return waveforms[..., [index[number] for number in wanted]]
+
+
+def check_refit(separator, features):
+    """Raise ValueError unless a separator can go on with other features.
+
+    Arguments
+    ---------
+    separator : Separator
+    features : SpatialFeatures
+    """
+    check_trained(separator)
+    given, own = features.settings, separator.features.settings
+    for name in ("n_fft", "hop", "spacings_cm"):
+        if json.dumps(given[name]) != json.dumps(own[name]):
+            raise ValueError(
+                f"`{name}` of the features differs, {own[name]} and "
+                f"{given[name]}: give both the same"
+            )
+
+
+@torch.no_grad()
+def refit(separator, features, batches, microphones):
+    """The separator as it was, but with other features.
+
+    Arguments
+    ---------
+    separator : Separator
+        Trained, audio only, in full precision, its norms folded.
+    features : SpatialFeatures
+        New ones of the same array and windows.
+    batches : iterable of (torch.Tensor, torch.Tensor)
+        Mixtures [batch, samples, mics] and DOAs [batch] or [batch, targets]
+        in degrees.
+    microphones : sequence of int
+        Number of each channel's microphone: those of both features.
+
+    Returns
+    -------
+    refitted : Separator
+        New; its first layer is fitted, the rest is a copy.
+
+    Raises
+    ------
+    ValueError
+        If the two do not have the same array and windows, a channel is
+        missing, or the separator is not one that can be refitted.
+    """
+    check_refit(separator, features)
+    refitted = Separator(features, **separator.settings).eval()
+    fold_norms_(refitted)
+    network = refitted.mask_net
+    weights = separator.mask_net.state_dict()
+    behind = {k: v for k, v in weights.items() if not k.startswith("conv_in.")}
+    network.load_state_dict(behind, strict=False)
+
+    def inputs(model, waveforms, doa):
+        """[batch, inputs, frames] of the channels that a model hears."""
+        wanted = model.features.microphones
+        heard = channels_of(waveforms, microphones, wanted)
+        return model.analyse(heard, doa)[0]
+
+    def items():
+        """New inputs and old outputs of the first layer, frame by frame."""
+        for batch in batches:
+            outputs = separator.mask_net.conv_in(inputs(separator, *batch))
+            for_new = inputs(refitted, *batch), outputs
+            yield [x.transpose(1, 2).flatten(0, 1) for x in for_new]
+
+    weight, bias = ridge_regression(items())
+    network.conv_in.weight.copy_(weight[..., None])
+    network.conv_in.bias.copy_(bias)
+    return refitted

@@ -1,0 +1,298 @@
+"""The multichannel separator: waveforms and a direction in, one talker out."""
+
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from hyperpyyaml import load_hyperpyyaml
+
+from .audio_visual import audio_visual_network
+from .lips import as_grey, fit_pictures, frame_of_pictures, join
+from .tcn import mask_network
+
+MIN_RMS = 1e-6  # full scale = 1; below this the reference channel is silent
+
+
+class Separator(nn.Module):
+    """Complex-mask separator of Fig. 2: features, TCN, mask, inverse STFT.
+
+    Arguments
+    ---------
+    features : SpatialFeatures
+        Front end; it knows the array.
+    channels, hidden, kernel_size, blocks, layers : int
+        Size of the TCN, see `tcn.mask_network`.
+    scale_inputs : bool
+        Begin with a factor for each input: the form that
+        `equalization.equalize_inputs_` gives it.
+    visual : dict or None
+        Settings of a lip stream, see `audio_visual_network`; None: audio
+        only.
+
+    Example
+    -------
+    >>> from speechbrain_mpq import SpatialFeatures
+    >>> separator = Separator(SpatialFeatures(), channels=16, hidden=32)
+    >>> mixture = torch.randn(2, 16000, 7)
+    >>> separator(mixture, torch.tensor([30.0, 120.0])).shape
+    torch.Size([2, 16000])
+    """
+
+    def __init__(
+        self,
+        features,
+        channels=256,
+        hidden=512,
+        kernel_size=3,
+        blocks=4,
+        layers=8,
+        scale_inputs=False,
+        visual=None,
+    ):
+        super().__init__()
+        self.settings = {  # what builds it again, the features aside
+            "channels": channels,
+            "hidden": hidden,
+            "kernel_size": kernel_size,
+            "blocks": blocks,
+            "layers": layers,
+            "visual": visual,
+        }
+        self.features = features
+        ends = features.inputs, 2 * features.bins
+        size = channels, hidden, kernel_size, blocks, layers, scale_inputs
+        if visual is None:
+            self.mask_net = mask_network(*ends, *size)
+        else:
+            self.mask_net = audio_visual_network(
+                *ends, features.hop, visual, *size
+            )
+
+    @property
+    def lips_size(self):
+        """Height and width of a picture of the lips; None: audio only."""
+        visual = getattr(self.mask_net, "visual", None)
+        return None if visual is None else visual.size
+
+    def forward(self, waveforms, doa, lips=None):
+        """Separate the talkers at `doa`.
+
+        Arguments
+        ---------
+        waveforms : torch.Tensor
+            [batch, samples, mics], 16 kHz; the channels are
+            `features.microphones`, reference first.
+        doa : torch.Tensor
+            [batch] or [batch, targets], degrees from the array's axis; or
+            [batch, targets, frames] for talkers who move: one for each frame
+            of the spectrogram, samples // hop + 1.
+        lips : torch.Tensor or None
+            [batch, pictures, height, width] or [batch, targets, pictures,
+            height, width] as `doa`: the mouths at 25 pictures a second, uint8
+            or 0 to 1; zeros, or None for all: no picture. See
+            `lip_input.fit_pictures` for videos of another length.
+
+        Returns
+        -------
+        estimate : torch.Tensor
+            [batch, samples] or [batch, targets, samples], at the level that
+            the talker has in the reference channel.
+        """
+        inputs, reference = self._analyse(waveforms, doa, lips)
+        mask = self.mask_net(*inputs)  # [B * K, 2 * bins, frames]
+        estimate = apply_mask(mask, reference)  # [B * K, bins, frames]
+        samples = waveforms.shape[1]
+        signal = self.features.istft(estimate, samples)
+        signal = signal.view(len(doa), -1, samples)  # [B, K, samples]
+        signal = match_level(signal, waveforms[:, None, :, 0])
+        return signal.view(*doa.shape[:2], samples)
+
+    def analyse(self, waveforms, doa, lips=None):
+        """Everything in front of the mask network.
+
+        Arguments
+        ---------
+        waveforms : torch.Tensor
+            [batch, samples, mics].
+        doa : torch.Tensor
+            [batch], [batch, targets] or [batch, targets, frames], degrees.
+        lips : torch.Tensor or None
+            As `forward` takes them.
+
+        Returns
+        -------
+        inputs : torch.Tensor
+            [batch * targets, inputs, frames]; with a lip stream, the pixels
+            stand below them (see `lips.join`).
+        reference : torch.Tensor
+            [batch * targets, bins, frames], complex spectrum of the reference
+            channel at unit RMS.
+        """
+        inputs, reference = self._analyse(waveforms, doa, lips)
+        if self.lips_size is None:
+            return inputs[0], reference
+        return join(*inputs, self.features.hop), reference
+
+    def _analyse(self, waveforms, doa, lips):
+        """As `analyse`, features and pictures apart: no copy of them."""
+        self._check(waveforms, doa)
+        self.check_lips(lips, doa)
+        if doa.dim() == 1:
+            doa = doa[:, None]  # [B, K]
+        level = waveforms[..., 0].square().mean(1, keepdim=True).sqrt()
+        level = level.clamp_min(MIN_RMS)  # [B, 1]
+        spectra = self.features.stft(waveforms / level[..., None])
+        inputs = [self.features(spectra, doa).flatten(0, 1)]
+        if self.lips_size is not None:
+            inputs.append(self._pictures(inputs[0], lips))
+        targets = doa.shape[1]
+        return inputs, spectra[:, 0].repeat_interleave(targets, dim=0)
+
+    def _pictures(self, inputs, lips):
+        """One picture for each that the frames last, or its absence."""
+        frames, hop = inputs.shape[-1], self.features.hop
+        pictures = len(frame_of_pictures(frames, hop))
+        if lips is None:
+            return inputs.new_zeros(len(inputs), pictures, *self.lips_size)
+        lips = as_grey(lips).to(inputs)
+        lips = lips.reshape(len(inputs), *lips.shape[-3:])
+        return fit_pictures(lips, pictures)
+
+    def check_lips(self, lips, doa):
+        """Raise ValueError on lips that do not fit the model or the DOAs.
+
+        Arguments
+        ---------
+        lips : torch.Tensor or None
+            [batch, targets, pictures, height, width], or without targets as
+            `doa`.
+        doa : torch.Tensor
+            [batch], [batch, targets] or [batch, targets, frames].
+        """
+        if lips is None:
+            return
+        if self.lips_size is None:
+            raise ValueError(
+                "this separator has no lip stream: leave lips out, or build "
+                "it with `visual` (hparams/models/separator_av_mini.yaml)"
+            )
+        expected = [*doa.shape[:2], "pictures", *self.lips_size]
+        found = list(lips.shape)
+        if len(found) != len(expected) or any(
+            isinstance(e, int) and e != f for e, f in zip(expected, found)
+        ):
+            raise ValueError(
+                f"expected lips {expected} for DOAs {list(doa.shape)}, got "
+                f"{found}: pictures of {self.lips_size[0]} x "
+                f"{self.lips_size[1]} pixels, by vision.mouth, for each target"
+            )
+
+    def _check(self, waveforms, doa):
+        """Raise ValueError on input that would give a wrong answer."""
+        microphones = self.features.microphones
+        if waveforms.dim() != 3 or waveforms.shape[2] != len(microphones):
+            raise ValueError(
+                f"expected waveforms [batch, samples, {len(microphones)}] of "
+                f"microphones {microphones}, got {list(waveforms.shape)}"
+            )
+        if doa.dim() not in (1, 2, 3) or len(doa) != len(waveforms):
+            raise ValueError(
+                f"expected DOAs [{len(waveforms)}], [{len(waveforms)}, "
+                f"targets] or [{len(waveforms)}, targets, frames], got shape "
+                f"{list(doa.shape)}"
+            )
+        if waveforms.shape[1] < self.features.n_fft:
+            raise ValueError(
+                f"{waveforms.shape[1]} samples are shorter than one window of "
+                f"{self.features.n_fft}"
+            )
+        if not torch.isfinite(torch.stack(waveforms.aminmax())).all():
+            raise ValueError("waveforms hold NaN or infinite samples")
+
+
+def apply_mask(mask, reference):
+    """Eq. 4: the complex mask times the reference channel.
+
+    Arguments
+    ---------
+    mask : torch.Tensor
+        [batch, 2 * bins, frames], real parts then imaginary parts.
+    reference : torch.Tensor
+        [batch, bins, frames], complex.
+
+    Returns
+    -------
+    estimate : torch.Tensor
+        [batch, bins, frames], complex.
+
+    Example
+    -------
+    >>> mask = torch.tensor([0.0, 1.0]).view(1, 2, 1)  # m = 0 + 1j
+    >>> apply_mask(mask, torch.tensor([2.0 + 0j]).view(1, 1, 1)).item()
+    2j
+    """
+    real, imag = mask.chunk(2, dim=1)
+    return torch.complex(real.float(), imag.float()) * reference
+
+
+def match_level(estimate, mixture):
+    """Give an estimate the level that it has in the mixture.
+
+    SI-SNR leaves the level of the output open. As talkers are uncorrelated,
+    the scale that explains most of the mixture is the talker's own.
+
+    Arguments
+    ---------
+    estimate : torch.Tensor
+        [..., samples], of any level.
+    mixture : torch.Tensor
+        [..., samples], reference channel.
+
+    Returns
+    -------
+    estimate : torch.Tensor
+        Same shape; silence stays silence.
+
+    Example
+    -------
+    >>> talker, other = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 5.0]])
+    >>> match_level(100 * talker, talker + other)
+    tensor([1., 1., 0.])
+    """
+    common = (estimate * mixture).sum(-1, keepdim=True)
+    energy = estimate.square().sum(-1, keepdim=True)
+    return estimate * (common / energy.clamp_min(1e-12))
+
+
+def build_separator(path, **overrides):
+    """Make the separator that a YAML file describes, with new weights.
+
+    Arguments
+    ---------
+    path : str or Path
+        YAML file with a key `separator`, such as
+        hparams/models/separator_mini.yaml.
+    **overrides
+        Keys of that file to change.
+
+    Returns
+    -------
+    separator : Separator
+
+    Example
+    -------
+    >>> path = "hparams/models/separator_mini.yaml"
+    >>> build_separator(path, channels=16, hidden=32).mask_net.conv_in
+    Conv1d(3598, 16, kernel_size=(1,), stride=(1,))
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(
+            f"no model file {path}: name one such as "
+            "hparams/models/separator_mini.yaml with --separator_file"
+        )
+    with open(path, encoding="utf-8") as source:
+        hparams = load_hyperpyyaml(source, overrides)
+    separator = hparams.get("separator")
+    if not isinstance(separator, Separator):
+        raise ValueError(f"{path} has no key `separator: !new:...Separator`")
+    return separator

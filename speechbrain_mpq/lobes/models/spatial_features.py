@@ -1,0 +1,513 @@
+"""The microphone array: where the microphones are and what a plane wave does.
+
+Microphones are numbered from 1 as in the paper; everything in metres along
+the array's axis, measured from microphone 1, the reference. A direction of
+arrival (DOA) is the angle between that axis (from microphone 1 towards the
+last one) and the talker: at 0 degrees the last microphone hears the talker
+first, at 90 degrees all hear it together, at 180 degrees microphone 1 does.
+
+What spectra tell: power, phases between channels, and directions.
+
+Complex spectra are [batch, mics, bins, frames].
+
+Spectral and spatial features of the mixture (Section 2.1 of the paper).
+
+Layout: waveforms are [batch, samples, mics]; complex spectra are
+[batch, mics, bins, frames]; features are [batch, inputs, frames], which is
+what the convolutions behind them take.
+"""
+
+import math
+
+import torch
+import torch.nn as nn
+
+from ...utils import SAMPLE_RATE
+
+SPEED_OF_SOUND = 343.0  # metres per second, air at 20 degrees Celsius
+
+
+LINEAR_15_SPACINGS = (7, 6, 5, 4, 3, 2, 1, 1, 2, 3, 4, 5, 6, 7)  # cm
+
+
+def linear_array(spacings_cm=LINEAR_15_SPACINGS):
+    """Positions of a linear array from the gaps between its microphones.
+
+    Arguments
+    ---------
+    spacings_cm : sequence of float
+        Gaps between neighbours in centimetres.
+
+    Returns
+    -------
+    positions : torch.Tensor
+        [mics], metres from microphone 1, float64.
+
+    Example
+    -------
+    >>> positions = linear_array()
+    >>> len(positions), round(positions[-1].item(), 2)
+    (15, 0.56)
+    """
+    gaps = torch.tensor([0.0, *spacings_cm], dtype=torch.float64) / 100
+    return gaps.cumsum(0)
+
+
+def used_microphones(pairs, reference=1):
+    """The microphones that pairs and reference need, in ascending order.
+
+    Arguments
+    ---------
+    pairs : sequence of (int, int)
+        Microphone numbers, from 1.
+    reference : int
+        Number of the reference microphone.
+
+    Returns
+    -------
+    numbers : list of int
+        Sorted microphone numbers, each once.
+
+    Example
+    -------
+    >>> used_microphones([(1, 15), (12, 4)])
+    [1, 4, 12, 15]
+    """
+    return sorted({reference, *(mic for pair in pairs for mic in pair)})
+
+
+def pair_phase(doa, distances, frequencies, speed=SPEED_OF_SOUND):
+    """Phase difference that a plane wave from `doa` causes (from Eq. 2).
+
+    Arguments
+    ---------
+    doa : torch.Tensor
+        [...], degrees, 0 to 180.
+    distances : torch.Tensor
+        [pairs], position of the pair's first microphone minus position of
+        its second, metres.
+    frequencies : torch.Tensor
+        [bins], Hz.
+    speed : float
+        Speed of sound in metres per second.
+
+    Returns
+    -------
+    phase : torch.Tensor
+        [..., pairs, bins], radians, not wrapped: the expected
+        angle(y_m / y_n).
+
+    Example
+    -------
+    >>> distances, frequencies = torch.tensor([0.343]), torch.tensor([250.0])
+    >>> phase = pair_phase(torch.tensor([0.0, 60.0]), distances, frequencies)
+    >>> [round(value, 4) for value in phase.flatten().tolist()]
+    [1.5708, 0.7854]
+    """
+    delay = torch.cos(torch.deg2rad(doa))[..., None] * distances / speed
+    return 2 * math.pi * delay[..., None] * frequencies  # [..., pairs, bins]
+
+
+def check_doa(doa):
+    """Raise ValueError unless every direction lies in 0 to 180 degrees.
+
+    Arguments
+    ---------
+    doa : torch.Tensor
+        Directions of arrival in degrees.
+    """
+    bad = doa[~((doa >= 0) & (doa <= 180))]
+    if bad.numel():
+        raise ValueError(
+            f"DOA must lie in 0 to 180 degrees, got {bad.flatten()[0]:.1f}: "
+            "measure it from the array's axis (0 = towards the last "
+            "microphone, 90 = straight ahead)"
+        )
+
+
+EPS = 1e-8
+
+
+def phasors(spectra):
+    """Unit phasors y / |y|; zero where the bin is silent.
+
+    Arguments
+    ---------
+    spectra : torch.Tensor
+        Complex, any shape.
+
+    Returns
+    -------
+    unit : torch.Tensor
+        Complex, same shape, magnitude 1 (or 0).
+
+    Example
+    -------
+    >>> phasors(torch.tensor([3 + 4j, 0j]))
+    tensor([0.6000+0.8000j, 0.0000+0.0000j])
+    """
+    power = spectra.real.square() + spectra.imag.square()
+    return spectra * torch.rsqrt(power.clamp_min(1e-20))
+
+
+def log_power(spectrum):
+    """Log-power spectrum in bels (log10), the paper's LPS.
+
+    Arguments
+    ---------
+    spectrum : torch.Tensor
+        Complex, any shape.
+
+    Returns
+    -------
+    lps : torch.Tensor
+        Same shape, log10(|y|^2 + 1e-8).
+
+    Example
+    -------
+    >>> log_power(torch.tensor([10 + 0j, 0j]))
+    tensor([ 2., -8.])
+    """
+    power = spectrum.real.square() + spectrum.imag.square()
+    return torch.log10(power + EPS)
+
+
+def interchannel_phase(spectra, first, second):
+    """Unit phasors of y_m / y_n; their angle is the IPD of Eq. 1.
+
+    Arguments
+    ---------
+    spectra : torch.Tensor
+        [batch, mics, bins, frames], complex.
+    first, second : torch.Tensor
+        [pairs], indices of m and n among the channels.
+
+    Returns
+    -------
+    ratio : torch.Tensor
+        [batch, pairs, bins, frames], complex, magnitude 1 (0 when silent).
+
+    Example
+    -------
+    >>> y = torch.tensor([2j, 1 + 0j]).view(1, 2, 1, 1)
+    >>> ratio = interchannel_phase(y, torch.tensor([0]), torch.tensor([1]))
+    >>> round(ratio.angle().item(), 4)  # +90 degrees
+    1.5708
+    """
+    unit = phasors(spectra)
+    return unit[:, first] * unit[:, second].conj()
+
+
+def steer(ratio, phase):
+    """Rotate the phase ratios by what the target's direction would cause.
+
+    The cosine is that of Eq. 3 for each pair (1 where the bin comes from the
+    target's direction); the sine tells on which side of the target it lies.
+
+    Arguments
+    ---------
+    ratio : torch.Tensor
+        [batch, pairs, bins, frames], complex, from `interchannel_phase`.
+    phase : torch.Tensor
+        [batch, targets, pairs, bins, frames], from `pair_phase`; or without
+        frames, or with a single one, for all.
+
+    Returns
+    -------
+    cosine, sine : torch.Tensor
+        [batch, targets, pairs, bins, frames].
+
+    Example
+    -------
+    >>> ratio = torch.tensor([1j]).view(1, 1, 1, 1)  # measured: 90 degrees
+    >>> cosine, sine = steer(ratio, torch.zeros(1, 1, 1, 1))
+    >>> cosine.item(), sine.item()  # expected 0: a quarter turn to one side
+    (0.0, 1.0)
+    """
+    phase = phase[..., None] if phase.dim() == 4 else phase
+    return times_conjugate(
+        (ratio.real[:, None], ratio.imag[:, None]), (phase.cos(), phase.sin())
+    )
+
+
+def times_conjugate(one, other):
+    """One complex number times another's conjugate.
+
+    Real arithmetic is twice as fast as complex products on a CPU.
+
+    Arguments
+    ---------
+    one, other : (torch.Tensor, torch.Tensor)
+        Real and imaginary part, of any shape.
+
+    Returns
+    -------
+    real, imaginary : torch.Tensor
+
+    Example
+    -------
+    >>> i = torch.tensor(0.0), torch.tensor(1.0)
+    >>> times_conjugate(i, i)
+    (tensor(1.), tensor(0.))
+    """
+    (a, b), (c, d) = one, other
+    return torch.addcmul(a * c, b, d), torch.addcmul(b * c, a, d, value=-1)
+
+
+STFT_SAMPLES = 2**18  # at a time: less memory to take and give back
+
+
+BLOCK_FRAMES = 32  # frames at a time: what is in between stays in the cache
+
+
+PHASES = ("ipd", "steered", "cosine")
+
+
+# Six pairs that span the nine spacings named in the paper's reference [25].
+PAPER_PAIRS = ((1, 15), (2, 14), (3, 13), (12, 4), (7, 10), (8, 9))
+
+
+# Six pairs on seven microphones: 56, 28, 20, 10, 6 and 3 cm apart.
+MINI_PAIRS = ((15, 1), (8, 1), (12, 4), (8, 4), (10, 6), (8, 6))
+
+
+class SpatialFeatures(nn.Module):
+    """STFT, log-power spectrum, phase differences and angle feature.
+
+    Arguments
+    ---------
+    pairs : sequence of (int, int)
+        Microphone pairs (m, n), numbered from 1.
+    phase : str
+        "ipd": the angle of y_m / y_n in radians, as the paper's Eq. 1, one
+        map a pair. "steered": cosine and sine of the IPD minus the phase
+        that the target's direction causes, two maps a pair. "cosine": its
+        cosine only, one map a pair.
+    n_fft : int
+        Window length in samples (512 = 32 ms).
+    hop : int
+        Hop in samples (256 = 16 ms).
+    spacings_cm : sequence of float
+        Gaps of the linear array; None for the paper's 15 microphones.
+
+    Example
+    -------
+    >>> features = SpatialFeatures()
+    >>> features.microphones  # channels that `forward` expects, in this order
+    [1, 4, 6, 8, 10, 12, 15]
+    >>> spectra = features.stft(torch.randn(2, 16000, 7))
+    >>> features(spectra, torch.tensor([[90.0], [30.0]])).shape
+    torch.Size([2, 1, 3598, 63])
+    """
+
+    def __init__(
+        self,
+        pairs=MINI_PAIRS,
+        phase="steered",
+        n_fft=512,
+        hop=256,
+        spacings_cm=None,
+    ):
+        super().__init__()
+        if phase not in PHASES:
+            raise ValueError(f"phase must be one of {PHASES}, got {phase!r}")
+        self.settings = {  # what builds them again
+            "pairs": pairs,
+            "phase": phase,
+            "n_fft": n_fft,
+            "hop": hop,
+            "spacings_cm": spacings_cm,
+        }
+        self.phase = phase
+        self.n_fft = n_fft
+        self.hop = hop
+        self.bins = n_fft // 2 + 1
+        self.microphones = used_microphones(pairs)
+        positions = (
+            linear_array() if spacings_cm is None else linear_array(spacings_cm)
+        )
+        self.array_size = len(positions)
+        if self.microphones[-1] > self.array_size:
+            raise ValueError(
+                f"pair names microphone {self.microphones[-1]}, the array has "
+                f"{self.array_size}"
+            )
+        index = {mic: i for i, mic in enumerate(self.microphones)}
+        first = torch.tensor([index[m] for m, _ in pairs])
+        second = torch.tensor([index[n] for _, n in pairs])
+        used = positions[torch.tensor(self.microphones) - 1]
+        # Constants of the set-up, not of the training: kept out of state_dict
+        constants = {
+            "window": torch.hann_window(n_fft).sqrt(),
+            "first": first,
+            "second": second,
+            "distances": (used[first] - used[second]).float(),
+            "frequencies": torch.arange(self.bins) * SAMPLE_RATE / n_fft,
+        }
+        for name, value in constants.items():
+            self.register_buffer(name, value, persistent=False)
+        self.maps = _map_names(pairs, phase)
+        self.inputs = len(self.maps) * self.bins
+
+    def stft(self, waveforms):
+        """Short-time Fourier transform of every channel.
+
+        Arguments
+        ---------
+        waveforms : torch.Tensor
+            [batch, samples, mics].
+
+        Returns
+        -------
+        spectra : torch.Tensor
+            [batch, mics, bins, frames], complex.
+        """
+        batch, samples, mics = waveforms.shape
+        flat = waveforms.transpose(1, 2).reshape(batch * mics, samples)
+        few = max(1, STFT_SAMPLES // samples)  # channels
+        parts = [self._stft(part) for part in flat.split(few)]
+        spectra = torch.cat(parts).transpose(1, 2)
+        return spectra.view(batch, mics, *spectra.shape[1:])
+
+    def _stft(self, signals):
+        """[channels, frames, bins] of [channels, samples]."""
+        spectra = torch.stft(
+            signals,
+            self.n_fft,
+            self.hop,
+            window=self.window,
+            return_complex=True,
+            pad_mode="constant",
+        )
+        return spectra.transpose(1, 2)  # as it lies in memory
+
+    def istft(self, spectrum, samples):
+        """Waveform of one-channel spectra.
+
+        Arguments
+        ---------
+        spectrum : torch.Tensor
+            [batch, bins, frames], complex.
+        samples : int
+            Length of the waveform.
+
+        Returns
+        -------
+        waveform : torch.Tensor
+            [batch, samples].
+        """
+        return torch.istft(
+            spectrum, self.n_fft, self.hop, window=self.window, length=samples
+        )
+
+    def angle_feature(self, spectra, doa):
+        """Eq. 3, as the mean over the pairs: 1 towards the target.
+
+        Arguments
+        ---------
+        spectra : torch.Tensor
+            [batch, mics, bins, frames], complex.
+        doa : torch.Tensor
+            [batch, targets] or [batch, targets, frames], degrees.
+
+        Returns
+        -------
+        af : torch.Tensor
+            [batch, targets, bins, frames], -1 to 1.
+        """
+        return self._steered(spectra, doa)[0].mean(2)
+
+    def forward(self, spectra, doa):
+        """Features for the talkers at `doa`.
+
+        Arguments
+        ---------
+        spectra : torch.Tensor
+            [batch, mics, bins, frames], complex; reference channel first.
+        doa : torch.Tensor
+            [batch, targets], degrees from the array's axis, 0 to 180; or
+            [batch, targets, frames] for talkers who move, frame t being
+            centred on the sample t * hop.
+
+        Returns
+        -------
+        features : torch.Tensor
+            [batch, targets, inputs, frames].
+        """
+        frames = spectra.shape[-1]
+        _check_frames(doa, frames)
+        check_doa(doa)
+        shape = (*doa.shape[:2], frames, self.inputs)
+        features = spectra.real.new_empty(shape)
+        maps = features.unflatten(3, (-1, self.bins))  # [B, K, ..., maps, bins]
+        for start in range(0, frames, BLOCK_FRAMES):
+            block = slice(start, start + BLOCK_FRAMES)
+            given = doa[..., block] if doa.dim() == 3 else doa
+            self._fill(maps[:, :, block], spectra[..., block], given)
+        return features.transpose(2, 3)
+
+    def _fill(self, maps, spectra, doa):
+        """Write the maps [batch, targets, frames, maps, bins] of a block."""
+        # As the STFT leaves them in memory: [B, mics, frames, bins, 2]
+        parts = torch.view_as_real(spectra.transpose(2, 3)).unbind(-1)
+        real, imag = (part.contiguous() for part in parts)
+        power = torch.addcmul(real * real, imag, imag)
+        size = power.clamp_min(1e-20).rsqrt()
+        unit = real * size, imag * size
+        ratio = times_conjugate(
+            [part.index_select(1, self.first) for part in unit],
+            [part.index_select(1, self.second) for part in unit],
+        )  # [B, pairs, frames, bins] twice
+        cosine, sine = self._turned(ratio, doa)  # [B, K, frames, pairs, bins]
+        maps[..., 0, :] = torch.log10(power[:, :1] + EPS)
+        pairs = len(self.first)
+        if self.phase == "ipd":
+            angles = torch.atan2(ratio[1], ratio[0])
+            maps[..., 1:-1, :] = angles.transpose(1, 2)[:, None]
+        else:
+            maps[..., 1 : pairs + 1, :] = cosine
+        if self.phase == "steered":
+            maps[..., pairs + 1 : -1, :] = sine
+        maps[..., -1, :] = cosine.mean(3)
+
+    def _turned(self, ratio, doa):
+        """Phase ratios, turned to the targets as `steer` does."""
+        phase = pair_phase(doa, self.distances, self.frequencies)
+        if doa.dim() == 2:
+            phase = phase[:, :, None]  # [B, K, frames, pairs, bins]
+        ratio = [part.transpose(1, 2)[:, None] for part in ratio]
+        return times_conjugate(ratio, (phase.cos(), phase.sin()))
+
+    def _steered(self, spectra, doa):
+        """Cosine and sine of the pairs' phases, turned to the targets."""
+        _check_frames(doa, spectra.shape[-1])
+        check_doa(doa)
+        ratio = interchannel_phase(spectra, self.first, self.second)
+        phase = pair_phase(doa, self.distances, self.frequencies)
+        if doa.dim() == 3:  # [B, K, frames, pairs, bins]
+            phase = phase.movedim(2, -1)
+        return steer(ratio, phase)
+
+
+def _map_names(pairs, phase):
+    """What the inputs are, `bins` of each: LPS, phases, angle feature."""
+    kinds = {"steered": ("cosine", "sine")}.get(phase, (phase,))
+    phases = [f"{kind} {m}-{n}" for kind in kinds for m, n in pairs]
+    return ["lps", *phases, "af"]
+
+
+def _check_frames(doa, frames):
+    """Raise ValueError unless a moving talker's DOAs are one a frame.
+
+    Arguments
+    ---------
+    doa : torch.Tensor
+        [batch, targets] or [batch, targets, frames].
+    frames : int
+        Of the spectrogram.
+    """
+    if doa.dim() not in (2, 3) or (doa.dim() == 3 and doa.shape[2] != frames):
+        raise ValueError(
+            f"expected DOAs [batch, targets] or [batch, targets, {frames}], "
+            f"one for each frame of the spectrogram, got {list(doa.shape)}"
+        )

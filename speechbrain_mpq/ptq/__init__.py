@@ -1,0 +1,1 @@
+"""Quantization of pretrained SpeechBrain interfaces, without training."""

@@ -1,0 +1,413 @@
+"""What is said of a quantized interface: a table, and a model card.
+
+Folders that SpeechBrain's own ``from_hparams`` loads, packed.
+
+A source folder names what is loaded, and from where, in the `pretrainer` of
+its hyperparams.yaml. In the packed folder each quantized loadable is a packed
+model under the name that the Pretrainer looks for, <name>.ckpt, and a custom
+hook reads it; all else stays as it was.
+"""
+
+import io
+import json
+import re
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, TaggedScalar
+from speechbrain.utils.checkpoints import (
+    get_default_hook,
+    torch_parameter_transfer,
+)
+from speechbrain.utils.parameter_transfer import DEFAULT_TRANSFER_HOOKS
+
+from ..quantization.packing import CONFIG_FILE, save_packed
+from ..quantization.tensors import named_tensors
+from ..utils import write_text
+from .pretrained_interfaces import HPARAMS_FILE
+
+
+@dataclass
+class Outcome:
+    """What became of an interface.
+
+    Arguments
+    ---------
+    folder : Path
+        The packed folder.
+    source : str
+        Folder or hub name that it was made from.
+    cls : type
+        Class that loads both.
+    asked : str
+        The budget.
+    plan : BitPlan
+        Bits of its clusters.
+    bytes : dict of str -> int
+        "source" and "packed": the files that were packed.
+    divergence : float
+        Of the packed interface's outputs on the calibration items.
+    unit : str
+        What the divergence is.
+    quality : dict of str -> Quality
+        "source" and "packed"; empty where the manifest has no reference.
+    left_alone : list of dict
+        Rows of the coverage table for parameters that stay in float.
+    reasons : dict of str -> str
+        Loadables that are no packed model, and why.
+
+    Example
+    -------
+    >>> import torch
+    >>> from speechbrain_mpq import quantize_
+    >>> outcome = Outcome(
+    ...     folder=Path("asr_4bit"),
+    ...     source="asr",
+    ...     cls=type,
+    ...     asked="4bit",
+    ...     plan=quantize_(torch.nn.Linear(8, 4), 4, exclude="bias"),
+    ...     bytes={"source": 144, "packed": 36},
+    ...     divergence=0.01,
+    ...     unit="KL",
+    ...     quality={},
+    ...     left_alone=[{"reason": "biases", "parameters": 4}],
+    ...     reasons={},
+    ... )
+    >>> for row in outcome_rows(outcome)[1:]:
+    ...     print(row)
+    ('files with weights, bytes', '144', '36')
+    ('average bits of a quantized weight', '32', '4.00')
+    ('KL', '0', '0.01')
+    >>> outcome_notes(outcome)[1]
+    '4 parameters stay in float: biases.'
+    """
+
+    folder: Path
+    source: str
+    cls: type
+    asked: str
+    plan: object
+    bytes: dict
+    divergence: float
+    unit: str
+    quality: dict
+    left_alone: list
+    reasons: dict
+
+
+def outcome_rows(outcome):
+    """The before/after table: name, source, packed.
+
+    Arguments
+    ---------
+    outcome : Outcome
+        What to show.
+
+    Returns
+    -------
+    list of tuple of str
+    """
+    before, after = outcome.bytes["source"], outcome.bytes["packed"]
+    rows = [
+        ("", "source", "packed"),
+        ("files with weights, bytes", f"{before}", f"{after}"),
+        (
+            "average bits of a quantized weight",
+            "32",
+            f"{outcome.plan.average_bits:.2f}",
+        ),
+        (outcome.unit, "0", f"{outcome.divergence:.4g}"),
+    ]
+    if outcome.quality:
+        source, packed = outcome.quality["source"], outcome.quality["packed"]
+        name = f"{source.name} ({source.count} items)"
+        rows.append((name, f"{source.value:.2f}", f"{packed.value:.2f}"))
+    return rows
+
+
+def outcome_table(outcome):
+    """The table as text, with what else there is to say below it.
+
+    Arguments
+    ---------
+    outcome : Outcome
+        What to show.
+
+    Returns
+    -------
+    str
+    """
+    rows = outcome_rows(outcome)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f"{name:{widths[0]}}  {source:>{widths[1]}}  {packed:>{widths[2]}}"
+        for name, source, packed in rows
+    ]
+    lines.insert(1, "-" * (sum(widths) + 4))
+    return "\n".join([*lines, *outcome_notes(outcome)])
+
+
+def outcome_notes(outcome):
+    """What a user has to know beside the table.
+
+    Arguments
+    ---------
+    outcome : Outcome
+        What to show.
+
+    Returns
+    -------
+    list of str
+    """
+    notes = []
+    if not outcome.quality:
+        notes.append(
+            "No quality was measured: the manifest has no reference for it, "
+            "or this class no measure. Only the outputs were compared."
+        )
+    left = Counter()
+    for row in outcome.left_alone:
+        left[row["reason"]] += row["parameters"]
+    for reason, count in left.items():
+        notes.append(f"{count} parameters stay in float: {reason}.")
+    for name, reason in outcome.reasons.items():
+        notes.append(f"Not quantized: {name} ({reason}).")
+    return notes
+
+
+def model_card(outcome):
+    """README.md of the packed folder.
+
+    Arguments
+    ---------
+    outcome : Outcome
+        What to describe.
+
+    Returns
+    -------
+    str
+    """
+    head, *rows = outcome_rows(outcome)
+    table = ["| " + " | ".join(head) + " |", "|---|---|---|"]
+    table += ["| " + " | ".join(row) + " |" for row in rows]
+    bits = Counter()
+    for cluster in outcome.plan.clusters.values():
+        bits[cluster.bits] += cluster.parameters
+    shares = ", ".join(f"{bits[b]} with {b} bits" for b in sorted(bits))
+    notes = "\n".join(f"* {note}" for note in outcome_notes(outcome))
+    return f"""# {outcome.folder.name}
+
+Post-training mixed-precision quantization of `{outcome.source}` to a budget
+of {outcome.asked}, made by speechbrain_mpq. Its licence is that of the source.
+
+```python
+from {outcome.cls.__module__} import {outcome.cls.__name__}
+
+model = {outcome.cls.__name__}.from_hparams(source="{outcome.folder.name}")
+```
+
+needs `pip install speechbrain_mpq`: the .ckpt files with weights are packed
+models (safetensors with bit-packed integers, no pickle), which a hook in
+hyperparams.yaml reads. Once loaded, the model is an ordinary one in float32.
+
+{chr(10).join(table)}
+
+Parameters: {shares}.
+`quantization_config.json` lists the bits of every tensor.
+
+{notes}
+"""
+
+
+HOOK = "!name:speechbrain_mpq.load_packed_"
+
+
+def packable(interface):
+    """The modules of an interface's pretrainer that can be packed.
+
+    Arguments
+    ---------
+    interface : speechbrain.inference.interfaces.Pretrained
+        Loaded by ``from_hparams``.
+
+    Returns
+    -------
+    modules : dict of str -> torch.nn.Module
+        By their names in the pretrainer.
+    reasons : dict of str -> str
+        Why the others with parameters cannot.
+    """
+    pretrainer = interface.hparams.pretrainer
+    modules, reasons = {}, {}
+    for name, loadable in pretrainer.loadables.items():
+        if not any(True for _ in getattr(loadable, "parameters", tuple)()):
+            continue
+        if name in pretrainer.custom_hooks:
+            reasons[name] = "is loaded by a hook of the source's own"
+        elif name in pretrainer.conditions:
+            reasons[name] = "is loaded under a condition only"
+        elif _own_loader(loadable):
+            reasons[name] = f"{type(loadable).__name__} loads itself"
+        else:
+            modules[name] = loadable
+    return modules, reasons
+
+
+def shared_parameters(root, modules):
+    """Names of a root's parameters that some modules hold as well.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+        Plain.
+    modules : iterable of torch.nn.Module
+        Plain.
+
+    Returns
+    -------
+    list of str
+
+    Example
+    -------
+    >>> import torch
+    >>> layers = torch.nn.Sequential(torch.nn.PReLU(), torch.nn.PReLU())
+    >>> shared_parameters(layers, [layers[1]])
+    ['1.weight']
+    """
+    held = {id(p) for module in modules for p in module.parameters()}
+    tensors = named_tensors(root).values()
+    return [t.name for t in tensors if id(t.parameter) in held]
+
+
+def packed_hparams(text, names):
+    """hyperparams.yaml with packed models in the place of some loadables.
+
+    All else says what it said, comments included. The paths of the pretrainer
+    go, so that all is loaded from the folder itself.
+
+    Arguments
+    ---------
+    text : str
+        The source's hyperparams.yaml.
+    names : iterable of str
+        Loadables that are packed.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> text = '''
+    ... pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+    ...     loadables:
+    ...         asr: !ref <asr>  # the model
+    ... '''
+    >>> print(packed_hparams(text, ["asr"]))
+    pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+        loadables:
+            asr: !ref <asr>  # the model
+        custom_hooks:
+            asr: !name:speechbrain_mpq.load_packed_
+    <BLANKLINE>
+    """
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 10**6
+    yaml.indent(mapping=4, sequence=6, offset=4)
+    content = yaml.load(text)
+    pretrainer = content.get("pretrainer")
+    if not isinstance(pretrainer, CommentedMap):
+        raise ValueError(
+            f"the source's {HPARAMS_FILE} has no key pretrainer with its "
+            "loadables below it: write it out there"
+        )
+    pretrainer.pop("paths", None)
+    hooks = pretrainer.setdefault("custom_hooks", CommentedMap())
+    for name in names:
+        hooks[name] = TaggedScalar("", None, HOOK)
+    written = io.StringIO()
+    yaml.dump(content, written)
+    return written.getvalue()
+
+
+def write_folder(interface, hparams_path, modules, folder, metadata=None):
+    """Write the packed folder of a quantized interface.
+
+    Arguments
+    ---------
+    interface : speechbrain.inference.interfaces.Pretrained
+        Quantized.
+    hparams_path : Path
+        The source's hyperparams.yaml on this machine.
+    modules : dict of str -> torch.nn.Module
+        Loadables to pack; those in which nothing is quantized are packed in
+        full precision.
+    folder : Path
+        Where to; it is made.
+    metadata : dict or None
+        For quantization_config.json.
+
+    Returns
+    -------
+    int
+        Bytes of the packed files.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = hparams_path.read_text(encoding="utf-8")
+    hparams = packed_hparams(text, modules)
+    write_text(folder / HPARAMS_FILE, hparams)
+    configs, total = {}, 0
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        for name, module in modules.items():
+            path = save_packed(module, scratch)
+            total += path.stat().st_size
+            path.replace(folder / f"{name}.ckpt")
+            config = Path(scratch) / CONFIG_FILE
+            configs[name] = json.loads(config.read_text())
+    config = {"loadables": configs, "metadata": metadata or {}}
+    text = json.dumps(config, indent=1) + "\n"
+    write_text(folder / CONFIG_FILE, text)
+    _copy_the_rest(interface, hparams_path, modules, folder)
+    return total
+
+
+def source_bytes(interface, modules):
+    """Bytes of the source's files in the place of packed ones.
+
+    Arguments
+    ---------
+    interface : speechbrain.inference.interfaces.Pretrained
+        The source.
+    modules : iterable of str
+        Loadables that are packed.
+
+    Returns
+    -------
+    int
+    """
+    paths = interface.hparams.pretrainer.paths
+    return sum(Path(paths[name]).stat().st_size for name in modules)
+
+
+def _own_loader(loadable):
+    """Whether its class reads its files in a way of its own."""
+    hook = get_default_hook(loadable, DEFAULT_TRANSFER_HOOKS)
+    return hook is not torch_parameter_transfer
+
+
+def _copy_the_rest(interface, hparams_path, modules, folder):
+    """What else is loaded, and files that stand by the hyperparams.yaml."""
+    pretrainer = interface.hparams.pretrainer
+    for name in pretrainer.loadables:
+        if name not in modules and pretrainer.is_loadable(name):
+            shutil.copy(pretrainer.paths[name], folder / f"{name}.ckpt")
+    named = set(re.findall(r"[\w.-]+", hparams_path.read_text("utf-8")))
+    for path in sorted(hparams_path.parent.iterdir()):
+        wanted = path.suffix == ".py" or path.name in named
+        if wanted and path.is_file() and not (folder / path.name).exists():
+            shutil.copy(path, folder / path.name)

@@ -1,0 +1,379 @@
+"""How good a pretrained interface is, in the measure that suits its class.
+
+How the outputs of two pretrained interfaces are compared.
+
+Recognizers and classifiers are compared by the KL divergence of the
+distributions that they put out (Eq. 8 for a softmax instead of a mask),
+separators, enhancers and encoders by the energy of the error.
+
+Layout: outputs [items, frames, values].
+"""
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from speechbrain.nnet.losses import get_si_snr_with_pitwrapper
+from speechbrain.utils.edit_distance import accumulatable_wer_stats
+from tqdm import tqdm
+
+from ..allocation.output_scores import categorical_kl
+from .calibration_data import batch_of, read_audio
+
+
+@dataclass
+class Quality:
+    """One number for an interface on some items.
+
+    Arguments
+    ---------
+    name : str
+        Of the measure, with its unit.
+    value : float
+        Its value.
+    count : int
+        Items.
+    pairs : dict
+        Item -> (reference, answer) where these are text.
+    """
+
+    name: str
+    value: float
+    count: int
+    pairs: dict = field(default_factory=dict)
+
+
+class Measure:
+    """A measure that needs something from the manifest beside the audio.
+
+    Arguments
+    ---------
+    reference : str or None
+        Key of the manifest that holds it; None: the usual one.
+    """
+
+    name = ""
+    usual = ""
+
+    def __init__(self, reference=None):
+        self.reference = reference or self.usual
+
+    def keys(self, items):
+        """Keys that an item needs.
+
+        Arguments
+        ---------
+        items : list of Item
+            To be measured.
+        """
+        return [self.reference]
+
+    def __call__(self, interface, items, progress=True):
+        """Measure an interface, one item at a time.
+
+        Arguments
+        ---------
+        interface : speechbrain.inference.interfaces.Pretrained
+            Any that the measure suits.
+        items : list of Item
+            With the keys that ``keys`` names.
+        progress : bool
+            Shows a progress bar.
+
+        Returns
+        -------
+        Quality
+        """
+        answers = []
+        with torch.no_grad():
+            for item in tqdm(items, "measuring", disable=not progress):
+                wavs, lengths = batch_of([item.audio])
+                answers.append(self.answer(interface, item, wavs, lengths))
+        return self.summary(items, answers)
+
+    def answer(self, interface, item, wavs, lengths):
+        """What the interface says of one item.
+
+        Arguments
+        ---------
+        interface : speechbrain.inference.interfaces.Pretrained
+            Any that the measure suits.
+        item : Item
+            The item.
+        wavs, lengths : torch.Tensor
+            Its audio as a batch of one.
+        """
+        raise NotImplementedError("a subclass asks the interface")
+
+    def summary(self, items, answers):
+        """The quality that the answers amount to.
+
+        Arguments
+        ---------
+        items : list of Item
+            What was asked.
+        answers : list
+            One for each.
+        """
+        raise NotImplementedError("a subclass sums its answers up")
+
+    def _pairs(self, items, answers):
+        """Item -> (reference, answer)."""
+        return {
+            item.key: (str(item.entry[self.reference]), answer)
+            for item, answer in zip(items, answers, strict=True)
+        }
+
+
+class WordErrorRate(Measure):
+    """Word errors of a recognizer.
+
+    Example
+    -------
+    >>> from types import SimpleNamespace
+    >>> items = [SimpleNamespace(key="a", entry={"words": "place it here"})]
+    >>> round(WordErrorRate().summary(items, ["place here"]).value, 1)
+    33.3
+    """
+
+    name = "WER, %"
+    usual = "words"
+
+    def answer(self, interface, item, wavs, lengths):
+        """The words; see ``Measure``."""
+        return interface.transcribe_batch(wavs, lengths)[0][0]
+
+    def summary(self, items, answers):
+        """Errors in all words; see ``Measure``."""
+        pairs = self._pairs(items, answers)
+        stats = accumulatable_wer_stats(
+            [said.split() for said, _ in pairs.values()],
+            [heard.split() for _, heard in pairs.values()],
+        )
+        return Quality(self.name, float(stats["WER"]), len(items), pairs)
+
+
+class ErrorRate(Measure):
+    """Wrong labels of a classifier.
+
+    Example
+    -------
+    >>> from types import SimpleNamespace
+    >>> items = [SimpleNamespace(key=k, entry={"label": k}) for k in "abcd"]
+    >>> quality = ErrorRate().summary(items, ["a", "b", "c", "c"])
+    >>> quality.value, quality.pairs["d"]
+    (25.0, ('d', 'c'))
+    """
+
+    name = "error rate, %"
+    usual = "label"
+
+    def answer(self, interface, item, wavs, lengths):
+        """The label; see ``Measure``."""
+        return str(interface.classify_batch(wavs, lengths)[3][0])
+
+    def summary(self, items, answers):
+        """Share of wrong labels; see ``Measure``."""
+        pairs = self._pairs(items, answers)
+        wrong = sum(label != answer for label, answer in pairs.values())
+        value = 100 * wrong / len(pairs)
+        return Quality(self.name, value, len(items), pairs)
+
+
+class SourceSISNR(Measure):
+    """SI-SNR of estimated sources, in the best order of the estimates.
+
+    Example
+    -------
+    >>> from types import SimpleNamespace
+    >>> item = SimpleNamespace(entry={"s1_wav": "a.flac", "s2_wav": "b.flac"})
+    >>> SourceSISNR().keys([item]), SourceSISNR("clean_wav").keys([item])
+    (['s1_wav', 's2_wav'], ['clean_wav'])
+    """
+
+    name = "SI-SNR, dB"
+    usual = "s1_wav"
+
+    def keys(self, items):
+        """s1_wav, s2_wav, ...: as many as there are; see ``Measure``."""
+        if self.reference != self.usual:
+            return [self.reference]
+        numbered = [f"s{i}_wav" for i in range(1, 10)]
+        found = [key for key in numbered if key in items[0].entry]
+        return found or [self.usual]
+
+    def answer(self, interface, item, wavs, lengths):
+        """SI-SNR of one item; see ``Measure``."""
+        separates = hasattr(interface, "separate_batch")
+        run = interface.separate_batch if separates else interface.enhance_batch
+        estimate = run(wavs).cpu()
+        estimate = estimate if estimate.dim() == 3 else estimate[..., None]
+        targets = [
+            read_audio(item.key, item.entry, key, item.normalize)
+            for key in self.keys([item])
+        ]
+        length = min(estimate.shape[1], *map(len, targets))
+        target = torch.stack([t[:length] for t in targets], -1)[None]
+        if target.shape[-1] != estimate.shape[-1]:
+            raise ValueError(
+                f"manifest entry {item.key!r} has {target.shape[-1]} sources, "
+                f"the interface puts out {estimate.shape[-1]}"
+            )
+        loss = get_si_snr_with_pitwrapper(target, estimate[:, :length])
+        return -loss.item()
+
+    def summary(self, items, answers):
+        """Mean over the items; see ``Measure``."""
+        return Quality(self.name, sum(answers) / len(answers), len(items))
+
+
+def frame_divergence(p_logits, q_logits):
+    """Divergence of the categorical distributions that logits stand for.
+
+    Log-probabilities are logits, too.
+
+    Arguments
+    ---------
+    p_logits, q_logits : torch.Tensor
+        Full-precision and quantized outputs, [..., values].
+
+    Returns
+    -------
+    torch.Tensor
+        [...], float64, in nats. Never negative.
+
+    Example
+    -------
+    >>> p, q = torch.tensor([[0.5, 0.5], [1.0, 0.0]]).log().unbind()
+    >>> frame_divergence(q, p)
+    tensor(0.6931, dtype=torch.float64)
+    """
+    p, q = (x.double().log_softmax(-1) for x in (p_logits, q_logits))
+    return categorical_kl(p, q).sum(-1).clamp_(min=0)
+
+
+class Comparison:
+    """Outputs of an interface for calibration items, and their error.
+
+    Subclasses say what is put out and whether that is a distribution.
+
+    Arguments
+    ---------
+    interface : speechbrain.inference.interfaces.Pretrained
+        In full precision when the comparison is made.
+    items : list of Item
+        Calibration data.
+    """
+
+    unit = "relative energy of the output's error"
+    method = "relative_output_error"
+
+    def __init__(self, interface, items):
+        self.interface = interface
+        self.audio = [item.audio for item in items]
+
+    def __len__(self):
+        return len(self.audio)
+
+    def outputs(self, wavs, lengths, indices):
+        """Outputs of the interface, [items, frames, values].
+
+        Arguments
+        ---------
+        wavs, lengths : torch.Tensor
+            [items, time] and [items].
+        indices : list of int
+            Which of the calibration items these are.
+        """
+        raise NotImplementedError("a subclass says what is put out")
+
+    def of(self, interface):
+        """The same comparison's outputs for another interface.
+
+        Arguments
+        ---------
+        interface : speechbrain.inference.interfaces.Pretrained
+            Of the same class, for example quantized.
+        """
+        other = copy.copy(self)
+        other.interface = interface
+        return other
+
+    def layers(self, wavs, lengths, indices):
+        """A pass that uses as many layers as possible, but each only once."""
+        return self.outputs(wavs, lengths, indices)
+
+    def batch(self, indices):
+        """Arguments of ``outputs`` for some items.
+
+        Arguments
+        ---------
+        indices : torch.Tensor
+            [items], whole numbers.
+        """
+        indices = indices.tolist()
+        return *batch_of([self.audio[i] for i in indices]), indices
+
+    def valid(self, items, frames):
+        """Which frames are no padding.
+
+        Arguments
+        ---------
+        items : slice
+            Of the calibration items.
+        frames : int
+            Frames of the longest of them.
+
+        Returns
+        -------
+        torch.Tensor
+            bool [items, frames].
+        """
+        _, lengths = batch_of(self.audio[items])
+        last = (lengths * frames).ceil().clamp(min=1)
+        return torch.arange(frames) < last[:, None]
+
+    def error(self, reference, output, items):
+        """Summed error of an output, float64.
+
+        Arguments
+        ---------
+        reference, output : torch.Tensor
+            [items, frames, values], in full precision and quantized.
+        items : slice
+            Which of the calibration items these are.
+        """
+        squares = (output.double() - reference.double()).square().sum(-1)
+        return (squares * self._mask(reference, items)).sum()
+
+    def scale(self, reference, items):
+        """What the summed error is divided by, summed as well.
+
+        Arguments
+        ---------
+        reference : torch.Tensor
+            [items, frames, values].
+        items : slice
+            Which of the calibration items these are.
+        """
+        return self.error(torch.zeros_like(reference), reference, items)
+
+    def _mask(self, reference, items):
+        """``valid`` on the outputs' device."""
+        return self.valid(items, reference.shape[1]).to(reference.device)
+
+
+class DistributionComparison(Comparison):
+    """Outputs that are the logits of categorical distributions."""
+
+    unit = "KL divergence of the output, nats"
+    method = "categorical_kl"
+
+    def error(self, reference, output, items):
+        """Summed divergence; see ``Comparison``."""
+        divergence = frame_divergence(reference, output)
+        return (divergence * self._mask(reference, items)).sum()
+
+    def scale(self, reference, items):
+        """Number of frames; see ``Comparison``."""
+        return self._mask(reference, items).sum()

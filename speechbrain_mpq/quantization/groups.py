@@ -1,0 +1,256 @@
+"""Groups of output channels: a tensor in slices, each with its own quantizer.
+
+A tensor is cut along its first dimension, that of the output channels in
+linear, convolutional and recurrent layers, into slices of about equal size.
+A slice is named like its tensor with the rows behind it,
+"conv.weight[0:32]", and counts as a tensor of its own in clusters, plans,
+score tables and packed files.
+
+Cutting the tensors of a model into slices with bits of their own.
+"""
+
+import re
+from collections import Counter
+
+import torch
+
+NAME = re.compile(r"(.*)\[(\d+):(\d+)\]")
+
+
+def row_slices(length, count):
+    """Rows of every slice, of sizes that differ by one at most.
+
+    Arguments
+    ---------
+    length : int
+        Rows of the tensor.
+    count : int
+        Number of slices, 1 to length.
+
+    Returns
+    -------
+    list of slice
+
+    Example
+    -------
+    >>> row_slices(10, 3)
+    [slice(0, 3, None), slice(3, 6, None), slice(6, 10, None)]
+    """
+    ends = [length * i // count for i in range(count + 1)]
+    return [slice(*pair) for pair in zip(ends, ends[1:])]
+
+
+def count_slices(shape, rows):
+    """How many slices keep within so many rows each.
+
+    Vectors and single values are never cut: a scale for a few values costs
+    more than it saves.
+
+    Arguments
+    ---------
+    shape : tuple of int
+        Shape of the tensor.
+    rows : int or None
+        Most rows of one slice; None: no slices.
+
+    Returns
+    -------
+    int
+
+    Example
+    -------
+    >>> count_slices((100, 8, 3), 32), count_slices((100,), 32)
+    (4, 1)
+    """
+    if rows is None or len(shape) < 2:
+        return 1
+    if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+        raise ValueError(
+            f"rows must be a positive number of output channels, or None, "
+            f"not {rows!r}"
+        )
+    return max(1, -(-shape[0] // rows))
+
+
+def slice_name(name, rows):
+    """Name of a slice, or of the cluster that it is in.
+
+    Arguments
+    ---------
+    name : str
+        Name of the tensor or module.
+    rows : slice or Ellipsis
+        The slice's rows; Ellipsis: the whole tensor.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> slice_name("conv.weight", slice(0, 32)), slice_name("conv.bias", ...)
+    ('conv.weight[0:32]', 'conv.bias')
+    """
+    return name if rows is ... else f"{name}[{rows.start}:{rows.stop}]"
+
+
+def split_name(name):
+    """Undoes ``slice_name``.
+
+    Arguments
+    ---------
+    name : str
+        Name of a slice or of a whole tensor.
+
+    Returns
+    -------
+    name : str
+        Name of the tensor.
+    rows : slice or Ellipsis
+        ``tensor[rows]`` are the slice's values.
+
+    Example
+    -------
+    >>> split_name("conv.weight[0:32]"), split_name("conv.bias")
+    (('conv.weight', slice(0, 32, None)), ('conv.bias', Ellipsis))
+    """
+    found = NAME.fullmatch(name)
+    if not found:
+        return name, ...
+    name, start, stop = found.groups()
+    return name, slice(int(start), int(stop))
+
+
+def first_row(rows):
+    """Where in its tensor a slice begins, to sort slices by.
+
+    Arguments
+    ---------
+    rows : slice or Ellipsis
+        The slice's rows; Ellipsis: the whole tensor.
+
+    Returns
+    -------
+    int
+
+    Example
+    -------
+    >>> first_row(slice(32, 64)), first_row(...)
+    (32, 0)
+    """
+    return 0 if rows is ... else rows.start
+
+
+class RowGroups(torch.nn.Module):
+    """Passes every slice of a tensor through a quantizer of its own.
+
+    Arguments
+    ---------
+    quantizers : list of FakeQuantize
+        One for each slice of ``row_slices``, in order.
+
+    Example
+    -------
+    >>> from speechbrain_mpq.quantization.fake_quant import FakeQuantize
+    >>> groups = RowGroups([FakeQuantize(1, 0.5), FakeQuantize(2, 0.25)])
+    >>> groups(torch.tensor([[0.1], [0.1], [0.9]]))
+    tensor([[0.5000],
+            [0.0000],
+            [0.2500]])
+    """
+
+    def __init__(self, quantizers):
+        super().__init__()
+        self.quantizers = torch.nn.ModuleList(quantizers)
+
+    def slices(self, length):
+        """Pairs of rows and quantizer, for a tensor of so many rows."""
+        return zip(row_slices(length, len(self.quantizers)), self.quantizers)
+
+    def forward(self, weight):
+        """The quantized weight.
+
+        Arguments
+        ---------
+        weight : torch.Tensor
+            Float weight [output channels, ...].
+
+        Returns
+        -------
+        torch.Tensor
+            Same shape and type.
+        """
+        slices = self.slices(len(weight))
+        return torch.cat([quantize(weight[rows]) for rows, quantize in slices])
+
+    def right_inverse(self, weight):
+        """What ``module.weight = value`` stores: what the quantizers say."""
+        slices = self.slices(len(weight))
+        return torch.cat([q.right_inverse(weight[rows]) for rows, q in slices])
+
+
+def cut(tensors, rows):
+    """Cuts large matrices and filters into slices of rows.
+
+    Arguments
+    ---------
+    tensors : dict of str -> NamedTensor
+        As made by ``named_tensors``.
+    rows : int or None
+        Most output channels of one slice; None leaves all as it is.
+
+    Returns
+    -------
+    dict of str -> NamedTensor
+
+    Example
+    -------
+    >>> import torch
+    >>> from speechbrain_mpq.quantization.tensors import named_tensors
+    >>> list(cut(named_tensors(torch.nn.Linear(2, 5)), 3))
+    ['weight[0:2]', 'weight[2:5]', 'bias']
+    """
+    counts = {
+        name: count_slices(tuple(tensor.parameter.shape), rows)
+        for name, tensor in tensors.items()
+    }
+    return _cut(tensors, counts)
+
+
+def cut_as_named(tensors, names):
+    """Cuts tensors into as many slices as names tell.
+
+    Arguments
+    ---------
+    tensors : dict of str -> NamedTensor
+        As made by ``named_tensors``.
+    names : iterable of str
+        Names of tensors and slices, e.g. those of a plan.
+
+    Returns
+    -------
+    dict of str -> NamedTensor
+
+    Example
+    -------
+    >>> import torch
+    >>> from speechbrain_mpq.quantization.tensors import named_tensors
+    >>> tensors = named_tensors(torch.nn.Linear(2, 5))
+    >>> list(cut_as_named(tensors, ["weight[0:2]", "weight[2:5]"]))
+    ['weight[0:2]', 'weight[2:5]', 'bias']
+    """
+    names = [split_name(name) for name in names]
+    return _cut(tensors, Counter(name for name, rows in names if rows != ...))
+
+
+def _cut(tensors, counts):
+    """Slices of the tensors that more than one are wanted of."""
+    pieces = []
+    for name, tensor in tensors.items():
+        count = counts.get(name, 1)
+        if count == 1 or tensor.reason:
+            pieces.append(tensor)
+        else:
+            length = len(tensor.parameter)
+            pieces += [tensor.slice(r) for r in row_slices(length, count)]
+    return {piece.name: piece for piece in pieces}

@@ -1,0 +1,361 @@
+"""The coverage table: what every tensor of a model is stored as, and why.
+
+Quantizing a model in place, by parameter name, and undoing it.
+
+Every float parameter can be quantized, whatever its module does with it:
+convolutions, linear, recurrent and attention layers, norms, PReLU. The module
+that owns a parameter names its cluster.
+"""
+
+from collections import defaultdict
+from contextlib import contextmanager
+
+import torch
+
+from .codebook import (
+    check_bits,
+    check_codebook,
+    dequantize,
+    fit_scale,
+    nearest_levels,
+)
+from .fake_quant import FakeQuantize, attach, detach
+from .groups import RowGroups, cut, cut_as_named
+from .plan import BitPlan, bit_plan, bits_of_plan, packed_bytes
+from .tensors import (
+    NamedTensor,
+    named_tensors,
+    near_misses,
+    plain_buffers,
+    select,
+)
+
+
+def coverage(model):
+    """One row for every tensor of the model: asked and stored bits, bytes.
+
+    A tensor that is quantized in slices has a row for each of them.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Plain or quantized.
+
+    Returns
+    -------
+    list of dict
+        Keys tensor, cluster, shape, parameters, asked_bits and codebook (None
+        where it was left alone), stored_bits, bytes, reason (why it was left
+        alone).
+
+    Example
+    -------
+    >>> import torch
+    >>> from speechbrain_mpq.quantization.quant_api import quantize_
+    >>> model = torch.nn.BatchNorm1d(8)
+    >>> _ = quantize_(model, 4, exclude=["bias"])
+    >>> for row in coverage(model):
+    ...     print(row["tensor"], row["stored_bits"], row["bytes"])
+    weight 4 8
+    bias 32 32
+    running_mean 32 32
+    running_var 32 32
+    num_batches_tracked 64 8
+    """
+    tensors = sorted(
+        named_tensors(model).values(), key=lambda t: t.fake_quantize is None
+    )
+    rows = [_coverage_row(tensor) for tensor in tensors]
+    for name, buffer in plain_buffers(model).items():
+        tensor = NamedTensor(name, buffer, reason="buffer, not trained")
+        rows.append(_coverage_row(tensor))
+    return rows
+
+
+def _coverage_row(tensor):
+    """One row of the coverage table."""
+    count = tensor.weight.numel()
+    row = {
+        "tensor": tensor.name,
+        "cluster": tensor.cluster,
+        "shape": list(tensor.weight.shape),
+        "parameters": count,
+        "asked_bits": None,
+        "stored_bits": 8 * tensor.parameter.element_size(),
+        "codebook": None,
+        "bytes": count * tensor.parameter.element_size(),
+        "reason": tensor.reason or "not selected",
+    }
+    if tensor.fake_quantize:
+        bits = tensor.fake_quantize.stored_bits
+        scales = tensor.fake_quantize.alpha.numel()
+        kind = tensor.fake_quantize.codebook
+        row.update(asked_bits=bits, stored_bits=bits, codebook=kind, reason="")
+        row["bytes"] = packed_bytes(count, bits, scales)
+    return row
+
+
+def clusters(model, include=("*",), exclude=(), rows=None):
+    """The clusters of the parameters that patterns select.
+
+    A cluster is named after the module that owns its parameters. Slices of
+    them are in a cluster for their rows; what is not cut (biases, vectors)
+    stays in the cluster of the module's own name.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Plain or quantized.
+    include : sequence of str
+        fnmatch patterns on parameter names; each must match something.
+    exclude : sequence of str
+        Patterns of what to leave out of these; each must match something.
+    rows : int or None
+        Most output channels of one slice: matrices and filters with more are
+        cut along their first dimension into slices of about equal size.
+
+    Returns
+    -------
+    dict of str -> list of str
+        Cluster name -> names of its parameters and slices.
+
+    Example
+    -------
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.PReLU())
+    >>> clusters(model)
+    {'0': ['0.weight', '0.bias'], '1': ['1.weight']}
+    >>> clusters(model, exclude=["*.bias"])
+    {'0': ['0.weight'], '1': ['1.weight']}
+    >>> clusters(model, include="0.*", rows=2)
+    {'0[0:1]': ['0.weight[0:1]'], '0[1:3]': ['0.weight[1:3]'], '0': ['0.bias']}
+    """
+    grouped = defaultdict(list)
+    tensors = cut(named_tensors(model), rows)
+    for tensor in select(tensors, include, exclude):
+        grouped[tensor.cluster].append(tensor.name)
+    return dict(grouped)
+
+
+def quantize_(
+    model,
+    plan_or_bits,
+    include=("*",),
+    exclude=(),
+    granularity="tensor",
+    estimator=FakeQuantize,
+    codebook=None,
+    rows=None,
+):
+    """Quantizes parameters in place; training goes on straight through.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Model without quantized parameters.
+    plan_or_bits : BitPlan, int or float
+        Bits of every cluster, 1 to 16, or 1.6. Parameters that a plan does
+        not name stay in float.
+    include : sequence of str
+        fnmatch patterns on parameter names; each must match something.
+    exclude : sequence of str
+        Patterns of what to leave out of these; each must match something.
+    granularity : str
+        "tensor": one scale a tensor. "channel": one for each entry of the
+        first dimension of matrices and filters.
+    estimator : type
+        How quantized weights are trained: ``FakeQuantize`` (straight
+        through, fixed scales) or ``LearnedStep``.
+    codebook : str or None
+        "midtread" (Eq. 7) or "midrise" (no zero, one level more). None: that
+        of the plan; without a plan "midtread".
+    rows : int or None
+        Most output channels of one slice, as in ``clusters``. Counts for
+        bits only: a plan names the slices that it is for.
+
+    Returns
+    -------
+    BitPlan
+        What was done, with the model's bytes.
+
+    Example
+    -------
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[0.6, -0.2]]))
+    >>> quantize_(layer, 1).bytes
+    5
+    >>> layer.weight.data
+    tensor([[ 0.4000, -0.4000]])
+    >>> dequantize_(layer)
+    >>> layer.weight.data
+    tensor([[ 0.6000, -0.2000]])
+    """
+    tensors = named_tensors(model)
+    if any(tensor.fake_quantize for tensor in tensors.values()):
+        raise ValueError(
+            "the model is quantized already: call dequantize_(model) first"
+        )
+    if isinstance(plan_or_bits, BitPlan):
+        codebook = codebook or plan_or_bits.codebook
+        tensors = cut_as_named(tensors, plan_or_bits.tensors)
+        chosen = select(tensors, include, exclude)
+        bits = bits_of_plan(plan_or_bits, tensors, chosen)
+    else:
+        tensors = cut(tensors, rows)
+        chosen = select(tensors, include, exclude)
+        bits = dict.fromkeys([t.name for t in chosen], check_bits(plan_or_bits))
+    codebook = check_codebook(codebook or "midtread")
+    whole = _whole_parameters(tensors, bits)
+    # All scales first: a tensor that is refused leaves the model as it was.
+    # The largest before the others, which then fit into its memory.
+    by_size = sorted(bits, key=lambda name: -tensors[name].weight.numel())
+    scales = {
+        name: _fit(tensors[name], bits[name], granularity, codebook)
+        for name in by_size
+    }
+    for pieces in whole:
+        quantizers = [estimator(bits[p.name], scales[p.name]) for p in pieces]
+        for quantizer in quantizers:
+            quantizer.set_codebook(codebook)
+        cut_up = len(pieces) > 1
+        quantizer = RowGroups(quantizers) if cut_up else quantizers[0]
+        for module, attribute in pieces[0].owners:
+            attach(module, attribute, quantizer)
+    return bit_plan(model)
+
+
+def dequantize_(model, keep_quantized=False):
+    """Makes all parameters plain again; does nothing to a plain model.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Quantized model.
+    keep_quantized : bool
+        Leave the quantized values in the parameters, not the float ones.
+    """
+    quantized = [t for t in named_tensors(model).values() if t.fake_quantize]
+    # Slices of one tensor have the same owners.
+    owners = dict.fromkeys(owner for t in quantized for owner in t.owners)
+    for module, attribute in owners:
+        detach(module, attribute, keep_quantized)
+
+
+def requantize_(model):
+    """Fits every scale again to the float values, e.g. after loading them.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Quantized model.
+    """
+    for tensor in named_tensors(model).values():
+        quantizer = tensor.fake_quantize
+        if quantizer:
+            granularity = "channel" if quantizer.alpha.dim() else "tensor"
+            bits, codebook = quantizer.stored_bits, quantizer.codebook
+            quantizer.set_scale(_fit(tensor, bits, granularity, codebook))
+
+
+@contextmanager
+def cluster_quantized(
+    model,
+    cluster,
+    bits,
+    include=("*",),
+    exclude=(),
+    granularity="tensor",
+    codebook="midtread",
+    rows=None,
+):
+    """Quantizes one cluster of a plain model inside a ``with`` block.
+
+    The float values come back bit-exact at its end. No gradients: the values
+    are overwritten in place.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Plain model.
+    cluster : str
+        Name of the cluster.
+    bits : int or float
+        Bits of its values, 1 to 16, or 1.6.
+    include : sequence of str
+        fnmatch patterns on parameter names, or names of slices.
+    exclude : sequence of str
+        Patterns of what to leave out of these.
+    granularity : str
+        "tensor" or "channel".
+    codebook : str
+        "midtread" or "midrise".
+    rows : int or None
+        Most output channels of one slice, as in ``clusters``.
+
+    Example
+    -------
+    >>> layer = torch.nn.PReLU(init=0.25)
+    >>> model = torch.nn.Sequential(layer, torch.nn.Linear(2, 2))
+    >>> before = model[1].weight.detach().clone()
+    >>> with cluster_quantized(model, "1", 2):
+    ...     print(len(model[1].weight.unique()) <= 3)
+    True
+    >>> torch.equal(model[1].weight, before)
+    True
+    """
+    tensors = cut(named_tensors(model), rows)
+    grouped = defaultdict(list)
+    for tensor in select(tensors, include, exclude):
+        grouped[tensor.cluster].append(tensor)
+    if cluster not in grouped:
+        raise ValueError(
+            f"no cluster {cluster!r} in the model"
+            f"{near_misses(cluster, grouped)}"
+        )
+    members = grouped[cluster]
+    if any(member.fake_quantize for member in members):
+        raise ValueError(
+            f"cluster {cluster!r} is quantized already: call "
+            "dequantize_(model) first"
+        )
+    values = [_quantized(m, bits, granularity, codebook) for m in members]
+    saved = [member.weight.clone() for member in members]
+    with torch.no_grad():
+        try:
+            for member, value in zip(members, values, strict=True):
+                member.parameter[member.rows].copy_(value)
+            yield
+        finally:
+            for member, value in zip(members, saved, strict=True):
+                member.parameter[member.rows].copy_(value)
+
+
+def _whole_parameters(tensors, bits):
+    """The pieces of every parameter that gets bits, one list for each."""
+    pieces = defaultdict(list)
+    for tensor in tensors.values():
+        pieces[tensor.parameter_name].append(tensor)
+    names = dict.fromkeys(tensors[name].parameter_name for name in bits)
+    for piece in (p for name in names for p in pieces[name]):
+        if piece.name not in bits:
+            raise ValueError(
+                f"{piece.name} gets no bits, other rows of its tensor do: "
+                "quantize all slices of a tensor or none"
+            )
+    return [pieces[name] for name in names]
+
+
+def _fit(tensor, bits, granularity, codebook):
+    """Scale of a tensor; names the tensor where it cannot be fitted."""
+    if not torch.isfinite(tensor.weight).all():
+        raise ValueError(
+            f"{tensor.name} has NaN or infinite values: load sound weights "
+            "before quantizing"
+        )
+    return fit_scale(tensor.weight, bits, granularity, codebook)
+
+
+def _quantized(tensor, bits, granularity, codebook):
+    """The quantized values of a tensor, as its own type."""
+    alpha = _fit(tensor, check_bits(bits), granularity, codebook)
+    levels = nearest_levels(tensor.weight, bits, alpha, codebook)
+    return dequantize(levels, alpha, tensor.weight.dtype)

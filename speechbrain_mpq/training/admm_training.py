@@ -1,0 +1,427 @@
+"""Optimizers of ADMM's primal problem: extra-gradient steps with a penalty.
+
+A step looks ahead first and goes by the gradient that it finds there:
+
+    Tbar = T - eta1 grad L(T),    T <- T - eta2 grad L(Tbar)
+
+so that each needs two gradients on the same batch: `extrapolate()` takes the
+first, `step()` the second. With no look-ahead (`extrapolation=0`) these are
+plain gradient steps.
+
+ADMM estimation in a Brain: what happens when.
+
+Every step looks ahead and comes back to step (`extra_gradient`); after a
+number of steps an outer iteration ends with the codebook and dual steps of
+all tensors (`quantization.admm`). Validation sees the quantized copies.
+"""
+
+import json
+from pathlib import Path
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+from speechbrain.utils.distributed import main_process_only
+
+from ..quantization.admm import (
+    ADMM,
+    augmented_gradient,
+    proximal_step,
+    relative_distance,
+)
+from ..quantization.tensors import named_tensors
+from ..utils import write_json
+
+SMALLEST_RMS = 1e-3  # of a tensor that steps are relative to
+
+
+FINE_LEVEL = 1 / 6  # of the root mean square; about a level at five bits
+
+
+class ExtraGradient(torch.optim.Optimizer):
+    """Extra-gradient steps on the augmented Lagrangian, as in the paper.
+
+    Parameters that are not quantized take the same steps without penalty.
+
+    Arguments
+    ---------
+    params : iterable of torch.nn.Parameter
+        What to train.
+    lr : float
+        Step size eta2.
+    extrapolation : float
+        Look-ahead eta1 in units of the step size; the paper's 0.02 / 0.001.
+
+    Example
+    -------
+    >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+    >>> optimizer = ExtraGradient([weight], lr=0.25, extrapolation=2.0)
+    >>> weight.square().sum().backward()  # gradient 2
+    >>> optimizer.extrapolate()
+    >>> weight.item()
+    0.0
+    >>> optimizer.zero_grad()
+    >>> weight.square().sum().backward()  # gradient 0 there
+    >>> optimizer.step()
+    >>> weight.item()
+    1.0
+    """
+
+    def __init__(self, params, lr=0.001, extrapolation=20.0, **defaults):
+        if lr < 0 or extrapolation < 0:
+            raise ValueError(
+                f"lr and extrapolation must not be negative, not {lr!r} and "
+                f"{extrapolation!r}"
+            )
+        defaults.update(lr=lr, extrapolation=extrapolation)
+        super().__init__(params, defaults)
+        self.penalty = 0.0
+        self.estimators = {}  # parameter -> its ADMM parametrization
+        self._origins = {}  # parameter -> where the look-ahead started
+
+    @property
+    def looks_ahead(self):
+        """Whether a step needs `extrapolate()` before."""
+        return any(group["extrapolation"] for group in self.param_groups)
+
+    @torch.no_grad()
+    def extrapolate(self):
+        """Go to Tbar, from where `step()` comes back."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self._origins[parameter] = parameter.clone()
+                if parameter.grad is not None:
+                    size = group["extrapolation"]
+                    self._move(parameter, parameter, group, size, keep=False)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Step from T by the gradient at Tbar.
+
+        Arguments
+        ---------
+        closure : None
+            There for torch's interface only.
+        """
+        if closure is not None:
+            raise ValueError("extra-gradient steps take no closure")
+        if self.looks_ahead and not self._origins:
+            raise RuntimeError(
+                "call extrapolate() with a gradient of the same batch before "
+                "step(), or construct with extrapolation=0"
+            )
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                origin = self._origins.pop(parameter, parameter)
+                if parameter.grad is None:
+                    parameter.copy_(origin)
+                else:
+                    self._move(parameter, origin, group, 1.0, keep=True)
+
+    def _move(self, parameter, origin, group, size, keep):
+        """Set a parameter to `size` steps from an origin, by its gradient."""
+        gradient = parameter.grad
+        estimator = self.estimators.get(parameter)
+        if estimator is not None:
+            gradient = augmented_gradient(
+                gradient,
+                parameter,
+                estimator.projection,
+                estimator.dual,
+                self.penalty,
+            )
+        parameter.copy_(origin - size * group["lr"] * gradient)
+
+
+class AdamExtraGradient(ExtraGradient):
+    """Extra-gradient steps by Adam's direction, in units of the codebook.
+
+    Made for runs of a few hundred steps. A step changes a weight by about
+    `lr` of the distance of its codebook's levels, so that tensors of all
+    sizes and widths can change levels; finer codebooks than of five bits, and
+    parameters that are not quantized, count as of five. The penalty is apart
+    from the direction, as a proximal step, and means the same for every
+    tensor: a step takes away penalty / (1 + penalty) of T - f + lam.
+
+    Arguments
+    ---------
+    params : iterable of torch.nn.Parameter
+        What to train.
+    lr : float
+        Step size in levels.
+    extrapolation : float
+        Look-ahead in units of the step.
+    betas : tuple of float
+        Adam's forgetting factors of the gradient and of its square.
+    eps : float
+        Added to the root of the latter.
+
+    Example
+    -------
+    >>> weight = torch.nn.Parameter(torch.tensor([3.0, -4.0, 0.0, 5.0]))
+    >>> optimizer = AdamExtraGradient([weight], lr=0.6, extrapolation=0.0)
+    >>> (weight * torch.tensor([1.0, 1.0, 0.0, -9.0])).sum().backward()
+    >>> optimizer.step()  # a tenth of the root mean square, 3.5355
+    >>> weight.data
+    tensor([ 2.6464, -4.3536,  0.0000,  5.3536])
+    """
+
+    def __init__(
+        self,
+        params,
+        lr=0.03,
+        extrapolation=0.0,
+        betas=(0.9, 0.99),
+        eps=1e-8,
+    ):
+        super().__init__(params, lr, extrapolation, betas=betas, eps=eps)
+
+    def _move(self, parameter, origin, group, size, keep):
+        """Set a parameter to `size` steps from an origin, by its gradient."""
+        direction = self._direction(parameter, group, keep)
+        rms = origin.square().mean().sqrt().clamp_min(SMALLEST_RMS)
+        level = FINE_LEVEL * rms
+        estimator = self.estimators.get(parameter)
+        if estimator is not None:
+            level = torch.maximum(level, estimator.alpha)
+        moved = origin - size * group["lr"] * level * direction
+        if estimator is not None:
+            moved = proximal_step(
+                moved,
+                estimator.projection,
+                estimator.dual,
+                size * self.penalty,
+            )
+        parameter.copy_(moved)
+
+    def _direction(self, parameter, group, keep):
+        """Adam's direction; its averages change only where they are kept."""
+        state, gradient = self.state[parameter], parameter.grad
+        zero = torch.zeros_like(parameter)
+        forget_mean, forget_square = group["betas"]
+        mean = torch.lerp(gradient, state.get("mean", zero), forget_mean)
+        square = torch.lerp(
+            gradient.square(), state.get("square", zero), forget_square
+        )
+        step = state.get("step", torch.tensor(0.0)) + 1
+        if keep:
+            state.update(mean=mean, square=square, step=step)
+        mean = mean / (1 - forget_mean**step)
+        square = square / (1 - forget_square**step)
+        return mean / (square.sqrt() + group["eps"])
+
+
+@register_checkpoint_hooks
+class ADMMTraining:
+    """Outer iterations of ADMM and their record.
+
+    A Brain calls `start` when its optimizer is there and a checkpoint is
+    recovered, `look_ahead` before and `count_step` after each step,
+    `validated` with each validation loss, and `finish` with the model to
+    pack. The state belongs into the Brain's checkpoints.
+
+    Arguments
+    ---------
+    history_file : str
+        JSON to write: one row for each outer iteration.
+    iteration_steps : int
+        Optimizer steps in an outer iteration.
+    penalty : float
+        Weight g of the penalty in the first outer iteration.
+    growth : float
+        Factor on it after each outer iteration; 1 as in the paper.
+    largest_penalty : float
+        What it grows to at most.
+
+    Example
+    -------
+    >>> from speechbrain_mpq.quantization.quant_api import quantize_
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[1.0, -0.75]]))
+    >>> _ = quantize_(layer, 2, estimator=ADMM)
+    >>> file = getfixture("tmpdir") / "admm.json"
+    >>> admm = ADMMTraining(file, iteration_steps=1, penalty=1.0)
+    >>> optimizer = AdamExtraGradient(layer.parameters())
+    >>> admm.start(layer, optimizer)
+    >>> layer(torch.zeros(1, 2)).sum().backward()  # no gradient but g's
+    >>> optimizer.step()
+    >>> layer.weight.data  # halfway to 0.875
+    tensor([[ 0.9375, -0.8125]])
+    >>> admm.count_step(1)
+    >>> round(admm.history[0]["primal_residual"], 4)
+    0.0712
+    """
+
+    def __init__(
+        self,
+        history_file,
+        iteration_steps,
+        penalty=1e-3,
+        growth=1.0,
+        largest_penalty=1.0,
+    ):
+        if iteration_steps < 1 or penalty <= 0 or growth < 1:
+            raise ValueError(
+                "ADMM needs iteration_steps >= 1, penalty > 0 and growth >= "
+                f"1, not {iteration_steps}, {penalty} and {growth}"
+            )
+        self.history_file = Path(history_file)
+        self.iteration_steps = iteration_steps
+        self.first_penalty = penalty
+        self.growth = growth
+        self.largest_penalty = max(penalty, largest_penalty)
+        self.history = []
+        self._tensors = []
+        self._optimizer = None
+
+    @property
+    def penalty(self):
+        """Weight g in the outer iteration that is running."""
+        grown = self.first_penalty * self.growth ** len(self.history)
+        return min(grown, self.largest_penalty)
+
+    def start(self, model, optimizer):
+        """Begin, or go on with what a checkpoint has brought back.
+
+        Arguments
+        ---------
+        model : torch.nn.Module
+            Quantized with the estimator `ADMM`.
+        optimizer : ExtraGradient
+            Of its parameters.
+        """
+        self._tensors = _admm_tensors(model)
+        if not self._tensors:
+            raise ValueError(
+                "no parameter is estimated by ADMM: name it in the YAML, "
+                "`estimator: !name:speechbrain_mpq.ADMM`, or `admm: null`"
+            )
+        if not isinstance(optimizer, ExtraGradient):
+            raise ValueError(
+                "ADMM needs an optimizer that knows its penalty, not "
+                f"{type(optimizer).__name__}: let `opt_class` be "
+                "ExtraGradient or AdamExtraGradient"
+            )
+        for tensor in self._tensors:
+            if not tensor.fake_quantize.started:
+                tensor.fake_quantize.start(tensor.parameter)
+        optimizer.estimators = {
+            tensor.parameter: tensor.fake_quantize for tensor in self._tensors
+        }
+        optimizer.penalty = self.penalty
+        self._optimizer = optimizer
+
+    def look_ahead(self, brain, batch):
+        """First half of an extra-gradient step; the Brain does the second.
+
+        Arguments
+        ---------
+        brain : speechbrain.Brain
+            Gives the loss.
+        batch : object
+            What the step is going to use too.
+        """
+        if brain.grad_accumulation_factor != 1 or brain.scaler.is_enabled():
+            raise ValueError(
+                "ADMM takes whole steps without loss scaling: set "
+                "grad_accumulation_factor to 1 and --precision to fp32 or bf16"
+            )
+        if not self._optimizer.looks_ahead:
+            return
+        with brain.training_ctx:
+            outputs = brain.compute_forward(batch, sb.Stage.TRAIN)
+            loss = brain.compute_objectives(outputs, batch, sb.Stage.TRAIN)
+        brain.check_loss_isfinite(loss)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(
+            self._optimizer.param_groups[0]["params"], brain.max_grad_norm
+        )
+        self._optimizer.extrapolate()
+        self._optimizer.zero_grad()
+
+    def count_step(self, steps):
+        """End an outer iteration where its steps are done.
+
+        Arguments
+        ---------
+        steps : int
+            Optimizer steps so far.
+        """
+        if steps % self.iteration_steps:
+            return
+        floats = [tensor.parameter for tensor in self._tensors]
+        estimators = [tensor.fake_quantize for tensor in self._tensors]
+        before = [estimator.projection.clone() for estimator in estimators]
+        for estimator, weight in zip(estimators, floats):
+            estimator.iterate(weight)
+        now = [estimator.projection for estimator in estimators]
+        row = {
+            "iteration": len(self.history) + 1,
+            "step": steps,
+            "penalty": self.penalty,
+            "primal_residual": relative_distance(floats, now),
+            "codebook_change": relative_distance(now, before),
+            "valid_loss": None,
+        }
+        self.history.append(row)
+        # What ADMM carries over is g lam: lam shrinks as the penalty grows.
+        for estimator in estimators:
+            estimator.dual.mul_(row["penalty"] / self.penalty)
+        self._optimizer.penalty = self.penalty
+
+    def validated(self, loss):
+        """Note a validation loss and write the record.
+
+        Arguments
+        ---------
+        loss : float
+            Of the quantized model.
+
+        Returns
+        -------
+        stats : dict
+            The newest row, for a log.
+        """
+        if not self.history:
+            raise ValueError(
+                "validation came before the first outer iteration of ADMM: "
+                f"lower iteration_steps from {self.iteration_steps} to the "
+                "steps of an epoch or less"
+            )
+        self.history[-1]["valid_loss"] = float(loss)
+        main_process_only(write_json)(self.history_file, self.history)
+        return self.history[-1]
+
+    def finish(self, model):
+        """Put the quantized copies, as validated, into the model to pack.
+
+        Arguments
+        ---------
+        model : torch.nn.Module
+            With the checkpoint that is wanted recovered.
+        """
+        for tensor in _admm_tensors(model):
+            tensor.fake_quantize.finish(tensor.parameter)
+
+    @mark_as_saver
+    def _save(self, path):
+        """Keep the record, from which all else follows."""
+        Path(path).write_text(json.dumps(self.history), encoding="utf-8")
+
+    @mark_as_loader
+    def _recover(self, path, end_of_epoch):
+        """Go on from a record."""
+        self.history = json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def _admm_tensors(model):
+    """The tensors that ADMM estimates."""
+    return [
+        tensor
+        for tensor in named_tensors(model).values()
+        if isinstance(tensor.fake_quantize, ADMM)
+    ]

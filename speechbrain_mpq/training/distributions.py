@@ -1,0 +1,162 @@
+"""Which distribution a Brain's predictions are, to compare quantized ones with.
+
+What `compute_forward` returns differs from recipe to recipe: a tensor, a
+tuple of tensors and lengths, a dict, a PaddedBatch. Log-probabilities are
+recognized by their values, not by their names.
+"""
+
+import torch
+
+TOLERANCE = 1e-3  # of sums of probabilities; half floats have no more
+
+
+EDGE = 1e-6  # masks keep this distance from 0 and 1, so that logits exist
+
+
+def kind_of(tensor):
+    """Which distribution a tensor holds.
+
+    Arguments
+    ---------
+    tensor : torch.Tensor
+        Anything that a model puts out.
+
+    Returns
+    -------
+    kind : str
+        "log_softmax", "softmax" (both over the last axis), "sigmoid" (values
+        from 0 to 1, at least two axes), or "" for none.
+
+    Example
+    -------
+    >>> logits = torch.tensor([[0.5, -1.0, 2.0]])
+    >>> kind_of(logits.log_softmax(-1)), kind_of(logits.softmax(-1))
+    ('log_softmax', 'softmax')
+    >>> kind_of(logits.sigmoid()), kind_of(logits), kind_of(torch.ones(3))
+    ('sigmoid', '', '')
+    """
+    if not tensor.is_floating_point() or tensor.dim() < 2 or not tensor.numel():
+        return ""
+    values = tensor.detach().float()
+    if values.isnan().any():
+        return ""
+    if tensor.shape[-1] > 1:
+        if (values <= TOLERANCE).all() and _sums_to_one(values.exp()):
+            return "log_softmax"
+        if (values >= 0).all() and _sums_to_one(values):
+            return "softmax"
+    inside = (values >= 0) & (values <= 1)
+    return "sigmoid" if inside.all() else ""
+
+
+def find_distribution(predictions):
+    """The first distribution in a Brain's predictions.
+
+    Log-probabilities come before probabilities and those before masks.
+
+    Arguments
+    ---------
+    predictions : object
+        What `compute_forward` returned.
+
+    Returns
+    -------
+    tensor : torch.Tensor
+        One of the predictions, as it is.
+
+    Example
+    -------
+    >>> log_probs = torch.zeros(2, 5, 4).log_softmax(-1)
+    >>> find_distribution((log_probs, torch.tensor([1.0, 0.5]))) is log_probs
+    True
+    >>> find_distribution({"wav": torch.randn(2, 9)})
+    Traceback (most recent call last):
+    ...
+    ValueError: the predictions hold no distribution to compare, ...
+    """
+    found = list(tensors_in(predictions))
+    kinds = [kind_of(tensor) for tensor in found]
+    for kind in ("log_softmax", "softmax", "sigmoid"):
+        if kind in kinds:
+            return found[kinds.index(kind)]
+    shapes = ", ".join(str(list(tensor.shape)) for tensor in found[:5])
+    raise ValueError(
+        "the predictions hold no distribution to compare, only tensors of "
+        f"shapes {shapes or 'none at all'}: give choose_bits output=, a "
+        "function of the predictions that returns log-probabilities or a "
+        'sigmoid mask, or use scores="loss" or "hessian", which need none'
+    )
+
+
+def as_logs(tensor):
+    """A distribution as what KLScores takes, and which form of it.
+
+    Arguments
+    ---------
+    tensor : torch.Tensor
+        Log-probabilities, probabilities or a mask.
+
+    Returns
+    -------
+    logs : torch.Tensor
+        Log-probabilities in float64, or the logits of a mask.
+    form : str
+        "categorical" or "bernoulli", as in `KLScores`.
+
+    Example
+    -------
+    >>> as_logs(torch.tensor([[0.5, 0.25], [0.5, 1.0]]))[1]
+    'bernoulli'
+    >>> as_logs(torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
+    (tensor([[ -0.6931,  -0.6931],
+            [  0.0000, -87.3365]], dtype=torch.float64), 'categorical')
+    """
+    kind = kind_of(tensor)
+    if kind == "softmax":
+        tensor = tensor.float().clamp_min(torch.finfo(torch.float32).tiny).log()
+    if kind in ("log_softmax", "softmax"):
+        # Float32 rows sum to one only nearly, which drowns small divergences.
+        return tensor.double().log_softmax(-1), "categorical"
+    if kind == "sigmoid":
+        inside = tensor.float().clamp(EDGE, 1 - EDGE)
+        return inside.logit(), "bernoulli"
+    raise ValueError(
+        f"output= returned a tensor of shape {list(tensor.shape)} that is "
+        "neither log-probabilities, nor probabilities over the last axis, nor "
+        "a mask from 0 to 1: end it with log_softmax or sigmoid"
+    )
+
+
+def tensors_in(predictions):
+    """All tensors of nested predictions, in order.
+
+    Arguments
+    ---------
+    predictions : object
+        Tensor, or a tuple, list, dict or batch of such.
+
+    Yields
+    ------
+    torch.Tensor
+
+    Example
+    -------
+    >>> one, two = torch.ones(1), torch.ones(2)
+    >>> [len(t) for t in tensors_in({"a": (one, None), "b": [two, "text"]})]
+    [1, 2]
+    """
+    if isinstance(predictions, torch.Tensor):
+        yield predictions
+    elif isinstance(predictions, dict):
+        for value in predictions.values():
+            yield from tensors_in(value)
+    elif isinstance(predictions, list | tuple):
+        for value in predictions:
+            yield from tensors_in(value)
+    elif hasattr(predictions, "__dict__"):
+        yield from tensors_in(vars(predictions))
+
+
+def _sums_to_one(values):
+    """Whether all rows of the last axis sum to one."""
+    return bool(((values.sum(-1) - 1).abs() < TOLERANCE).all())

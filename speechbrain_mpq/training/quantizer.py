@@ -1,0 +1,632 @@
+"""What a YAML may give a quantizer, checked when the YAML is loaded.
+
+Many options are used only when bits are chosen, after all data is prepared.
+
+Finds quantized weights that training does not train.
+
+Hangs on the hook that torch calls after the step of any optimizer.
+
+The quantizer that a recipe's hparams file names.
+
+The quantizer of a Brain's modules, wherever it comes from.
+
+From the output folder of a finished training to a packed model.
+"""
+
+import inspect
+import os
+import weakref
+from pathlib import Path
+
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.utils.logger import get_logger
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from ..allocation.solver import equal_groups
+from ..quantization.codebook import check_bits, check_codebook, scale_shape
+from ..quantization.fake_quant import LogStep
+from ..quantization.groups import count_slices
+from ..quantization.packing import save_packed
+from ..quantization.plan import BitPlan, bit_plan
+from ..quantization.quant_api import clusters, coverage, dequantize_, quantize_
+from ..quantization.tensors import named_tensors, near_misses, select
+from .checkpoints import guard_loading
+
+UNREACHED = ("error", "ignore")
+
+
+MATRIX = (1, 1)  # the shape of something that options of tables apply to
+
+
+def refuse_unknown(cls, unknown):
+    """Refuses options that a class does not have.
+
+    Arguments
+    ---------
+    cls : type
+        What was to be made.
+    unknown : dict
+        Keyword arguments that its ``__init__`` does not name.
+
+    Example
+    -------
+    >>> class Sink:
+    ...     def __init__(self, targets, bits=4, **unknown):
+    ...         refuse_unknown(type(self), unknown)
+    >>> sink = Sink([])
+    >>> Sink([], bit=3)
+    Traceback (most recent call last):
+    ...
+    TypeError: Sink has no option 'bit'; near misses: bits, targets: choose ...
+    """
+    for wrong in unknown:
+        options = option_names(cls)
+        raise TypeError(
+            f"{cls.__name__} has no option {wrong!r}"
+            f"{near_misses(wrong, options)}: choose from {', '.join(options)}"
+        )
+
+
+def option_names(cls):
+    """Arguments of a class and of those that it inherits from.
+
+    Arguments
+    ---------
+    cls : type
+        Its ``__init__`` may pass what it does not know on to its base.
+
+    Returns
+    -------
+    list of str
+
+    Example
+    -------
+    >>> option_names(torch.nn.PReLU)
+    ['num_parameters', 'init', 'device', 'dtype']
+    """
+    named = (
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    )
+    found = {}
+    for base in inspect.getmro(cls):
+        if "__init__" in vars(base):
+            arguments = inspect.signature(base.__init__).parameters
+            found.update(
+                (name, None)
+                for name, argument in list(arguments.items())[1:]
+                if argument.kind in named
+            )
+    return list(found)
+
+
+def as_list(patterns):
+    """One pattern or several as a list.
+
+    Arguments
+    ---------
+    patterns : str or sequence of str
+
+    Returns
+    -------
+    list of str
+
+    Example
+    -------
+    >>> as_list("qkv"), as_list(("qkv", "*.bias"))
+    (['qkv'], ['qkv', '*.bias'])
+    """
+    return [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def check_uniform_bits(bits):
+    """Refuses what is no number of bits for all weights.
+
+    Arguments
+    ---------
+    bits : int or float
+        1 to 16, or 1.6.
+
+    Example
+    -------
+    >>> check_uniform_bits(4)
+    >>> check_uniform_bits("4bit")
+    Traceback (most recent call last):
+    ...
+    ValueError: bits must be an integer from 1 to 16 or 1.6, not '4bit': all ...
+    """
+    try:
+        check_bits(bits)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}: all weights get them. Other averages need bits that "
+            "differ: name LearnedBits, or let choose_bits choose"
+        ) from error
+
+
+def check_table(granularity, rows, codebook):
+    """Refuses options of quantization tables that there are not.
+
+    Arguments
+    ---------
+    granularity : str
+        "tensor" or "channel".
+    rows : int or None
+        Most output channels that share one bit width.
+    codebook : str
+        "midtread" or "midrise".
+
+    Example
+    -------
+    >>> check_table("channel", 64, "midrise")
+    >>> check_table("chanel", None, "midrise")
+    Traceback (most recent call last):
+    ...
+    ValueError: granularity must be one of ('tensor', 'channel'), not 'chanel'
+    """
+    scale_shape(MATRIX, granularity)
+    count_slices(MATRIX, rows)
+    check_codebook(codebook)
+
+
+def check_estimator(estimator):
+    """Refuses what makes no fake quantizers.
+
+    Arguments
+    ---------
+    estimator : type
+        As `LogStep`.
+
+    Example
+    -------
+    >>> check_estimator("LogStep")
+    Traceback (most recent call last):
+    ...
+    TypeError: estimator must be a class, such as !name:speechbrain_mpq..., ...
+    """
+    # A module can be called, too, but makes nothing.
+    if not callable(estimator) or isinstance(estimator, torch.nn.Module):
+        raise TypeError(
+            "estimator must be a class, such as !name:speechbrain_mpq.LogStep, "
+            f"not {estimator!r}"
+        )
+
+
+def check_unreached(unreached):
+    """Refuses unknown ways with weights that have no gradient.
+
+    Arguments
+    ---------
+    unreached : str
+        One of `UNREACHED`.
+
+    Example
+    -------
+    >>> check_unreached("ignore")
+    """
+    if unreached not in UNREACHED:
+        raise ValueError(
+            f"unreached must be one of {UNREACHED}, not {unreached!r}"
+        )
+
+
+def check_equal_bits(model, equal_bits, rows=None, include=("*",), exclude=()):
+    """Refuses rules of equal bits that find nothing in a model.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Plain or quantized.
+    equal_bits : sequence of str
+        See `equal_groups`.
+    rows : int or None
+        Most output channels that share one bit width.
+    include, exclude : sequence of str
+        fnmatch patterns on parameter names; each must match something.
+
+    Example
+    -------
+    >>> check_equal_bits(torch.nn.ModuleDict({"q": torch.nn.PReLU()}), ["*q"])
+    """
+    equal_groups(clusters(model, include, exclude, rows), equal_bits)
+
+
+logger = get_logger(__name__)
+
+
+def watch_reach(model):
+    """Checks after the first step that every quantized weight had a gradient.
+
+    Weights that do not require a gradient are left alone. Those of a second
+    optimizer are checked at its own first step.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Quantized model; it is not kept alive.
+
+    Returns
+    -------
+    handle : torch.utils.hooks.RemovableHandle
+
+    Example
+    -------
+    >>> import torch
+    >>> from speechbrain_mpq import quantize_
+    >>> model = torch.nn.ModuleDict(
+    ...     {"used": torch.nn.PReLU(), "idle": torch.nn.PReLU()}
+    ... )
+    >>> plan, handle = quantize_(model, 4), watch_reach(model)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> model["used"](torch.tensor(-1.0)).backward()
+    >>> optimizer.step()
+    Traceback (most recent call last):
+    ...
+    ValueError: no loss reaches idle.weight, ...
+    """
+    return register_optimizer_step_post_hook(_Watch(model))
+
+
+class _Watch:
+    """What has been seen of the quantized weights of a model."""
+
+    def __init__(self, model):
+        self.weights = {
+            name: weakref.ref(tensor.parameter)
+            for name, tensor in named_tensors(model).items()
+            if tensor.fake_quantize
+        }
+        self.seen = {}  # optimizer -> names of its weights
+        self.done = False  # torch lets no hook remove itself
+
+    def __call__(self, optimizer, *_):
+        """After a step: look at those weights that the optimizer has."""
+        if self.done:
+            return
+        weights = {name: weight() for name, weight in self.weights.items()}
+        if None in weights.values():  # the model is gone
+            self.done = True
+            return
+        trained = {n: w for n, w in weights.items() if w.requires_grad}
+        groups = optimizer.param_groups
+        held = {id(weight) for group in groups for weight in group["params"]}
+        mine = {n: w for n, w in trained.items() if id(w) in held}
+        if not mine:
+            return
+        second = id(optimizer) in self.seen
+        self.seen.setdefault(id(optimizer), set(mine))
+        left = set(trained).difference(*self.seen.values())
+        unreached = [n for n, w in mine.items() if w.grad is None]
+        self.done = bool(second or unreached or not left)
+        if second:
+            _warn_of_others(sorted(left))
+        elif unreached:
+            raise ValueError(_message(unreached))
+
+
+def _message(names):
+    """What is wrong, and the three ways out."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    module = names[0].rpartition(".")[0]
+    return (
+        f"no loss reaches {', '.join(names[:3])}{more}, which the quantizer "
+        f"covers: take {module!r} out of its targets, add '{module}.*' to its "
+        'exclude, or give it unreached: "ignore" where later steps reach it'
+    )
+
+
+def _warn_of_others(names):
+    """Weights that no optimizer had by the second step of one."""
+    if names:
+        logger.warning(
+            f"{len(names)} quantized tensors are trained by no optimizer yet, "
+            f"{names[0]} first: they keep their values"
+        )
+
+
+class Quantizer:
+    """Quantizes the modules of a recipe in place, when its YAML is loaded.
+
+    The modules keep their identity: `train.py`, optimizer, checkpoints and
+    Pretrainer go on as before. Weights that are loaded later get scales that
+    fit them.
+
+    Arguments
+    ---------
+    targets : dict, list or torch.nn.Module
+        What to quantize, usually ``!ref <modules>``. Names of parameters
+        begin with the keys of a dict.
+    bits : int, float, BitPlan or None
+        Bits of every weight, 1 to 16, or 1.6; or a plan. None: not quantized
+        before `choose_bits` is called.
+    include : sequence of str
+        fnmatch patterns on parameter names; each must match something.
+    exclude : sequence of str
+        Patterns of what to leave out; each must match something.
+    granularity : str
+        "tensor" or "channel": scales of a tensor.
+    codebook : str
+        "midtread" or "midrise".
+    rows : int or None
+        Most output channels that share one bit width (see `clusters`).
+    estimator : type
+        How quantized weights are trained.
+    equal_bits : sequence of str
+        What must get equal bits where bits are chosen (see `equal_groups`).
+    unreached : str
+        "error": refuse weights without a gradient after the first step.
+        "ignore": later steps may reach them.
+    **unknown : dict
+        Refused, with the names that there are.
+
+    Example
+    -------
+    >>> modules = {"encoder": torch.nn.Linear(8, 4)}
+    >>> quantizer = Quantizer(modules, bits=2, exclude=["*.bias"])
+    >>> quantizer.plan.bytes  # 32 x 2 / 8, a scale, 4 floats
+    28
+    >>> len(modules["encoder"].weight.unique()) <= 3
+    True
+    """
+
+    any_bits = False  # whether bits change in training
+
+    def __init__(
+        self,
+        targets,
+        bits=4,
+        include=("*",),
+        exclude=(),
+        granularity="tensor",
+        codebook="midtread",
+        rows=None,
+        estimator=LogStep,
+        equal_bits=(),
+        unreached="error",
+        **unknown,
+    ):
+        refuse_unknown(type(self), unknown)
+        check_table(granularity, rows, codebook)
+        check_estimator(estimator)
+        check_unreached(unreached)
+        if not isinstance(bits, BitPlan | None):
+            check_uniform_bits(bits)
+        self.model = named_targets(targets)
+        self.patterns = {"include": include, "exclude": exclude}
+        self.table = {"granularity": granularity, "rows": rows}
+        self.codebook = codebook
+        self.estimator = estimator
+        self.equal_bits = equal_bits
+        self.unreached = unreached
+        self._handles = []
+        check_equal_bits(self.model, equal_bits, rows, **self.patterns)
+        if bits is not None:
+            self.quantize(bits)
+
+    def quantize(self, plan_or_bits):
+        """Give the modules these bits, fitted to their float weights.
+
+        Arguments
+        ---------
+        plan_or_bits : BitPlan, int or float
+            What they are quantized to from now on.
+        """
+        self._refuse_synchronized_norms()
+        self.dequantize()
+        planned = isinstance(plan_or_bits, BitPlan)
+        quantize_(
+            self.model,
+            plan_or_bits,
+            **self.patterns,
+            **self.table,
+            estimator=self.estimator,
+            # A plan has its own, the one that its bits were chosen for.
+            codebook=None if planned else self.codebook,
+        )
+        self._freeze_scales_of_frozen()
+        self._handles = guard_loading(self.model, self.any_bits)
+        if self.unreached == "error":
+            self._handles.append(watch_reach(self.model))
+        plan = self.plan
+        logger.info(
+            f"Quantized {len(plan.tensors)} tensors in {len(plan.clusters)} "
+            f"clusters to {plan.average_bits:.3f} bits on average, "
+            f"{plan.bytes} bytes in all; {plan.rest_parameters} parameters "
+            "stay in full precision"
+        )
+
+    def dequantize(self):
+        """Make all parameters plain again; nothing if they are.
+
+        Modules that something else has quantized are not touched.
+        """
+        if self._handles:
+            dequantize_(self.model)
+        while self._handles:
+            self._handles.pop().remove()
+
+    @property
+    def plan(self):
+        """The BitPlan that the modules follow."""
+        return bit_plan(self.model)
+
+    def coverage(self):
+        """Every tensor of the modules: its bits, or why it has none."""
+        return coverage(self.model)
+
+    def pack(self, folder):
+        """Write the modules as a packed model.
+
+        Arguments
+        ---------
+        folder : str or Path
+            Made if it is not there.
+
+        Returns
+        -------
+        path : Path
+            The model.safetensors.
+        """
+        return save_packed(self.model, Path(folder))
+
+    def _freeze_scales_of_frozen(self):
+        """Scales are trained where their weights are."""
+        for tensor in named_tensors(self.model).values():
+            if tensor.fake_quantize and not tensor.parameter.requires_grad:
+                tensor.fake_quantize.requires_grad_(False)
+
+    def _refuse_synchronized_norms(self):
+        """DDP in SpeechBrain swaps batch norms, which loses quantizers."""
+        if "LOCAL_RANK" not in os.environ:
+            return
+        chosen = select(named_tensors(self.model), **self.patterns)
+        for tensor in chosen:
+            if isinstance(tensor.owners[0][0], _BatchNorm):
+                raise ValueError(
+                    f"{tensor.name} is of a batch norm, which SpeechBrain "
+                    "replaces by a synchronized one under torchrun: add a "
+                    "pattern for the norms to exclude, such as '*norm*'"
+                )
+
+
+def named_targets(targets):
+    """The targets as one module, whose parameters have the targets' names.
+
+    Arguments
+    ---------
+    targets : dict, list or torch.nn.Module
+        As a YAML names them.
+
+    Returns
+    -------
+    model : torch.nn.Module
+        Holds the very modules.
+
+    Example
+    -------
+    >>> list(named_targets({"net": torch.nn.PReLU()}).state_dict())
+    ['net.weight']
+    """
+    if isinstance(targets, torch.nn.Module):
+        return targets
+    if not isinstance(targets, dict):
+        targets = {str(index): module for index, module in enumerate(targets)}
+    for name, module in targets.items():
+        if not isinstance(module, torch.nn.Module):
+            raise TypeError(
+                f"target {name!r} is a {type(module).__name__}, not a "
+                "torch.nn.Module: name modules, such as !ref <modules>"
+            )
+    return torch.nn.ModuleDict(targets)
+
+
+def quantizer_of(brain, quantizer=None, include=("*",), exclude=()):
+    """The quantizer of a Brain's modules; a new one where there is none.
+
+    Arguments
+    ---------
+    brain : speechbrain.Brain
+        Its hparams are looked at, and what `choose_bits` left.
+    quantizer : Quantizer or None
+        Goes before both.
+    include, exclude : sequence of str
+        For a new one.
+
+    Returns
+    -------
+    quantizer : Quantizer
+    """
+    own = getattr(getattr(brain, "hparams", None), "quantizer", None)
+    quantizer = quantizer or own or getattr(brain, "chosen_quantizer", None)
+    if quantizer is None:
+        patterns = {"include": include, "exclude": exclude}
+        quantizer = Quantizer(brain.modules, bits=None, **patterns)
+        # Nothing else holds it, and the hooks are its own.
+        brain.chosen_quantizer = quantizer
+    elif not isinstance(quantizer, Quantizer):
+        raise TypeError(
+            "the hparams' quantizer must be a speechbrain_mpq.Quantizer, not "
+            f"a {type(quantizer).__name__}"
+        )
+    elif not _agree(quantizer.patterns, include, exclude):
+        raise ValueError(
+            "include and exclude are the quantizer's, which is there already: "
+            "give them in its block, or the same at every call"
+        )
+    if quantizer.any_bits:
+        raise ValueError(
+            "the quantizer learns its bits in training: name a Quantizer, not "
+            "LearnedBits, where choose_bits chooses them"
+        )
+    return quantizer
+
+
+def _agree(patterns, include, exclude):
+    """Whether patterns are those that were asked for, or none were."""
+    own = [as_list(patterns[key]) for key in ("include", "exclude")]
+    asked = [as_list(include), as_list(exclude)]
+    return asked in (own, [["*"], []])
+
+
+def pack_results(output_folder, packed=None, min_key=None, max_key=None):
+    """Writes the best checkpoint of a quantized training as a packed model.
+
+    Builds the modules anew from the folder's own hyperparams.yaml, and needs
+    neither `train.py` nor data.
+
+    Arguments
+    ---------
+    output_folder : str or Path
+        That of the training: hyperparams.yaml and, where bits were chosen,
+        plan.json are read. The hparams need `modules` and `checkpointer`.
+    packed : str or Path or None
+        Folder to write; output_folder/packed if not given.
+    min_key, max_key : str or None
+        Which checkpoint, as in `Brain.evaluate`; the latest if not given.
+
+    Returns
+    -------
+    path : Path
+        The model.safetensors.
+    """
+    folder = Path(output_folder)
+    source = folder / "hyperparams.yaml"
+    if not source.exists():
+        raise FileNotFoundError(
+            f"no {source}: name the output_folder of a finished training"
+        )
+    with open(source, encoding="utf-8") as text:
+        hparams = load_hyperpyyaml(text)
+    missing = [key for key in ("modules", "checkpointer") if key not in hparams]
+    if missing:
+        raise ValueError(
+            f"{source} has no key {missing[0]!r}, which this needs"
+        )
+    quantizer = _quantizer(hparams, folder)
+    found = hparams["checkpointer"].recover_if_possible(
+        min_key=min_key, max_key=max_key
+    )
+    if found is None:
+        raise ValueError(
+            f"no checkpoint in {hparams['checkpointer'].checkpoints_dir}: "
+            "finish the training first"
+        )
+    return quantizer.pack(packed or folder / "packed")
+
+
+def _quantizer(hparams, folder):
+    """The quantizer of the hparams, or one for the plan that was chosen."""
+    plan = folder / "plan.json"
+    quantizer = hparams.get("quantizer")
+    if quantizer is None:
+        if not plan.exists():
+            raise ValueError(
+                f"{folder} is of no quantized training: its hyperparams.yaml "
+                "has no quantizer, and it holds no plan.json"
+            )
+        return Quantizer(hparams["modules"], BitPlan.load(plan))
+    if plan.exists():
+        quantizer.quantize(BitPlan.load(plan))
+    return quantizer

@@ -1,0 +1,398 @@
+"""Smoothing of a direction that was measured frame by frame.
+
+The smooth track z keeps near the measurements y where there are any (w = 1)
+and bends little (Whittaker 1923; the batch form of a Kalman smoother that
+expects constant velocity):
+
+    minimise  sum_t w_t (z_t - y_t)^2 + penalty * sum_t (z_t'')^2
+
+It looks at the whole track, so that nothing is delayed, and needs the whole
+track, so that it is not for live use.
+
+Which box of a frame is the same face as which box of the frame before.
+
+A face goes on where it is expected: at its last box, moved on by its speed.
+Faces and boxes are paired so that the distances add up to the least
+(Hungarian algorithm); pairs that are too far apart, or of too different a
+size, are none. Faces have no identity beyond that: two that hide each other
+for long may come out exchanged, and one that comes back after long is another
+one.
+
+From the faces of all frames to the track of the talker that is wanted.
+"""
+
+import math
+
+import numpy as np
+from scipy.linalg import solveh_banded
+from scipy.optimize import linear_sum_assignment
+
+from .camera import PanoramaCamera
+from .face_track import FaceTrack, choose_face
+
+
+def bend_penalty(bandwidth, fps):
+    """Penalty that halves a sway of `bandwidth`.
+
+    On a long track without gaps the gain is 1 / (1 + penalty * d^2) with
+    d = 2 - 2 cos(2 pi f / fps).
+
+    Arguments
+    ---------
+    bandwidth : float
+        Frequency in Hz.
+    fps : float
+        Frames per second.
+
+    Returns
+    -------
+    penalty : float
+        Weight of the squared second differences.
+
+    Example
+    -------
+    >>> round(bend_penalty(bandwidth=1.0, fps=25), 1)
+    253.3
+    """
+    if not 0 < bandwidth <= fps / 2:
+        raise ValueError(
+            f"bandwidth must lie in 0 to {fps / 2:g} Hz, half the frame rate, "
+            f"got {bandwidth}"
+        )
+    return (2 - 2 * math.cos(2 * math.pi * bandwidth / fps)) ** -2
+
+
+def smooth(values, penalty):
+    """Smooth a track; gaps are bridged and the ends held.
+
+    Arguments
+    ---------
+    values : np.ndarray
+        [frames], NaN where nothing was measured.
+    penalty : float
+        From `bend_penalty`; 0 leaves the measurements as they are.
+
+    Returns
+    -------
+    smooth : np.ndarray
+        [frames]. Across a gap it goes straight from the last to the next
+        smoothed value; before the first and after the last measurement it
+        stays.
+
+    Example
+    -------
+    >>> values = np.array([np.nan, 10.0, np.nan, 30.0, np.nan])
+    >>> smooth(values, penalty=100.0).round(6)
+    array([10., 10., 20., 30., 30.])
+    """
+    seen = np.flatnonzero(np.isfinite(values))
+    if not len(seen):
+        raise ValueError("nothing was measured: all values are NaN")
+    if len(seen) < 3:  # a straight line goes through them
+        smoothed = values
+    else:
+        inside = slice(seen[0], seen[-1] + 1)
+        smoothed = np.full(len(values), np.nan)
+        smoothed[inside] = _whittaker(values[inside], penalty)
+    return np.interp(np.arange(len(values)), seen, smoothed[seen])
+
+
+def _whittaker(values, penalty):
+    """Solve (W + penalty D'D) z = W y, D the second differences."""
+    weights = np.isfinite(values).astype(float)
+    frames = len(values)
+    bands = np.zeros((3, frames))  # upper form: diagonal k is row 2 - k
+    for shift, weight in enumerate((1, 4, 1)):
+        bands[2, shift : frames - 2 + shift] += weight
+    bands[1, 1:-1] -= 2
+    bands[1, 2:] -= 2
+    bands[0, 2:] = 1
+    bands *= penalty
+    bands[2] += weights
+    return solveh_banded(bands, np.where(weights > 0, values, 0.0))
+
+
+REACH = 0.7  # face widths between the expected and the found centre
+
+
+GROWTH = 1.0  # what a second of absence adds to it
+
+
+FURTHEST = 2.0  # and where that ends
+
+
+RATIO = 1.7  # between the widths of two boxes of one face
+
+
+MEMORY = 0.8  # of the speed, a frame
+
+
+LONGEST_GAP = 5.0  # seconds: a look aside, not the next person on the chair
+
+
+def centers(boxes):
+    """Centres of boxes.
+
+    Arguments
+    ---------
+    boxes : np.ndarray
+        [..., 4], x, y, width, height.
+
+    Returns
+    -------
+    centers : np.ndarray
+        [..., 2].
+
+    Example
+    -------
+    >>> centers(np.array([10.0, 20.0, 4.0, 6.0]))
+    array([12., 23.])
+    """
+    return boxes[..., :2] + boxes[..., 2:] / 2
+
+
+def pair_boxes(expected, found, reach):
+    """Pair the expected boxes of faces with those that were found.
+
+    Arguments
+    ---------
+    expected : np.ndarray
+        [faces, 4].
+    found : np.ndarray
+        [boxes, 4].
+    reach : np.ndarray
+        [faces], how far each may be from where it was expected, in its
+        widths.
+
+    Returns
+    -------
+    pairs : list of (int, int)
+        Index of the face, index of the box.
+
+    Example
+    -------
+    >>> expected = np.array([[0.0, 0, 10, 10], [50, 0, 10, 10]])
+    >>> found = np.array([[52.0, 0, 10, 10], [90, 0, 10, 10]])
+    >>> pair_boxes(expected, found, reach=np.ones(2))
+    [(1, 0)]
+    """
+    if not len(expected) or not len(found):
+        return []
+    gap = centers(expected)[:, None] - centers(found)[None]  # [faces, boxes, 2]
+    widths = expected[:, None, 2], found[None, :, 2]
+    distance = np.linalg.norm(gap, axis=-1) / ((widths[0] + widths[1]) / 2)
+    ratio = np.maximum(widths[0] / widths[1], widths[1] / widths[0])
+    allowed = (distance < reach[:, None]) & (ratio < RATIO)
+    # Pairs that are not allowed cost more than all others together
+    cost = np.where(allowed, distance, 1 + FURTHEST * len(found))
+    rows, columns = linear_sum_assignment(cost)
+    pairs = zip(rows.tolist(), columns.tolist())
+    return [(i, j) for i, j in pairs if allowed[i, j]]
+
+
+class _Face:
+    """A face on its way through the frames."""
+
+    def __init__(self, frame, box):
+        self.boxes = {frame: box}
+        self.last = frame
+        self.speed = np.zeros(2)  # pixels a frame
+
+    def expected(self, frame):
+        """Where it should be; it is not expected to go on for long."""
+        box = self.boxes[self.last].copy()
+        box[:2] += self.speed * min(frame - self.last, 5)
+        return box
+
+    def reach(self, frame, fps):
+        """How far from there it may be, in its widths."""
+        return min(REACH + GROWTH * (frame - self.last) / fps, FURTHEST)
+
+    def add(self, frame, box):
+        """Found again."""
+        step = centers(box) - centers(self.boxes[self.last])
+        step = step / (frame - self.last)
+        self.speed = MEMORY * self.speed + (1 - MEMORY) * step
+        self.boxes[frame] = box
+        self.last = frame
+
+
+def link_faces(detections, fps, persistence=0.1, longest_gap=LONGEST_GAP):
+    """Follow all faces through the frames.
+
+    Arguments
+    ---------
+    detections : sequence of np.ndarray
+        For each frame [boxes, 4], in any order.
+    fps : float
+        Frames per second.
+    persistence : float
+        Faces in fewer than this part of the frames are taken for false
+        detections and left out.
+    longest_gap : float
+        Seconds after which a face that was lost is not waited for any more: a
+        box at its place is a new face then.
+
+    Returns
+    -------
+    faces : np.ndarray
+        [faces, frames, 4], from left to right (by their median position);
+        NaN where a face was not found.
+
+    Example
+    -------
+    >>> left, right = [0.0, 0, 10, 10], [80.0, 0, 10, 10]
+    >>> frames = [[left, right], [right], [right, left]]
+    >>> link_faces([np.array(f) for f in frames], fps=25)[:, :, 0]
+    array([[ 0., nan,  0.],
+           [80., 80., 80.]])
+    """
+    faces = []
+    for frame, boxes in enumerate(detections):
+        boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)
+        awaited = [f for f in faces if frame - f.last <= longest_gap * fps]
+        expected = np.array([face.expected(frame) for face in awaited])
+        reach = np.array([face.reach(frame, fps) for face in awaited])
+        pairs = pair_boxes(expected, boxes, reach)
+        for face, box in pairs:
+            awaited[face].add(frame, boxes[box])
+        taken = {box for _, box in pairs}
+        new = [box for i, box in enumerate(boxes) if i not in taken]
+        faces.extend(_Face(frame, box) for box in new)
+    least = max(1, persistence * len(detections))
+    kept = [face for face in faces if len(face.boxes) >= least]
+    return _as_array(kept, len(detections))
+
+
+def _as_array(faces, frames):
+    """[faces, frames, 4] with NaN for the gaps, from left to right."""
+    array = np.full((len(faces), frames, 4), np.nan)
+    for row, face in zip(array, faces):
+        row[list(face.boxes)] = list(face.boxes.values())
+    middle = [np.nanmedian(centers(row)[:, 0]) for row in array]
+    return array[np.argsort(middle, kind="stable")]
+
+
+def track_boxes(
+    detections,
+    fps,
+    size,
+    camera=None,
+    target=None,
+    near=None,
+    bandwidth=1.0,
+    source="boxes",
+):
+    """Boxes of all frames to the track of the target's face.
+
+    Arguments
+    ---------
+    detections : sequence of np.ndarray
+        For each frame [boxes, 4]: x, y, width, height in pixels.
+    fps : float
+        Frames per second.
+    size : (int, int)
+        Width and height of the picture in pixels.
+    camera : Camera | None
+        The paper's 180-degree camera if not given.
+    target, near : int | str | None, float | None
+        Which face, see `target.choose_face`.
+    bandwidth : float
+        Hz: sways of this frequency are halved, slower ones stay.
+    source : str
+        What to call it in errors and in the track file.
+
+    Returns
+    -------
+    track : FaceTrack
+        Of the target.
+
+    Example
+    -------
+    >>> boxes = [np.array([[80.0 + t, 50, 20, 20]]) for t in range(3)]
+    >>> track = track_boxes(boxes, fps=25, size=(360, 288))
+    >>> track.doas.round(6)  # x / width * 180
+    array([45. , 45.5, 46. ])
+    """
+    camera = PanoramaCamera(size[0]) if camera is None else camera
+    penalty = _penalty(bandwidth, fps, source)
+    faces = link_faces(detections, fps)  # [faces, frames, 4]
+    if not len(faces):
+        raise ValueError(
+            f"{source}: no face in any of its {len(detections)} frames (or "
+            "in too few of them to be one)"
+        )
+    points = centers(faces)  # [faces, frames, 2]
+    _check_inside(points, size, source)
+    doas = camera.doa(points[..., 0], points[..., 1])  # [faces, frames]
+    try:
+        chosen = choose_face(
+            np.nanmedian(doas, axis=1),
+            np.nanmedian(faces[:, :, 2], axis=1),
+            target,
+            near,
+        )
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    return FaceTrack(
+        doas=np.clip(smooth(doas[chosen], penalty), 0, 180),
+        boxes=faces[chosen],
+        fps=fps,
+        width=int(size[0]),
+        height=int(size[1]),
+        faces=len(faces),
+        target=chosen + 1,
+        source=source,
+    )
+
+
+def track_video(video, detector, bandwidth=1.0, **kwargs):
+    """Find the faces in a video and follow the target's.
+
+    Arguments
+    ---------
+    video : Video
+        The file.
+    detector : callable
+        From a frame [height, width, 3] to boxes [faces, 4].
+    bandwidth : float
+        See `track_boxes`.
+    **kwargs
+        See `track_boxes`.
+
+    Returns
+    -------
+    track : FaceTrack
+        Of the target.
+    """
+    source = str(video.path)
+    _penalty(bandwidth, video.fps, source)  # complain before the long part
+    return track_boxes(
+        [detector(frame) for frame in video],
+        video.fps,
+        size=(video.width, video.height),
+        bandwidth=bandwidth,
+        source=source,
+        **kwargs,
+    )
+
+
+def _penalty(bandwidth, fps, source):
+    """The smoother's penalty, errors with the video's name."""
+    if not 1 <= fps <= 1000:
+        raise ValueError(f"{source}: {fps} is no number of frames per second")
+    try:
+        return bend_penalty(bandwidth, fps)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _check_inside(points, size, source):
+    """Faces outside of the picture: boxes and size are of two videos."""
+    if (points < 0).any() or (points > size).any():
+        x, y = np.nanmax(np.abs(points), axis=(0, 1))
+        raise ValueError(
+            f"{source}: a face is centred at ({x:.0f}, {y:.0f}) or so, which "
+            f"is not in a picture of {size[0]:g} x {size[1]:g} pixels: give "
+            "the size of the video that the boxes are from"
+        )

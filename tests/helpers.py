@@ -1,0 +1,509 @@
+"""What not every processor can do.
+
+Items, metrics and finished runs, for the tests of tables.
+
+What reports are made of, for the tests of pages, plots and verdicts.
+
+Packed files of a toy model, whole or forged, for the tests of readers.
+
+A module with many kinds of layers, and its packed model, for tests.
+
+Small packed separators in every stored form, for the tests of engines.
+
+A demo of small models and its server, for the tests of page and browser.
+
+The recipe in tests/data/tiny_recipe, for the tests of the plugin.
+
+train.py at tiny size, for the tests beside this file.
+"""
+
+import importlib.util
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hyperpyyaml import load_hyperpyyaml
+
+from speechbrain_mpq.evaluation.metrics import summarise
+from speechbrain_mpq.evaluation.plots import SUBLAYERS
+from speechbrain_mpq.evaluation.report import write_report
+from speechbrain_mpq.inference.demo_server import Demo, serve
+from speechbrain_mpq.inference.folder import save_separator, with_current_names
+from speechbrain_mpq.inference.separation import QuantizedSeparator
+from speechbrain_mpq.lobes.models.separator import build_separator
+from speechbrain_mpq.lobes.models.tcn import (
+    ChannelAffine,
+    fold_norms_,
+    mask_network,
+)
+from speechbrain_mpq.quantization.container import (
+    PackedModelError,
+    read_container,
+    write_container,
+)
+from speechbrain_mpq.quantization.packing import read_model, save_packed
+from speechbrain_mpq.quantization.quant_api import quantize_
+from speechbrain_mpq.utils import write_json
+
+
+def _has_bf16_lstm():
+    """Whether PyTorch has an LSTM in bfloat16 here: not on AVX2 alone."""
+    try:
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            torch.nn.LSTM(8, 12)(torch.zeros(2, 1, 8))
+    except RuntimeError:
+        return False
+    return True
+
+
+needs_bf16_lstm = pytest.mark.skipif(
+    not _has_bf16_lstm(),
+    reason="PyTorch has no bfloat16 LSTM for this processor",
+)
+
+
+ANGLES = (3.0, 20.0, 60.0, 180.0)
+
+
+def make_items(seed=0, per_bucket=3):
+    chance = random.Random(seed)
+    items = []
+    for angle in ANGLES * per_bucket:
+        words = chance.choices(["red", "blue", "nine", "go"], k=4)
+        heard = [word if chance.random() < 0.8 else "x" for word in words]
+        items.append(
+            {
+                "id": f"{len(items):04d}",
+                "angle": angle,
+                "si_snr": chance.gauss(7, 3),
+                "si_snr_mixture": chance.gauss(0, 3),
+                "pesq": chance.uniform(1, 4),
+                "reference": " ".join(words),
+                "hypothesis": " ".join(heard),
+            }
+        )
+    return items
+
+
+def make_metrics(system="kl", bits=4, items=None, **more):
+    return {
+        "system": system,
+        "bits": bits,
+        **summarise(items or make_items()),
+        **more,
+    }
+
+
+def write_run(folder, items, **more):
+    """A finished run with its items."""
+    folder.mkdir(parents=True)
+    write_json(folder / "test_items.json", items)
+    write_json(folder / "metrics.json", make_metrics(items=items, **more))
+
+
+NASTY = "<script>alert('x & y')</script>"
+
+
+def report_metrics(system, bits, errors, **more):
+    """Metrics with `errors` wrong words of 10 in every item."""
+    items = [
+        {
+            "id": f"{index}",
+            "angle": (5, 30, 60, 120)[index % 4],
+            "si_snr": 7.25 + index % 4,
+            "si_snr_mixture": 0.5,
+            "pesq": 2.125,
+            "reference": " ".join("abcdefghij"),
+            "hypothesis": " ".join("x" * errors + "abcdefghij"[errors:]),
+        }
+        for index in range(8)
+    ]
+    return {"system": system, "bits": bits, **summarise(items), **more}
+
+
+def make_example(**more):
+    rng = np.random.default_rng(0)
+    signals = {
+        name: rng.standard_normal(1600) for name in ("mixture", "target", "kl")
+    }
+    return {
+        "id": "item-7",
+        "doa_target": 40.0,
+        "doa_interferer": 110.0,
+        "angle": 70.0,
+        "sample_rate": 16000,
+        "reference": "set nine now",
+        "signals": signals,
+        "hypotheses": {"mixture": "", "kl": "set five now"},
+        "si_snr": {"mixture": 0.5, "kl": 8.75},
+        **more,
+    }
+
+
+def make_clusters(blocks=2):
+    names = [
+        f"mask_net.tcn_0_{block}.{sublayer}"
+        for block in range(blocks)
+        for sublayer in SUBLAYERS
+    ]
+    names = ["mask_net.conv_in", *names, "mask_net.conv_out"]
+    return {name: {"bits": 4, "parameters": 10} for name in names}
+
+
+def make_plan(clusters):
+    return {"average_bits": 4.5, "bytes": 3000, "clusters": clusters}
+
+
+def make_scores(clusters):
+    row = {"2": 3.0, "4": 0.5, "8": 0.0}
+    return {
+        "method": "kl",
+        "clusters": {name: {"scores": row} for name in clusters},
+    }
+
+
+def written(path, *arguments, **keywords):
+    write_report(path, *arguments, **keywords)
+    return path.read_text(encoding="utf-8")
+
+
+def refused_file(path, match):
+    """Reading fails with a message that names the file."""
+    with pytest.raises(PackedModelError, match=match) as caught:
+        read_model(path)
+    assert str(path) in str(caught.value)
+
+
+def forge(path, change):
+    """A toy model with a changed configuration and a checksum that fits."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.Linear(3, 2))
+    quantize_(model, 4, exclude=["1.bias"])
+    file = save_packed(model, path.parent, architecture={"class": "Toy"})
+    container = read_container(file)
+    tensors, config = dict(container.tensors), container.config
+    change(config, tensors)
+    write_container(path, tensors, config, "3")
+    return model
+
+
+class Net(torch.nn.Module):
+    """Convolution, recurrence, attention, norm and a persistent buffer."""
+
+    def __init__(self, hidden=6):
+        super().__init__()
+        self.conv = torch.nn.Conv1d(3, hidden, 3, padding=1)
+        self.norm = torch.nn.BatchNorm1d(hidden)
+        self.prelu = torch.nn.PReLU()
+        self.lstm = torch.nn.LSTM(hidden, 4, batch_first=True)
+        self.gru = torch.nn.GRU(4, 4, batch_first=True)
+        self.attention = torch.nn.MultiheadAttention(4, 2, batch_first=True)
+        self.register_buffer("window", torch.hann_window(5))
+
+    def forward(self, x):
+        """[batch, 3, time] to [batch, time, 4]."""
+        x = self.prelu(self.norm(self.conv(x))).transpose(1, 2)
+        x = self.gru(self.lstm(x)[0])[0]
+        return self.attention(x, x, x)[0] * self.window.sum()
+
+
+def net(seed=0, **sizes):
+    """A model in eval mode."""
+    torch.manual_seed(seed)
+    return Net(**sizes).eval()
+
+
+def packed_net(folder, bits=3, **arguments):
+    """A packed model, and the quantized model that it came from."""
+    model = net()
+    quantize_(model, bits, **arguments)
+    return save_packed(model, folder), model
+
+
+INPUTS, OUTPUTS = 12, 10
+
+
+FORMS = {
+    "float": None,
+    "midtread_4": {"plan_or_bits": 4},
+    "midrise_2": {"plan_or_bits": 2, "codebook": "midrise"},
+    "midrise_6": {"plan_or_bits": 6, "codebook": "midrise"},
+    "ternary": {"plan_or_bits": 1.6},
+    "one_bit": {"plan_or_bits": 1},
+    "eight": {"plan_or_bits": 8},
+    "twelve": {"plan_or_bits": 12},
+    "sixteen": {"plan_or_bits": 16},
+    "channels": {"plan_or_bits": 3, "granularity": "channel"},
+    "slices": {"plan_or_bits": 4, "rows": 5, "codebook": "midrise"},
+}
+
+
+def small_separator(seed=0, scale_inputs=False):
+    """A module with a `mask_net` of two blocks, norms folded and uneven."""
+    torch.manual_seed(seed)
+    model = torch.nn.Module()
+    model.mask_net = mask_network(
+        INPUTS,
+        OUTPUTS,
+        channels=8,
+        hidden=16,
+        blocks=2,
+        layers=2,
+        scale_inputs=scale_inputs,
+    )
+    for parent in list(model.mask_net.children()):
+        for name in ("norm_in", "norm_out"):
+            if hasattr(parent, name):
+                affine = ChannelAffine(16)
+                affine.weight.data.uniform_(0.5, 2.0)
+                affine.bias.data.normal_(0.0, 0.5)
+                setattr(parent, name, affine)
+    if scale_inputs:
+        model.mask_net.scale_in.weight.data[::2] = 8.0
+    return model.eval().requires_grad_(False)
+
+
+def packed(folder, form, scale_inputs=False, model=None):
+    """Pack a small separator in one of the FORMS; the quantized module."""
+    model = model or small_separator(scale_inputs=scale_inputs)
+    if FORMS[form]:
+        quantize_(model, **FORMS[form])
+    save_packed(model, folder)
+    return model
+
+
+def mask_inputs(batch=1, frames=40, seed=1):
+    """What the mask network reads."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, INPUTS, frames, generator=generator)
+
+
+SMALL_SIZES = {"channels": 8, "hidden": 16, "blocks": 1, "layers": 2}
+
+
+def small_models(folder):
+    """The same small model at two budgets."""
+    loaded = {}
+    for bits in (8, 2):
+        separator = build_separator(
+            "hparams/models/separator_mini.yaml", **SMALL_SIZES
+        )
+        fold_norms_(separator.eval())
+        quantize_(separator, bits)
+        packed = folder / f"bits{bits}"
+        save_separator(separator, packed)
+        loaded[f"{bits} bit"] = QuantizedSeparator.from_pretrained(packed)
+    return loaded
+
+
+def audio_bytes(seconds=1.0, channels=7, rate=16000):
+    """A WAV file of noise."""
+    rng = np.random.default_rng(0)
+    signal = 0.1 * rng.standard_normal((int(seconds * rate), channels))
+    file = io.BytesIO()
+    soundfile.write(file, signal, rate, format="WAV")
+    return file.getvalue()
+
+
+def small_demo(models, folder):
+    """A demo with one recording, whose name is no HTML."""
+    demo = Demo(models, folder)
+    path = folder / "built_in.wav"
+    path.write_bytes(audio_bytes())
+    demo.add_recording(path, "a <b>mixture</b>", [60.0, 120.0])
+    return demo
+
+
+@contextmanager
+def served(demo):
+    """The demo's server, in a thread."""
+    with serve(demo) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+TINY_RECIPE = Path(__file__).parent / "data/tiny_recipe"
+
+
+PLAIN = (TINY_RECIPE / "train.yaml").read_text(encoding="utf-8")
+
+
+UNIFORM = """
+quantizer: !new:speechbrain_mpq.Quantizer
+    targets: !ref <modules>
+    bits: 4
+"""
+
+
+LEARNED = """
+quantizer: !new:speechbrain_mpq.LearnedBits
+    targets: !ref <modules>
+    bits: 4
+    interval: 2
+    decisions: 2
+"""
+
+
+OPTIMIZER = "opt_class: !name:torch.optim.AdamW\n"
+
+
+LEARNING = """opt_class: !name:speechbrain_mpq.learn_bits
+    quantizer: !ref <quantizer>
+    opt_class: !name:torch.optim.AdamW
+"""
+
+
+def script():
+    """The recipe's train.py as a module."""
+    spec = importlib.util.spec_from_file_location(
+        "tiny_train", TINY_RECIPE / "train.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def quantized_yaml(kind):
+    """Text of the hparams file: plain, uniform or learned."""
+    if kind == "learned":
+        assert OPTIMIZER in PLAIN
+        return PLAIN.replace(OPTIMIZER, LEARNING) + LEARNED
+    return PLAIN + {"plain": "", "uniform": UNIFORM}[kind]
+
+
+def hparams_of(kind, folder, **overrides):
+    """Freshly built hparams of the recipe."""
+    overrides["output_folder"] = str(folder)
+    return load_hyperpyyaml(quantized_yaml(kind), overrides)
+
+
+def brain_of(hparams, **run_opts):
+    """A Brain as the script makes it."""
+    return script().TinyASR(
+        modules=hparams["modules"],
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts={"device": "cpu", "noprogressbar": True, **run_opts},
+        checkpointer=hparams["checkpointer"],
+    )
+
+
+def train_tiny(kind, folder, epochs=2, run_opts=None, **overrides):
+    """A trained Brain, and its hparams."""
+    hparams = hparams_of(kind, folder, epochs=epochs, **overrides)
+    brain = brain_of(hparams, **(run_opts or {}))
+    fit(brain, hparams)
+    return brain, hparams
+
+
+def fit(brain, hparams):
+    """Train as the script does."""
+    dataset, options = script().dataset, {"batch_size": 4}
+    brain.fit(
+        hparams["epoch_counter"],
+        dataset(hparams["items"], seed=1),
+        dataset(4, seed=2),
+        train_loader_kwargs=dict(options),
+        valid_loader_kwargs=dict(options),
+    )
+
+
+ROOT = Path(__file__).parents[1]
+
+
+TINY = ROOT / "tests/data/separator_tiny.yaml"
+
+
+TINY_SIZES = """
+utterances: {train: 24, valid: 8, test: 12}
+rooms: {train: 25, valid: 25, test: 25}
+mixtures: {train: 16, valid: 4, test: 8}
+number_of_epochs: 2
+calibration_mixtures: 2
+chunk_seconds: 1.0
+batch_size: 4
+examples: 2
+workers: 1
+"""
+
+
+def command(folder, hparams, **options):
+    """The command line, with tiny sizes."""
+    options = {
+        **dict(line.split(": ", 1) for line in TINY_SIZES.strip().splitlines()),
+        "separator_file": TINY,
+        "data_folder": folder / "data",
+        "results_folder": folder / "results",
+        **options,
+    }
+    line = [sys.executable, "train.py", f"hparams/{hparams}", "--device=cpu"]
+    for key, value in options.items():
+        line += [f"--{key}", str(value)]
+    return line
+
+
+def run(folder, hparams, **options):
+    """Run the command to its end; its output is returned."""
+    return finished(command(folder, hparams, **options))
+
+
+def finished(line):
+    """Output of a command line that ends well."""
+    done = subprocess.run(
+        list(map(str, line)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def refused_run(folder, hparams, **options):
+    """Run the command, which must fail; its output is returned."""
+    line = command(folder, hparams, **options)
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    return done.stdout + done.stderr
+
+
+def quality(path):
+    """metrics.json without what depends on the machine's speed."""
+    metrics = json.loads((path / "metrics.json").read_text())
+    for key in ("wall_seconds", "seconds_per_hour"):
+        metrics.pop(key)
+    return metrics
+
+
+def train_losses(folder):
+    """Training loss of each epoch in a folder of results."""
+    log = (folder / "1234/train_log.txt").read_text()
+    return [
+        float(line.split("train loss: ")[1].split()[0])
+        for line in log.splitlines()
+    ]
+
+
+def published(path):
+    """Bytes of a packed folder's file as today's version writes them."""
+    content = Path(path).read_bytes()
+    if path.name != "hyperparams.yaml":
+        return content
+    return with_current_names(content.decode()).encode()

@@ -1,0 +1,96 @@
+"""`speechbrain-mpq demo`: what it offers, and how it starts and ends."""
+
+import builtins
+import re
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechbrain_mpq.__main__ import main
+from speechbrain_mpq.commands.demo import model_names, simulate_mixtures
+from speechbrain_mpq.inference.demo_server import DemoServer
+from speechbrain_mpq.inference.folder import save_separator
+from speechbrain_mpq.lobes.models.separator import build_separator
+
+SIZES = {"channels": 8, "hidden": 16, "blocks": 1, "layers": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small packed model."""
+    path = "hparams/models/separator_mini.yaml"
+    folder = tmp_path_factory.mktemp("packed")
+    save_separator(build_separator(path, **SIZES).eval(), folder)
+    return str(folder)
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """States of the pages that were served until somebody interrupted."""
+    states = []
+
+    def serve_forever(server):
+        states.append(server.demo.state())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DemoServer, "serve_forever", serve_forever)
+    return states
+
+
+def recording(path, channels=7):
+    """A file of noise."""
+    noise = np.random.default_rng(0).standard_normal((9000, channels))
+    soundfile.write(path, 0.1 * noise, 16000)
+    return str(path)
+
+
+def test_recordings_are_offered(folder, served, tmp_path, capsys):
+    files = [recording(tmp_path / name) for name in ("a.wav", "b.wav")]
+    arguments = ["demo", folder, "--port", "0", "--mixtures", *files]
+    assert main(arguments) == 130
+    printed = capsys.readouterr().out
+    assert re.match(r"http://127\.0\.0\.1:\d+/  \(stop it", printed)
+    (state,) = served
+    assert [r["name"] for r in state["recordings"]] == ["a.wav", "b.wav"]
+
+
+def test_bad_recordings_are_said_at_once(folder, served, tmp_path, capsys):
+    bad = recording(tmp_path / "stereo.wav", channels=2)
+    assert main(["demo", folder, "--port", "0", "--mixtures", bad]) == 1
+    assert "stereo.wav: 2 channels" in capsys.readouterr().err and not served
+
+
+def test_without_the_extra(folder, served, capsys, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *arguments, **options):
+        if name == "pyroomacoustics":
+            raise ImportError(name)
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert main(["demo", folder, "--port", "0"]) == 130
+    assert "speechbrain_mpq[simulate]" in capsys.readouterr().out
+    assert served[0]["recordings"] == []
+
+
+def test_simulated_mixtures(tmp_path, monkeypatch):
+    pytest.importorskip("espeakng_loader")
+    pytest.importorskip("pyroomacoustics")
+    home = "speechbrain_mpq.simulation.rooms.ROOMS_PER_SHARD"
+    monkeypatch.setattr(home, 12)
+    made = simulate_mixtures([1, 8, 15], tmp_path, count=2)
+    assert len(made) == 2
+    apart = []
+    for name, path, doas in made:
+        info = soundfile.info(path)
+        assert (info.channels, info.samplerate) == (3, 16000)
+        apart.append(abs(doas[0] - doas[1]))
+        assert f"{apart[-1]:.0f}° apart" in name
+    assert apart[0] > apart[1]
+
+
+def test_names_of_models():
+    assert list(model_names(["a/packed", "b/packed"])) == ["a", "b"]
+    assert list(model_names(["a", "a/packed"])) == ["a", "a/packed"]

@@ -1,0 +1,277 @@
+"""`speechbrain-mpq separate`: files, pipes, complaints."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from speechbrain_mpq.__main__ import main
+from speechbrain_mpq.inference.folder import save_separator
+from speechbrain_mpq.inference.separation import QuantizedSeparator
+from speechbrain_mpq.lobes.models.separator import build_separator
+from speechbrain_mpq.lobes.models.tcn import fold_norms_
+from speechbrain_mpq.quantization.quant_api import quantize_
+from speechbrain_mpq.vision.direction import frame_doas
+from speechbrain_mpq.vision.face_track import FaceTrack
+from speechbrain_mpq.vision.mouth import mouth_pictures
+from speechbrain_mpq.vision.video import Video
+
+
+def write_video(path, frames, fps):
+    """A film without loss."""
+    import cv2
+
+    height, width = frames[0].shape[:2]
+    code = cv2.VideoWriter_fourcc(*"FFV1")
+    path = path.with_suffix(".mkv")
+    writer = cv2.VideoWriter(str(path), code, fps, (width, height))
+    for frame in frames:
+        writer.write(np.asarray(frame, np.uint8))
+    writer.release()
+    return path
+
+
+SIZES = {"channels": 8, "hidden": 16, "blocks": 1, "layers": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small packed model."""
+    path = "hparams/models/separator_mini.yaml"
+    separator = build_separator(path, **SIZES).eval()
+    fold_norms_(separator)
+    quantize_(separator, 4)
+    folder = tmp_path_factory.mktemp("packed")
+    save_separator(separator, folder)
+    return str(folder)
+
+
+@pytest.fixture
+def mixture(tmp_path, monkeypatch):
+    """A recording, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0).standard_normal((16000, 15))
+    soundfile.write("mix.wav", 0.1 * noise, 16000)
+    return tmp_path / "mix.wav"
+
+
+def expected(folder, mixture, doa):
+    """What the interface gives."""
+    model = QuantizedSeparator.from_pretrained(folder)
+    return model.separate_file(mixture, doa).numpy()
+
+
+def same(path, signal):
+    """Whether a 16-bit file holds a signal."""
+    found, rate = soundfile.read(path)
+    return rate == 16000 and np.allclose(found, signal, atol=2**-15)
+
+
+def test_one_direction(folder, mixture, capsys):
+    arguments = ["separate", str(mixture), "--model", folder]
+    assert main([*arguments, "--doa", "60", "-o", "out.wav"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "out.wav\n" and printed.err == ""
+    assert same("out.wav", expected(folder, mixture, 60))
+    assert main([*arguments, "--doa", "60"]) == 0
+    assert capsys.readouterr().out == "mix_60.wav\n"
+    face = ["--face", "160", "--width", "480", "-o", "face.flac"]
+    assert main([*arguments, *face]) == 0
+    assert same("face.flac", expected(folder, mixture, 60))
+
+
+def test_several_directions(folder, mixture, capsys):
+    arguments = ["separate", str(mixture), "--model", folder, "--float"]
+    arguments += ["--doa", "60", "112.5", "--level", "-30", "-o", "out.wav"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == "out_60.wav\nout_112.5.wav\n"
+    signal, _ = soundfile.read("out_60.wav")
+    assert soundfile.info("out_60.wav").subtype == "FLOAT"
+    rms = np.sqrt(np.mean(signal**2))
+    assert 20 * np.log10(rms) == pytest.approx(-30, abs=0.01)
+
+
+def test_pipe(folder, mixture, tmp_path):
+    """WAV in, WAV out, nothing else on standard output."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "speechbrain_mpq", "separate", "-"),
+            *("--doa", "60", "--model", folder, "-o", "-"),
+        ],
+        input=mixture.read_bytes(),
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert same(io.BytesIO(done.stdout), expected(folder, mixture, 60))
+    assert list(tmp_path.iterdir()) == [mixture]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["no.wav", "--doa", "60"], "no.wav: no such file"),
+        (["mix.wav", "--doa", "200"], "DOA must lie in 0 to 180"),
+        (["mix.wav", "--face", "10"], "--width"),
+        (["mix.wav", "--face", "10", "--width", "5"], "not in a picture"),
+        (["mix.wav", "--doa", "6", "-o", "x.mp5"], "name a .wav"),
+        (["mix.wav", "--doa", "6", "-o", "no/x.wav"], "make it first"),
+        (["mix.wav", "--doa", "6", "-o", "mix.wav"], "is the input"),
+        (["mix.wav", "--doa", "6", "7", "-o", "-"], "one direction"),
+        (["mix.wav", "--doa", "6", "6", "-o", "x.wav"], "different"),
+        (["bad.wav", "--doa", "6"], "bad.wav: cannot be read as audio"),
+        (["mono.wav", "--doa", "6"], "mono.wav: 1 channel; the model needs"),
+    ],
+)
+def test_complaints(folder, mixture, capsys, arguments, message):
+    (mixture.parent / "bad.wav").write_text("text")
+    soundfile.write("mono.wav", np.ones(16000) / 2, 16000)
+    before = {p: p.read_bytes() for p in mixture.parent.iterdir()}
+    assert main(["separate", *arguments, "--model", folder]) == 1
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    assert {p: p.read_bytes() for p in mixture.parent.iterdir()} == before
+
+
+@pytest.fixture(scope="module")
+def watching_folder(tmp_path_factory):
+    """A small packed model that looks at lips."""
+    torch.manual_seed(0)
+    path = Path(__file__).parents[2] / "data/separator_av_tiny.yaml"
+    separator = build_separator(path).eval()
+    fold_norms_(separator)
+    folder = tmp_path_factory.mktemp("watching")
+    save_separator(separator, folder)
+    return str(folder)
+
+
+@pytest.fixture
+def film(mixture):
+    """A second of two patches beside each other, and the track of one."""
+    pytest.importorskip("cv2")
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (25, 48, 96, 3), dtype=np.uint8)
+    boxes = np.tile([10.0, 4, 32, 32], (25, 1))
+    boxes[20:] = np.nan
+    path = write_video(mixture.parent / "talk.mp4", list(frames), 25)
+    doas = np.linspace(40, 50, 25)
+    FaceTrack(doas, boxes, 25, 96, 48).save(mixture.parent / "track.json")
+    return path
+
+
+def test_a_face_is_followed_and_its_lips_are_seen(
+    watching_folder, mixture, film, capsys, caplog
+):
+    arguments = ["separate", str(mixture), "--model", watching_folder]
+    arguments += ["--track", "track.json", "-o", "out.wav"]
+    assert main([*arguments, "--video", str(film)]) == 0
+    assert capsys.readouterr().out == "out.wav\n"
+    track = FaceTrack.load("track.json")
+    lips = mouth_pictures(Video(film), track.boxes, (8, 8))
+    model = QuantizedSeparator.from_pretrained(watching_folder)
+    doas = frame_doas(track, 63)[None]
+    assert same("out.wav", model.separate_file(mixture, doas, lips=lips)[0])
+    assert main(arguments) == 0  # it moves, and nothing is seen
+    assert "goes by sound alone" in caplog.text and capsys.readouterr()
+    assert same("out.wav", model.separate_file(mixture, doas)[0])
+    assert main(arguments[:-2]) == 0
+    assert capsys.readouterr().out == "mix_44.wav\n"
+
+
+@pytest.mark.parametrize("seconds", [0.6, 1.4])
+def test_film_and_sound_may_differ_by_half_a_second(
+    watching_folder, film, tmp_path, seconds
+):
+    noise = np.random.default_rng(0).standard_normal((16000, 15))
+    noise = np.resize(noise, (int(16000 * seconds), 15))
+    soundfile.write("other.wav", 0.1 * noise, 16000)
+    arguments = ["separate", "other.wav", "--model", watching_folder]
+    arguments += ["--track", "track.json", "-o", "out.wav"]
+    assert main([*arguments, "--video", str(film)]) == 0
+    assert soundfile.info("out.wav").frames == len(noise)
+
+
+def test_complaints_about_films(
+    folder, watching_folder, mixture, film, tmp_path, capsys
+):
+    def complaint(model, *arguments):
+        line = ["separate", str(mixture), "--model", model, *arguments]
+        assert main(line) == 1
+        printed = capsys.readouterr()
+        assert printed.out == "" and len(printed.err.splitlines()) == 1
+        return printed.err
+
+    see = ["--track", "track.json", "--video", str(film)]
+    assert "leave out --video" in complaint(folder, *see)
+    said = complaint(watching_folder, "--doa", "45", *see[2:])
+    assert "speechbrain-mpq track" in said
+    (tmp_path / "text.json").write_text("{}")
+    said = complaint(watching_folder, "--track", "text.json")
+    assert "text.json is not a track" in said
+    said = complaint(watching_folder, "--track", "gone.json")
+    assert "gone.json" in said
+    short = write_video(tmp_path / "short.mp4", [np.zeros((48, 96, 3))] * 9, 25)
+    said = complaint(watching_folder, *see[:3], str(short))
+    assert "25 face boxes, but only 9 frames" in said
+    wide = write_video(tmp_path / "wide.mp4", [np.zeros((24, 48, 3))] * 25, 25)
+    said = complaint(watching_folder, *see[:3], str(wide))
+    assert "the track is from a video of 96 x 48 pixels" in said
+    fast = write_video(tmp_path / "fast.mp4", [np.zeros((48, 96, 3))] * 25, 50)
+    said = complaint(watching_folder, *see[:3], str(fast))
+    assert "has 96 x 48 pixels at 50 frames a second" in said
+    said = complaint(watching_folder, "--doa", "45", "--width", "9")
+    assert "--width belongs to --face" in said
+    soundfile.write("long.wav", np.random.randn(48000, 7) / 9, 16000)
+    assert main(["separate", "long.wav", "--model", folder, *see[:2]]) == 1
+    assert "the sound lasts 2.99 s" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*_44.wav"))
+
+
+def test_a_device_that_is_none(folder, mixture, capsys):
+    arguments = ["separate", str(mixture), "--doa", "60", "--model", folder]
+    assert main([*arguments, "--device", "gpu"]) == 1
+    assert "--device gpu cannot be used" in capsys.readouterr().err
+
+
+def test_a_model_that_is_none(mixture, capsys, tmp_path):
+    arguments = ["separate", str(mixture), "--doa", "60", "--model"]
+    assert main([*arguments, "no_such_folder"]) == 1
+    assert "no_such_folder" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main([*arguments, str(tmp_path / "empty")]) == 1
+    assert "model.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["separate", "inspect", "verify", "demo"])
+def test_help_has_examples(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    assert f"speechbrain-mpq {name} packed" in capsys.readouterr().out or (
+        name == "separate"
+    )
+
+
+def test_usage_errors(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["separate", "mix.wav", "--model", "packed"])
+    assert stopped.value.code == 2
+    assert "--doa" in capsys.readouterr().err
+
+
+def test_progress_on_long_files(folder, tmp_path, capsys):
+    path = tmp_path / "long.wav"
+    noise = np.random.default_rng(0).standard_normal((21 * 16000, 7))
+    soundfile.write(path, 0.1 * noise, 16000)
+    arguments = ["separate", str(path), "--model", folder, "--doa", "60"]
+    arguments += ["-o", str(tmp_path / "out.wav")]
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert "21/21" in printed.err and printed.out.count("\n") == 1
+    assert main([*arguments, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""

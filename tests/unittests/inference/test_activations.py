@@ -1,0 +1,162 @@
+"""Ranges of activations: the search, the file, what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import mask_inputs, packed
+
+from speechbrain_mpq.inference.engines.activations import (
+    points,
+    read_ranges,
+    search_ranges,
+    write_ranges,
+)
+from speechbrain_mpq.inference.engines.lowered import equalize_hidden, lower
+from speechbrain_mpq.inference.engines.reference import decibels, rounding, run
+from speechbrain_mpq.inference.exporting import engine_ranges, read_manifest
+from speechbrain_mpq.quantization.container import PackedModelError
+
+
+def error_of(values, scale, zero_point):
+    """Squared error of rounding, written out."""
+    index = np.clip(np.round(values / scale) + zero_point, 0, 255)
+    return (((index - zero_point) * scale - values) ** 2).sum()
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_search_is_near_the_best_of_a_fine_grid(signed):
+    values = np.random.default_rng(0).normal(0.3, 1.0, 100000)
+    values[0] = 12.0  # worth cutting off
+    scale, zero_point = search_ranges(
+        values[None], np.ones((1, 100000)), signed
+    )
+    found = error_of(values, scale[0], zero_point[0])
+    zero_points = [128] if signed else range(60, 141, 20)
+    errors = [
+        error_of(values, step, zero)
+        for step in np.geomspace(0.02, 0.1, 15)
+        for zero in zero_points
+    ]
+    assert found < 1.05 * min(errors)
+    widest = 12.0 / 127 if signed else (12 - values.min()) / 255
+    shift = 128 if signed else round(-values.min() / widest)
+    assert found < 0.9 * error_of(values, widest, shift)
+
+
+def test_nothing_below_zero_needs_no_zero_point():
+    values = np.random.default_rng(0).random((1, 100))
+    scale, zero_point = search_ranges(values, np.ones((1, 100)))
+    assert zero_point[0] == 0
+    assert scale[0] == pytest.approx(values.max() / 255, rel=0.05)
+
+
+def test_silence_gets_a_range():
+    scale, zero_point = search_ranges(np.zeros((1, 4)), np.ones((1, 4)))
+    assert scale[0] == 1 and error_of(0.0, scale[0], zero_point[0]) == 0
+
+
+def test_rounded_network_is_near(tmp_path):
+    packed(tmp_path, "eight")
+    network = lower(tmp_path)
+    ranges = engine_ranges(network, [mask_inputs(frames=200)])
+    inputs = mask_inputs(seed=2)
+    wanted = run(network, inputs)
+    assert 25 < decibels(
+        wanted, run(network, inputs, rounding(network, ranges))
+    )
+
+
+def test_equalizing_hidden_channels_changes_no_output(tmp_path):
+    packed(tmp_path, "midtread_4", scale_inputs=True)
+    network = lower(tmp_path)
+    ranges = engine_ranges(network, [mask_inputs()])
+    equalized = equalize_hidden(network, ranges)
+    inputs = mask_inputs(seed=2)
+    assert decibels(run(network, inputs), run(equalized, inputs)) > 100
+    for one, other in zip(network.convolutions(), equalized.convolutions()):
+        assert one.levels is other.levels
+
+
+def test_negative_norm_scales_are_equalized_too(tmp_path):
+    model = packed(tmp_path, "float")
+    model.mask_net.tcn_0_0.norm_in.weight[3] = -0.7
+    model.mask_net.tcn_0_0.norm_out.weight[2] = 0.0
+    packed(tmp_path, "eight", model=model)
+    network = lower(tmp_path)
+    ranges = engine_ranges(network, [mask_inputs()])
+    equalized = equalize_hidden(network, ranges)
+    inputs = mask_inputs(seed=2)
+    assert decibels(run(network, inputs), run(equalized, inputs)) > 100
+
+
+def test_file_gives_the_same_ranges(tmp_path):
+    packed(tmp_path, "channels")
+    network = lower(tmp_path)
+    ranges = engine_ranges(network, [mask_inputs()])
+    write_ranges(tmp_path, ranges, 1.0)
+    again = read_ranges(tmp_path, network)
+    assert set(again) == set(ranges) == set(points(network))
+    for name, unit in ranges.items():
+        assert np.array_equal(unit.scale, again[name].scale)
+        assert np.array_equal(unit.zero_point, again[name].zero_point)
+
+
+def spoil(content, what):
+    """Change one thing of a range file."""
+    name = "mask_net.conv_in"
+    if what == "scale":
+        content["layers"][name]["scale"] = -1.0
+    elif what == "zero point":
+        content["layers"][name]["zero_point"] = 256
+    elif what == "shape":
+        content["layers"][name]["scale"] = [1.0, 1.0]
+    elif what == "layer":
+        del content["layers"][name]
+    elif what == "weights":
+        content["weights_sha256"] = "0" * 64
+    elif what == "kind":
+        content["layers"][name]["zero_point"] = 127.5
+    elif what == "version":
+        content["version"] = 2
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["scale", "zero point", "shape", "layer", "weights", "kind", "version"],
+)
+def test_spoilt_file_is_refused(what, tmp_path):
+    packed(tmp_path, "eight")
+    network = lower(tmp_path)
+    path = write_ranges(tmp_path, engine_ranges(network, [mask_inputs()]), 1.0)
+    content = json.loads(path.read_text())
+    spoil(content, what)
+    path.write_text(json.dumps(content))
+    with pytest.raises(PackedModelError, match="unusable.*export"):
+        read_ranges(tmp_path, network)
+
+
+def test_missing_file_names_the_command(tmp_path):
+    packed(tmp_path, "eight")
+    with pytest.raises(PackedModelError, match="speechbrain-mpq export"):
+        read_ranges(tmp_path, lower(tmp_path))
+
+
+def test_nan_in_calibration_is_refused(tmp_path):
+    packed(tmp_path, "eight")
+    bad = mask_inputs()
+    bad[0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        engine_ranges(lower(tmp_path), [bad])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "{}", '{"a": {"wav": "x.wav"}}', '{"a": {"wav": "x", "doa": 200}}'],
+)
+def test_bad_manifest_is_refused(text, tmp_path):
+    path = tmp_path / "manifest.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="manifest.json"):
+        read_manifest(path)

@@ -1,0 +1,232 @@
+"""Files that are right are read right; files that are wrong are refused."""
+
+import io
+import logging
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from speechbrain_mpq.inference.audio import (
+    AudioError,
+    AudioFile,
+    audio_format,
+    seekable,
+    used_channels,
+)
+from speechbrain_mpq.inference.output import TargetOutput, output_paths
+from speechbrain_mpq.lobes.models.separator import match_level
+
+MICROPHONES = [1, 4, 15]
+
+
+def noise(samples=20000, channels=15, scale=0.1):
+    """Reproducible noise."""
+    rng = np.random.default_rng(0)
+    return (scale * rng.standard_normal((samples, channels))).astype("float32")
+
+
+def write(path, signal, rate=16000, subtype="FLOAT"):
+    """A file, and its path."""
+    soundfile.write(path, signal, rate, subtype)
+    return path
+
+
+def opened(path):
+    """A file for an array of 15 of which three are used."""
+    return AudioFile(path, MICROPHONES, array_size=15)
+
+
+def read(file, samples=3000):
+    """The whole file."""
+    return torch.cat(list(file.blocks(samples)))
+
+
+@pytest.mark.parametrize("samples", [1, 20000, 10**6])
+def test_all_microphones_or_the_used_ones(tmp_path, samples):
+    signal = noise()
+    whole = opened(write(tmp_path / "a.wav", signal))
+    used = opened(write(tmp_path / "b.wav", signal[:, [0, 3, 14]]))
+    expected = torch.from_numpy(signal[:, [0, 3, 14]])
+    assert torch.equal(read(whole, max(samples, 700)), expected)
+    assert torch.equal(read(used, max(samples, 700)), expected)
+    assert torch.equal(read(whole), expected), "can be read twice"
+    survey = whole.survey()
+    assert survey.samples == 20000 and not survey.warnings
+    rms = expected[:, 0].double().square().mean().sqrt().item()
+    assert survey.rms == pytest.approx(rms, rel=1e-6)
+
+
+def test_higher_rates_are_resampled(tmp_path):
+    resample = pytest.importorskip("torchaudio.functional").resample
+    signal = noise(44100, 3)
+    file = opened(write(tmp_path / "a.wav", signal, 44100))
+    found = read(file, 5000)
+    expected = resample(torch.from_numpy(signal.T), 44100, 16000).T
+    assert len(found) == file.samples == file.survey().samples == 16000
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "signal, rate, message",
+    [
+        (noise(channels=2), 16000, r"2 channels; .* all 15 .* \[1, 4, 15\]"),
+        (noise(channels=1), 16000, "1 channel; "),
+        (noise(), 8000, "8000 Hz; .* 16000 Hz or more"),
+        (noise(), 16001, "16001 Hz, an odd rate; resample it to 16000 Hz"),
+        (noise(samples=511), 16000, "511 samples .* shorter"),
+        (noise(samples=0), 16000, "0 samples"),
+        (noise()[:, :1].repeat(15, 1), 16000, "no direction"),
+    ],
+)
+def test_wrong_files(tmp_path, signal, rate, message):
+    path = write(tmp_path / "bad.wav", signal, rate)
+    with pytest.raises(AudioError, match=message) as caught:
+        opened(path).survey()
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_is_found_where_it_is(tmp_path, value):
+    signal = noise()
+    signal[16000, 2] = value
+    file = opened(write(tmp_path / "bad.wav", signal))
+    with pytest.raises(AudioError, match="channel 3 .* at 1.000 s"):
+        file.survey()
+
+
+def test_unreadable_files(tmp_path):
+    text = tmp_path / "text.wav"
+    text.write_text("no audio at all")
+    with pytest.raises(AudioError, match="text.wav: cannot be read as audio"):
+        opened(text)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        opened(tmp_path / "nothing.wav")
+    with pytest.raises(FileNotFoundError):
+        opened(tmp_path)
+    whole = write(tmp_path / "a.flac", noise(channels=3), subtype="PCM_16")
+    content = whole.read_bytes()
+    whole.write_bytes(content[: len(content) // 2])
+    with pytest.raises(AudioError, match="a.flac: "):
+        opened(whole).survey()
+
+
+def test_truncated_wav_is_what_is_left(tmp_path):
+    """libsndfile goes by the length of the file, not by its header."""
+    path = write(tmp_path / "a.wav", noise())
+    path.write_bytes(path.read_bytes()[:-60000])
+    assert opened(path).survey().samples == 19000
+
+
+def test_oddities_are_said(tmp_path):
+    clipped = np.clip(20 * noise(), -1, 1)
+    file = opened(write(tmp_path / "a.wav", clipped))
+    (warning,) = file.survey().warnings
+    assert "clipped" in warning and "a.wav" in warning
+    dead = noise()
+    dead[:, 3] = 0
+    (warning,) = opened(write(tmp_path / "b.wav", dead)).survey().warnings
+    assert "microphone 4 is silent" in warning
+    silence = opened(write(tmp_path / "c.wav", 0 * noise())).survey()
+    assert silence.rms == 0 and "silent" in silence.warnings[0]
+
+
+def test_streams_are_read_twice(tmp_path):
+    path = write(tmp_path / "a.wav", noise())
+    with open(path, "rb") as pipe, seekable(pipe) as stream:
+        file = AudioFile(stream, MICROPHONES, 15, name="standard input")
+        assert torch.equal(read(file), read(opened(path)))
+        assert torch.equal(read(file), read(opened(path)))
+    with pytest.raises(AudioError, match="standard input: cannot"):
+        AudioFile(io.BytesIO(b""), MICROPHONES, 15, name="standard input")
+
+
+def test_used_channels_names_the_recording():
+    with pytest.raises(AudioError, match="^block: 14 channels"):
+        used_channels(14, MICROPHONES, 15, "block")
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_first(
+    tmp_path, monkeypatch
+):
+    def refuse(path, mode):
+        raise PermissionError(f"Permission denied: {path}")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(PermissionError):
+        with TargetOutput(tmp_path / "a.wav"):
+            pytest.fail("the work has begun")
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "a.wav"
+    path.write_text("before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError, match="a.wav cannot be written"):
+            with TargetOutput(path) as output:
+                output.push(torch.ones(20000), torch.ones(20000))
+                resource.setrlimit(resource.RLIMIT_FSIZE, (9999, limits[1]))
+                output.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("level", ["mixture", -30.0])
+def test_one_gain_for_all(tmp_path, level):
+    torch.manual_seed(0)
+    estimate, mixture = 3 * torch.randn(5000), 0.1 * torch.randn(5000)
+    mixture += 0.05 * estimate
+    path = tmp_path / "out.wav"
+    with TargetOutput(path, level, "FLOAT") as output:
+        for piece in zip(estimate.split(999), mixture.split(999)):
+            output.push(*piece)
+        assert output.finish() == path
+        assert not path.exists()
+    found, rate = soundfile.read(path, dtype="float32")
+    expected = match_level(estimate, mixture)
+    if level != "mixture":
+        expected *= 10 ** (level / 20) / expected.square().mean().sqrt()
+    assert rate == 16000 and list(tmp_path.iterdir()) == [path]
+    assert np.allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("subtype, peak", [(None, 1.0), ("FLOAT", 4.0)])
+def test_nothing_is_clipped(tmp_path, caplog, subtype, peak):
+    signal = torch.linspace(-4, 4, 1000)
+    path = tmp_path / "a.wav"
+    with caplog.at_level(logging.WARNING):
+        with TargetOutput(path, subtype=subtype) as output:
+            output.push(signal, signal)
+            output.finish()
+    found, _ = soundfile.read(path)
+    assert np.abs(found).max() == pytest.approx(peak, rel=1e-3)
+    assert np.allclose(found, signal * (peak / 4), atol=1e-4)
+    assert ("12.0 dB softer" in caplog.text) == (subtype is None)
+
+
+def test_silence_stays_silence():
+    for level in ("mixture", -20.0):
+        with TargetOutput(level=level) as output:
+            output.push(torch.zeros(100), torch.ones(100))
+            assert not output.finish().any()
+
+
+@pytest.mark.parametrize("level", ["loud", None, float("nan")])
+def test_bad_levels(level):
+    with pytest.raises(ValueError, match="level must be"):
+        TargetOutput(level=level)
+
+
+def test_bad_output_names(tmp_path):
+    with pytest.raises(ValueError, match="has no samples of type PCM_77"):
+        TargetOutput(tmp_path / "a.wav", subtype="PCM_77")
+    with pytest.raises(ValueError, match="name a .wav"):
+        audio_format("out")
+    with pytest.raises(ValueError, match="different output files"):
+        output_paths("a.wav", [60.0, 60.0])
+    with pytest.raises(ValueError, match="2 directions"):
+        output_paths(["a.wav"], [60.0, 70.0])

@@ -1,0 +1,147 @@
+"""Model cards: front matter that the hub reads, numbers that are true."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from speechbrain_mpq.inference.card import model_card
+
+GOLDEN = Path(__file__).parents[2] / "data/packed/3"
+
+
+CONFIG = {
+    "plan": {
+        "average_bits": 2.5001,
+        "rest_parameters": 100,
+        "clusters": {
+            "a": {"bits": 2, "parameters": 700, "tensors": ["a.weight"]},
+            "b": {"bits": 4, "parameters": 200, "tensors": ["b.weight"]},
+        },
+    },
+    "metadata": {"seed": 7},
+}
+
+
+def scores(shift=0.0, **more):
+    """Content of a metrics.json."""
+    names = {"0-15": 6.0, "15-45": 9.0}
+    return {
+        "system": "kl",
+        "average_bits": 2.5001,
+        "model_bytes": 2**19,
+        "fp32_bytes": 2**22,
+        "corpus": "embedded",
+        "seed": 7,
+        "buckets": {
+            name: {"n": 5, "si_snr": snr - shift, "pesq": 1.5, "wer": 20.0}
+            for name, snr in names.items()
+        },
+        "average": {"si_snr": 7.5 - shift, "pesq": 1.5, "wer": 20.04},
+        **more,
+    }
+
+
+def front_matter(text):
+    """What the hub reads."""
+    start, matter, rest = text.split("---\n", 2)
+    assert start == ""
+    return yaml.safe_load(matter), rest
+
+
+def table_row(text, *start):
+    """Cells of the row that begins in a certain way."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+    (row,) = [row for row in rows if tuple(row[: len(start)]) == start]
+    return row[len(start) :]
+
+
+def test_front_matter():
+    text = model_card(CONFIG, 2**19, base_model="me/base", license="cc0-1.0")
+    matter, _ = front_matter(text)
+    assert matter == {
+        "library_name": "speechbrain",
+        "license": "cc0-1.0",
+        "pipeline_tag": "audio-to-audio",
+        "base_model": "me/base",
+        "base_model_relation": "quantized",
+        "tags": [
+            *("speechbrain_mpq", "speech-separation", "multi-channel"),
+            *("quantized", "2.5-bit", "mixed-precision"),
+        ],
+    }
+
+
+def test_the_hubs_own_reader_understands_it():
+    hub = pytest.importorskip("huggingface_hub")
+    card = hub.ModelCard(model_card(CONFIG, 2**19, base_model="me/base"))
+    assert card.data.base_model == "me/base"
+    assert card.data.library_name == "speechbrain"
+    assert "2.5-bit" in card.data.tags
+
+
+def test_full_precision_has_no_base():
+    text = model_card({"plan": None}, 2**22, base_model="me/base")
+    matter, rest = front_matter(text)
+    assert "base_model" not in matter and "quantized" not in matter["tags"]
+    assert table_row(rest, "bits of a weight") == ["32 (full precision)"]
+    assert "## Bit plan" not in rest and "## Results" not in rest
+
+
+def test_numbers_come_from_the_metrics():
+    whole = scores(-0.5, average_bits=32, model_bytes=2**22, system="fp32")
+    test = {"against": "fp32", "p": 0.0312, "z": 2.0, "segments": 70}
+    text = model_card(CONFIG, 2**19, scores(mapsswe=test), whole)
+    _, rest = front_matter(text)
+    quality = ["7.50", "1.50", "20.0"]
+    assert table_row(rest, "this model", "2.5") == ["0.50", *quality]
+    assert table_row(rest, "full precision", "32", "4.00")[0] == "8.00"
+    assert table_row(rest, "15-45", "this model") == ["9.00", "1.50", "20.0"]
+    assert table_row(rest, "15-45", "full precision")[0] == "9.50"
+    assert table_row(rest, "times smaller") == ["8.0"]
+    assert table_row(rest, "corpus") == ["embedded"]
+    assert table_row(rest, "seed") == ["7"]
+    assert "p = 0.0312 over 70 segments" in rest
+
+
+def test_the_plan_in_short():
+    _, rest = front_matter(model_card(CONFIG, 500))
+    assert table_row(rest, "2", "1") == ["700", "70.0 %"]
+    assert table_row(rest, "4", "1") == ["200", "20.0 %"]
+    assert table_row(rest, "32 (left alone)") == ["-", "100", "10.0 %"]
+
+
+def test_values_that_are_missing_are_left_open():
+    metrics = scores()
+    metrics["average"]["pesq"] = None
+    _, rest = front_matter(model_card(CONFIG, 2**19, metrics))
+    assert table_row(rest, "this model", "2.5")[2] == "-"
+    assert "full precision" in rest  # its size is known, its scores are not
+    assert "MAPSSWE" not in rest
+
+
+def test_a_sample_is_named_where_it_is():
+    assert '"sample.flac"' in model_card(CONFIG, 1, has_sample=True)
+    assert '"sample.flac"' not in model_card(CONFIG, 1)
+
+
+def test_lips_are_told_of_where_the_model_has_them():
+    visual = {"front_end": "light", "height": 24, "width": 32}
+    config = {**CONFIG, "architecture": {"arguments": {"visual": visual}}}
+    card = model_card(config, 2**19)
+    assert "separator with lips" in card and "24 x 32 pixels" in card
+    assert "lips=lips" in card
+    assert "lips" not in model_card(CONFIG, 2**19)
+
+
+def test_the_card_of_a_folder_is_about_that_folder():
+    config = json.loads((GOLDEN / "quantization_config.json").read_text())
+    size = (GOLDEN / "model.safetensors").stat().st_size
+    text = (GOLDEN / "README.md").read_text()
+    assert text == model_card(config, size)
+    assert f"{size:,} bytes" in text

@@ -1,0 +1,206 @@
+"""The demo's HTTP interface."""
+
+import http.client
+import io
+import json
+import urllib.parse
+import urllib.request
+
+import numpy as np
+import pytest
+import soundfile
+from helpers import audio_bytes, served, small_demo, small_models
+
+from speechbrain_mpq.inference.demo_server import (
+    MAX_SECONDS,
+    MAX_UPLOAD,
+    MOST_RESULTS,
+    MOST_UPLOADS,
+    OWN_HEADER,
+    Demo,
+    serve,
+)
+
+OWN = {OWN_HEADER: "1"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return small_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def demo(models, tmp_path):
+    return small_demo(models, tmp_path)
+
+
+@pytest.fixture
+def server(demo):
+    with served(demo) as server:
+        yield server
+
+
+def ask(server, method, path, body=None, headers=OWN):
+    """Status, headers and content of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
+    try:
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        content = answer.read()
+    finally:
+        connection.close()
+    if answer.headers["Content-Type"] == "application/json":
+        content = json.loads(content)
+    return answer.status, answer.headers, content
+
+
+def separate(server, **changes):
+    """Ask for a separation."""
+    asked = {"recording": "1", "model": "2 bit", "doa": 60, **changes}
+    return ask(server, "POST", "/api/separate", json.dumps(asked))
+
+
+def test_page_needs_nothing_from_elsewhere(server):
+    status, headers, page = ask(server, "GET", "/")
+    assert status == 200 and page.startswith(b"<!doctype html>")
+    outside = page.replace(b"http://www.w3.org/2000/svg", b"")
+    assert b"http:" not in outside and b"https:" not in outside
+    assert b"src=" not in outside and b"@import" not in outside
+    policy = headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "connect-src 'self'" in policy
+    assert server.server_address[0] == "127.0.0.1"
+
+
+def test_state(server, models):
+    status, _, state = ask(server, "GET", "/api/state")
+    assert status == 200 and state["array_size"] == 15
+    assert [m["name"] for m in state["models"]] == ["8 bit", "2 bit"]
+    assert [m["bits"] for m in state["models"]] == [8, 2]
+    assert state["models"][0]["bytes"] > 2 * state["models"][1]["bytes"]
+    (recording,) = state["recordings"]
+    assert recording["name"] == "a <b>mixture</b>"
+    assert recording["doas"] == [60, 120] and recording["seconds"] == 1
+
+
+def test_separation_is_the_interface_s(server, models, demo):
+    status, _, result = separate(server, doa=75.5)
+    assert status == 200 and result["seconds"] > 0 and result["speed"] > 0
+    status, headers, content = ask(server, "GET", result["audio"])
+    assert status == 200 and headers["Content-Type"] == "audio/wav"
+    found, rate = soundfile.read(io.BytesIO(content))
+    path = demo.scratch / "built_in.wav"
+    expected = models["2 bit"].separate_file(path, 75.5)
+    assert rate == 16000 and np.allclose(found, expected, atol=2**-15)
+
+
+def test_reference_channel_is_heard(server, demo):
+    _, _, content = ask(server, "GET", "/audio/1.wav")
+    heard, _ = soundfile.read(io.BytesIO(content))
+    mixture, _ = soundfile.read(demo.scratch / "built_in.wav")
+    assert np.allclose(heard, mixture[:, 0], atol=2**-15)
+
+
+def test_upload(server):
+    name = urllib.parse.quote("my mix äö.wav")
+    path, body = f"/api/upload?name={name}", audio_bytes(0.5, 15, 44100)
+    status, _, recording = ask(server, "POST", path, body)
+    assert status == 200 and recording["name"] == "my mix äö.wav"
+    status, _, result = separate(server, recording=recording["id"])
+    assert status == 200
+    _, _, content = ask(server, "GET", result["audio"])
+    assert len(soundfile.read(io.BytesIO(content))[0]) == 8000
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        (b"", "cannot be read as audio"),
+        (b"RIFF no audio", "mix.wav: cannot be read as audio"),
+        (audio_bytes(channels=2), "2 channels; the model needs"),
+        (audio_bytes(rate=8000), "8000 Hz"),
+        (audio_bytes(MAX_SECONDS + 1, 7, 16000), "up to 120 s"),
+    ],
+)
+def test_bad_uploads_are_explained_and_deleted(server, demo, body, message):
+    before = set(demo.scratch.iterdir())
+    status, _, answer = ask(server, "POST", "/api/upload?name=mix.wav", body)
+    assert status == 422 and message in answer["error"]
+    assert set(demo.scratch.iterdir()) == before
+    assert len(demo.state()["recordings"]) == 1
+
+
+@pytest.mark.parametrize(
+    "changes, status, message",
+    [
+        ({"doa": 200}, 422, "0 to 180"),
+        ({"doa": "left"}, 400, "expected"),
+        ({"doa": None}, 400, "expected"),
+        ({"recording": "99"}, 422, "no longer there"),
+        ({"recording": "../../etc/passwd"}, 422, "no longer there"),
+        ({"model": "no"}, 422, "no model 'no'"),
+    ],
+)
+def test_bad_questions(server, changes, status, message):
+    found, _, answer = separate(server, **changes)
+    assert found == status and message in answer["error"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/audio/99.wav", "/audio/../built_in.wav", "/audio/built_in.wav", "/x"],
+)
+def test_nothing_else_is_served(server, path):
+    assert ask(server, "GET", path)[0] == 404
+
+
+def test_other_sites_are_refused(server):
+    """Neither by a name that points here nor by a form of another page."""
+    port = server.server_port
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1"):
+        assert ask(server, "GET", "/", headers={"Host": host})[0] == 403
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}"):
+        assert ask(server, "GET", "/", headers={"Host": host})[0] == 200
+    asked = json.dumps({"recording": "1", "model": "2 bit", "doa": 60})
+    status, _, _ = ask(server, "POST", "/api/separate", asked, headers={})
+    assert status == 403
+
+
+def test_too_much_is_refused_unread(server):
+    for path, length in (
+        ("/api/upload", MAX_UPLOAD + 1),
+        ("/api/separate", 10**6),
+    ):
+        headers = {**OWN, "Content-Length": str(length)}
+        status, _, answer = ask(server, "POST", path, b"", headers)
+        assert status == 413 and "too much" in answer["error"]
+
+
+def test_old_audio_is_forgotten(demo):
+    for index in range(MOST_UPLOADS + 2):
+        path = demo.scratch / f"upload_{index}"
+        path.write_bytes(audio_bytes(0.1))
+        demo.add_recording(path, "u", uploaded=True)
+    uploads = list(demo.scratch.glob("upload_*"))
+    assert len(uploads) == MOST_UPLOADS
+    assert len(demo.state()["recordings"]) == 1 + MOST_UPLOADS
+    last = str(MOST_UPLOADS + 3)
+    for _ in range(MOST_RESULTS + 2):
+        demo.separate(last, "2 bit", 60.0)
+    kept = list(demo.scratch.glob("*.wav"))
+    assert len(kept) == 1 + 1 + MOST_UPLOADS + MOST_RESULTS
+
+
+def test_models_of_other_arrays_are_refused(models, tmp_path):
+    class Other:
+        microphones = [1, 2]
+        model_file = models["2 bit"].model_file
+
+    with pytest.raises(ValueError, match="models of one array"):
+        Demo({**models, "other": Other()}, tmp_path)
+
+
+def test_a_port_that_is_taken(demo):
+    with serve(demo) as server:
+        with pytest.raises(OSError, match="name another with --port"):
+            with serve(demo, server.server_port):
+                pass

@@ -1,0 +1,95 @@
+"""From recordings to a folder that an engine runs, by the command."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from speechbrain_mpq import quantize_
+from speechbrain_mpq.__main__ import main
+from speechbrain_mpq.inference.engines.engine import import_engine
+from speechbrain_mpq.inference.engines.reference import decibels
+from speechbrain_mpq.inference.folder import save_separator
+from speechbrain_mpq.inference.separation import QuantizedSeparator
+from speechbrain_mpq.lobes.models.separator import Separator
+from speechbrain_mpq.lobes.models.spatial_features import SpatialFeatures
+from speechbrain_mpq.lobes.models.tcn import fold_norms_
+
+SECONDS = 2
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """A packed folder, and a calibration manifest of two recordings."""
+    torch.manual_seed(0)
+    size = {"channels": 8, "hidden": 16, "blocks": 1, "layers": 2}
+    separator = Separator(SpatialFeatures(), **size).eval()
+    fold_norms_(separator)
+    quantize_(separator, 4)
+    folder = save_separator(separator, tmp_path_factory.mktemp("packed"))
+    audio = tmp_path_factory.mktemp("audio")
+    manifest = {}
+    for number in range(2):
+        noise = np.random.default_rng(number).standard_normal((16000, 15))
+        soundfile.write(audio / f"{number}.wav", 0.1 * noise, 16000)
+        manifest[f"mix_{number}"] = {"wav": f"{number}.wav", "doa": 60}
+    (audio / "manifest.json").write_text(json.dumps(manifest))
+    return folder, audio / "manifest.json"
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnx"])
+def test_exported_folder_separates_like_pytorch(
+    engine, packed, tmp_path, capsys
+):
+    pytest.importorskip(
+        {"openvino": "openvino", "onnx": "onnxruntime"}[engine],
+        reason=f"the extra {engine} is not installed",
+    )
+    folder, manifest = packed
+    out = str(tmp_path / "fast")
+    command = ["export", str(folder), "--engine", engine, "-o", out]
+    assert main([*command, "--calibration", str(manifest)]) == 0
+    assert "calibrated on 2.0 s" in capsys.readouterr().out
+    assert main(command[:2] + ["-o", out, "--engine", engine]) == 1  # no ranges
+    assert "--calibration" in capsys.readouterr().err
+    assert main(["export", out, "--engine", engine]) == 0  # has them
+    mixture = torch.randn(1, SECONDS * 16000, 7) / 10
+    doa = torch.tensor([60.0])
+    wanted = QuantizedSeparator.from_pretrained(folder)
+    given = QuantizedSeparator.from_pretrained(out, engine=engine)
+    wanted = wanted.separate_batch(mixture, doa)
+    assert decibels(wanted, given.separate_batch(mixture, doa)) > 20
+    assert not list((tmp_path / "fast").glob(".export*"))
+
+
+def test_long_file_through_an_engine(packed, tmp_path):
+    pytest.importorskip("openvino", reason="the extra openvino is missing")
+    folder, manifest = packed
+    out = str(tmp_path / "fast")
+    arguments = ["--calibration", str(manifest), "-o", out]
+    assert main(["export", str(folder), *arguments]) == 0
+    model = QuantizedSeparator.from_pretrained(out, engine="openvino")
+    path = manifest.parent / "0.wav"
+    mixture, _ = soundfile.read(path, dtype="float32")
+    used = [number - 1 for number in model.microphones]
+    mixture = torch.from_numpy(mixture[None, :, used])
+    whole = model.separate_batch(mixture, torch.tensor([60.0]))
+    model.separate_file(
+        path, doa=60.0, out=tmp_path / "out.wav", chunk_seconds=0.3
+    )
+    pieces, _ = soundfile.read(tmp_path / "out.wav", dtype="float32")
+    assert decibels(whole[0], torch.from_numpy(pieces)) > 40
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnx"])
+def test_missing_extra_names_the_pip_command(engine, monkeypatch):
+    for name in list(sys.modules):
+        if name.startswith(("speechbrain_mpq.inference.engines.o",)):
+            monkeypatch.delitem(sys.modules, name)
+    for name in ("openvino", "onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match="pip install"):
+        import_engine(engine)

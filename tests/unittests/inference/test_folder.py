@@ -1,0 +1,102 @@
+"""What is wrong with a packed folder, one thing at a time."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from speechbrain_mpq.inference.folder import check_folder
+
+GOLDEN = Path(__file__).parents[2] / "data/packed/3"
+
+
+CONFIG, YAML = "quantization_config.json", "hyperparams.yaml"
+
+
+RANGES = "activations.json"
+
+
+NAME = "mask_net.conv_in.weight[0:2]"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the golden folder."""
+    return Path(shutil.copytree(GOLDEN, tmp_path / "folder"))
+
+
+def test_a_sound_folder_has_no_problems(folder):
+    assert check_folder(folder) == []
+
+
+def edit(name, change):
+    """A change of a JSON file in a folder."""
+
+    def apply(folder):
+        content = json.loads((folder / name).read_text())
+        change(content)
+        (folder / name).write_text(json.dumps(content))
+
+    return apply
+
+
+def write_ranges(folder, weights=None):
+    """Activation ranges of nothing, for these weights or others."""
+    content = (folder / "model.safetensors").read_bytes()
+    ranges = {
+        "version": 1,
+        "weights_sha256": weights or hashlib.sha256(content).hexdigest(),
+        "layers": {"x": {"scale": -1, "zero_point": 999}},
+    }
+    (folder / RANGES).write_text(json.dumps(ranges))
+
+
+def nested(folder):
+    """A module in a folder below."""
+    (folder / "below").mkdir()
+    return folder / "below" / "custom.py"
+
+
+def first_cluster(config):
+    """Some cluster of the plan."""
+    return next(iter(config["plan"]["clusters"].values()))
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        (edit(CONFIG, lambda c: c.update(version=2)), "'version' is not what"),
+        (
+            edit(CONFIG, lambda c: c["tensors"][NAME].update(bits=8)),
+            "'tensors' is not what",
+        ),
+        (
+            edit(CONFIG, lambda c: c["architecture"].clear()),
+            "'architecture' is not what",
+        ),
+        (
+            edit(CONFIG, lambda c: first_cluster(c).update(bits=16)),
+            "'plan' has other bits",
+        ),
+        (edit(CONFIG, lambda c: c.update(plan=[1])), "'plan' has other bits"),
+        (lambda f: (f / CONFIG).write_text("[]"), "no JSON object"),
+        (lambda f: (f / CONFIG).write_text('{"a":1,"a":1}'), "twice"),
+        (lambda f: (f / CONFIG).unlink(), "not readable"),
+        (lambda f: (f / YAML).unlink(), "not readable"),
+        (lambda f: (f / YAML).write_text("a: !new:os.x"), "from_hparams"),
+        (lambda f: (f / "README.md").unlink(), "no model card"),
+        (lambda f: (f / "sample.flac").write_bytes(b"RIFF"), "no FLAC"),
+        (lambda f: (f / "custom.py").touch(), "can execute code"),
+        (lambda f: (f / RANGES).write_text("{}"), "unusable"),
+        (lambda f: write_ranges(f, weights="00"), "made for another"),
+        (lambda f: write_ranges(f), "other layers than the model's"),
+        (lambda f: nested(f).touch(), "can execute code"),
+        (lambda f: (f / "model.safetensors").unlink(), "no such file"),
+    ],
+)
+def test_what_is_wrong_is_told(folder, change, match):
+    change(folder)
+    (problem,) = check_folder(folder)
+    assert match in problem and str(folder) in problem

@@ -1,0 +1,89 @@
+"""A lowered network is the packed one: integers, scales, edges."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import FORMS, mask_inputs, packed, small_separator
+
+from speechbrain_mpq import quantize_, save_packed
+from speechbrain_mpq.inference.engines.engine import load_network
+from speechbrain_mpq.inference.engines.lowered import lower
+from speechbrain_mpq.inference.engines.reference import decibels, run
+from speechbrain_mpq.lobes.models.tcn import mask_network
+from speechbrain_mpq.quantization.packing import read_packed
+
+
+@pytest.mark.parametrize("scale_inputs", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_computes_what_the_separator_computes(form, scale_inputs, tmp_path):
+    model = packed(tmp_path, form, scale_inputs)
+    inputs = mask_inputs(batch=2)
+    with torch.no_grad():
+        wanted = model.mask_net(inputs)
+        given = run(lower(tmp_path), inputs)
+    assert decibels(wanted, given) > 100
+    # At the edges, where the depthwise convolutions pad, as elsewhere.
+    assert torch.allclose(wanted[..., :4], given[..., :4], atol=1e-4)
+    assert torch.allclose(wanted[..., -4:], given[..., -4:], atol=1e-4)
+
+
+@pytest.mark.parametrize("form", [f for f in FORMS if f != "float"])
+def test_levels_are_the_stored_integers(form, tmp_path):
+    packed(tmp_path, form)
+    quantized, _ = read_packed(tmp_path)
+    for layer in lower(tmp_path).convolutions():
+        pieces = [
+            quantized[name]
+            for name in sorted(
+                (n for n in quantized if n.startswith(f"{layer.name}.weight")),
+                key=lambda name: int(name.partition("[")[2].split(":")[0] or 0)
+                if "[" in name
+                else 0,
+            )
+        ]
+        stored = torch.cat([piece.integers for piece in pieces]).numpy()
+        assert np.array_equal(layer.levels, stored)
+        assert layer.levels.dtype == (np.int8 if layer.bits <= 8 else np.int16)
+        values = torch.cat([p.integers * p.alpha for p in pieces]).numpy()
+        assert np.array_equal(layer.values(), values)
+
+
+def test_slices_have_scales_of_their_own(tmp_path):
+    packed(tmp_path, "slices")
+    scale = lower(tmp_path).blocks[0].conv_in.scale
+    assert len(np.unique(scale)) == 4  # 16 rows, at most 5 each
+
+
+def test_torch_engine_is_bit_identical(tmp_path):
+    model = packed(tmp_path, "midrise_2", scale_inputs=True)
+    inputs = mask_inputs()
+    network = load_network(tmp_path)
+    assert torch.equal(network(inputs), model.mask_net(inputs))
+
+
+def test_unfolded_norms_are_refused(tmp_path):
+    model = torch.nn.Module()
+    model.mask_net = mask_network(4, 4, 4, 4, blocks=1, layers=1)
+    save_packed(model, tmp_path)
+    with pytest.raises(ValueError, match="engines do not know.*torch"):
+        lower(tmp_path)
+
+
+def test_other_models_are_refused(tmp_path):
+    save_packed(torch.nn.Linear(2, 2), tmp_path)
+    with pytest.raises(ValueError, match="no tensor mask_net.*fold_norms_"):
+        lower(tmp_path)
+
+
+def test_a_slope_for_each_channel_is_refused(tmp_path):
+    model = small_separator()
+    model.mask_net.tcn_0_0.prelu_in = torch.nn.PReLU(16)
+    quantize_(model, 4)
+    save_packed(model, tmp_path)
+    with pytest.raises(ValueError, match="16 slopes.*torch"):
+        lower(tmp_path)
+
+
+def test_unknown_engine_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="engine must be one of"):
+        load_network(tmp_path, "magic")

@@ -1,0 +1,104 @@
+"""The room bank: geometry, reverberation, storage."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from speechbrain_mpq.lobes.models.spatial_features import (
+    SPEED_OF_SOUND,
+    linear_array,
+)
+from speechbrain_mpq.simulation import rooms
+from speechbrain_mpq.simulation.rooms import RoomBank, prepare_rooms
+
+MICROPHONES = (1, 8, 15)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_bank():
+    """Two rooms a shard, so that a bank takes a second."""
+    pytest.importorskip("pyroomacoustics")
+    patch = pytest.MonkeyPatch()
+    patch.setattr("speechbrain_mpq.simulation.rooms.ROOMS_PER_SHARD", 2)
+    patch.setattr(rooms, "T60", (0.05, 0.15))
+    yield
+    patch.undo()
+
+
+def test_drawn_rooms_are_as_in_the_paper():
+    for index in range(20):
+        room = rooms.draw_room(np.random.default_rng([7, index]))
+        assert (room["dimensions"] >= rooms.SMALLEST_ROOM).all()
+        assert (room["dimensions"] <= rooms.LARGEST_ROOM).all()
+        assert (room["talkers"] > 0).all()
+        assert (room["talkers"] < room["dimensions"]).all()
+        assert ((room["doa"] >= 0) & (room["doa"] <= 180)).all()
+        assert (room["distance"] > 0.9).all() and (room["distance"] < 5.1).all()
+
+
+def test_direct_sound_arrives_in_the_order_of_the_distances():
+    room = rooms.draw_room(np.random.default_rng(3))
+    rirs = rooms.simulate(room, MICROPHONES)
+    along = linear_array().numpy()[np.array(MICROPHONES) - 1]
+    along = along - linear_array()[-1].item() / 2
+    for talker, position in enumerate(room["talkers"]):
+        mics = room["centre"] + along[:, None] * room["axis"]
+        delay = np.linalg.norm(mics - position, axis=1) / SPEED_OF_SOUND
+        measured = np.abs(rirs[talker]).argmax(axis=1) / 16000
+        np.testing.assert_allclose(
+            measured - measured[0], delay - delay[0], atol=1.6e-4
+        )
+
+
+def test_absorption_and_order_follow_the_reverberation_time():
+    room = (6.0, 5.0, 3.0)
+    assert rooms.eyring_absorption(room, 0.2) > rooms.eyring_absorption(
+        room, 0.6
+    )
+    assert rooms.image_order(room, 0.6) > rooms.image_order(room, 0.2)
+
+
+def test_bank_is_repeatable_resumable_and_grows(tmp_path):
+    def first_rir(folder, count):
+        return RoomBank(folder, "train", count).rirs(0, (0, 1))
+
+    kwargs = {"microphones": MICROPHONES, "workers": 1, "progress": False}
+    prepare_rooms(tmp_path / "a", {"train": 2}, **kwargs)
+    before = first_rir(tmp_path / "a", 2)
+    stamp = (tmp_path / "a/rooms/train/00000.npz").stat().st_mtime_ns
+    prepare_rooms(tmp_path / "a", {"train": 4}, **kwargs)
+    assert (tmp_path / "a/rooms/train/00000.npz").stat().st_mtime_ns == stamp
+    half = tmp_path / "b/rooms/train/.00000.npz.0.partial"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"of a run that was killed")
+    os.utime(half, (0, 0))
+    prepare_rooms(tmp_path / "b", {"train": 2}, **kwargs)
+    assert not half.exists()
+    np.testing.assert_array_equal(first_rir(tmp_path / "b", 2), before)
+    np.testing.assert_array_equal(first_rir(tmp_path / "a", 4), before)
+
+    with pytest.raises(ValueError, match="data_folder"):
+        prepare_rooms(tmp_path / "a", {"train": 2}, (1, 2))
+    with pytest.raises(FileNotFoundError, match="prepare_rooms"):
+        RoomBank(tmp_path / "a", "test", 2)
+
+
+def test_talkers_at_both_ends_of_the_axis_are_in_the_last_bucket_only():
+    bank = RoomBank.__new__(RoomBank)
+    bank.doa = [np.array([0.0, 180.0])]
+    pairs = [bank.pairs(b) for b in ((0, 15), (15, 45), (45, 90), (90, 180))]
+    assert pairs == [[], [], [], [(0, 0, 1), (0, 1, 0)]]
+
+
+def test_pairs_lie_in_their_bucket(tmp_path):
+    prepare_rooms(tmp_path, {"test": 2}, MICROPHONES, workers=1, progress=False)
+    bank = RoomBank(tmp_path, "test", 2)
+    buckets = [bank.pairs(b) for b in ((0, 15), (15, 45), (45, 90), (90, 180))]
+    assert sum(map(len, buckets)) == 2 * 4 * 3  # ordered pairs of 4 talkers
+    for room, a, b in buckets[2]:
+        assert 45 <= abs(bank.doa[room][a] - bank.doa[room][b]) < 90
+    nominal, measured = bank.mean_t60()
+    assert 0.05 <= nominal <= 0.15 and 0 < measured < 0.4
+    json.loads((tmp_path / "rooms/settings.json").read_text())

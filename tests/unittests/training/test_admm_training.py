@@ -1,0 +1,315 @@
+"""ADMM training: the printed step, a known optimum, a Brain, bad input.
+
+Optimizers that look ahead: Adam's direction, and steps in order.
+"""
+
+import itertools
+import json
+
+import pytest
+import speechbrain as sb
+import torch
+from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.epoch_loop import EpochCounter
+from torch.utils.data import DataLoader, TensorDataset
+
+from speechbrain_mpq.quantization.admm import ADMM
+from speechbrain_mpq.quantization.fake_quant import FakeQuantize
+from speechbrain_mpq.quantization.packing import load_packed_, save_packed
+from speechbrain_mpq.quantization.plan import BitPlan
+from speechbrain_mpq.quantization.quant_api import bit_plan, quantize_
+from speechbrain_mpq.training.admm_training import (
+    AdamExtraGradient,
+    ADMMTraining,
+    ExtraGradient,
+)
+
+
+class Weight(torch.nn.Module):
+    """A vector to be estimated."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.weight = torch.nn.Parameter(values.clone())
+
+
+def test_the_printed_update_of_a_scalar_by_hand(tmp_path):
+    """F = (T - 3)^2 / 2 from T = 1, one bit: f = 1, then lam = 0."""
+    model = Weight(torch.tensor([1.0]))
+    quantize_(model, 1, estimator=ADMM)
+    admm = ADMMTraining(tmp_path / "admm.json", iteration_steps=1)
+    optimizer = ExtraGradient(model.parameters())
+    admm.start(model, optimizer)
+    state = model.parametrizations.weight[0]
+    state.dual.fill_(0.5)
+
+    def gradient():
+        optimizer.zero_grad()
+        (model.weight - 3).square().sum().div(2).backward()
+
+    gradient()
+    optimizer.extrapolate()
+    # grad L = -2 + 0.001 (1 - 1 + 0.5) = -1.9995;  Tbar = 1 + 0.02 x 1.9995
+    assert model.weight.item() == pytest.approx(1.03999, abs=1e-7)
+    gradient()
+    optimizer.step()
+    # grad L = -1.96001 + 0.001 (0.03999 + 0.5);  T = 1 - 0.001 grad L
+    assert model.weight.item() == pytest.approx(1.00195947, abs=1e-7)
+    admm.count_step(1)
+    # f = T + lam = 1.50195947, as one value has a scale of its own
+    assert state.alpha.item() == pytest.approx(1.50195947, abs=1e-6)
+    assert state.dual.item() == pytest.approx(0.0, abs=1e-6)
+    expected = pytest.approx(0.5 / 1.00195947, rel=1e-5)
+    assert admm.history[0]["primal_residual"] == expected
+
+
+def test_adam_steps_follow_the_levels_of_coarse_codebooks(tmp_path):
+    torch.manual_seed(0)
+    start = torch.randn(4, 50)
+    for bits in (2, 8):
+        model = Weight(start)
+        quantize_(model, bits, granularity="channel", estimator=ADMM)
+        optimizer = AdamExtraGradient(model.parameters(), lr=0.1)
+        admm = ADMMTraining(tmp_path / "a", 9, penalty=1e-9)
+        admm.start(model, optimizer)
+        model.weight.sum().backward()
+        optimizer.step()
+        rms = start.square().mean().sqrt()
+        levels = (
+            model.parametrizations.weight[0].alpha if bits == 2 else rms / 6
+        )
+        expected = (start - 0.1 * levels).expand_as(start)
+        torch.testing.assert_close(model.weight.detach(), expected)
+
+
+def quadratic(seed, count=6):
+    """A loss with correlated weights, and its optimum."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(count, 4, generator=generator)
+    curvature = mixing @ mixing.T + 0.1 * torch.eye(count)
+    optimum = torch.randn(count, generator=generator)
+
+    def loss(weight):
+        return (weight - optimum) @ curvature @ (weight - optimum)
+
+    return loss, optimum, curvature
+
+
+def best_quantized(loss, optimum, curvature):
+    """Least loss of all three-level vectors, each with its best scale."""
+    best = float("inf")
+    for levels in itertools.product([-1.0, 0.0, 1.0], repeat=len(optimum)):
+        levels = torch.tensor(levels)
+        power = levels @ curvature @ levels
+        alpha = levels @ curvature @ optimum / power if power else 0.0
+        best = min(best, loss(alpha * levels).item())
+    return best
+
+
+@pytest.mark.parametrize(
+    "kind, options, penalty, growth",
+    [
+        (ExtraGradient, {"lr": 0.005, "extrapolation": 1.0}, 2.0, 1.05),
+        (AdamExtraGradient, {"lr": 0.03, "extrapolation": 1.0}, 0.02, 1.05),
+    ],
+)
+def test_admm_ends_in_better_quantized_weights_than_rounding(
+    tmp_path, kind, options, penalty, growth
+):
+    rounded = reached = best = 0.0
+    for seed in range(4):
+        loss, optimum, curvature = quadratic(seed)
+        model = Weight(optimum)
+        quantize_(model, 2, estimator=ADMM)
+        rounded += loss(model.eval().weight).item()
+        admm = ADMMTraining(tmp_path / "a", 5, penalty, growth, 1e3)
+        optimizer = kind(model.parameters(), **options)
+        admm.start(model, optimizer)
+        model.train()
+        lowest = float("inf")
+        for step in range(1, 401):
+            for half in (optimizer.extrapolate, optimizer.step):
+                optimizer.zero_grad()
+                loss(model.weight).backward()
+                half()
+            admm.count_step(step)
+            if step % 5 == 0:  # as validation chooses
+                value = loss(model.parametrizations.weight[0].projection)
+                lowest = min(lowest, value.item())
+        assert admm.history[-1]["primal_residual"] < 0.02
+        reached += lowest
+        best += best_quantized(loss, optimum, curvature)
+    assert best - 1e-4 <= reached
+    # At least two thirds of what there is to win.
+    assert reached - best < (rounded - best) / 3
+
+
+class Regression(sb.Brain):
+    """A Brain that calls what a quantization Brain calls."""
+
+    def compute_forward(self, batch, stage):
+        return self.modules.model(batch[0])
+
+    def compute_objectives(self, predictions, batch, stage):
+        return (predictions - batch[1]).square().mean()
+
+    def on_fit_start(self):
+        super().on_fit_start()
+        self.hparams.admm.start(self.modules, self.optimizer)
+
+    def on_fit_batch_start(self, batch, should_step):
+        self.hparams.admm.look_ahead(self, batch)
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        self.hparams.admm.count_step(self.optimizer_step)
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        if stage == sb.Stage.VALID:
+            self.hparams.admm.validated(stage_loss)
+            self.checkpointer.save_and_keep_only(
+                {"loss": float(stage_loss)}, min_keys=["loss"]
+            )
+
+
+def data(seed):
+    """Batches of a linear problem."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(32, 6, generator=generator)
+    mixing = torch.randn(6, 3, generator=torch.Generator().manual_seed(9))
+    return DataLoader(TensorDataset(inputs, inputs @ mixing), batch_size=4)
+
+
+def fitted(
+    folder,
+    epochs,
+    opt_class=AdamExtraGradient,
+    iteration_steps=3,
+    estimator=ADMM,
+    plan=2,
+    run_opts=None,
+):
+    """A Brain after training in a folder, and its model."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Linear(8, 3))
+    quantize_(model, plan, exclude=["*.bias"], estimator=estimator)
+    admm = ADMMTraining(
+        folder / "admm.json", iteration_steps, penalty=0.05, growth=1.2
+    )
+    counter = EpochCounter(epochs)
+    brain = Regression(
+        modules={"model": model},
+        opt_class=lambda params: opt_class(params, extrapolation=1.0),
+        hparams={"admm": admm},
+        run_opts={"device": "cpu", **(run_opts or {})},
+        checkpointer=Checkpointer(
+            folder / "save",
+            {"model": model, "admm": admm, "counter": counter},
+        ),
+    )
+    brain.fit(counter, data(1), data(2), progressbar=False)
+    return brain, model
+
+
+def test_a_killed_run_continues_bit_exactly(tmp_path):
+    _, whole = fitted(tmp_path / "whole", 4)
+    fitted(tmp_path / "parts", 2)
+    _, resumed = fitted(tmp_path / "parts", 4)
+    states = resumed.state_dict()
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, states[name]), name
+    texts = [
+        (tmp_path / run / "admm.json").read_text() for run in ("whole", "parts")
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_the_record_has_every_iteration(tmp_path):
+    fitted(tmp_path, 4)  # 4 epochs of 8 steps, iterations of 3
+    rows = json.loads((tmp_path / "admm.json").read_text())
+    assert [row["step"] for row in rows] == list(range(3, 31, 3))
+    assert [row["iteration"] for row in rows] == list(range(1, 11))
+    validated = [row["step"] for row in rows if row["valid_loss"] is not None]
+    assert validated == [6, 15, 24, 30]
+    assert rows[-1]["primal_residual"] < rows[0]["primal_residual"]
+    assert rows[1]["penalty"] == pytest.approx(0.06)
+
+
+def test_what_was_validated_is_packed_at_mixed_widths(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Linear(8, 3))
+    content = quantize_(model, 2, exclude=["*.bias"]).to_dict()
+    content["clusters"]["1"]["bits"] = 8
+    clusters = {"version": 1, "clusters": content["clusters"]}
+    plan = BitPlan.from_dict({**clusters, "rest_parameters": 11})
+    brain, model = fitted(tmp_path / "run", 3, plan=plan)
+    brain.checkpointer.recover_if_possible(min_key="loss")
+    brain.hparams.admm.finish(model)
+    assert bit_plan(model).to_dict() == plan.to_dict()
+    save_packed(model, tmp_path / "packed")
+    fresh = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Linear(8, 3))
+    load_packed_(fresh, tmp_path / "packed")
+    with torch.no_grad():
+        losses = [(fresh(x) - y).square().mean() for x, y in data(2)]
+    rows = json.loads((tmp_path / "run/admm.json").read_text())
+    validated = [r["valid_loss"] for r in rows if r["valid_loss"] is not None]
+    assert sum(losses).item() / len(losses) == pytest.approx(min(validated))
+
+
+def test_rescaling_keeps_the_multiplier(tmp_path):
+    """Dual variable times penalty is the same before and after growth."""
+    duals = []
+    for growth in (1.0, 2.0):
+        torch.manual_seed(0)
+        model = Weight(torch.randn(9))
+        quantize_(model, 2, estimator=ADMM)
+        admm = ADMMTraining(tmp_path / "a", 1, 0.1, growth)
+        admm.start(model, AdamExtraGradient(model.parameters()))
+        admm.count_step(1)
+        duals.append(admm.penalty * model.parametrizations.weight[0].dual)
+    torch.testing.assert_close(duals[0], duals[1])
+
+
+def test_bad_input_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="estimator"):
+        fitted(tmp_path / "a", 1, estimator=FakeQuantize)
+    with pytest.raises(ValueError, match="opt_class"):
+        fitted(tmp_path / "b", 1, opt_class=lambda p, **_: torch.optim.Adam(p))
+    with pytest.raises(ValueError, match="lower iteration_steps"):
+        fitted(tmp_path / "c", 1, iteration_steps=9)
+    options = {"grad_accumulation_factor": 2}
+    with pytest.raises(ValueError, match="grad_accumulation_factor"):
+        fitted(tmp_path / "d", 1, run_opts=options)
+    with pytest.raises(ValueError, match="penalty > 0"):
+        ADMMTraining(tmp_path / "e", 1, penalty=0.0)
+    with pytest.raises(ValueError, match="negative"):
+        ExtraGradient([torch.zeros(1)], extrapolation=-1.0)
+
+
+def test_adam_direction_is_torchs_and_steps_follow_the_tensor():
+    torch.manual_seed(0)
+    start, gradients = 3 * torch.randn(20), torch.randn(6, 20)
+    ours = torch.nn.Parameter(start.clone())
+    theirs = torch.nn.Parameter(start.clone())
+    optimizer = AdamExtraGradient([ours], lr=0.06, extrapolation=0.5)
+    adam = torch.optim.Adam([theirs], betas=(0.9, 0.99))
+    for gradient in gradients:
+        rms = theirs.detach().square().mean().sqrt().item()
+        adam.param_groups[0]["lr"] = 0.01 * rms
+        ours.grad = theirs.grad = gradient
+        before = ours.detach().clone()
+        optimizer.extrapolate()
+        ahead = ours.detach() - before
+        optimizer.step()
+        adam.step()
+        torch.testing.assert_close(ours, theirs)
+        # The look-ahead is half of the step that the same gradient gives.
+        torch.testing.assert_close(
+            ahead, 0.5 * (ours.detach() - before), atol=1e-6, rtol=1e-3
+        )
+
+
+def test_a_step_without_its_look_ahead_is_refused():
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.sum().backward()
+    with pytest.raises(RuntimeError, match="extrapolate"):
+        ExtraGradient([weight]).step()

@@ -1,0 +1,283 @@
+"""Bits by what a Brain's own passes say."""
+
+import copy
+
+import pytest
+import speechbrain as sb
+import torch
+from helpers import brain_of, fit, hparams_of, script
+
+from speechbrain_mpq import (
+    HessianScores,
+    KLScores,
+    MaskErrorScores,
+    Quantizer,
+    choose_bits,
+)
+from speechbrain_mpq.allocation.scores import ScoreTable
+from speechbrain_mpq.quantization.quant_api import cluster_quantized
+
+LOADER = {"batch_size": 4}
+
+
+@pytest.fixture
+def brain(tmp_path):
+    """A Brain before fit, in full precision."""
+    return brain_of(hparams_of("plain", tmp_path))
+
+
+@pytest.fixture
+def data():
+    """Calibration items."""
+    return script().dataset(4, seed=2)
+
+
+def passes(brain, data):
+    """Predictions and losses of all batches, the slow and obvious way."""
+    brain.modules.eval()
+    loader = brain.make_dataloader(
+        data, sb.Stage.VALID, ckpt_prefix=None, **LOADER
+    )
+    with torch.no_grad():
+        for batch in loader:
+            predictions = brain.compute_forward(batch, sb.Stage.VALID)
+            yield (
+                predictions[0],
+                brain.compute_objectives(predictions, batch, sb.Stage.VALID),
+            )
+
+
+def scored(brain, data, scores, folder, **options):
+    """The table that choose_bits leaves."""
+    choose_bits(
+        brain, data, scores, 4, loader_kwargs=LOADER, progress=False, **options
+    )
+    return ScoreTable.load(folder / "scores.json")
+
+
+def test_kl_is_that_of_the_brains_own_distributions(brain, data, tmp_path):
+    copied = copy.deepcopy(brain.modules)
+    table = scored(brain, data, "kl", tmp_path)
+    fresh = brain_of(hparams_of("plain", tmp_path / "other"))
+    fresh.modules.load_state_dict(copied.state_dict())
+    reference = torch.cat([p.flatten(0, 1) for p, _ in passes(fresh, data)])
+    for cluster, bits in (("encoder.rnn", 2), ("output.w", 3)):
+        with cluster_quantized(fresh.modules, cluster, bits):
+            found = [p.flatten(0, 1) for p, _ in passes(fresh, data)]
+        divergences = torch.distributions.kl_divergence(
+            torch.distributions.Categorical(logits=reference.double()),
+            torch.distributions.Categorical(logits=torch.cat(found).double()),
+        )
+        expected = divergences.mean().item()
+        assert table.scores[cluster][bits] == pytest.approx(expected, rel=1e-4)
+    assert table.method == "categorical_kl"
+
+
+def test_what_there_is_to_win_is_logged(brain, data, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        "speechbrain_mpq.training.choose.logger.info", said.append
+    )
+    scored(brain, data, "kl", tmp_path)
+    assert "mixed precision can save at most" in said[0]
+    assert "this plan saves" in said[0]
+
+
+def test_loss_scores_are_increases_of_the_brains_loss(brain, data, tmp_path):
+    fresh = brain_of(hparams_of("plain", tmp_path / "other"))
+    fresh.modules.load_state_dict(brain.modules.state_dict())
+    before = sum(loss for _, loss in passes(fresh, data)).item()
+    with cluster_quantized(fresh.modules, "encoder.rnn", 2):
+        after = sum(loss for _, loss in passes(fresh, data)).item()
+    table = scored(brain, data, "loss", tmp_path)
+    increase = table.scores["encoder.rnn"][2]
+    assert increase == pytest.approx(after - before, rel=1e-3)
+
+
+def test_hessian_of_a_loss_that_autograd_cannot_curve(brain, data, tmp_path):
+    """Against the Hessian's diagonal by differences of single weights."""
+    weight = brain.modules["output"].w.weight
+    batch = next(
+        iter(brain.make_dataloader(data, sb.Stage.VALID, None, **LOADER))
+    )
+    brain.modules.eval()
+
+    def slope(index, step):
+        with torch.no_grad():
+            weight.view(-1)[index] += step
+        predictions = brain.compute_forward(batch, sb.Stage.VALID)
+        loss = brain.compute_objectives(predictions, batch, sb.Stage.VALID)
+        gradient = torch.autograd.grad(loss, weight)[0].view(-1)[index].item()
+        with torch.no_grad():
+            weight.view(-1)[index] -= step
+        return gradient
+
+    trace = sum(
+        (slope(i, 0.01) - slope(i, -0.01)) / 0.02 for i in range(weight.numel())
+    )
+    scores = HessianScores(
+        (2, 4), probes=200, distribution="rademacher", differences=True
+    )
+    table = scored(brain, data, scores, tmp_path, batches=1)
+    found = table.details["tensor_traces"]["output.w.weight"]
+    assert found["standard_error"] < 0.4 * trace
+    assert abs(found["trace"] - trace) < 3 * found["standard_error"]
+
+
+def test_double_derivatives_of_ctc_are_refused(brain, data):
+    with pytest.raises(ValueError, match="differences=True"):
+        choose_bits(brain, data, HessianScores(probes=2), loader_kwargs=LOADER)
+
+
+@pytest.mark.parametrize("scores", ["weight_error", "size", "uniform"])
+def test_scores_without_data_need_none(brain, scores):
+    plan = choose_bits(brain, [], scores, 4, rounding="nearest")
+    assert plan.average_bits <= 4
+
+
+def test_budgets(brain, data, tmp_path):
+    options = {"loader_kwargs": LOADER, "progress": False}
+    plan = choose_bits(brain, data, budget="2.5 bit", folder=tmp_path / "a")
+    assert 2 < plan.average_bits <= 2.5
+    plan = choose_bits(
+        brain, data, budget=900, folder=tmp_path / "b", **options
+    )
+    assert 700 < plan.bytes <= 900
+    with pytest.raises(ValueError, match="out of reach"):
+        choose_bits(brain, data, budget=100, folder=tmp_path / "c", **options)
+
+
+def test_budget_below_what_stays_in_full_precision(tmp_path, data):
+    hparams = hparams_of("plain", tmp_path)
+    hparams["quantizer"] = Quantizer(hparams["modules"], exclude=["encoder.*"])
+    rest = 4 * hparams["quantizer"].plan.rest_parameters
+    with pytest.raises(ValueError, match=f"{rest} bytes.*exclude fewer"):
+        choose_bits(
+            brain_of(hparams), data, budget=rest - 8, loader_kwargs=LOADER
+        )
+
+
+def test_chosen_bits_train_and_resume(tmp_path, data):
+    def trained(epochs, scores="kl"):
+        hparams = hparams_of("uniform", tmp_path, epochs=epochs)
+        brain = brain_of(hparams)
+        plan = choose_bits(
+            brain, data, scores, 3.5, loader_kwargs=LOADER, progress=False
+        )
+        fit(brain, hparams)
+        return plan
+
+    plan = trained(epochs=1)
+    assert len({c.bits for c in plan.clusters.values()}) > 1
+    (tmp_path / "scores.json").unlink()  # made anew only if scored anew
+    assert trained(epochs=2) == plan
+    assert not (tmp_path / "scores.json").exists()
+    with pytest.raises(ValueError, match="another output_folder"):
+        trained(epochs=3, scores="loss")
+
+
+def test_choosing_leaves_the_random_state_and_the_modes(brain, data):
+    brain.modules.train()
+    before = torch.get_rng_state()
+    choose_bits(brain, data, loader_kwargs=LOADER, progress=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert brain.modules["encoder"].training
+
+
+def test_equal_bits(brain, data):
+    plan = choose_bits(
+        brain,
+        data,
+        budget=3.5,
+        loader_kwargs=LOADER,
+        equal_bits=["encoder.*", "*"],
+        progress=False,
+    )
+    assert len({cluster.bits for cluster in plan.clusters.values()}) == 1
+
+
+def test_full_precision_checkpoints_in_the_same_folder(tmp_path, data):
+    hparams = hparams_of("plain", tmp_path, epochs=1)
+    fit(brain_of(hparams), hparams)
+    again = brain_of(hparams_of("plain", tmp_path))
+    with pytest.raises(ValueError, match="another output_folder"):
+        choose_bits(again, data)
+
+
+def test_after_fit_is_too_late(tmp_path, data):
+    hparams = hparams_of("plain", tmp_path, epochs=1)
+    brain = brain_of(hparams)
+    fit(brain, hparams)
+    with pytest.raises(ValueError, match="before brain.fit"):
+        choose_bits(brain, data)
+
+
+def test_empty_calibration_set(brain, data):
+    with pytest.raises(ValueError, match="calibration set is empty"):
+        choose_bits(brain, data.filtered_sorted(select_n=0))
+
+
+def test_no_distribution(brain, data):
+    wrong = {"loader_kwargs": LOADER, "progress": False}
+    with pytest.raises(ValueError, match="end it with log_softmax"):
+        choose_bits(brain, data, output=lambda p: p[0] * 3, **wrong)
+    brain.hparams.norm = lambda hidden: hidden * float("nan")
+    with pytest.raises(ValueError, match="no distribution.*output="):
+        choose_bits(brain, data, **wrong)
+
+
+def test_masks_are_compared_as_bernoulli(brain, data, tmp_path):
+    """Any function of the predictions is compared, in its own kind."""
+    table = scored(
+        brain, data, "kl", tmp_path, output=lambda p: p[0].exp()[..., :2]
+    )
+    assert table.method == "bernoulli_kl"
+
+
+def test_what_no_plan_keeps_is_told_before_scoring(brain, data, monkeypatch):
+    def pass_over(*arguments):
+        raise AssertionError("must not score")
+
+    monkeypatch.setattr(brain, "compute_forward", pass_over)
+    with pytest.raises(ValueError, match="out of reach"):
+        choose_bits(brain, data, budget=1, loader_kwargs=LOADER)
+    with pytest.raises(ValueError, match="as 'qkv' expects"):
+        choose_bits(brain, data, equal_bits="qkv", loader_kwargs=LOADER)
+
+
+def test_settings_of_an_earlier_plan(brain, tmp_path):
+    nearest = {"scores": "size", "rounding": "nearest"}
+    choose_bits(brain, [], **nearest)
+    with pytest.raises(ValueError, match=r"candidate_bits.*another output_f"):
+        choose_bits(brain, [], **nearest, candidate_bits=(2, 8))
+    path = tmp_path / "chosen.json"
+    for damage in (lambda: path.write_text("["), path.unlink):
+        damage()
+        with pytest.raises(ValueError, match="does not tell what the plan"):
+            choose_bits(brain, [], **nearest)
+
+
+def test_wrong_scores_are_named(brain, data, tmp_path):
+    with pytest.raises(ValueError, match="scores must be one of"):
+        choose_bits(brain, data, "gradient")
+    with pytest.raises(ValueError, match=r"needs \['weights'\]"):
+        choose_bits(brain, data, MaskErrorScores(), loader_kwargs=LOADER)
+    with pytest.raises(ValueError, match="granularity 'channel'"):
+        choose_bits(brain, data, KLScores(granularity="channel"))
+    with pytest.raises(ValueError, match="uniform bits need a budget in bits"):
+        choose_bits(brain, data, "uniform", "1 KiB")
+
+
+def test_patterns_belong_to_the_block(tmp_path, data):
+    brain = brain_of(hparams_of("uniform", tmp_path))
+    with pytest.raises(ValueError, match="give them in its block"):
+        choose_bits(brain, data, exclude=["*.bias"])
+    brain = brain_of(hparams_of("plain", tmp_path))
+    nearest = {"scores": "size", "rounding": "nearest"}
+    plan = choose_bits(brain, [], **nearest, exclude=["*.bias"])
+    assert choose_bits(brain, [], **nearest, exclude="*.bias") == plan
+    with pytest.raises(ValueError, match="the same at every call"):
+        choose_bits(brain, [], **nearest, exclude=["output.*"])
+    brain = brain_of(hparams_of("learned", tmp_path))
+    with pytest.raises(ValueError, match="learns its bits"):
+        choose_bits(brain, data)
