@@ -28,7 +28,7 @@ from speechbrain_mpq.evaluation.si_snr import si_snr
 from speechbrain_mpq.inference.folder import write_card, write_hyperparams
 from speechbrain_mpq.inference.loading import (
     check_describable,
-    new_or_trained,
+    initial_separator,
     weights_file,
 )
 from speechbrain_mpq.inference.registry import describe
@@ -128,7 +128,7 @@ class Separation(QuantizationBrain):
 
 def starting_separator(hparams):
     """A new separator, or the shipped one in full precision."""
-    return new_or_trained(
+    return initial_separator(
         hparams["separator_file"],
         hparams["pretrained_separator"],
         full_precision=hparams["bits"] == 32,
@@ -208,7 +208,7 @@ def run(hparams_file, run_opts, overrides):
     ]
     experiment = Experiment(hparams, hparams_file, overrides, inputs)
     if experiment.finished:
-        experiment.say_finished()
+        experiment.log_finished()
         return experiment.folder, baselines
     run_on_main(experiment.start)
     sb.create_experiment_directory(

@@ -84,7 +84,7 @@ def test_sets(options):
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
     bank = RoomBank(options.data, "test", options.rooms)
-    surroundings = recipe.Surroundings(bank, False, {"seed": SEED})
+    surroundings = recipe.RoomAugment(bank, False, {"seed": SEED})
     reverberant = []
     for item in clean:
         heard = surroundings(item.audio.numpy(), item.key, True)

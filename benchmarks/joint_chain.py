@@ -14,7 +14,7 @@ from speechbrain_mpq.lobes.models.separator import apply_mask, match_level
 HEARING = "hearing"  # the stage between the two networks
 
 
-class Hearing(nn.Module):
+class FeatureBridge(nn.Module):
     """From a mask to the recognizer's features; it has no weights.
 
     Arguments
@@ -72,7 +72,7 @@ def joint_chain(separator, encoder):
     chain : torch.nn.Sequential
         Sharing all weights with the two; in eval mode.
     """
-    hearing = Hearing(
+    hearing = FeatureBridge(
         separator.features, encoder.compute_features, encoder.normalize
     )
     stages = [

@@ -42,7 +42,7 @@ from speechbrain_mpq.quantization.packing import load_packed_  # noqa: E402
 from speechbrain_mpq.simulation.dataio import listed_mixtures  # noqa: E402
 from speechbrain_mpq.simulation.lip_videos import (  # noqa: E402
     PERFECT,
-    Faults,
+    Corruption,
     LipVideos,  # noqa: E402
 )
 from speechbrain_mpq.simulation.mixtures import (  # noqa: E402
@@ -58,7 +58,7 @@ HPARAMS = "hparams/pretrain_av.yaml"
 CONDITIONS = {  # name: what is shown, which faults
     "own lips": ("own", None),
     "perfect lips": ("own", PERFECT),
-    "lips 0.3 s late": ("own", Faults((0.3, 0.3))),
+    "lips 0.3 s late": ("own", Corruption((0.3, 0.3))),
     "no lips": ("none", None),
     "frozen lips": ("frozen", None),
     "other lips": ("other", None),

@@ -22,7 +22,7 @@ _HOMES = {
     "SpatialFeatures": "lobes.models.spatial_features",
     "fold_norms_": "lobes.models.tcn",
     "PackedPretrainer": "inference.pretrainer",
-    "WholeCheckpointer": "training.checkpoints",
+    "AtomicCheckpointer": "training.checkpoints",
     "quantize_": "quantization.quant_api",
     "dequantize_": "quantization.quant_api",
     "coverage": "quantization.quant_api",
@@ -54,7 +54,7 @@ _HOMES = {
     "learn_bits": "training.one_stage",
     "choose_bits": "training.choose",
     "pack_results": "training.quantizer",
-    "ceiling": "allocation.analysis",
+    "coding_gain": "allocation.analysis",
     "quantize_pretrained": "ptq.pretrained",
     "SeparationStream": "inference.chunks",
     "doa_from_face": "inference.interfaces",
@@ -65,12 +65,14 @@ _HOMES = {
     "repack": "inference.folder",
     "check_folder": "inference.folder",
 }
+_FORMER = {"WholeCheckpointer": "AtomicCheckpointer", "ceiling": "coding_gain"}
 __all__ = list(_HOMES)
 _install_aliases()
 
 
 def __getattr__(name):
     """Import a public name from the module that holds it."""
+    name = _FORMER.get(name, name)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -50,17 +50,7 @@ class Runner:
         self.brain = None  # the one whose modules are quantized
 
     def before_fit(self, brain, train_set, valid_set, loader_kwargs):
-        """Choose bits, if this is the Brain and its first `fit`.
-
-        Arguments
-        ---------
-        brain : speechbrain.Brain
-            About to be trained.
-        train_set, valid_set : object
-            As given to `fit`.
-        loader_kwargs : dict
-            For the validation data's loader.
-        """
+        """Choose bits, if this is the Brain and its first `fit`."""
         name = type(brain).__name__
         if brain is self.brain:
             return
@@ -75,7 +65,7 @@ class Runner:
         from .training.choose import choose_bits
 
         if self.weights:
-            load_weights(brain, self.weights)
+            _load_weights(brain, self.weights)
         data = train_set if valid_set is None else valid_set
         choose_bits(
             brain,
@@ -87,13 +77,7 @@ class Runner:
         self.brain = brain
 
     def before_evaluate(self, brain):
-        """Refuse results of a Brain that is still in full precision.
-
-        Arguments
-        ---------
-        brain : speechbrain.Brain
-            About to be tested.
-        """
+        """Refuse results of a Brain that is still in full precision."""
         name = type(brain).__name__
         wanted = self.brain_name in (None, name)
         if wanted and brain is not self.brain:
@@ -104,13 +88,7 @@ class Runner:
             )
 
     def finish(self):
-        """Pack what was trained; refuse a script that trained nothing.
-
-        Returns
-        -------
-        path : Path or None
-            None on all processes but the first.
-        """
+        """Pack what was trained; refuse a script that trained nothing."""
         if self.brain is None:
             wanted = self.brain_name or "a Brain"
             raise UnsuitableScript(
@@ -134,16 +112,8 @@ class Runner:
         return quantizer_of(self.brain).pack(Path(folder) / "packed")
 
 
-def load_weights(brain, folder):
-    """Loads the modules of a Brain's checkpointer from another folder.
-
-    Arguments
-    ---------
-    brain : speechbrain.Brain
-        In full precision.
-    folder : str
-        Checkpoints of a training of the same recipe; the latest is taken.
-    """
+def _load_weights(brain, folder):
+    """Loads the modules of a Brain's checkpointer from another folder."""
     import torch
     from speechbrain.utils.checkpoints import Checkpointer
 
@@ -166,13 +136,7 @@ def load_weights(brain, folder):
 
 @contextmanager
 def quantized_fit(runner):
-    """Brain.fit and Brain.evaluate that tell a runner, inside the block.
-
-    Arguments
-    ---------
-    runner : Runner
-        Told before each of them.
-    """
+    """Brain.fit and Brain.evaluate that tell a runner, inside the block."""
     import speechbrain as sb
 
     fit, evaluate = sb.Brain.fit, sb.Brain.evaluate

@@ -15,33 +15,16 @@ from pathlib import Path
 from uuid import uuid4
 
 PARTIAL = ".partial"  # ending of a file that is being written
-
-
 SAMPLE_RATE = 16000  # Hz, of all speech here
 
 
 @contextmanager
-def whole_file(path):
+def atomic_write(path):
     """A temporary file that becomes the file when all went well.
 
     It is made at once: a folder that cannot be written to is found before
     the work, not after it. Processes that write the same file do not meet:
     each has a temporary file of its own, and the last one to finish wins.
-
-    Arguments
-    ---------
-    path : str or Path
-        The file; its folder must exist.
-
-    Example
-    -------
-    >>> path = Path(getfixture("tmpdir")) / "out.wav"
-    >>> with whole_file(path) as part:
-    ...     _ = part.write_bytes(b"data")
-    ...     path.exists()
-    False
-    >>> path.read_bytes()
-    b'data'
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -55,45 +38,21 @@ def whole_file(path):
         part.unlink(missing_ok=True)
 
 
-def write_whole(path, chunks):
-    """Writes a file whole, and to the disk, or leaves what was there.
-
-    Arguments
-    ---------
-    path : str or Path
-        The file; its folder must exist.
-    chunks : iterable of bytes
-        The content.
-    """
-    with whole_file(path) as part, open(part, "wb") as file:
+def write_chunks(path, chunks):
+    """Writes a file whole, and to the disk, or leaves what was there."""
+    with atomic_write(path) as part, open(part, "wb") as file:
         file.writelines(chunks)
         file.flush()
         os.fsync(file.fileno())
 
 
 def write_text(path, text):
-    """Writes a text file, as UTF-8, whole or leaves what was there.
-
-    Arguments
-    ---------
-    path : str or Path
-        The file; its folder must exist.
-    text : str
-        Its content.
-    """
-    write_whole(path, [text.encode()])
+    """Writes a text file, as UTF-8, whole or leaves what was there."""
+    write_chunks(path, [text.encode()])
 
 
 def remove_partial(folder, age=3600):
     """Tidies up after processes that were killed while they wrote.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Folders in it count too.
-    age : float
-        Seconds since the last change; what is younger may be somebody's who
-        is writing.
 
     Example
     -------
@@ -116,14 +75,8 @@ def remove_partial(folder, age=3600):
 # returns every buffer above 32 MiB to the system; the next batch gets it back
 # page by page, zeroed, in every training step.
 TRIM_THRESHOLD = -1, 2_000_000_000
-
-
 TOP_PAD = -2, 200_000_000
-
-
 MMAP_THRESHOLD = -3, 1_000_000_000
-
-
 MMAP_MAX = -4, 0  # the same for glibc before 2.35, whose limit is 32 MiB
 
 
@@ -158,23 +111,7 @@ def keep_freed_memory():
 
 
 def write_json(path, content):
-    """Write a JSON file whole or not at all.
-
-    Arguments
-    ---------
-    path : str | Path
-        The file; its folder must exist.
-    content : dict | list
-        Plain values; numpy and torch scalars are made plain. NaN and infinity
-        are refused, as they are no JSON.
-
-    Example
-    -------
-    >>> tmpdir = getfixture("tmpdir")
-    >>> write_json(tmpdir / "a.json", {"wer": 21.5})
-    >>> (tmpdir / "a.json").read_text("utf-8").split()
-    ['{', '"wer":', '21.5', '}']
-    """
+    """Write a JSON file whole or not at all."""
     try:
         text = json.dumps(content, indent=2, allow_nan=False, default=_plain)
     except ValueError as error:
@@ -184,16 +121,6 @@ def write_json(path, content):
 
 def read_json(path):
     """Read a JSON file; an error names it.
-
-    Arguments
-    ---------
-    path : str | Path
-        The file.
-
-    Returns
-    -------
-    dict | list
-        Its content.
 
     Example
     -------

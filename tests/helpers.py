@@ -338,11 +338,7 @@ def served(demo):
 
 
 TINY_RECIPE = Path(__file__).parent / "data/tiny_recipe"
-
-
 PLAIN = (TINY_RECIPE / "train.yaml").read_text(encoding="utf-8")
-
-
 UNIFORM = """
 quantizer: !new:speechbrain_mpq.Quantizer
     targets: !ref <modules>
@@ -360,8 +356,6 @@ quantizer: !new:speechbrain_mpq.LearnedBits
 
 
 OPTIMIZER = "opt_class: !name:torch.optim.AdamW\n"
-
-
 LEARNING = """opt_class: !name:speechbrain_mpq.learn_bits
     quantizer: !ref <quantizer>
     opt_class: !name:torch.optim.AdamW
@@ -427,8 +421,6 @@ ROOT = Path(__file__).parents[1]
 
 
 TINY = ROOT / "tests/data/separator_tiny.yaml"
-
-
 TINY_SIZES = """
 utterances: {train: 24, valid: 8, test: 12}
 rooms: {train: 25, valid: 25, test: 25}

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from speechbrain_mpq.simulation.recordings import run_jobs, write_manifests
-from speechbrain_mpq.utils import whole_file
+from speechbrain_mpq.utils import atomic_write
 from speechbrain_mpq.vision.detector import CascadeDetector
 from speechbrain_mpq.vision.face_tracking import track_video
 from speechbrain_mpq.vision.mouth import FPS, mouth_pictures
@@ -112,7 +112,7 @@ def write_pictures(name, pictures):
     """Write a .npy file whole or not at all."""
     path = Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part, open(part, "wb") as file:
+    with atomic_write(path) as part, open(part, "wb") as file:
         np.save(file, pictures)
 
 

@@ -60,25 +60,7 @@ class Ceiling:
 
 
 def am_gm(sensitivities, parameters):
-    """Arithmetic over geometric mean of the sensitivities of all values.
-
-    Arguments
-    ---------
-    sensitivities : sequence of float
-        One for each cluster, of each of its values; above 0.
-    parameters : sequence of int
-        Number of values of each cluster.
-
-    Returns
-    -------
-    ratio : float
-        At least 1.
-
-    Example
-    -------
-    >>> round(am_gm([4.0, 1.0], [10, 10]), 9)  # 2.5 / 2
-    1.25
-    """
+    """Arithmetic over geometric mean of the sensitivities of all values."""
     s, n = np.asarray(sensitivities, float), np.asarray(parameters, float)
     share = n / n.sum()
     return float(share @ s / np.exp(share @ np.log(s)))
@@ -89,29 +71,6 @@ def limited_bits(sensitivities, parameters, average_bits, least, most):
 
     Bits are log2(s / level) / 2 cut to the limits, with the level of noise
     that leaves the wanted average.
-
-    Arguments
-    ---------
-    sensitivities : sequence of float
-        One for each cluster, of each of its values; above 0.
-    parameters : sequence of int
-        Number of values of each cluster.
-    average_bits : float
-        Average over all values, within the limits.
-    least, most : float
-        Limits of the bits.
-
-    Returns
-    -------
-    bits : numpy.ndarray
-        One for each cluster.
-
-    Example
-    -------
-    >>> limited_bits([16.0, 1.0], [1, 1], average_bits=4, least=2, most=8)
-    array([5., 3.])
-    >>> limited_bits([16.0, 1.0], [1, 1], average_bits=2.5, least=2, most=8)
-    array([3., 2.])
     """
     n = np.asarray(parameters, float)
     ideal = np.log2(np.asarray(sensitivities, float)) / 2
@@ -125,7 +84,7 @@ def limited_bits(sensitivities, parameters, average_bits, least, most):
     return np.clip(ideal + level, least, most)
 
 
-def ceiling(table, bits):
+def coding_gain(table, bits):
     """The most that a plan of so many bits could win over uniform bits.
 
     Sensitivities are read from the table between the candidate nearest to the
@@ -149,10 +108,10 @@ def ceiling(table, bits):
     ...     {"a": {2: 160, 4: 10, 8: 0}, "b": {2: 0.625, 4: 0.0390625, 8: 0}},
     ...     {"a": {"a.weight": 10}, "b": {"b.weight": 10}},
     ... )
-    >>> best = ceiling(table, 4)  # 6 and 2 bits: 128.5 / 16
+    >>> best = coding_gain(table, 4)  # 6 and 2 bits: 128.5 / 16
     >>> round(best.am_gm_db, 2), round(best.limited_db, 2)
     (9.05, 9.05)
-    >>> round(ceiling(table, 3).limited_db, 2)  # 4 and 2 bits
+    >>> round(coding_gain(table, 3).limited_db, 2)  # 4 and 2 bits
     5.77
     """
     least, most = table.candidate_bits[0], table.candidate_bits[-1]
@@ -196,26 +155,7 @@ def _sensitivities(table, bits):
 
 
 def uniform_plan(table, bits):
-    """The plan that gives every cluster of a score table the same bits.
-
-    Arguments
-    ---------
-    table : ScoreTable
-        Names and sizes of the clusters.
-    bits : int
-        Bits for all, whether or not they were scored.
-
-    Returns
-    -------
-    plan : BitPlan
-
-    Example
-    -------
-    >>> from speechbrain_mpq.allocation.scores import ScoreTable
-    >>> table = ScoreTable({"a": {2: 3.0}}, {"a": {"a.weight": 8}})
-    >>> uniform_plan(table, 3).bytes
-    7
-    """
+    """The plan that gives every cluster of a score table the same bits."""
     return BitPlan(
         {
             cluster: ClusterBits(
@@ -229,32 +169,7 @@ def uniform_plan(table, bits):
 
 
 def predicted_score(table, plan):
-    """The score of a whole plan, if the damages of its clusters add up.
-
-    Arguments
-    ---------
-    table : ScoreTable
-        Scores. Where they were taken given other bits (see `OutputScores`),
-        what each cluster adds is the difference from the given score.
-    plan : BitPlan
-        Bits of all clusters, each among the table's candidates.
-
-    Returns
-    -------
-    score : float
-
-    Example
-    -------
-    >>> from speechbrain_mpq.allocation.scores import ScoreTable
-    >>> scores = {"a": {2: 3.0, 4: 1.0}, "b": {2: 5.0, 4: 2.0}}
-    >>> tensors = {"a": {"a.weight": 8}, "b": {"b.weight": 8}}
-    >>> table = ScoreTable(scores, tensors)
-    >>> predicted_score(table, uniform_plan(table, 4))
-    3.0
-    >>> table = ScoreTable(scores, tensors, details={"given_score": 2.5})
-    >>> predicted_score(table, uniform_plan(table, 4))  # 2.5 - 1.5 - 0.5
-    0.5
-    """
+    """The score of a whole plan, if the damages of its clusters add up."""
     if set(plan.clusters) != set(table.scores):
         odd = sorted(set(plan.clusters) ^ set(table.scores))
         raise ValueError(
@@ -282,32 +197,11 @@ def planned_gain_db(table, plan):
     The uniform plan has the average bits of the plan. Between two candidates
     the logarithm of its score is interpolated: a bit is worth a factor.
 
-    Arguments
-    ---------
-    table : ScoreTable
-        Scores.
-    plan : BitPlan
-        Bits of all clusters, each among the table's candidates.
-
     Returns
     -------
     gain : float or None
         In dB; None where a predicted score is not above 0, as can happen with
         signed scores and with those given other bits.
-
-    Example
-    -------
-    >>> from speechbrain_mpq.allocation.scores import ScoreTable
-    >>> table = ScoreTable(
-    ...     {"a": {2: 16.0, 4: 4.0, 6: 1.0}, "b": {2: 4.0, 4: 1.0, 6: 0.25}},
-    ...     {"a": {"a.weight": 8}, "b": {"b.weight": 8}},
-    ... )
-    >>> mixed = uniform_plan(table, 2).clusters | {
-    ...     "a": uniform_plan(table, 6).clusters["a"]
-    ... }
-    >>> plan = BitPlan(mixed)  # 1 + 4, uniform 4 bits: 4 + 1
-    >>> planned_gain_db(table, plan)
-    0.0
     """
     candidates = table.candidate_bits
     uniform = [
@@ -330,46 +224,7 @@ def predicted_and_measured(
     exclude=(),
     prefix="mask_net",
 ):
-    """Compares what a score table says of plans with what they do.
-
-    Arguments
-    ---------
-    scorer : OutputScores
-        Measures, on the calibration values, in the unit of the table.
-    network : torch.nn.Module
-        Full-precision network, left as it was found.
-    *calibration : object
-        The values that the scorer's `needs` names, in that order.
-    table : ScoreTable
-        Made by the same kind of scorer.
-    plans : dict of str -> BitPlan
-        Any name -> bits of all clusters.
-    include, exclude : sequence of str
-        Patterns on parameter names with their prefix.
-    prefix : str
-        Name of the network in its model.
-
-    Returns
-    -------
-    rows : list of dict
-        Keys plan, average_bits, bytes, predicted (None where a plan has bits
-        that were not scored) and measured.
-
-    Example
-    -------
-    >>> import torch
-    >>> from speechbrain_mpq.allocation.output_scores import MaskErrorScores
-    >>> network = torch.nn.Sequential(torch.nn.Conv1d(1, 2, 1, bias=False))
-    >>> _ = network[0].weight.data.copy_(torch.tensor([[[1.0]], [[3.0]]]))
-    >>> scorer, data = MaskErrorScores((2, 3)), [torch.ones(1, 1, 5)] * 2
-    >>> table = scorer(network, *data, progress=False)
-    >>> plans = {"uniform 2": uniform_plan(table, 2)}
-    >>> rows = predicted_and_measured(
-    ...     scorer, network, *data, table=table, plans=plans
-    ... )
-    >>> rows[0]["predicted"], rows[0]["measured"]
-    (0.1, 0.1)
-    """
+    """Compares what a score table says of plans with what they do."""
     if table.method != scorer.method:
         raise ValueError(
             f"the table was scored by {table.method!r}, the plans would be "
@@ -400,34 +255,15 @@ def predicted_and_measured(
 
 
 logger = get_logger(__name__)
-
-
 BUDGETS = 13  # points of the predicted curve
 
 
-def foresee(table, plan, bits=None):
-    """The most that mixed precision can win here, and what a plan wins.
-
-    Arguments
-    ---------
-    table : ScoreTable
-        Scores that are damages, at two candidates or more.
-    plan : BitPlan
-        What was chosen.
-    bits : float or None
-        The budget it was chosen for; None: what it has.
-
-    Returns
-    -------
-    foreseen : dict
-        The fields of `Ceiling`, and "planned_db".
-    said : str
-        The same as a sentence.
-    """
+def expected_gain(table, plan, bits=None):
+    """The most that mixed precision can win here, and what a plan wins."""
     if bits is None:
         least, most = table.candidate_bits[0], table.candidate_bits[-1]
         bits = min(max(plan.average_bits, least), most)
-    best, planned = ceiling(table, bits), planned_gain_db(table, plan)
+    best, planned = coding_gain(table, bits), planned_gain_db(table, plan)
     said = (
         "Against uniform precision of the same bytes, mixed precision can "
         f"save at most {best.limited_db:.1f} dB of damage by these scores"
@@ -437,28 +273,9 @@ def foresee(table, plan, bits=None):
     return {**asdict(best), "planned_db": planned}, said
 
 
-def write_outlook(folder, table, plan, bits, min_bits):
-    """Write ceiling.json and pareto.json of a plan, and log the ceiling.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Output folder of the experiment.
-    table : ScoreTable
-        Scores that are damages, which add up.
-    plan : BitPlan
-        What was chosen.
-    bits : float
-        The budget it was chosen for.
-    min_bits : int
-        Least bits of any cluster.
-
-    Returns
-    -------
-    foreseen : dict
-        Content of ceiling.json: the fields of `Ceiling`, and "planned_db".
-    """
-    foreseen, said = foresee(table, plan, bits)
+def write_expected_gain(folder, table, plan, bits, min_bits):
+    """Write ceiling.json and pareto.json of a plan, and log the ceiling."""
+    foreseen, said = expected_gain(table, plan, bits)
     logger.info(said)
     usable = [b for b in table.candidate_bits if b >= min_bits]
     budgets = np.linspace(usable[0], usable[-1], BUDGETS)
@@ -476,25 +293,7 @@ def write_outlook(folder, table, plan, bits, min_bits):
 
 
 def write_additivity(folder, table, plan, scorer, network, values, **where):
-    """Write additivity.json: predicted and measured damage of some plans.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Output folder of the experiment.
-    table : ScoreTable
-        Made by the scorer.
-    plan : BitPlan
-        What was chosen.
-    scorer : OutputScores
-        Measures whole plans.
-    network : torch.nn.Module
-        Full-precision network, left as it was found.
-    values : sequence
-        The calibration values that the scorer needs.
-    **where
-        `include`, `exclude` and `prefix` of the scoring.
-    """
+    """Write additivity.json: predicted and measured damage of some plans."""
     plans = {
         f"uniform {bits}": uniform_plan(table, bits)
         for bits in table.candidate_bits

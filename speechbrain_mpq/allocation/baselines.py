@@ -48,17 +48,6 @@ class WeightScores:
     def scores(self, root, members, parameters, progress):
         """Scores of every cluster; a subclass says them.
 
-        Arguments
-        ---------
-        root : torch.nn.Module
-            Full-precision network under its prefix.
-        members : dict of str -> list of str
-            Cluster name -> names of its parameters.
-        parameters : dict of str -> int
-            Cluster name -> number of its parameters.
-        progress : bool
-            Shows a progress bar where it takes time.
-
         Returns
         -------
         scores : dict
@@ -74,23 +63,7 @@ class WeightScores:
         prefix="mask_net",
         progress=True,
     ):
-        """Score a network.
-
-        Arguments
-        ---------
-        network : torch.nn.Module
-            Full-precision network, left as it was found.
-        include, exclude : sequence of str
-            Patterns on parameter names with their prefix.
-        prefix : str
-            Name of the network in its model; cluster names begin with it.
-        progress : bool
-            Shows a progress bar where it takes time.
-
-        Returns
-        -------
-        table : ScoreTable
-        """
+        """Score a network."""
         root = named_under(prefix, network)
         members = clusters(root, include, exclude, self.rows)
         sizes = table_sizes(root, members, self.granularity)
@@ -107,26 +80,7 @@ class WeightScores:
 
 
 def expected_noise(parameters, sensitivity, bits):
-    """Damage of rounding: n s 2^(-2b), as each bit halves the step.
-
-    Arguments
-    ---------
-    parameters : int
-        Number n of values in the cluster.
-    sensitivity : float
-        Damage s of a value at zero bits.
-    bits : float
-        Bits b of a value.
-
-    Returns
-    -------
-    noise : float
-
-    Example
-    -------
-    >>> expected_noise(parameters=32, sensitivity=0.5, bits=2)
-    1.0
-    """
+    """Damage of rounding: n s 2^(-2b), as each bit halves the step."""
     return parameters * sensitivity * 4.0**-bits
 
 

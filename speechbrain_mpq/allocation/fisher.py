@@ -18,27 +18,7 @@ from .scores import ScoreTable, check_candidates
 
 
 def second_order_damage(curvature, weight, quantized):
-    """Half the sum of h (q - w)^2.
-
-    Arguments
-    ---------
-    curvature : torch.Tensor
-        Diagonal of the Hessian, or what stands for it; the weight's shape.
-    weight : torch.Tensor
-        Float weight.
-    quantized : torch.Tensor
-        Quantized weight.
-
-    Returns
-    -------
-    damage : float
-
-    Example
-    -------
-    >>> weight, quantized = torch.tensor([0.5, 2.0]), torch.tensor([0.0, 3.0])
-    >>> second_order_damage(torch.tensor([8.0, 2.0]), weight, quantized)
-    2.0
-    """
+    """Half the sum of h (q - w)^2."""
     error = (quantized - weight).double()
     return (curvature.double() * error.square()).sum().item() / 2
 
@@ -139,18 +119,7 @@ class SquaredGradients:
         return mean
 
     def table(self, candidate_bits):
-        """Scores of all clusters, from the gradients seen so far.
-
-        Arguments
-        ---------
-        candidate_bits : sequence of int
-            Bits to score; codebook and scales are of the kind that the model
-            has.
-
-        Returns
-        -------
-        table : ScoreTable
-        """
+        """Scores of all clusters, from the gradients seen so far."""
         candidate_bits = check_candidates(candidate_bits)
         squares = self.mean()
         unseen = sorted(set(self._tensors) - set(squares))

@@ -14,11 +14,7 @@ from .sweep import named_under, quantized_values, table_sizes, tensor_of
 from .traces import DISTRIBUTIONS, network_traces
 
 logger = get_logger(__name__)
-
-
 NOISY = 0.5  # standard error over trace from which a cluster is warned of
-
-
 TRACES = ("total", "average")
 
 
@@ -189,7 +185,7 @@ class HessianScores:
                     root, cluster, names, bits, self.granularity
                 )
                 errors[cluster][bits] = {
-                    name: squared_error(tensor_of(root, name), value)
+                    name: _squared_error(tensor_of(root, name), value)
                     for name, value in values.items()
                 }
         return errors
@@ -220,26 +216,8 @@ class HessianScores:
         )
 
 
-def squared_error(weight, quantized):
-    """||f(w) - w||^2, the second factor of Eq. 9.
-
-    Arguments
-    ---------
-    weight : torch.Tensor
-        Float weight w.
-    quantized : torch.Tensor
-        f(w), same shape.
-
-    Returns
-    -------
-    error : float
-
-    Example
-    -------
-    >>> import torch
-    >>> squared_error(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 3.0]))
-    1.0
-    """
+def _squared_error(weight, quantized):
+    """||f(w) - w||^2, the second factor of Eq. 9."""
     return (quantized.double() - weight.double()).square().sum().item()
 
 

@@ -28,8 +28,6 @@ from .super_network import (
 from .sweep import evaluating, named_under, table_sizes
 
 logger = get_logger(__name__)
-
-
 LEAST_WEIGHT = 1e-300  # so that no score is infinite
 
 
@@ -74,24 +72,6 @@ class ArchitectureSearch:
         ---------
         inputs : torch.Tensor
             [items, ...]
-        loss : callable
-            `loss(output, items)`: the summed loss of an output, `items` being
-            the slice of the inputs that it belongs to.
-        epochs : int
-            Passes over the data.
-        batch : int
-            Items of one step.
-        temperature : (float, float)
-            At the beginning and at the end, geometric in between.
-        seed : int
-            Of the order of the batches and of the Gumbel noise.
-        progress : bool
-            Shows a progress bar.
-
-        Returns
-        -------
-        history : list of dict
-            Mean loss, penalty and entropy in bits of every epoch.
         """
         generator = torch.Generator().manual_seed(seed)
         starts = torch.arange(0, len(inputs), batch)
@@ -241,7 +221,7 @@ class NASScores:
     """
 
     needs = ("inputs", "loss", "prototypes")
-    foresees = False  # likelihoods, not damages that add up
+    additive = False  # likelihoods, not damages that add up
 
     def __init__(
         self,

@@ -33,25 +33,6 @@ def bernoulli_kl(p_logits, q_logits):
 
     D(P || Q) = P ln(P/Q) + (1 - P) ln((1 - P)/(1 - Q)) with P and Q the
     sigmoids: the two-term form of Eq. 8. Never negative.
-
-    Arguments
-    ---------
-    p_logits : torch.Tensor
-        Full-precision outputs before the sigmoid.
-    q_logits : torch.Tensor
-        Quantized outputs before the sigmoid, same shape.
-
-    Returns
-    -------
-    divergence : torch.Tensor
-        One value in nats for each logit, float64.
-
-    Example
-    -------
-    >>> bernoulli_kl(torch.tensor([0.0, 0.0]), torch.tensor([0.0, 1.0]))
-    tensor([0.0000, 0.1201], dtype=torch.float64)
-    >>> bernoulli_kl(torch.tensor(1000.0), torch.tensor(-1000.0)).item()
-    1000.0
     """
     # With ln P = p - softplus(p) and ln(1 - P) = -softplus(p), two terms make
     # three; float32 would drown the score of 16 bits in rounding.
@@ -65,23 +46,6 @@ def one_sided_kl(p_logits, q_logits):
 
     No divergence, as P does not sum to one over the outputs: it is negative
     wherever quantization raises an output.
-
-    Arguments
-    ---------
-    p_logits : torch.Tensor
-        Full-precision outputs before the sigmoid.
-    q_logits : torch.Tensor
-        Quantized outputs before the sigmoid, same shape.
-
-    Returns
-    -------
-    summand : torch.Tensor
-        One value in nats for each logit, float64.
-
-    Example
-    -------
-    >>> one_sided_kl(torch.tensor([0.0, 0.0]), torch.tensor([0.0, 1.0]))
-    tensor([ 0.0000, -0.1899], dtype=torch.float64)
     """
     p, q = p_logits.double(), q_logits.double()
     return torch.sigmoid(p) * (F.logsigmoid(p) - F.logsigmoid(q))
@@ -92,18 +56,6 @@ def categorical_kl(p_logs, q_logs):
 
     D(P || Q) = sum P ln(P/Q): each summand has either sign, their sum over the
     classes has not.
-
-    Arguments
-    ---------
-    p_logs : torch.Tensor
-        Full-precision log-probabilities.
-    q_logs : torch.Tensor
-        Quantized log-probabilities, same shape.
-
-    Returns
-    -------
-    summand : torch.Tensor
-        One value in nats for each class, float64.
 
     Example
     -------
@@ -221,22 +173,8 @@ def weighted_error(reference, output, weights):
     reference : torch.Tensor
         [items, groups x bins, frames], for example all real parts and then
         all imaginary parts.
-    output : torch.Tensor
-        Same shape.
     weights : torch.Tensor
         [items, bins, frames], the same for every group.
-
-    Returns
-    -------
-    total : torch.Tensor
-        One value, float64.
-
-    Example
-    -------
-    >>> output = torch.tensor([[[1.0], [2.0], [3.0], [0.0]]])
-    >>> weights = torch.tensor([[[10.0], [1.0]]])
-    >>> weighted_error(torch.zeros(1, 4, 1), output, weights).item()
-    104.0
     """
     error = (output - reference).unflatten(1, (-1, weights.shape[1])).square_()
     return (error * weights[:, None]).sum(dtype=torch.float64)

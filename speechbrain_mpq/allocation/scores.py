@@ -16,28 +16,7 @@ VERSION = 1
 
 
 def check_candidates(candidate_bits):
-    """Candidate bits in ascending order.
-
-    Arguments
-    ---------
-    candidate_bits : sequence of int or float
-        Different integers from 1 to 16, and 1.6.
-
-    Returns
-    -------
-    candidate_bits : tuple of int or float
-
-    Example
-    -------
-    >>> check_candidates([8, 2, 4])
-    (2, 4, 8)
-    >>> check_candidates([2, 1.6, 1])
-    (1, 1.6, 2)
-    >>> check_candidates([4, 4])
-    Traceback (most recent call last):
-    ...
-    ValueError: candidate bits [4, 4] name some bits twice
-    """
+    """Candidate bits in ascending order."""
     try:
         candidates = sorted(check_bits(bits) for bits in candidate_bits)
     except (TypeError, ValueError) as error:
@@ -147,13 +126,7 @@ class ScoreTable:
         return {name: sum(row.values()) for name, row in self.tensors.items()}
 
     def save(self, path):
-        """Write `scores.json`; a reader never sees half a file.
-
-        Arguments
-        ---------
-        path : str or path-like
-            File to write or replace.
-        """
+        """Write `scores.json`; a reader never sees half a file."""
         kind = {"codebook": self.codebook}
         content = {
             "version": VERSION,
@@ -178,17 +151,7 @@ class ScoreTable:
 
     @classmethod
     def load(cls, path):
-        """Read and check what `save` has written.
-
-        Arguments
-        ---------
-        path : str or path-like
-            A `scores.json`.
-
-        Returns
-        -------
-        table : ScoreTable
-        """
+        """Read and check what `save` has written."""
         try:
             with open(path, encoding="utf-8") as file:
                 return cls._from_content(json.load(file))

@@ -45,33 +45,7 @@ SIBLINGS = {
 
 
 def equal_groups(clusters, rules):
-    """Groups of clusters that must get equal bits.
-
-    Arguments
-    ---------
-    clusters : iterable of str
-        Names of all clusters.
-    rules : sequence of str
-        "qkv" and "gates": sibling modules of these kinds, layer by layer, and
-        all slices of a tensor with them. Anything else is an fnmatch pattern:
-        all clusters that match it are one group. Each must find something;
-        groups that overlap become one.
-
-    Returns
-    -------
-    groups : list of list of str
-        In the clusters' order; every cluster is in one.
-
-    Example
-    -------
-    >>> clusters = ["0.q", "0.k", "0.v", "0.out", "1.q", "1.k", "1.v"]
-    >>> equal_groups(clusters, ["qkv"])
-    [['0.q', '0.k', '0.v'], ['0.out'], ['1.q', '1.k', '1.v']]
-    >>> equal_groups(clusters, ["1.*", "0.*"])
-    [['0.q', '0.k', '0.v', '0.out'], ['1.q', '1.k', '1.v']]
-    >>> equal_groups(clusters, [])[:2]
-    [['0.q'], ['0.k']]
-    """
+    """Groups of clusters that must get equal bits."""
     names = list(clusters)
     group_of = {name: {name} for name in names}
     for rule in [rules] if isinstance(rules, str) else rules:
@@ -82,29 +56,8 @@ def equal_groups(clusters, rules):
     return [[n for n in names if n in group] for group in groups.values()]
 
 
-def merged_rows(rows, names, groups):
-    """Sums of the rows of every group.
-
-    Arguments
-    ---------
-    rows : numpy.ndarray
-        [clusters, candidates].
-    names : list of str
-        Clusters of the rows.
-    groups : list of list of str
-        As made by ``equal_groups``.
-
-    Returns
-    -------
-    merged : numpy.ndarray
-        [groups, candidates].
-
-    Example
-    -------
-    >>> merged_rows(np.array([[1, 2], [3, 4], [5, 6]]), "abc", ["ac", "b"])
-    array([[6, 8],
-           [3, 4]])
-    """
+def _merged_rows(rows, names, groups):
+    """Sums of the rows of every group."""
     index = {name: number for number, name in enumerate(names)}
     return np.array([rows[[index[n] for n in g]].sum(0) for g in groups])
 
@@ -142,11 +95,7 @@ def _matches(names, rule):
 
 
 logger = logging.getLogger(__name__)
-
-
 COST_UNIT = 1e4  # HiGHS stops at a gap of 1e-6: 1e-10 of the best sum
-
-
 NODE_LIMIT = 1000  # usually it needs a few; many only to tell ties apart
 
 
@@ -225,8 +174,8 @@ def allocate_bits(
     names = list(table.scores)
     groups = equal_groups(names, equal_bits)
     chosen = _knapsack(
-        merged_rows(scores, names, groups),
-        merged_rows(sizes, names, groups),
+        _merged_rows(scores, names, groups),
+        _merged_rows(sizes, names, groups),
         budget - rest,
     )
     column = {n: i for group, i in zip(groups, chosen) for n in group}
@@ -290,16 +239,16 @@ def _knapsack(scores, sizes, budget):
     """Index of the candidate of each cluster; rows are clusters."""
     scores = np.minimum.accumulate(scores, axis=1)
     costs = scores - scores[:, -1:]
-    unit = _least_worst(costs, sizes, budget)
+    unit = _min_max_cost(costs, sizes, budget)
     # The best sum lies between this and this times the number of clusters:
     # whatever costs more alone is out, and no small score drowns.
     allowed = costs <= unit * len(costs)
     costs = np.where(allowed, costs * (COST_UNIT / (unit or 1.0)), 0.0)
     choice = _solve(costs, sizes, budget, allowed)
-    return _spend_rest(choice, sizes, budget)
+    return _fill_budget(choice, sizes, budget)
 
 
-def _spend_rest(choice, sizes, budget):
+def _fill_budget(choice, sizes, budget):
     """Raise clusters, by the largest step that fits, until none does."""
     rows = np.arange(len(sizes))
     raised = np.arange(sizes.shape[1])
@@ -317,7 +266,7 @@ def _spend_rest(choice, sizes, budget):
         choice[row] = column
 
 
-def _least_worst(costs, sizes, budget):
+def _min_max_cost(costs, sizes, budget):
     """Least cost that all clusters can stay within under the budget."""
 
     def affordable(cost):

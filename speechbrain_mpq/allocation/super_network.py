@@ -64,11 +64,6 @@ class BitChoice(torch.nn.Module):
 
         So that all tensors of the cluster, and modules that read a weight
         several times in one pass, see the same choice.
-
-        Arguments
-        ---------
-        generator : torch.Generator
-            On the CPU, so that a seed means the same on every device.
         """
         uniform = torch.rand(len(self.noise), generator=generator)
         tiny = torch.finfo(uniform.dtype).tiny
@@ -117,22 +112,9 @@ def size_penalty(weights, candidate_bits, shares=None):
     ---------
     weights : torch.Tensor
         Architecture weights a, [clusters, candidates].
-    candidate_bits : sequence of int
-        Bits n of each candidate.
     shares : torch.Tensor or None
         How much each cluster counts, [clusters]; 1 each if not given, as in
         the equation.
-
-    Returns
-    -------
-    penalty : torch.Tensor
-        One value.
-
-    Example
-    -------
-    >>> weights = torch.tensor([[0.5, 0.5], [0.0, 1.0]])
-    >>> size_penalty(weights, (4, 16)).item()  # (2 + 4) / 2 + 4
-    7.0
     """
     roots = torch.tensor([float(b) for b in candidate_bits]).sqrt()
     per_cluster = weights @ roots.to(weights)
@@ -148,16 +130,6 @@ def entropy(weights):
     ---------
     weights : torch.Tensor
         [clusters, candidates].
-
-    Returns
-    -------
-    entropy : float
-        0: every cluster is decided.
-
-    Example
-    -------
-    >>> entropy(torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.0, 1.0, 0.0, 0.0]]))
-    1.0
     """
     nats = torch.special.entr(weights.double()).sum(1)
     return (nats / math.log(2)).mean().item()
@@ -165,17 +137,6 @@ def entropy(weights):
 
 def annealed(first, last, steps):
     """Temperatures of all steps, falling geometrically.
-
-    Arguments
-    ---------
-    first, last : float
-        Of the first and the last step.
-    steps : int
-        Number of steps.
-
-    Returns
-    -------
-    temperatures : list of float
 
     Example
     -------
@@ -187,22 +148,7 @@ def annealed(first, last, steps):
 
 
 def read_prototype(folder, bits, model):
-    """The values of a uniform prototype for a model, by parameter name.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Packed folder of a uniform system.
-    bits : int
-        Bits that it must have.
-    model : torch.nn.Module
-        Plain model of the prototype's architecture.
-
-    Returns
-    -------
-    values : dict of str -> torch.Tensor
-        A value for every parameter of the model.
-    """
+    """The values of a uniform prototype for a model, by parameter name."""
     remedy = (
         f"make it with `python train.py hparams/uniform_4bit.yaml --bits {bits}"
         "` from the same separator_file"
@@ -238,28 +184,6 @@ def super_network_(model, members, prototypes):
     A parameter that is in no cluster goes with the cluster of its module,
     such as the bias of a quantized convolution, as outputs are mixed; where
     there is none it becomes the mean of the prototypes.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Plain model. Only the choices require a gradient afterwards.
-    members : dict
-        Cluster name -> names of its parameters, as of `clusters`.
-    prototypes : list of dict
-        Values by parameter name, one dict for each candidate.
-
-    Returns
-    -------
-    choices : list of BitChoice
-        One for each cluster.
-
-    Example
-    -------
-    >>> layer = torch.nn.PReLU()
-    >>> values = [{"weight": torch.tensor([x])} for x in (0.5, 0.25)]
-    >>> choices = super_network_(layer, {".": ["weight"]}, values)
-    >>> layer.weight.item()
-    0.375
     """
     tensors = named_tensors(model)
     model.requires_grad_(False)

@@ -40,17 +40,6 @@ from .scores import ScoreTable, check_candidates
 def named_under(prefix, network):
     """A module around the network whose parameters carry the prefix.
 
-    Arguments
-    ---------
-    prefix : str
-        Name with dots, or "" for none.
-    network : torch.nn.Module
-        Any module; it is not copied.
-
-    Returns
-    -------
-    root : torch.nn.Module
-
     Example
     -------
     >>> root = named_under("model.mask_net", nn.PReLU())
@@ -67,15 +56,8 @@ def tensor_of(root, name):
 
     Arguments
     ---------
-    root : torch.nn.Module
-        Module that the name starts from.
     name : str
         Name of a parameter, or of a slice such as "conv.weight[0:32]".
-
-    Returns
-    -------
-    weight : torch.Tensor
-        Detached, not copied.
 
     Example
     -------
@@ -89,20 +71,6 @@ def tensor_of(root, name):
 
 def table_sizes(root, members, granularity):
     """What a score table says of every cluster besides its scores.
-
-    Arguments
-    ---------
-    root : torch.nn.Module
-        Network under its prefix.
-    members : dict of str -> list of str
-        Cluster name -> names of its parameters or slices.
-    granularity : str
-        "tensor" or "channel".
-
-    Returns
-    -------
-    sizes : dict
-        Arguments tensors, scales and rest_parameters of `ScoreTable`.
 
     Example
     -------
@@ -131,27 +99,6 @@ def quantized_values(
     root, cluster, names, bits, granularity, codebook="midtread", rows=None
 ):
     """The values that a cluster's tensors get at some bits.
-
-    Arguments
-    ---------
-    root : torch.nn.Module
-        Full-precision network under its prefix, left as it was found.
-    cluster : str
-        Name of the cluster.
-    names : list of str
-        Names of its parameters or slices.
-    bits : int or float
-        Bits of its values.
-    granularity : str
-        "tensor" or "channel".
-    codebook : str
-        Kind of quantization table (see `quantize_`).
-    rows : int or None
-        Most output channels of one slice (see `clusters`).
-
-    Returns
-    -------
-    values : dict of str -> torch.Tensor
 
     Example
     -------
@@ -201,27 +148,8 @@ def replaced(module, values):
                 places[name].copy_(value)
 
 
-def bits_of_clusters(plan_or_bits, members, codebook="midtread"):
-    """Bits of those clusters of a network that have any.
-
-    Arguments
-    ---------
-    plan_or_bits : BitPlan or int or None
-        A plan may leave clusters out; None: it leaves all out.
-    members : iterable of str
-        Names of the network's clusters.
-    codebook : str
-        Kind of quantization table that a plan must be of.
-
-    Returns
-    -------
-    bits : dict of str -> int
-
-    Example
-    -------
-    >>> bits_of_clusters(4, ["conv", "norm"])
-    {'conv': 4, 'norm': 4}
-    """
+def _bits_of_clusters(plan_or_bits, members, codebook="midtread"):
+    """Bits of those clusters of a network that have any."""
     if plan_or_bits is None:
         return {}
     if not isinstance(plan_or_bits, BitPlan):
@@ -241,31 +169,10 @@ def bits_of_clusters(plan_or_bits, members, codebook="midtread"):
     return {name: entry.bits for name, entry in plan.clusters.items()}
 
 
-def values_of_clusters(
+def _values_of_clusters(
     root, members, candidates, given, granularity, codebook, rows
 ):
-    """Values of all tensors at all candidates and at the given bits.
-
-    Fitting the scales is slow and needs no data: once, not once a chunk.
-
-    Arguments
-    ---------
-    root : torch.nn.Module
-        Full-precision network under its prefix, left as it was found.
-    members : dict of str -> list of str
-        Cluster name -> names of its parameters.
-    candidates : sequence of int
-        Bits of every cluster.
-    given : dict of str -> int
-        Bits that some clusters are needed at besides.
-    granularity, codebook, rows : str, str, int or None
-        See `quantized_values`.
-
-    Returns
-    -------
-    values : dict
-        values[cluster][bits][name of a tensor]
-    """
+    """Values of all tensors at all candidates and at the given bits."""
     return {
         cluster: {
             bits: quantized_values(
@@ -278,51 +185,16 @@ def values_of_clusters(
     }
 
 
-def chosen_values(values, bits):
-    """The values of all tensors at their cluster's bits.
-
-    Arguments
-    ---------
-    values : dict
-        values[cluster][bits][name of a tensor]
-    bits : dict of str -> int
-        Cluster -> bits.
-
-    Returns
-    -------
-    chosen : dict
-        chosen[name of a tensor]
-
-    Example
-    -------
-    >>> chosen_values({"conv": {2: {"conv.weight": 0.5}}}, {"conv": 2})
-    {'conv.weight': 0.5}
-    """
+def _chosen_values(values, bits):
+    """The values of all tensors at their cluster's bits."""
     chosen = {}
     for cluster, width in bits.items():
         chosen |= values[cluster][width]
     return chosen
 
 
-def stages_of(network):
-    """Named stages in order; a network that is no chain is its only stage.
-
-    Arguments
-    ---------
-    network : torch.nn.Module
-        Any network.
-
-    Returns
-    -------
-    stages : list of (str, torch.nn.Module)
-
-    Example
-    -------
-    >>> [name for name, _ in stages_of(nn.Sequential(nn.PReLU(), nn.PReLU()))]
-    ['0', '1']
-    >>> [name for name, _ in stages_of(nn.PReLU())]
-    ['']
-    """
+def _stages_of(network):
+    """Named stages in order; a network that is no chain is its only stage."""
     if type(network).forward is nn.Sequential.forward:
         stages = list(network.named_children())
         weights = [id(w) for _, stage in stages for w in stage.parameters()]
@@ -332,29 +204,8 @@ def stages_of(network):
     return [("", network)]
 
 
-def in_stage(stages, prefix, rows):
-    """Index of a cluster's stage, and its tensors by their names in there.
-
-    Arguments
-    ---------
-    stages : list of (str, torch.nn.Module)
-        From `stages_of`.
-    prefix : str
-        What the tensors' names begin with before the name of the stage.
-    rows : list of dict of str -> torch.Tensor
-        Values of the cluster's tensors at every candidate.
-
-    Returns
-    -------
-    index : int
-    rows : list of dict of str -> torch.Tensor
-
-    Example
-    -------
-    >>> stages = [("conv", nn.Conv1d(1, 1, 1)), ("relu", nn.PReLU())]
-    >>> in_stage(stages, "net", [{"net.relu.weight": torch.ones(1)}])
-    (1, [{'weight': tensor([1.])}])
-    """
+def _in_stage(stages, prefix, rows):
+    """Index of a cluster's stage, and its tensors by their names in there."""
     some_name = next(iter(rows[0]))
     for index, (stage, _) in enumerate(stages):
         path = "".join(f"{part}." for part in (prefix, stage) if part)
@@ -367,47 +218,8 @@ def in_stage(stages, prefix, rows):
     raise KeyError(some_name)
 
 
-def mean_errors(stages, chunks, tries, given, error, scale, progress=False):
-    """Error of the output for every try, and where nothing is tried.
-
-    Arguments
-    ---------
-    stages : list of (str, torch.nn.Module)
-        The network, from `stages_of`, in eval mode.
-    chunks : sequence of torch.Tensor
-        The inputs in order, [items, ...] each.
-    tries : dict
-        tries[cluster] as from `in_stage`.
-    given : tuple of (torch.nn.Module, dict) or None
-        Module and values as for `replaced`: other weights than those of the
-        reference, with which everything is tried.
-    error, scale : callable
-        See `OutputScores.table`.
-    progress : bool
-        Shows a progress bar.
-
-    Returns
-    -------
-    errors : dict of str -> list of float
-        errors[cluster], one for each of its tries: summed error over summed
-        scale.
-    given_error : float
-        Error of the given weights alone; 0 for None.
-
-    Example
-    -------
-    >>> stages = stages_of(nn.Sequential(nn.PReLU(init=0.5)))
-    >>> difference = lambda reference, output, _: (output - reference).sum()
-    >>> mean_errors(
-    ...     stages,
-    ...     [-torch.ones(3, 1), -torch.ones(1, 1)],
-    ...     {"0": (0, [{"weight": torch.zeros(1)}])},
-    ...     None,
-    ...     difference,
-    ...     lambda reference, items: len(reference),
-    ... )
-    ({'0': [0.5]}, 0.0)
-    """
+def _mean_errors(stages, chunks, tries, given, error, scale, progress=False):
+    """Error of the output for every try, and where nothing is tried."""
     totals = {name: [0.0] * len(rows) for name, (_, rows) in tries.items()}
     given_total, divisor, start = 0.0, 0.0, 0
     steps = len(chunks) * len(tries)
@@ -443,11 +255,6 @@ def mean_errors(stages, chunks, tries, given, error, scale, progress=False):
 @contextmanager
 def evaluating(network):
     """Eval mode inside; every module's own mode comes back.
-
-    Arguments
-    ---------
-    network : torch.nn.Module
-        Any network.
 
     Example
     -------
@@ -569,18 +376,7 @@ class OutputScores:
         self.rows = rows
 
     def comparison(self, *calibration):
-        """How outputs are compared on some data.
-
-        Arguments
-        ---------
-        *calibration : object
-            The values that `needs` names, in that order.
-
-        Returns
-        -------
-        inputs, error, scale : tuple
-            As `table` takes them.
-        """
+        """How outputs are compared on some data."""
         raise NotImplementedError("a subclass says what is compared")
 
     def __call__(
@@ -592,26 +388,7 @@ class OutputScores:
         prefix="mask_net",
         progress=True,
     ):
-        """Score a network.
-
-        Arguments
-        ---------
-        network : torch.nn.Module
-            Full-precision network, fastest as a plain `nn.Sequential` of many
-            stages; left as it was found.
-        *calibration : object
-            The values that `needs` names, in that order.
-        include, exclude : sequence of str
-            Patterns on parameter names with their prefix.
-        prefix : str
-            Name of the network in its model; cluster names begin with it.
-        progress : bool
-            Shows a progress bar.
-
-        Returns
-        -------
-        table : ScoreTable
-        """
+        """Score a network."""
         return self.table(
             network,
             *self.comparison(*calibration),
@@ -630,36 +407,18 @@ class OutputScores:
         exclude=(),
         prefix="mask_net",
     ):
-        """The error of a whole plan, in the unit of the scores.
-
-        Arguments
-        ---------
-        network : torch.nn.Module
-            Full-precision network, left as it was found.
-        plan_or_bits : BitPlan or int
-            Bits of all clusters.
-        *calibration : object
-            The values that `needs` names, in that order.
-        include, exclude : sequence of str
-            Patterns on parameter names with their prefix.
-        prefix : str
-            Name of the network in its model.
-
-        Returns
-        -------
-        error : float
-        """
+        """The error of a whole plan, in the unit of the scores."""
         inputs, error, scale = self.comparison(*calibration)
         root = named_under(prefix, network)
         members = clusters(root, include, exclude, self.rows)
-        given = bits_of_clusters(plan_or_bits, members, self.codebook)
+        given = _bits_of_clusters(plan_or_bits, members, self.codebook)
         values = self._values(root, members, given, candidates=())
         with evaluating(network):
-            _, measured = mean_errors(
-                stages_of(network),
+            _, measured = _mean_errors(
+                _stages_of(network),
                 self._chunks(inputs),
                 {},
-                (root, chosen_values(values, given)),
+                (root, _chosen_values(values, given)),
                 error,
                 scale,
             )
@@ -680,45 +439,27 @@ class OutputScores:
 
         Arguments
         ---------
-        network : torch.nn.Module
-            Full-precision network, left as it was found.
         inputs : torch.Tensor
             [items, ...]; chunks of it are moved to the network's device.
-        error : callable
-            `error(reference, output, items)`: the summed error of an output
-            against the full-precision one, a tensor of one value; `items` is
-            the slice of the inputs that both belong to.
-        scale : callable
-            `scale(reference, items)`: what a chunk adds to the divisor.
-        include, exclude : sequence of str
-            Patterns on parameter names with their prefix.
-        prefix : str
-            Name of the network in its model; cluster names begin with it.
-        progress : bool
-            Shows a progress bar.
-
-        Returns
-        -------
-        table : ScoreTable
         """
         started = time.perf_counter()
         root = named_under(prefix, network)
         members = clusters(root, include, exclude, self.rows)
-        given = bits_of_clusters(self.given, members, self.codebook)
+        given = _bits_of_clusters(self.given, members, self.codebook)
         values = self._values(root, members, given, self.candidate_bits)
-        stages = stages_of(network)
+        stages = _stages_of(network)
         tries = {
-            cluster: in_stage(
+            cluster: _in_stage(
                 stages, prefix, [row[bits] for bits in self.candidate_bits]
             )
             for cluster, row in values.items()
         }
         with evaluating(network):
-            errors, given_error = mean_errors(
+            errors, given_error = _mean_errors(
                 stages,
                 self._chunks(inputs),
                 tries,
-                given and (root, chosen_values(values, given)),
+                given and (root, _chosen_values(values, given)),
                 error,
                 scale,
                 progress,
@@ -746,6 +487,6 @@ class OutputScores:
         return inputs.split(self.chunk)
 
     def _values(self, root, members, given, candidates):
-        """values[cluster][bits], see `values_of_clusters`."""
+        """values[cluster][bits], see `_values_of_clusters`."""
         kind = self.granularity, self.codebook, self.rows
-        return values_of_clusters(root, members, candidates, given, *kind)
+        return _values_of_clusters(root, members, candidates, given, *kind)

@@ -24,9 +24,8 @@ from tqdm import tqdm
 
 from .sweep import evaluating
 
-PILOTS = 10  # probes that only find the scales; their estimates do not count
-
-
+# They only find the scales; their estimates do not count.
+WARMUP_PROBES = 10
 DISTRIBUTIONS = {
     "gaussian": lambda shape, generator: torch.randn(
         shape, generator=generator
@@ -45,29 +44,10 @@ def quadratic_forms(gradients, parameters, probe):
     probe add by the cross blocks; times z_c these have zero mean, as the parts
     are independent of each other.
 
-    Arguments
-    ---------
-    gradients : sequence of torch.Tensor
-        Of a scalar by each parameter, with their own graph
-        (`create_graph=True`), which is kept.
-    parameters : sequence of torch.Tensor
-        In the same order.
-    probe : sequence of torch.Tensor
-        Random values of the parameters' shapes.
-
     Returns
     -------
     forms : torch.Tensor
         [parameters], float64.
-
-    Example
-    -------
-    >>> x, y = (torch.ones(1, requires_grad=True) for _ in range(2))
-    >>> loss = (x**2 + 3 * x * y + 4 * y**2).sum()  # H: 2 3, 3 8
-    >>> gradients = torch.autograd.grad(loss, (x, y), create_graph=True)
-    >>> probe = torch.tensor([1.0]), torch.tensor([-1.0])
-    >>> quadratic_forms(gradients, (x, y), probe)  # 2 - 3 and 8 - 3
-    tensor([-1.,  5.], dtype=torch.float64)
     """
     # A gradient that depends on no parameter has no graph, and no curvature.
     curved = [i for i, g in enumerate(gradients) if g.requires_grad]
@@ -167,35 +147,11 @@ def block_traces(losses, blocks, probes, distribution, seed, progress=False):
     summands are convex, and far better when they curve in different
     directions. One graph of a summand's gradient serves all of its probes.
 
-    Arguments
-    ---------
-    losses : sequence of callable
-        Each computes one summand, a scalar tensor, from the parameters.
-    blocks : list of list of torch.Tensor
-        Parameters of each block; they require gradients.
-    probes : int
-        Probes of each summand, 2 or more.
-    distribution : str
-        "gaussian" or "rademacher".
-    seed : int
-        Of the probes.
-    progress : bool
-        Shows a progress bar.
-
     Returns
     -------
     estimates : torch.Tensor
         [probes, blocks], float64: independent draws of noise around the
         traces. Their mean is the estimate, their spread its error.
-
-    Example
-    -------
-    >>> x = torch.ones(3, requires_grad=True)
-    >>> y = torch.ones(1, requires_grad=True)
-    >>> losses = [lambda: (x**2).sum(), lambda: 5 * y.square().sum()]
-    >>> block_traces(losses, [[x], [y]], 2, "rademacher", seed=0)
-    tensor([[ 6., 10.],
-            [ 6., 10.]], dtype=torch.float64)
     """
     parameters = [weight for block in blocks for weight in block]
     shapes = [[weight.shape for weight in block] for block in blocks]
@@ -206,13 +162,13 @@ def block_traces(losses, blocks, probes, distribution, seed, progress=False):
         probe = [z.to(w) for z, w in zip(drawn.draw(), parameters)]
         return drawn.estimates(quadratic_forms(gradients, parameters, probe))
 
-    steps = PILOTS + probes * len(losses)
+    steps = WARMUP_PROBES + probes * len(losses)
     with tqdm(total=steps, desc="Hessian", disable=not progress) as bar:
         for index, loss in enumerate(losses):
             gradients = torch.autograd.grad(
                 loss(), parameters, create_graph=True, materialize_grads=True
             )
-            for _ in range(PILOTS if index == 0 else 0):
+            for _ in range(WARMUP_PROBES if index == 0 else 0):
                 estimate()
                 bar.update()
             for row in totals:
@@ -222,8 +178,6 @@ def block_traces(losses, blocks, probes, distribution, seed, progress=False):
 
 
 STEP = 0.01  # of a tensor's root mean square; a 4-bit table rounds by more
-
-
 SMALLEST = 0.1  # of all weights' root mean square, for tensors of zeros
 
 
@@ -232,33 +186,10 @@ def difference_traces(
 ):
     """Traces of the diagonal blocks of a sum's Hessian (Eq. 10).
 
-    Arguments
-    ---------
-    losses : sequence of callable
-        Each computes one summand, a scalar tensor, from the weights.
-    weights : list of torch.Tensor
-        They require gradients; each is a block. Their values come back.
-    probes : int
-        Probes of each summand; each costs two gradients.
-    distribution : str
-        "gaussian" or "rademacher".
-    seed : int
-        Of the probes.
-    progress : bool
-        Shows a progress bar.
-
     Returns
     -------
     estimates : torch.Tensor
         [probes, blocks], float64: independent draws around the traces.
-
-    Example
-    -------
-    >>> x = torch.ones(3, requires_grad=True)
-    >>> y = torch.ones(1, requires_grad=True)
-    >>> losses = [lambda: (x**2).sum(), lambda: 5 * y.square().sum()]
-    >>> difference_traces(losses, [x, y], 2).mean(0).round(decimals=3)
-    tensor([ 6., 10.], dtype=torch.float64)
     """
     drawn = BalancedProbes([[w.shape] for w in weights], distribution, seed)
     lengths = _lengths(weights)
@@ -269,10 +200,10 @@ def difference_traces(
         probe = [z.to(w) for z, w in zip(drawn.draw(), weights)]
         return drawn.estimates(_forms(loss, weights, probe, step))
 
-    steps = PILOTS + probes * len(losses)
+    steps = WARMUP_PROBES + probes * len(losses)
     with tqdm(total=steps, desc="Hessian", disable=not progress) as bar:
         for index, loss in enumerate(losses):
-            for _ in range(PILOTS if index == 0 else 0):
+            for _ in range(WARMUP_PROBES if index == 0 else 0):
                 estimate(loss)
                 bar.update()
             for row in totals:
@@ -341,28 +272,8 @@ def network_traces(
 
     Arguments
     ---------
-    network : torch.nn.Module
-        Left as it was found.
     inputs : torch.Tensor
         [items, ...]; chunks of it are moved to the network's device.
-    loss : callable
-        `loss(output, items)`: the summed loss of an output, a scalar that can
-        be differentiated twice; `items` is the slice of the inputs.
-    weights : list of torch.Tensor
-        Parameters of the network; only they get probes.
-    probes : int
-        Probes of each chunk, 2 or more.
-    distribution : str
-        "gaussian" or "rademacher".
-    seed : int
-        Of the probes.
-    chunk : int
-        Items that share a probe.
-    progress : bool
-        Shows a progress bar.
-    differences : bool
-        From differences of first gradients, for losses that cannot be
-        differentiated twice (see `difference_traces`).
 
     Returns
     -------

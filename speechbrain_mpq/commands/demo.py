@@ -3,8 +3,6 @@
 from pathlib import Path
 
 HELP = "a local page: turn a dial, hear who talks there, compare bit budgets"
-
-
 EXAMPLE = """
   speechbrain-mpq demo packed
   speechbrain-mpq demo fp32/packed 4bit/packed 2bit/packed
@@ -15,13 +13,7 @@ MADE = 4  # mixtures, one for each angle bucket
 
 
 def add_arguments(parser):
-    """Say what the command line may hold.
-
-    Arguments
-    ---------
-    parser : argparse.ArgumentParser
-        Of this command.
-    """
+    """Say what the command line may hold."""
     parser.add_argument(
         "folders", nargs="+", metavar="folder", help="packed folders to compare"
     )
@@ -70,7 +62,7 @@ def run(options):
     }
     with tempfile.TemporaryDirectory() as scratch:
         demo = Demo(models, scratch)
-        add_mixtures(demo, options.mixtures, Path(scratch))
+        _add_mixtures(demo, options.mixtures, Path(scratch))
         with serve(demo, options.port) as server:
             print(f"{server.address}  (stop it with Ctrl-C)", flush=True)
             if options.open:
@@ -80,24 +72,7 @@ def run(options):
 
 
 def model_names(folders):
-    """A short name for every folder, no two alike.
-
-    Arguments
-    ---------
-    folders : list of str
-
-    Returns
-    -------
-    names : dict
-        Name -> folder.
-
-    Example
-    -------
-    >>> list(model_names(["results/kl_4bit/1234/packed", "packed"]))
-    ['results/kl_4bit/1234', 'packed']
-    >>> list(model_names(["kl_4bit/1234/packed", "kl_3bit/1234/packed"]))
-    ['kl_4bit/1234', 'kl_3bit/1234']
-    """
+    """A short name for every folder, no two alike."""
     names = {}
     for folder in folders:
         path = Path(folder)
@@ -107,17 +82,8 @@ def model_names(folders):
     return names
 
 
-def add_mixtures(demo, files, scratch):
-    """Give the page something to listen to.
-
-    Arguments
-    ---------
-    demo : Demo
-    files : list of str
-        Recordings; none: simulated ones, where they can be made.
-    scratch : Path
-        Folder for what is simulated.
-    """
+def _add_mixtures(demo, files, scratch):
+    """Give the page something to listen to."""
     for file in files:
         demo.add_recording(file, Path(file).name)
     if files:

@@ -4,11 +4,6 @@
 def check_device(name):
     """PyTorch's complaints of a device as a message, not a traceback.
 
-    Arguments
-    ---------
-    name : str
-        As "cpu" or "cuda:0".
-
     Example
     -------
     >>> check_device("cpu")

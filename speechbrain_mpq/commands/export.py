@@ -6,8 +6,6 @@ network as files of the engine too, for other programs.
 """
 
 HELP = "make a packed separator ready for OpenVINO or ONNX Runtime"
-
-
 EXAMPLE = """
   speechbrain-mpq export packed --calibration mixtures.json -o fast
   speechbrain-mpq export packed --engine onnx --calibration mixtures.json
@@ -17,13 +15,7 @@ of a dozen recordings are enough"""
 
 
 def add_arguments(parser):
-    """Say what the command line may hold.
-
-    Arguments
-    ---------
-    parser : argparse.ArgumentParser
-        Of this command.
-    """
+    """Say what the command line may hold."""
     parser.add_argument("folder", help="packed folder of a separator")
     parser.add_argument(
         "--engine", choices=("openvino", "onnx"), default="openvino"

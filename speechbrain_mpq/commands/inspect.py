@@ -5,8 +5,6 @@ import re
 from collections import defaultdict
 
 HELP = "sizes, bits of every cluster, and the coverage table of a folder"
-
-
 EXAMPLE = """
   speechbrain-mpq inspect packed
   speechbrain-mpq inspect packed --plot bits.png
@@ -14,14 +12,8 @@ EXAMPLE = """
 
 
 MIB = 2**20  # bytes
-
-
 KIB = 2**10  # bytes
-
-
 BAR = 16  # characters, a bit each
-
-
 SUBLAYERS = (
     *("conv_1x1_in", "prelu_in", "norm_in", "d_conv"),
     *("prelu_out", "norm_out", "conv_1x1_out"),
@@ -32,13 +24,7 @@ _BLOCK = re.compile(r"(.*\.)?(tcn_\d+_\d+)\.(\w+)$")
 
 
 def add_arguments(parser):
-    """Say what the command line may hold.
-
-    Arguments
-    ---------
-    parser : argparse.ArgumentParser
-        Of this command.
-    """
+    """Say what the command line may hold."""
     parser.add_argument("folder", help="packed folder")
     parser.add_argument(
         "--plot",
@@ -90,25 +76,6 @@ def plot_lines(clusters):
     """Bits of every cluster as text.
 
     ConvBlocks get a line each, with a column for every sublayer.
-
-    Arguments
-    ---------
-    clusters : dict
-        From `cluster_bits`.
-
-    Returns
-    -------
-    lines : list of str
-
-    Example
-    -------
-    >>> conv = {"bits": 4, "parameters": 9}
-    >>> for line in plot_lines({"conv_in": conv, "tcn_0_0.d_conv": conv}):
-    ...     print(line)
-    conv_in  ████ 4
-    <BLANKLINE>
-             d_conv
-    tcn_0_0       4
     """
     blocks, others = defaultdict(dict), {}
     for name, cluster in clusters.items():

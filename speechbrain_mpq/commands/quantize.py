@@ -11,8 +11,6 @@ import sys
 from .device import check_device
 
 HELP = "a pretrained SpeechBrain model at mixed precision, without training"
-
-
 EXAMPLE = (
     "speechbrain-mpq quantize --source pretrained/asr_mini --class EncoderASR "
     "--calibration data/embedded/train_speech.json "
@@ -21,13 +19,7 @@ EXAMPLE = (
 
 
 def add_arguments(parser):
-    """Say what the command line may hold.
-
-    Arguments
-    ---------
-    parser : argparse.ArgumentParser
-        Of this command.
-    """
+    """Say what the command line may hold."""
     needed = parser.add_argument_group("needed")
     needed.add_argument("--source", required=True, help="folder or hub name")
     needed.add_argument(

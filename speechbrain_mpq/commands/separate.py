@@ -9,8 +9,6 @@ from pathlib import Path
 from .device import check_device
 
 HELP = "separate talkers of a multichannel recording by their directions"
-
-
 EXAMPLE = """
   speechbrain-mpq separate mix.wav --doa 60 --model packed -o anna.wav
   speechbrain-mpq separate mix.flac --doa 60 120 --model packed -o out.wav
@@ -23,19 +21,11 @@ EXAMPLE = """
 
 
 LONG = 20.0  # seconds of audio from where on progress is shown
-
-
 STREAM = "-"
 
 
 def add_arguments(parser):
-    """Say what the command line may hold.
-
-    Arguments
-    ---------
-    parser : argparse.ArgumentParser
-        Of this command.
-    """
+    """Say what the command line may hold."""
     parser.add_argument(
         "mixture",
         help="recording of all microphones of the array, or of those that "

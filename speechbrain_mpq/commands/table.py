@@ -3,19 +3,11 @@
 import sys
 
 HELP = "one table of all finished experiments below some folders"
-
-
 EXAMPLE = "speechbrain-mpq table results/ --against fp32 uniform_4bit"
 
 
 def add_arguments(parser):
-    """Say what the command line may hold.
-
-    Arguments
-    ---------
-    parser : argparse.ArgumentParser
-        Of this command.
-    """
+    """Say what the command line may hold."""
     parser.add_argument("folders", nargs="*", metavar="folder")
     parser.add_argument(
         "--against",

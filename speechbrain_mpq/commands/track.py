@@ -3,19 +3,11 @@
 import argparse
 
 HELP = "follow a face in a video, and tell the direction that it gives"
-
-
 EXAMPLE = "speechbrain-mpq track video.mp4 -o track.json --near 60"
 
 
 def add_arguments(parser):
-    """Say what the command line may hold.
-
-    Arguments
-    ---------
-    parser : argparse.ArgumentParser
-        Of this command.
-    """
+    """Say what the command line may hold."""
     parser.add_argument("video", help="a video, or face boxes as .json or .npy")
     parser.add_argument("-o", "--output", help="write the track to this file")
     parser.add_argument(

@@ -1,21 +1,13 @@
 """`speechbrain-mpq verify`: whether packed folders are whole and safe."""
 
 HELP = "check packed folders: exit status 0 if they are whole, else 1"
-
-
 EXAMPLE = """
   speechbrain-mpq verify packed
   speechbrain-mpq verify models/* && echo all are whole"""
 
 
 def add_arguments(parser):
-    """Say what the command line may hold.
-
-    Arguments
-    ---------
-    parser : argparse.ArgumentParser
-        Of this command.
-    """
+    """Say what the command line may hold."""
     parser.add_argument("folders", nargs="+", metavar="folder")
 
 

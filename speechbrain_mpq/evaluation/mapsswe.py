@@ -20,8 +20,6 @@ from typing import NamedTuple
 from .wer import CORRECT, INSERTION, align
 
 SCLITE_WEIGHTS = (4, 3, 3)  # substitution, deletion, insertion
-
-
 SIGNIFICANCE_LEVEL = 0.05
 
 
@@ -61,28 +59,11 @@ def segments(reference, hypothesis_1, hypothesis_2, min_good=2, sctk_end=False):
     ---------
     reference, hypothesis_1, hypothesis_2 : str | list[str]
         Words said, and recognised by either system.
-    min_good : int
-        Words in a row that both must have right between two segments.
-    sctk_end : bool
-        As SCTK, overlook insertions of system 2 behind the last word unless
-        system 1 has some there too.
 
     Returns
     -------
     list[Segment]
         Segments in order; none where both systems are right.
-
-    Example
-    -------
-    >>> segments("a b c d e f", "a x c d e f", "a b c d e y")
-    [Segment(start=0, stop=4, errors_1=1, errors_2=0), \
-Segment(start=3, stop=6, errors_1=0, errors_2=1)]
-    >>> segments("a b", "a b", "a b")
-    []
-    >>> segments("a", "a", "a x")
-    [Segment(start=0, stop=1, errors_1=0, errors_2=1)]
-    >>> segments("a", "a", "a x", sctk_end=True)
-    []
     """
     if min_good < 1:
         raise ValueError(f"min_good is {min_good}: it must be at least 1")
@@ -126,23 +107,6 @@ def mapsswe(pairs, min_good=2, sctk_end=False):
     pairs : iterable[tuple]
         (reference, hypothesis of system 1, hypothesis of system 2), each a
         string or a list of words.
-    min_good, sctk_end : int, bool
-        See `segments`.
-
-    Returns
-    -------
-    MapssweResult
-        z, p, number of segments, mean and standard deviation of the
-        difference (errors of system 1 minus errors of system 2).
-
-    Example
-    -------
-    >>> pairs = [("a b", "a x", "a b"), ("c d", "x d", "c d"), ("e", "x", "y")]
-    >>> result = mapsswe(pairs)
-    >>> round(result.mean, 3), round(result.std, 3), round(result.z, 3)
-    (0.667, 0.577, 2.0)
-    >>> result.significant
-    True
     """
     differences = [
         segment.errors_1 - segment.errors_2

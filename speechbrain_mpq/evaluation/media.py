@@ -18,14 +18,8 @@ from .wer import CORRECT, DELETION, INSERTION, WordErrors, align, word_errors
 
 # What matplotlib draws lines and text with on a light and on a dark page.
 THEMES = {"light": ("#24292f", "#d5d9df"), "dark": ("#d7dce3", "#3a414b")}
-
-
 DYNAMIC_RANGE = 70  # dB that a spectrogram shows
-
-
 COLOURS = 64  # of a spectrogram; more make the file larger, not clearer
-
-
 PEAK = 0.9  # of full scale, the loudest sample of an example
 
 
@@ -77,7 +71,7 @@ def spectrogram(waveform, sample_rate, loudest, text):
     image.putpalette((colours * 255).round().astype(np.uint8).tobytes())
     stream = io.BytesIO()
     image.save(stream, "PNG", optimize=True)
-    source = data_address("image/png", stream.getvalue())
+    source = _data_address("image/png", stream.getvalue())
     return tag("img", src=source, alt=text, class_="spectrogram")
 
 
@@ -90,38 +84,20 @@ def loudest_magnitude(waveforms, sample_rate):
         Samples [time] each.
     sample_rate : int
         Hz.
-
-    Returns
-    -------
-    float
-        Positive, also for silence.
     """
     peaks = [_magnitudes(x, sample_rate).max() for x in waveforms]
     return float(max([*peaks, 1e-9]))
 
 
-def player(waveform, sample_rate):
-    """An audio player that holds the sound itself, 16-bit FLAC.
-
-    Arguments
-    ---------
-    waveform : numpy.ndarray
-        Samples [time] within -1 to 1.
-    sample_rate : int
-        Hz.
-
-    Returns
-    -------
-    str
-        An `<audio>` element.
-    """
+def _player(waveform, sample_rate):
+    """An audio player that holds the sound itself, 16-bit FLAC."""
     import soundfile
 
     stream = io.BytesIO()
     soundfile.write(
         stream, waveform, sample_rate, format="FLAC", subtype="PCM_16"
     )
-    source = data_address("audio/flac", stream.getvalue())
+    source = _data_address("audio/flac", stream.getvalue())
     return tag("audio", "", controls="", preload="metadata", src=source)
 
 
@@ -132,17 +108,6 @@ def equal_loudness(waveforms):
     ---------
     waveforms : dict
         Name -> samples [time].
-
-    Returns
-    -------
-    dict
-        Name -> samples; the largest of all is 0.9, silence stays silent.
-
-    Example
-    -------
-    >>> scaled = equal_loudness({"a": [1.0, -1.0], "b": [0.02, -0.02]})
-    >>> scaled["b"].tolist()
-    [0.9, -0.9]
     """
     scaled = {}
     for name, samples in waveforms.items():
@@ -158,26 +123,8 @@ def equal_loudness(waveforms):
     return {name: gain * samples for name, samples in scaled.items()}
 
 
-def data_address(kind, content):
-    """Bytes as an address that holds them itself.
-
-    Arguments
-    ---------
-    kind : str
-        Media type.
-    content : bytes
-        The content.
-
-    Returns
-    -------
-    str
-        A data: address.
-
-    Example
-    -------
-    >>> data_address("text/plain", b"hi")
-    'data:text/plain;base64,aGk='
-    """
+def _data_address(kind, content):
+    """Bytes as an address that holds them itself."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
@@ -201,7 +148,7 @@ def _draw_png(draw, text_colour, grid_colour):
         draw().savefig(
             stream, dpi=110, transparent=True, metadata={"Software": None}
         )
-    return data_address("image/png", stream.getvalue())
+    return _data_address("image/png", stream.getvalue())
 
 
 def _magnitudes(waveform, sample_rate):
@@ -215,18 +162,7 @@ def _magnitudes(waveform, sample_rate):
 
 
 def example_section(example):
-    """HTML of one test item with all of its signals.
-
-    Arguments
-    ---------
-    example : dict
-        See `write_report`.
-
-    Returns
-    -------
-    str
-        A `<section>` element.
-    """
+    """HTML of one test item with all of its signals."""
     rate = example["sample_rate"]
     try:
         signals = equal_loudness(example["signals"])
@@ -246,26 +182,7 @@ def example_section(example):
 
 
 def marked_words(reference, hypothesis):
-    """A transcript with its errors marked, as HTML.
-
-    Arguments
-    ---------
-    reference : str
-        Words that were said.
-    hypothesis : str
-        Words that were recognised.
-
-    Returns
-    -------
-    str
-        Deletions in `<del>`, insertions in `<ins>`, substitutions in `<mark>`
-        with the right word struck out behind them.
-
-    Example
-    -------
-    >>> marked_words("set nine now", "set five now please")
-    'set <mark>five <s>nine</s></mark> now <ins>please</ins>'
-    """
+    """A transcript with its errors marked, as HTML."""
     words = []
     for edit in align(reference, hypothesis):
         if edit.kind == CORRECT:
@@ -312,7 +229,7 @@ def _signal_card(example, name, samples, rate, loudest):
     parts = [
         tag("header", header),
         spectrogram(samples, rate, loudest, described),
-        player(samples, rate),
+        _player(samples, rate),
     ]
     hypothesis = example.get("hypotheses", {}).get(name)
     if hypothesis is not None:

@@ -18,17 +18,9 @@ from .wer import WordErrors, word_errors
 
 # Degrees between the speakers, [low, high); 180 belongs to the last.
 BUCKETS = ((0, 15), (15, 45), (45, 90), (90, 180))
-
-
 BUCKET_NAMES = tuple(f"{low}-{high}" for low, high in BUCKETS)
-
-
 AVERAGED = ("si_snr", "pesq", "wer")
-
-
 SAME_DB = 0.01  # more between two mixtures: they are not the same one
-
-
 _ITEM_KEYS = (
     "id",
     "angle",
@@ -41,23 +33,7 @@ _ITEM_KEYS = (
 
 
 def bucket_of(angle):
-    """Name of the bucket that an angle between two speakers falls in.
-
-    Arguments
-    ---------
-    angle : float
-        Degrees, 0 to 180.
-
-    Returns
-    -------
-    str
-        One of `BUCKET_NAMES`.
-
-    Example
-    -------
-    >>> bucket_of(0), bucket_of(15), bucket_of(180)
-    ('0-15', '15-45', '90-180')
-    """
+    """Name of the bucket that an angle between two speakers falls in."""
     for name, (low, high) in zip(BUCKET_NAMES, BUCKETS):
         if low <= angle < high or angle == high == 180:
             return name
@@ -81,21 +57,6 @@ def summarise(items):
         `{"test_set": hash, "buckets": {name: {...}}, "average": {...}}`.
         `confusions` is the share of items with an SI-SNR below 0 dB, `wer` is
         in percent, `pesq_n` counts the items with a PESQ.
-
-    Example
-    -------
-    >>> item = {
-    ...     "id": "a",
-    ...     "angle": 7.0,
-    ...     "si_snr": 9.0,
-    ...     "si_snr_mixture": 0.0,
-    ...     "pesq": 2.0,
-    ...     "reference": "set red",
-    ...     "hypothesis": "set blue",
-    ... }
-    >>> summary = summarise([item])
-    >>> summary["buckets"]["0-15"]["wer"], summary["buckets"]["15-45"]["wer"]
-    (50.0, None)
     """
     by_bucket = {name: [] for name in BUCKET_NAMES}
     for item in items:
@@ -120,11 +81,6 @@ def hash_test_set(items):
     ---------
     items : list[dict]
         One dict per test mixture.
-
-    Returns
-    -------
-    str
-        16 hexadecimal digits; equal only for the same test set.
 
     Example
     -------
@@ -155,23 +111,6 @@ def significance(items, baseline_items, against="fp32"):
         Items of the system.
     baseline_items : list[dict]
         Items of the baseline on the same test set, in any order.
-    against : str
-        Name of the baseline.
-
-    Returns
-    -------
-    dict
-        `{"against", "z", "p", "segments"}`; z > 0 says that the baseline
-        makes fewer errors.
-
-    Example
-    -------
-    >>> items = [
-    ...     {"id": "a", "angle": 7, "reference": "yes", "hypothesis": x}
-    ...     for x in ("yes", "no")
-    ... ]
-    >>> significance(items[:1], items[1:])
-    {'against': 'fp32', 'z': 0.0, 'p': 1.0, 'segments': 1}
     """
     if hash_test_set(items) != hash_test_set(baseline_items):
         raise ValueError(

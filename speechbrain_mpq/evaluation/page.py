@@ -65,20 +65,6 @@ audio { width: 100%; height: 36px; margin: .4rem 0 .2rem; }
 def tag(element, content=None, /, **attributes):
     """An HTML element.
 
-    Arguments
-    ---------
-    element : str
-        Element name.
-    content : str | None
-        Inner HTML, already escaped; None for an element without an end.
-    **attributes
-        Attribute values, which are escaped here; `class_` is class.
-
-    Returns
-    -------
-    str
-        The element.
-
     Example
     -------
     >>> tag("p", text("a < b"), class_="soft")
@@ -95,16 +81,6 @@ def tag(element, content=None, /, **attributes):
 
 def text(value):
     """Any value as escaped text.
-
-    Arguments
-    ---------
-    value : object
-        What to show.
-
-    Returns
-    -------
-    str
-        HTML that shows it as it is.
 
     Example
     -------

@@ -49,22 +49,6 @@ def verdict(metrics):
     -------
     tuple[str, list[str]]
         One line, and sentences with the numbers.
-
-    Example
-    -------
-    >>> def system(name, bits, size, wer):
-    ...     average = {"si_snr": 7.0, "pesq": 1.6, "wer": wer}
-    ...     return {
-    ...         "system": name,
-    ...         "bits": bits,
-    ...         "model_bytes": size,
-    ...         "average": average,
-    ...         "buckets": {},
-    ...     }
-    >>> kl, fp32 = system("kl", 4, 2**18, 22.0), system("fp32", 32, 2**21, 21.0)
-    >>> test = {"against": "fp32", "z": 0.8, "p": 0.42, "segments": 90}
-    >>> verdict([{**kl, "mapsswe": test}, fp32])[0]
-    'kl 4 bit: 8.0 times smaller, no significant change in word errors'
     """
     system, *baselines = metrics
     full = [m for m in baselines if m["bits"] >= FULL_PRECISION]
@@ -148,42 +132,14 @@ def _difference(system, baseline, key):
     return None if ours is None or theirs is None else ours - theirs
 
 
-def quality_section(names, runs):
-    """Plots of the table's numbers.
-
-    Arguments
-    ---------
-    names : list[str]
-        Name of each run.
-    runs : list[dict]
-        Contents of metrics.json files.
-
-    Returns
-    -------
-    str
-        HTML, as of all sections.
-    """
+def _quality_section(names, runs):
+    """Plots of the table's numbers."""
     draw = partial(quality_by_bucket, names, runs)
     return _figure(draw, "SI-SNR, PESQ and word error rate by angle bucket")
 
 
-def pareto_section(runs, predicted=None, own=True):
-    """Size against quality, and against the predicted score.
-
-    Arguments
-    ---------
-    runs : list[dict]
-        Contents of metrics.json files.
-    predicted : dict | None
-        Content of pareto.json, see `curves.pareto`.
-    own : bool
-        Whether the page is about the first run.
-
-    Returns
-    -------
-    str
-        HTML.
-    """
+def _pareto_section(runs, predicted=None, own=True):
+    """Size against quality, and against the predicted score."""
     note = (
         "Every system by the size of its file; full precision is the dashed "
         "line, vertical bars span the seeds, figures are bits."
@@ -203,21 +159,8 @@ def pareto_section(runs, predicted=None, own=True):
     )
 
 
-def plan_section(plan, ceiling=None):
-    """Bits per cluster, and how many parameters have how many.
-
-    Arguments
-    ---------
-    plan : dict
-        Content of plan.json.
-    ceiling : dict | None
-        Content of ceiling.json.
-
-    Returns
-    -------
-    str
-        HTML.
-    """
+def _plan_section(plan, ceiling=None):
+    """Bits per cluster, and how many parameters have how many."""
     clusters = plan["clusters"]
     average = bits_text({"bits": plan["average_bits"]})
     note = (
@@ -233,20 +176,8 @@ def plan_section(plan, ceiling=None):
     return "".join(parts)
 
 
-def scores_section(scores):
-    """Heat map of the sensitivities that the bits follow from.
-
-    Arguments
-    ---------
-    scores : dict
-        Content of scores.json. Hessian scores tell in their details how well
-        the traces are known.
-
-    Returns
-    -------
-    str
-        HTML.
-    """
+def _scores_section(scores):
+    """Heat map of the sensitivities that the bits follow from."""
     note = f"Method: {scores.get('method', 'not named')}. " + (
         "Brighter clusters lose more at these bits; empty cells are zero or "
         "below."
@@ -267,19 +198,8 @@ def scores_section(scores):
     return "".join(parts)
 
 
-def additivity_section(rows):
-    """Predicted against measured loss of whole plans.
-
-    Arguments
-    ---------
-    rows : list[dict]
-        Content of additivity.json, see `curves.predicted_and_measured`.
-
-    Returns
-    -------
-    str
-        HTML.
-    """
+def _additivity_section(rows):
+    """Predicted against measured loss of whole plans."""
     note = (
         "Scores change one cluster at a time; their sum is what a whole plan "
         "should lose if clusters did not act on each other. Above the dashed "
@@ -293,19 +213,8 @@ def additivity_section(rows):
     )
 
 
-def admm_section(rows):
-    """Convergence of ADMM.
-
-    Arguments
-    ---------
-    rows : list[dict]
-        Content of admm.json, see `curves.convergence`.
-
-    Returns
-    -------
-    str
-        HTML.
-    """
+def _admm_section(rows):
+    """Convergence of ADMM."""
     note = (
         "The primal residual says how far the weights are from their "
         "quantized values; the loss is that of the quantized network."
@@ -317,47 +226,14 @@ def admm_section(rows):
     )
 
 
-def training_section(curve):
-    """Curves of the training.
-
-    Arguments
-    ---------
-    curve : list
-        One dict of numbers per epoch, or the losses alone.
-
-    Returns
-    -------
-    str
-        HTML.
-    """
+def _training_section(curve):
+    """Curves of the training."""
     draw = partial(draw_training, curve)
     return tag("h2", "Training") + _figure(draw, "Training by epoch")
 
 
-def table_row(cells, starts=(), element="td", class_=""):
-    """One table row.
-
-    Arguments
-    ---------
-    cells : list[str]
-        Plain text.
-    starts : set[int]
-        Columns that begin a group.
-    element : str
-        "td" or "th".
-    class_ : str
-        Class of the row, if any.
-
-    Returns
-    -------
-    str
-        A `<tr>` element.
-
-    Example
-    -------
-    >>> table_row(["kl", "4"], {1})
-    '<tr><td>kl</td><td class="first">4</td></tr>'
-    """
+def _table_row(cells, starts=(), element="td", class_=""):
+    """One table row."""
     inner = "".join(
         tag(element, text(cell.strip()), class_="first")
         if index in starts
@@ -379,9 +255,9 @@ def _bits_table(clusters):
         ]
         share = f"{100 * sum(sizes) / max(total, 1):.1f} %"
         cells = [f"{bits:g} bit", str(len(sizes)), f"{sum(sizes):,}", share]
-        rows.append(table_row(cells))
+        rows.append(_table_row(cells))
     header = ["bits", "clusters", "parameters", "share"]
-    head = tag("thead", table_row(header, element="th"))
+    head = tag("thead", _table_row(header, element="th"))
     return tag("table", head + tag("tbody", "".join(rows)))
 
 
@@ -409,43 +285,8 @@ def _figure(draw, caption, class_=""):
     return tag("figure", image + tag("figcaption", text(caption)))
 
 
-def table_section(runs, against=None, seeds="all", ours=False):
-    """The results table, what its marks say, and differences by seed.
-
-    Arguments
-    ---------
-    runs : list[dict]
-        Contents of metrics.json files, in the order of the rows.
-    against : sequence of str | None
-        Baselines of the marks, see `marks.choose_baselines`.
-    seeds : str
-        "all" or "mean", see `table_cells.table_cells`.
-    ours : bool
-        Whether the page is about the first run: its row stands out.
-
-    Returns
-    -------
-    str
-        HTML.
-
-    Example
-    -------
-    >>> from .metrics import summarise
-    >>> item = {
-    ...     "id": "a",
-    ...     "angle": 7.0,
-    ...     "si_snr": 9.0,
-    ...     "si_snr_mixture": 0.0,
-    ...     "pesq": 2.0,
-    ...     "reference": "set red",
-    ...     "hypothesis": "set blue",
-    ... }
-    >>> html = table_section(
-    ...     [{"system": "<kl>", "bits": 4, **summarise([item])}]
-    ... )
-    >>> "<td>&lt;kl&gt;</td>" in html, "<td>9.00(2.00)</td>" in html
-    (True, False)
-    """
+def _table_section(runs, against=None, seeds="all", ours=False):
+    """The results table, what its marks say, and differences by seed."""
     groups, header, rows = table_cells(runs, against, seeds)
     starts, column = set(), 0
     for _, columns in groups:
@@ -455,10 +296,10 @@ def table_section(runs, against=None, seeds="all", ours=False):
     titles = "".join(
         tag("th", text(title), colspan=columns) for title, columns in groups
     )
-    head = tag("tr", titles) + table_row(header, starts, "th")
+    head = tag("tr", titles) + _table_row(header, starts, "th")
     # Row 0 is the mixture, row 1 the first run.
     body = "".join(
-        table_row(row, starts, class_="ours" if ours and index == 1 else "")
+        _table_row(row, starts, class_="ours" if ours and index == 1 else "")
         for index, row in enumerate(rows)
     )
     notes = table_notes(runs, against, seeds)
@@ -478,11 +319,11 @@ def _differences(runs):
         "Mean and standard deviation, over the seeds, of the difference "
         "between two systems whose files are of one size."
     )
-    body = "".join(table_row(row) for row in rows)
+    body = "".join(_table_row(row) for row in rows)
     return (
         tag("h2", "Differences at equal bytes")
         + tag("p", text(note))
-        + _table(table_row(header, element="th"), body)
+        + _table(_table_row(header, element="th"), body)
     )
 
 
@@ -509,51 +350,20 @@ def write_report(
 
     Arguments
     ---------
-    path : str | Path
-        The file; its folder must exist.
     metrics : list[dict]
         Contents of metrics.json: the system first, then baselines such as
         full and uniform precision, all scored on one test set.
-    plan : dict | None
-        Content of plan.json.
-    scores : dict | None
-        Content of scores.json.
     examples : list[dict]
         Test items to look at and to listen to: {"id", "doa_target",
         "doa_interferer", "angle", "sample_rate", "reference", "signals",
         "hypotheses", "si_snr"}; signals, hypotheses and si_snr are dicts by
         "mixture", "target" and system.
-    training_curve : list | None
-        One dict of numbers per epoch, or the losses alone.
     neighbours : list[dict]
         Metrics of more systems, drawn beside these by their size.
-    ceiling : dict | None
-        Content of ceiling.json, shown with the plan: what mixed precision can
-        win, "am_gm_db" and "limited_db", and what the plan does, "planned_db".
-    pareto : dict | None
-        Content of pareto.json: "points" and "chosen", dicts of "bytes" and
-        the summed "score" of a plan.
     additivity : list[dict] | None
         Content of additivity.json: "plan", "predicted" and "measured".
     admm : list[dict] | None
         Content of admm.json: "iteration", "primal_residual", "valid_loss".
-
-    Example
-    -------
-    >>> from .metrics import summarise
-    >>> item = {
-    ...     "id": "a",
-    ...     "angle": 7.0,
-    ...     "si_snr": 9.0,
-    ...     "si_snr_mixture": 0.0,
-    ...     "pesq": 2.0,
-    ...     "reference": "set red",
-    ...     "hypothesis": "set blue",
-    ... }
-    >>> path = getfixture("tmpdir") / "report.html"
-    >>> write_report(path, [{"system": "kl", "bits": 4, **summarise([item])}])
-    >>> "9.00(2.00)" in path.read_text("utf-8")
-    True
     """
     headline, sentences = verdict(metrics)
     names = [label(m) for m in metrics]
@@ -562,22 +372,22 @@ def write_report(
         *(tag("p", text(sentence)) for sentence in sentences),
         tag("p", text(_origin(metrics[0])), class_="soft"),
         tag("h2", "Results by angle between the speakers"),
-        table_section(metrics, ours=True),
-        quality_section(names, metrics),
+        _table_section(metrics, ours=True),
+        _quality_section(names, metrics),
     ]
     if neighbours or pareto:
         runs = [*metrics, *neighbours]
-        sections.append(pareto_section(runs, pareto))
+        sections.append(_pareto_section(runs, pareto))
     if plan:
-        sections.append(plan_section(plan, ceiling))
+        sections.append(_plan_section(plan, ceiling))
     if scores:
-        sections.append(scores_section(scores))
+        sections.append(_scores_section(scores))
     if additivity:
-        sections.append(additivity_section(additivity))
+        sections.append(_additivity_section(additivity))
     if admm:
-        sections.append(admm_section(admm))
+        sections.append(_admm_section(admm))
     if training_curve:
-        sections.append(training_section(training_curve))
+        sections.append(_training_section(training_curve))
     if examples:
         sections.append(tag("h2", "Look and listen"))
         sections.append(tag("p", _EXAMPLES_NOTE, class_="soft"))
@@ -590,20 +400,14 @@ def write_table(path, runs, against=None, seeds="all"):
 
     Arguments
     ---------
-    path : str | Path
-        The file; its folder must exist.
     runs : list[dict]
         Contents of metrics.json files, as `runs.gather` gives them.
-    against : sequence of str | None
-        Baselines of the marks, see `marks.choose_baselines`.
-    seeds : str
-        "all" or "mean", see `table_cells.table_cells`.
     """
     sections = [
         tag("h1", tag("small", "Results") + "Systems on one test set"),
         tag("p", text(_origin(runs[0], ("corpus", "test_set"))), class_="soft"),
-        table_section(runs, against, seeds),
-        pareto_section(runs, own=False),
+        _table_section(runs, against, seeds),
+        _pareto_section(runs, own=False),
     ]
     write_text(path, page("Results", "\n".join(sections)))
 

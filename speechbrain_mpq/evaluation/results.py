@@ -30,25 +30,10 @@ def write_results(folder, system, scored, baselines=(), results_folder=None):
 
     Arguments
     ---------
-    folder : str or Path
-        Output folder of the experiment; plan.json, scores.json, ceiling.json,
-        pareto.json, additivity.json, admm.json and train_log.txt in it are
-        shown in the report.
     system : dict
         What metrics.json says of the system beside its scores: "system",
         "bits", "average_bits", "estimator", "model_bytes", "fp32_bytes",
         "corpus", "seed", "wall_seconds".
-    scored : scoring.Scored
-    baselines : sequence of str or Path
-        Output folders of finished experiments on the same test set; the first
-        is the one that MAPSSWE compares with.
-    results_folder : str or Path or None
-        All finished experiments in it (`<experiment>/<seed>/`) that were
-        scored on the same test set are drawn beside this one.
-
-    Returns
-    -------
-    metrics : dict
     """
     folder = Path(folder)
     write_json(folder / "test_items.json", scored.items)
@@ -78,24 +63,12 @@ def write_results(folder, system, scored, baselines=(), results_folder=None):
 
 
 def show_results(folders):
-    """The table of some finished experiments, as text.
-
-    Arguments
-    ---------
-    folders : sequence of str or Path
-
-    Returns
-    -------
-    table : str
-    """
+    """The table of some finished experiments, as text."""
     return results_table([load_run(path) for path in folders])
 
 
 def _training_curve(path):
-    """Numbers of every epoch in SpeechBrain's log, the last of repeated ones.
-
-    The learning rate is a setting, not an outcome.
-    """
+    """Losses of every epoch in SpeechBrain's log; the last of repeated ones."""
     if not path.exists():
         return None
     epochs = {}

@@ -19,11 +19,7 @@ from ..utils import read_json
 from .metrics import AVERAGED, BUCKET_NAMES, SAME_DB, hash_test_set
 
 FULL_PRECISION = 32  # bits
-
-
 KIB = 2**10  # bytes
-
-
 MIB = 2**20  # bytes
 
 
@@ -33,15 +29,6 @@ _PAPER_ORDER = ("uniform", "hes", "kl", "nas")
 
 def bits_text(run):
     """Average bits of a run, without needless decimals.
-
-    Arguments
-    ---------
-    run : dict
-        With "bits" and, where it is known, "average_bits".
-
-    Returns
-    -------
-    str
 
     Example
     -------
@@ -54,16 +41,6 @@ def bits_text(run):
 
 def label(run):
     """Name of a system with its bits.
-
-    Arguments
-    ---------
-    run : dict
-        Content of metrics.json.
-
-    Returns
-    -------
-    str
-        As "kl 4.03 bit"; full precision goes without bits.
 
     Example
     -------
@@ -80,16 +57,6 @@ def label(run):
 def size_text(size):
     """Bytes as text, in KiB below one MiB.
 
-    Arguments
-    ---------
-    size : int
-        Bytes.
-
-    Returns
-    -------
-    str
-        As "293 KiB" or "2.00 MiB".
-
     Example
     -------
     >>> size_text(300000), size_text(2 * 2**20)
@@ -100,17 +67,6 @@ def size_text(size):
 
 def table_order(run):
     """Sort key that puts runs into the order of the paper's Table 1.
-
-    Arguments
-    ---------
-    run : dict
-        Content of metrics.json.
-
-    Returns
-    -------
-    tuple
-        Full precision first, then uniform precision by bits, then the other
-        methods, each by bits and seed.
 
     Example
     -------
@@ -132,33 +88,12 @@ def table_order(run):
 
 
 def system_key(run):
-    """What makes two runs one system: all but the seed.
-
-    Arguments
-    ---------
-    run : dict
-        Content of metrics.json.
-
-    Returns
-    -------
-    tuple
-    """
+    """What makes two runs one system: all but the seed."""
     return run["system"], run["bits"], run.get("estimator")
 
 
 def full_label(run, runs):
     """Label of a run, with its estimation where others need it to differ.
-
-    Arguments
-    ---------
-    run : dict
-        Content of metrics.json.
-    runs : sequence of dict
-        All that are shown together.
-
-    Returns
-    -------
-    str
 
     Example
     -------
@@ -179,24 +114,11 @@ def full_label(run, runs):
 
 
 _NUMBERS = ("average_bits", "model_bytes", "fp32_bytes", "seconds_per_hour")
-
-
 _TEXTS = ("test_set", "estimator", "corpus")
 
 
 def load_metrics(path):
-    """Read and check a metrics.json file.
-
-    Arguments
-    ---------
-    path : str | Path
-        The file.
-
-    Returns
-    -------
-    dict
-        Its content.
-    """
+    """Read and check a metrics.json file."""
     metrics = read_json(path)
     problem = _problem(metrics)
     if problem:
@@ -206,19 +128,8 @@ def load_metrics(path):
     return metrics
 
 
-def load_items(folder):
-    """Read the results of every test mixture of a finished run.
-
-    Arguments
-    ---------
-    folder : str | Path
-        Folder of the run, which holds a test_items.json.
-
-    Returns
-    -------
-    list[dict]
-        See `metrics`.
-    """
+def _load_items(folder):
+    """Read the results of every test mixture of a finished run."""
     path = Path(folder, "test_items.json")
     items = read_json(path)
     try:
@@ -234,25 +145,12 @@ def load_items(folder):
 
 
 def load_run(folder, with_items=False):
-    """Read a finished run.
-
-    Arguments
-    ---------
-    folder : str | Path
-        Output folder of the experiment, which holds a metrics.json.
-    with_items : bool
-        Whether it must hold a test_items.json too.
-
-    Returns
-    -------
-    dict
-        The metrics, with "folder" and, where there are any, "items".
-    """
+    """Read a finished run."""
     folder = Path(folder)
     run = {**load_metrics(folder / "metrics.json"), "folder": folder}
     path = folder / "test_items.json"
     if with_items or path.exists():
-        items = load_items(folder)
+        items = _load_items(folder)
         if run.get("test_set") not in (None, hash_test_set(items)):
             raise ValueError(
                 f"{path} does not belong to the metrics.json beside it: they "
@@ -264,11 +162,6 @@ def load_run(folder, with_items=False):
 
 def gather(*folders):
     """Read every finished run below some folders.
-
-    Arguments
-    ---------
-    *folders : str | Path
-        As `results`, with one folder per experiment.
 
     Returns
     -------

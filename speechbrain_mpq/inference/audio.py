@@ -22,25 +22,7 @@ from ..utils import SAMPLE_RATE
 
 
 def audio_format(path):
-    """Name of the audio format that a file's ending asks for.
-
-    Arguments
-    ---------
-    path : str or Path
-
-    Returns
-    -------
-    name : str
-
-    Example
-    -------
-    >>> audio_format("out.wav"), audio_format("out.flac")
-    ('WAV', 'FLAC')
-    >>> audio_format("out.mp4")
-    Traceback (most recent call last):
-    ...
-    ValueError: out.mp4: cannot write .mp4 files: name a .wav or .flac file
-    """
+    """Name of the audio format that a file's ending asks for."""
     ending = Path(path).suffix
     name = ending[1:].upper()
     if name not in soundfile.available_formats() or name == "RAW":
@@ -53,20 +35,7 @@ def audio_format(path):
 
 @contextmanager
 def seekable(stream):
-    """A stream's content in a temporary file, to be read more than once.
-
-    Arguments
-    ---------
-    stream : binary file
-        Such as sys.stdin.buffer.
-
-    Example
-    -------
-    >>> import io
-    >>> with seekable(io.BytesIO(b"data")) as file:
-    ...     file.read()
-    b'data'
-    """
+    """A stream's content in a temporary file, to be read more than once."""
     with tempfile.TemporaryFile() as file:
         while piece := stream.read(2**20):
             file.write(piece)
@@ -75,8 +44,6 @@ def seekable(stream):
 
 
 FILTER_ZEROS = 6  # of the low-pass filter, to either side
-
-
 ROLLOFF = 0.99  # of half the lower rate
 
 
@@ -116,8 +83,6 @@ class BlockResampler:
         ---------
         signal : torch.Tensor
             [samples, channels].
-        last : bool
-            The signal ends here.
 
         Returns
         -------
@@ -156,17 +121,9 @@ class BlockResampler:
 
 
 logger = logging.getLogger(__name__)
-
-
 BLOCK_SECONDS = 3.0
-
-
 MAX_FILTER = 2**24  # taps of a resampler: rates with no common divisor
-
-
 CLIPPED = 0.9999  # of full scale
-
-
 CLIPPED_SHARE = 1e-4  # of all samples, from where on it is worth a warning
 
 
@@ -193,30 +150,7 @@ class AudioError(ValueError):
 
 
 def used_channels(channels, microphones, array_size, name="recording"):
-    """Which channels of a recording are the microphones that are used.
-
-    Arguments
-    ---------
-    channels : int
-        Of the recording: all of the array, or just those that are used.
-    microphones : sequence of int
-        Numbers of those that are used, from 1.
-    array_size : int
-        Microphones of the array.
-    name : str or Path
-        For messages.
-
-    Returns
-    -------
-    index : list of int
-
-    Example
-    -------
-    >>> used_channels(15, [1, 4, 15], array_size=15)
-    [0, 3, 14]
-    >>> used_channels(3, [1, 4, 15], array_size=15)
-    [0, 1, 2]
-    """
+    """Which channels of a recording are the microphones that are used."""
     if channels == len(microphones):
         return list(range(channels))
     if channels == array_size:
@@ -230,7 +164,7 @@ def used_channels(channels, microphones, array_size, name="recording"):
 
 
 @dataclass(frozen=True)
-class Survey:
+class AudioStats:
     """What a first pass over a file finds.
 
     Arguments
@@ -244,7 +178,7 @@ class Survey:
 
     Example
     -------
-    >>> Survey(16000, 0.1).warnings
+    >>> AudioStats(16000, 0.1).warnings
     ()
     """
 
@@ -309,11 +243,6 @@ class AudioFile:
     def blocks(self, samples=int(BLOCK_SECONDS * SAMPLE_RATE)):
         """Read the file from its beginning.
 
-        Arguments
-        ---------
-        samples : int
-            Length of a block in the file.
-
         Returns
         -------
         blocks : iterator of torch.Tensor
@@ -331,13 +260,8 @@ class AudioFile:
                 block = resampler.push(block, last=position == self.frames)
             yield block
 
-    def survey(self):
-        """First pass: level and oddities of the whole file.
-
-        Returns
-        -------
-        survey : Survey
-        """
+    def scan(self):
+        """First pass: level and oddities of the whole file."""
         mics = len(self.microphones)
         power, clipped, differs = np.zeros(mics), 0, mics == 1
         for block in self.blocks():
@@ -352,12 +276,12 @@ class AudioFile:
                 "no direction",
                 "use the recording of the array itself",
             )
-        oddities = [
+        warnings = [
             *self._silent_channels(power),
             *self._clipping(clipped / (self.samples * mics)),
         ]
         rms = math.sqrt(power[0] / self.samples)
-        return Survey(self.samples, rms, tuple(oddities))
+        return AudioStats(self.samples, rms, tuple(warnings))
 
     @contextmanager
     def _open(self):

@@ -5,8 +5,6 @@ from collections import defaultdict
 import yaml
 
 MIB = 2**20  # bytes
-
-
 _USE = """\
 ## How to use
 
@@ -43,8 +41,6 @@ microphones of the array, or those that `model.microphones` names.
 
 
 _CALL = 'model.separate_file({sample}, doa=60, out="talker.wav")'
-
-
 _CALL_WITH_LIPS = (
     'model.separate_file({sample}, doa=60, lips=lips, out="talker.wav")'
 )
@@ -70,33 +66,8 @@ def model_card(
 ):
     """The text of README.md.
 
-    Arguments
-    ---------
-    config : dict
-        Content of quantization_config.json.
-    model_bytes : int
-        Size of model.safetensors.
-    metrics : dict or None
-        Content of metrics.json.
-    reference : dict or None
-        The same of the full-precision system, on the same test set.
-    base_model : str or None
-        What was quantized: a name on the hub or one that readers know. Left
-        out where nothing is quantized.
-    license : str
-        Of the weights, as the hub writes it.
-    has_sample : bool
-        Whether there is a sample.flac.
-
-    Returns
-    -------
-    str
-
-    Example
-    -------
-    >>> config = {"plan": {"average_bits": 3.998, "bytes": 1, "clusters": {}}}
     >>> print(model_card(config, 2**20, base_model="separator_mini")[:136])
-    ---
+    -----------------------------------------------------------------------
     library_name: speechbrain
     license: apache-2.0
     pipeline_tag: audio-to-audio
@@ -119,22 +90,8 @@ def model_card(
     return "\n".join(parts)
 
 
-def bits_word(bits):
-    """Average bits as people say them, up to two digits.
-
-    Arguments
-    ---------
-    bits : float
-
-    Returns
-    -------
-    str
-
-    Example
-    -------
-    >>> bits_word(3.998), bits_word(2.5001), bits_word(2.26)
-    ('4', '2.5', '2.3')
-    """
+def _bits_word(bits):
+    """Average bits as people say them, up to two digits."""
     return f"{bits:.1f}".removesuffix(".0")
 
 
@@ -142,7 +99,7 @@ def _front_matter(plan, base_model, license):
     """What the hub reads of a card."""
     tags = ["speechbrain_mpq", "speech-separation", "multi-channel"]
     if plan:
-        tags += ["quantized", f"{bits_word(plan['average_bits'])}-bit"]
+        tags += ["quantized", f"{_bits_word(plan['average_bits'])}-bit"]
         bits = {cluster["bits"] for cluster in plan["clusters"].values()}
         tags += ["mixed-precision"] if len(bits) > 1 else []
     matter = {
@@ -160,7 +117,7 @@ def _front_matter(plan, base_model, license):
 def _summary(config, model_bytes, metrics):
     """Title and the numbers of the file."""
     plan, metrics = config.get("plan"), metrics or {}
-    bits = bits_word(plan["average_bits"]) if plan else "32"
+    bits = _bits_word(plan["average_bits"]) if plan else "32"
     rows = [
         ("average bits of a weight", f"{plan['average_bits']:.3f}")
         if plan
@@ -221,7 +178,7 @@ def _results(metrics, reference):
     for name, system in systems.items():
         size = system.get("model_bytes")
         size = f"{size / MIB:.2f}" if size else "-"
-        bits = bits_word(system.get("average_bits", 32))
+        bits = _bits_word(system.get("average_bits", 32))
         rows.append((name, bits, size, *_quality(system["average"])))
     parts = [
         "## Results\n\nMean of the four angle buckets below.\n",

@@ -45,7 +45,7 @@ class ChunkedSeparator:
         [batch, targets, pictures, height, width] of the whole signal, for
         models with a lip stream; None: no pictures.
     network : object or None
-        With a method `push`; None: `CarriedNetwork` where it can be, else
+        With a method `push`; None: `StatefulNetwork` where it can be, else
         `WindowedNetwork`.
 
     Example
@@ -81,10 +81,6 @@ class ChunkedSeparator:
         ---------
         waveforms : torch.Tensor
             [batch, samples, mics].
-        level : float
-            RMS of the reference channel over the signal.
-        last : bool
-            The signal ends here.
 
         Returns
         -------

@@ -25,11 +25,7 @@ from .audio import AudioError
 from .output import TargetOutput
 
 MAX_SECONDS = 120.0  # of a recording; longer ones are for `separate`
-
-
 MOST_UPLOADS = 16  # older ones are forgotten
-
-
 MOST_RESULTS = 64
 
 
@@ -68,13 +64,7 @@ class Demo:
         return self._first.microphones
 
     def state(self):
-        """All that the page shows before anything is separated.
-
-        Returns
-        -------
-        state : dict
-            For JSON.
-        """
+        """All that the page shows before anything is separated."""
         return {
             "models": self._facts,
             # A list first: another thread may add one
@@ -86,17 +76,6 @@ class Demo:
 
     def add_recording(self, path, name, doas=(), uploaded=False):
         """Offer a recording on the page.
-
-        Arguments
-        ---------
-        path : str or Path
-            Multichannel audio.
-        name : str
-            What the page calls it.
-        doas : sequence of float
-            Directions of the talkers, where they are known.
-        uploaded : bool
-            The page may forget and delete it.
 
         Returns
         -------
@@ -111,7 +90,7 @@ class Demo:
                 f"the page takes up to {MAX_SECONDS:.0f} s: cut it, or use "
                 "`speechbrain-mpq separate`",
             )
-        survey = audio.survey()
+        scan = audio.scan()
         number = str(next(self._numbers))
         self._write_reference(audio, number)
         shown = {
@@ -120,7 +99,7 @@ class Demo:
             "seconds": round(audio.seconds, 3),
             "doas": [round(doa, 1) for doa in doas],
             "audio": f"/audio/{number}.wav",
-            "warnings": list(survey.warnings),
+            "warnings": list(scan.warnings),
         }
         entry = {"shown": shown, "path": Path(path), "uploaded": uploaded}
         self._recordings[number] = entry
@@ -129,15 +108,6 @@ class Demo:
 
     def separate(self, recording, model, doa):
         """Separate the talker at a direction.
-
-        Arguments
-        ---------
-        recording : str
-            Its id.
-        model : str
-            Its name.
-        doa : float
-            Degrees.
 
         Returns
         -------
@@ -165,17 +135,7 @@ class Demo:
         }
 
     def audio_path(self, number):
-        """File of a recording's reference channel or of a result.
-
-        Arguments
-        ---------
-        number : str
-
-        Returns
-        -------
-        path : Path or None
-            None where there is none.
-        """
+        """File of a recording's reference channel or of a result."""
         if number in self._recordings or number in self._results:
             return self.scratch / f"{number}.wav"
         return None
@@ -219,20 +179,10 @@ def _facts(name, model):
 
 
 HOST = "127.0.0.1"
-
-
 NAMES = (HOST, "localhost")
-
-
 MAX_UPLOAD = 2**28  # bytes, two minutes of 15 float channels at 32 kHz
-
-
 MAX_REQUEST = 2**14  # bytes of JSON
-
-
 OWN_HEADER = "X-Speechbrain-MPQ"
-
-
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'unsafe-inline'; style-src "
@@ -271,14 +221,7 @@ class DemoServer(ThreadingHTTPServer):
 
 @contextmanager
 def serve(demo, port=0):
-    """A server that is closed in the end.
-
-    Arguments
-    ---------
-    demo : Demo
-    port : int
-        0: any that is free.
-    """
+    """A server that is closed in the end."""
     try:
         server = DemoServer(demo, port)
     except OSError as error:

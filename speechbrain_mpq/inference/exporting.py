@@ -27,18 +27,11 @@ from .folder import copy_folder
 from .loading import load_checked
 
 MAX_SECONDS = 120.0  # of all recordings together
-
-
 MAX_EACH = 10.0  # seconds from the beginning of each
 
 
 def read_manifest(path):
     """The recordings of a calibration set.
-
-    Arguments
-    ---------
-    path : str or Path
-        JSON file.
 
     Returns
     -------
@@ -64,22 +57,8 @@ def read_manifest(path):
     return recordings
 
 
-def calibration_features(separator, recordings):
-    """What the mask network reads of some recordings.
-
-    Arguments
-    ---------
-    separator : Separator
-    recordings : list of (Path, float)
-        From `read_manifest`; those beyond two minutes are left out.
-
-    Returns
-    -------
-    batches : list of torch.Tensor
-        [1, inputs, frames] each.
-    seconds : float
-        Of audio in them.
-    """
+def _calibration_features(separator, recordings):
+    """What the mask network reads of some recordings."""
     front, batches, seconds = separator.features, [], 0.0
     for path, doa in recordings:
         audio = AudioFile(
@@ -102,16 +81,6 @@ def engine_ranges(network, batches):
     What convolutions read is measured in the network itself. What they give,
     which only ONNX Runtime rounds, is measured in the network that it runs,
     see `equalize_hidden`.
-
-    Arguments
-    ---------
-    network : lowered.MaskNetwork
-    batches : sequence of torch.Tensor
-        From `calibration_features`.
-
-    Returns
-    -------
-    ranges : dict of str -> ActivationRange
     """
     ranges = calibrate(network, batches)
     equalized = equalize_hidden(network, ranges)
@@ -147,7 +116,7 @@ def export(folder, out=None, engine="openvino", calibration=None):
     if calibration is None:
         ranges, batches, seconds = read_ranges(folder, network), [], 0.0
     else:
-        batches, seconds = calibration_features(
+        batches, seconds = _calibration_features(
             load_checked(folder), read_manifest(calibration)
         )
         ranges = engine_ranges(network, batches)

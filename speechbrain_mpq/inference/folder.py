@@ -35,7 +35,7 @@ from ..quantization.packing import (
     save_packed,
 )
 from ..quantization.plan import packed_bytes
-from ..utils import write_text, write_whole
+from ..utils import write_chunks, write_text
 from .card import model_card
 from .engines.activations import RANGES_FILE, read_ranges
 from .engines.lowered import lower
@@ -118,13 +118,7 @@ def hyperparams(architecture):
 
 
 def with_current_names(text):
-    """The text of a hyperparams.yaml of an earlier version as of today.
-
-    Example
-    -------
-    >>> with_current_names("!new:speechbrain_mpq.separation.tcn.fold_norms_")
-    '!new:speechbrain_mpq.fold_norms_'
-    """
+    """The text of a hyperparams.yaml of an earlier version as of today."""
     for module in _FORMER_MODULES:
         text = text.replace(f"speechbrain_mpq.{module}.", "speechbrain_mpq.")
     return text
@@ -151,19 +145,7 @@ FLOAT_BITS = 32  # of the model that the compression is against
 
 
 def coverage_rows(model):
-    """The coverage table of a packed model.
-
-    Arguments
-    ---------
-    model : PackedModel
-        From `read_model`.
-
-    Returns
-    -------
-    rows : list of dict
-        In the order of the names: tensor, cluster, shape, parameters,
-        stored_bits, scales, bytes, reason (why it is in floating point).
-    """
+    """The coverage table of a packed model."""
     rows = []
     for name, tensor in model.quantized.items():
         count, scales = tensor.integers.numel(), tensor.alpha.numel()
@@ -180,16 +162,6 @@ def coverage_rows(model):
 
 def cluster_bits(rows):
     """Bits and parameters of every quantized cluster, as in plan.json.
-
-    Arguments
-    ---------
-    rows : list of dict
-        From `coverage_rows`.
-
-    Returns
-    -------
-    clusters : dict
-        Name -> {"bits", "parameters"}.
 
     Example
     -------
@@ -208,19 +180,7 @@ def cluster_bits(rows):
 
 
 def summarise(model, rows):
-    """Sizes of a packed model.
-
-    Arguments
-    ---------
-    model : PackedModel
-    rows : list of dict
-        From `coverage_rows`.
-
-    Returns
-    -------
-    summary : dict
-        Plain values.
-    """
+    """Sizes of a packed model."""
     quantized = [row for row in rows if not row["reason"]]
     count = sum(row["parameters"] for row in quantized)
     bits = sum(row["parameters"] * row["stored_bits"] for row in quantized)
@@ -293,32 +253,14 @@ def save_separator(separator, folder, metadata=None, **card):
 
 
 def write_hyperparams(folder, architecture):
-    """Writes hyperparams.yaml, for SpeechBrain's `from_hparams`.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Packed folder.
-    architecture : dict
-        From `registry.describe`, or from a file: ValueError where it is not
-        what the registry takes.
-    """
+    """Writes hyperparams.yaml, for SpeechBrain's `from_hparams`."""
     build(architecture)  # a stranger's strings must not become YAML
     text = hyperparams(architecture)
     write_text(Path(folder, HYPERPARAMS_FILE), text)
 
 
 def write_card(folder, **card):
-    """Writes README.md, the model card.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Packed folder; what the card says of it is read from its files.
-    **card
-        What `card.model_card` takes: `metrics`, `reference`, `base_model`,
-        `license`.
-    """
+    """Writes README.md, the model card."""
     folder = Path(folder)
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     text = model_card(
@@ -335,17 +277,6 @@ def copy_folder(packed, folder):
 
     Card, plan, sample and the like come from the folder that it was read
     from.
-
-    Arguments
-    ---------
-    packed : PackedModel
-        Of format 3.
-    folder : str or Path
-        Made if it is not there.
-
-    Returns
-    -------
-    Path
     """
     if packed.architecture is None:
         raise PackedModelError(
@@ -357,11 +288,11 @@ def copy_folder(packed, folder):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_hyperparams(folder, packed.architecture)
-    write_whole(folder / MODEL_FILE, [packed.content])
+    write_chunks(folder / MODEL_FILE, [packed.content])
     for name in (CONFIG_FILE, CARD_FILE, SAMPLE_FILE, RANGES_FILE):
         source = packed.path.parent / name
         if source.is_file():
-            write_whole(folder / name, [source.read_bytes()])
+            write_chunks(folder / name, [source.read_bytes()])
     if not (folder / CONFIG_FILE).exists():
         _write_config(folder, packed.header, packed.version)
     if not (folder / CARD_FILE).exists():
@@ -421,8 +352,6 @@ def _write_config(folder, header, version, older=None):
 
 # Kinds of files that can execute code when they are loaded.
 _EXECUTABLE = (".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".py", ".npy")
-
-
 _MAX_TEXT = 2**26  # bytes
 
 

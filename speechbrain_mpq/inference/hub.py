@@ -11,11 +11,7 @@ from ..quantization.packing import CONFIG_FILE, MODEL_FILE
 from .engines.activations import RANGES_FILE
 
 HYPERPARAMS_FILE = "hyperparams.yaml"
-
-
 CARD_FILE = "README.md"
-
-
 SAMPLE_FILE = "sample.flac"
 
 
@@ -37,28 +33,7 @@ def fetch_folder(
     endpoint=None,
     local_files_only=False,
 ):
-    """A local folder with the files of a packed model.
-
-    Arguments
-    ---------
-    source : str or Path
-        A folder, or the name of a hub repository, "user/name". What is there
-        as a folder is taken as one.
-    revision : str or None
-        Branch, tag or commit; a commit's hash always gives the same files.
-    cache_dir : str or Path or None
-        Where downloads are kept; None: the client's own place.
-    token : str or bool or None
-        For private repositories; None: the one that is logged in.
-    endpoint : str or None
-        Address of the hub; None: the client's own.
-    local_files_only : bool
-        Download nothing.
-
-    Returns
-    -------
-    Path
-    """
+    """A local folder with the files of a packed model."""
     if Path(source).is_dir():
         return Path(source)
     if not _REPOSITORY.fullmatch(str(source)) or ".." in str(source):
@@ -96,30 +71,7 @@ def push_folder(
     token=None,
     endpoint=None,
 ):
-    """Uploads the files of a packed folder, and no others.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Packed folder.
-    repository : str
-        "user/name"; made if it is not there.
-    private : bool or None
-        Whether a new repository is private; None: the owner's default.
-    message : str
-        Of the commit.
-    revision : str or None
-        Branch; None: main.
-    token : str or bool or None
-        None: the one that is logged in.
-    endpoint : str or None
-        Address of the hub; None: the client's own.
-
-    Returns
-    -------
-    str
-        Address of the commit.
-    """
+    """Uploads the files of a packed folder, and no others."""
     from huggingface_hub import HfApi
 
     refuse_foreign_links(folder)
@@ -140,11 +92,6 @@ def refuse_foreign_links(folder):
 
     A folder from a stranger may link its README.md to a file that is not to
     be copied or uploaded. The client's own cache links into `blobs`.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Packed folder.
     """
     own = Path(folder).resolve()
     homes = [own, *(parent / "blobs" for parent in own.parents[1:2])]

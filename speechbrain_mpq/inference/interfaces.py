@@ -51,27 +51,8 @@ def doa_from_face(x, width):
     return x / width * 180
 
 
-def as_directions(doa):
-    """Directions as a tensor, refused where they cannot be some.
-
-    Arguments
-    ---------
-    doa : float, sequence or array
-        One target; one for each target; or [targets, frames].
-
-    Returns
-    -------
-    directions : torch.Tensor
-        [], [targets] or [targets, frames], degrees.
-
-    Example
-    -------
-    >>> as_directions([60, 112.5])
-    tensor([ 60.0000, 112.5000])
-    >>> as_directions([[60, 61, 62], [90]])
-    Traceback (most recent call last):
-    ValueError: doa must be degrees: a number, a sequence of one for each ...
-    """
+def _as_directions(doa):
+    """Directions as a tensor, refused where they cannot be some."""
     try:
         if isinstance(doa, torch.Tensor):
             directions = doa.float()
@@ -92,16 +73,8 @@ def as_directions(doa):
     return directions
 
 
-def check_moving(directions, frames):
-    """Raise ValueError unless talkers who move have one DOA a frame.
-
-    Arguments
-    ---------
-    directions : torch.Tensor
-        [targets] or [targets, frames].
-    frames : int
-        Of the recording's spectrogram.
-    """
+def _check_moving(directions, frames):
+    """Raise ValueError unless talkers who move have one DOA a frame."""
     found = directions.shape[-1]
     if directions.dim() == 2 and found != frames:
         raise ValueError(
@@ -116,32 +89,14 @@ def check_moving(directions, frames):
         )
 
 
-def middles(directions):
-    """One direction for each target, to name it by.
-
-    Arguments
-    ---------
-    directions : torch.Tensor
-        [targets] or [targets, frames].
-
-    Returns
-    -------
-    doas : list of float
-        Those that move: their median, to a tenth of a degree.
-
-    Example
-    -------
-    >>> middles(torch.tensor([[50.0, 60.04, 90.0]]))
-    [60.0]
-    """
+def _median_doas(directions):
+    """One direction for each target, to name it by."""
     if directions.dim() == 1:
         return directions.tolist()
     return [round(d, 1) for d in directions.median(1).values.tolist()]
 
 
 logger = logging.getLogger(__name__)
-
-
 CHUNK_SECONDS = 2.0  # longer ones leave the processor's caches
 
 
@@ -219,23 +174,12 @@ class SeparationInterface:
 
         Arguments
         ---------
-        path : str, Path, binary file or AudioFile
-            Recording of all microphones of the array, or just of those that
-            the model uses. A binary file must be seekable.
         doa : float, sequence of float, or array
             Direction of each target, degrees from the array's axis; [targets,
             frames] for talkers who move, see `vision.direction.frame_doas`.
-        out : str, Path, sequence of these, or None
-            Audio file to write, one for each target; a single name gets the
-            direction added where there are several. None: waveforms are
-            returned, which do take memory.
         level : str or float
             "mixture": as loud as the talker is in the recording; a number:
             RMS in dB of full scale. One gain holds for the whole file.
-        subtype : str or None
-            Sample format of the output as soundfile names it, as "FLOAT".
-        progress : bool
-            Show a bar on standard error.
         chunk_seconds : float
             Length of what is read at a time.
         lips : array or None
@@ -250,13 +194,13 @@ class SeparationInterface:
             The files; without `out` the waveforms, [samples], or [targets,
             samples] for several directions.
         """
-        directions = as_directions(doa)
+        directions = _as_directions(doa)
         single = directions.dim() == 0
         directions = directions.view(-1) if single else directions
         audio = path if isinstance(path, AudioFile) else self.open_audio(path)
         hop = self.separator.features.hop
-        check_moving(directions, audio.samples // hop + 1)
-        paths = output_paths(out, middles(directions))
+        _check_moving(directions, audio.samples // hop + 1)
+        paths = output_paths(out, _median_doas(directions))
         with ExitStack() as stack:
             outputs = [
                 stack.enter_context(TargetOutput(name, level, subtype))
@@ -280,12 +224,6 @@ class SeparationInterface:
         ---------
         doa : float or sequence of float
             Directions of the targets in degrees.
-        **options
-            See `SeparationStream`.
-
-        Returns
-        -------
-        stream : SeparationStream
         """
         self._no_lips()
         return SeparationStream(
@@ -293,18 +231,7 @@ class SeparationInterface:
         )
 
     def open_audio(self, path, name=None):
-        """A recording, checked against what the model needs.
-
-        Arguments
-        ---------
-        path : str, Path or binary file
-        name : str or None
-            For messages.
-
-        Returns
-        -------
-        audio : AudioFile
-        """
+        """A recording, checked against what the model needs."""
         features = self.separator.features
         return AudioFile(
             path,
@@ -316,16 +243,16 @@ class SeparationInterface:
 
     def _pieces(self, audio, directions, lips, chunk_seconds, progress):
         """Estimate [targets, samples] and mixture [samples], in order."""
-        survey = audio.survey()
-        for warning in survey.warnings:
+        scan = audio.scan()
+        for warning in scan.warnings:
             logger.warning(warning)
-        rms = max(survey.rms, MIN_RMS)
-        frames = survey.samples // self.separator.features.hop + 1
+        rms = max(scan.rms, MIN_RMS)
+        frames = scan.samples // self.separator.features.hop + 1
         lips = self._pictures(lips, directions, frames)
         chunks = ChunkedSeparator(
             self.separator, directions.to(self.device)[None], lips=lips
         )
-        samples, left = round(chunk_seconds * audio.rate), survey.samples
+        samples, left = round(chunk_seconds * audio.rate), scan.samples
         with tqdm(
             total=round(audio.seconds), unit="s", disable=not progress
         ) as bar:
@@ -334,7 +261,7 @@ class SeparationInterface:
                 block = block.to(self.device)[None] / rms
                 estimate, mixture = chunks.push(block, 1.0, left == 0)
                 yield estimate[0].cpu(), rms * mixture[0].cpu()
-                bar.n = round((survey.samples - left) / SAMPLE_RATE)
+                bar.n = round((scan.samples - left) / SAMPLE_RATE)
                 bar.refresh()
 
     def _used(self, channels):

@@ -23,7 +23,7 @@ from ..lobes.models.tcn import fold_norms_
 from ..quantization.container import PackedModelError
 from ..quantization.packing import (
     MODEL_FILE,
-    check_fit,
+    check_compatible,
     load_packed_,
     plain_targets,
     read_model,
@@ -100,24 +100,7 @@ class LightSeparator(SeparationInterface):
 
 
 def load_for_engine(folder, engine="torch", threads=1, device="cpu"):
-    """The separator of a packed folder, its network in an engine.
-
-    Arguments
-    ---------
-    folder : Path
-        Of format 3.
-    engine : str
-        "torch", "openvino" or "onnx".
-    threads : int
-        Threads of the engine.
-    device : str
-        Where it shall run; only checked here.
-
-    Returns
-    -------
-    Separator
-        In eval mode, on the CPU.
-    """
+    """The separator of a packed folder, its network in an engine."""
     if engine != "torch" and torch.device(device).type != "cpu":
         raise ValueError(
             f'the engine "{engine}" runs on the CPU: leave device out, '
@@ -153,18 +136,7 @@ class EngineNetwork(nn.Module):
 
 
 def load_checked(folder):
-    """The separator of a packed folder, from model.safetensors alone.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Of format 3.
-
-    Returns
-    -------
-    Separator
-        In eval mode, with plain weights.
-    """
+    """The separator of a packed folder, from model.safetensors alone."""
     packed = read_model(folder)
     if packed.architecture is None:
         raise PackedModelError(
@@ -179,7 +151,7 @@ def load_checked(folder):
         raise PackedModelError(
             packed.path, str(error), "pack the model again"
         ) from error
-    check_fit(packed, plain_targets(separator))
+    check_compatible(packed, plain_targets(separator))
     broken = [n for n, t in packed.floats.items() if not _is_finite(t)]
     if broken:
         raise PackedModelError(
@@ -196,41 +168,15 @@ def _is_finite(tensor):
 
 
 def weights_file(folder):
-    """Where the weights to start from are.
-
-    Arguments
-    ---------
-    folder : str or Path or None
-        Packed folder of a separator in full precision; None: none.
-
-    Returns
-    -------
-    path : Path
-    """
+    """Where the weights to start from are."""
     return Path(folder or "", "model.safetensors")
 
 
-def new_or_trained(model_file, folder, full_precision=False, equalize=False):
+def initial_separator(model_file, folder, full_precision=False, equalize=False):
     """A new separator, or a trained one, ready for an experiment.
 
     A trained one has its norms folded. In full precision a separator with a
     lip stream may start from one without: its lip stream is new then.
-
-    Arguments
-    ---------
-    model_file : str or Path
-        YAML file that describes the separator.
-    folder : str or Path or None
-        Packed folder of the trained one; None: a new one, in full precision
-        only.
-    full_precision : bool
-        Whether the experiment leaves it so.
-    equalize : bool
-        Bring the columns of its first layer to one size.
-
-    Returns
-    -------
-    separator : Separator
     """
     separator = build_separator(model_file)
     if folder is None:
@@ -262,13 +208,7 @@ def new_or_trained(model_file, folder, full_precision=False, equalize=False):
 
 
 def check_describable(separator):
-    """Raise ValueError where no packed folder could name the separator.
-
-    Arguments
-    ---------
-    separator : Separator
-        Left as it is.
-    """
+    """Raise ValueError where no packed folder could name the separator."""
     packed = copy.deepcopy(separator)
     fold_norms_(packed)
     describe(packed)

@@ -14,18 +14,12 @@ import soundfile
 import torch
 import torch.nn.functional as F
 
-from ..utils import SAMPLE_RATE, whole_file
+from ..utils import SAMPLE_RATE, atomic_write
 from .audio import audio_format
 
 logger = logging.getLogger(__name__)
-
-
 IN_MEMORY = 2**24  # bytes; what is longer goes to the disk
-
-
 BLOCK_SAMPLES = 2**18
-
-
 UNLIMITED = ("FLOAT", "DOUBLE")  # sample formats that go above full scale
 
 
@@ -72,7 +66,7 @@ class TargetOutput:
         self._stack = ExitStack()
         folder = None
         if self.path is not None:
-            self._part = self._stack.enter_context(whole_file(self.path))
+            self._part = self._stack.enter_context(atomic_write(self.path))
             folder = self.path.parent
         kept = tempfile.SpooledTemporaryFile(IN_MEMORY, dir=folder)
         self._kept = self._stack.enter_context(kept)
@@ -99,13 +93,7 @@ class TargetOutput:
         self._kept.write(estimate.tobytes())
 
     def finish(self):
-        """Bring it to its level; the file appears when the context ends.
-
-        Returns
-        -------
-        result : Path or torch.Tensor
-            The file, or the waveform where there is none.
-        """
+        """Bring it to its level; the file appears when the context ends."""
         gain = np.float32(self._gain())
         blocks = (gain * block for block in self._blocks())
         if self.path is None:
@@ -163,21 +151,8 @@ def output_paths(out, doas):
 
     Arguments
     ---------
-    out : str, Path, sequence of these, or None
-        One name for each target, or one that gets the directions added.
     doas : list of float
         Directions in degrees.
-
-    Returns
-    -------
-    paths : list of Path or None
-
-    Example
-    -------
-    >>> [str(path) for path in output_paths("a.wav", [60.0, 112.5])]
-    ['a_60.wav', 'a_112.5.wav']
-    >>> output_paths(None, [60.0])
-    [None]
     """
     if out is None:
         return [None] * len(doas)
@@ -210,8 +185,6 @@ def _check_level(level):
 
 
 MEMORY = 10.0  # seconds after which old levels count a third
-
-
 GLIDE = 160  # samples from one gain to the next
 
 
@@ -286,11 +259,6 @@ class RunningGain:
             [targets, samples].
         mixture : torch.Tensor
             [samples], reference channel.
-
-        Returns
-        -------
-        estimate : torch.Tensor
-            Same shape.
         """
         samples = estimate.shape[1]
         if not samples:

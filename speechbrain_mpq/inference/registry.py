@@ -172,27 +172,8 @@ def several(check, least, most):
     return check_all
 
 
-def fields(checks, needed=()):
-    """A check for objects with known keys.
-
-    Arguments
-    ---------
-    checks : dict of str -> callable
-        For the value of each key.
-    needed : iterable of str
-        Keys that must be there.
-
-    Returns
-    -------
-    callable
-
-    Example
-    -------
-    >>> fields({"bits": whole(1, 16)})({"byte": 8}, "plan")
-    Traceback (most recent call last):
-    ...
-    ValueError: plan has no 'byte', only ['bits']
-    """
+def _fields(checks, needed=()):
+    """A check for objects with known keys."""
 
     def check(value, place):
         if not isinstance(value, dict):
@@ -217,11 +198,7 @@ def _short(value):
 
 
 MAX_CONV_BLOCKS = 256  # the paper's separator has 32
-
-
 _MICROPHONE = whole(1, 1024)
-
-
 _SIZES = {  # of a TCN; the mask network's and the lip stream's
     "channels": whole(1, 2**14),
     "hidden": whole(1, 2**14),
@@ -296,27 +273,7 @@ def build(architecture, name="Separator"):
 
 
 def describe(module):
-    """What `build` builds a module from.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Of a registered class; plain or quantized.
-
-    Returns
-    -------
-    dict
-        Plain JSON.
-
-    Example
-    -------
-    >>> separator = Separator(SpatialFeatures([(8, 1)]), channels=16)
-    >>> described = describe(separator)
-    >>> described["class"], described["arguments"]["channels"]
-    ('Separator', 16)
-    >>> described["arguments"]["features"]["arguments"]["pairs"]
-    [[8, 1]]
-    """
+    """What `build` builds a module from."""
     architecture = json.loads(json.dumps(_described(module)))
     name = architecture["class"]
     if _shapes(build(architecture, name)) != _shapes(module):
@@ -334,13 +291,13 @@ def _part(name):
     def check(value, place):
         part = REGISTRY[name]
         checks = {"class": lambda kind, _: kind, "arguments": lambda a, _: a}
-        fields(checks, checks)(value, place)
+        _fields(checks, checks)(value, place)
         if value["class"] != name:
             raise ValueError(
                 f"{place} must be of class {name!r}, not "
                 f"{str(value['class'])[:80]!r}"
             )
-        checked = fields(part.arguments, part.arguments)
+        checked = _fields(part.arguments, part.arguments)
         try:
             return part.build(**checked(value["arguments"], place))
         except (IndexError, RuntimeError, TypeError) as error:
@@ -429,7 +386,7 @@ REGISTRY = {
             "features": _part("SpatialFeatures"),
             **_SIZES,
             "layers": whole(1, 16),
-            "visual": optional(fields(_VISUAL)),
+            "visual": optional(_fields(_VISUAL)),
             "scale_inputs": flag,
             "folded": flag,
         },

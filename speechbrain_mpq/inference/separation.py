@@ -7,7 +7,7 @@ from speechbrain.inference.interfaces import Pretrained
 
 from ..quantization.packing import (
     MODEL_FILE,
-    check_fit,
+    check_compatible,
     plain_targets,
     read_model,
 )
@@ -149,7 +149,7 @@ class QuantizedSeparator(SeparationInterface, Pretrained):
         if isinstance(self.separator.mask_net, EngineNetwork):
             return  # it has no weights that anybody could change
         targets = plain_targets(self.separator)
-        check_fit(packed, targets)
+        check_compatible(packed, targets)
         values = packed.values(targets)
         if any(not torch.equal(values[n], targets[n].cpu()) for n in targets):
             raise ValueError(

@@ -25,28 +25,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..lobes.models.tcn import ChannelScale, ConvBlock, reach
+from ..lobes.models.tcn import ChannelScale, ConvBlock, receptive_field
 
 
-def can_carry(network):
-    """Whether a network is a chain that `CarriedNetwork` knows.
-
-    Arguments
-    ---------
-    network : torch.nn.Module
-        As `tcn.mask_network` makes it.
-
-    Returns
-    -------
-    known : bool
-
-    Example
-    -------
-    >>> can_carry(nn.Sequential(nn.Conv1d(2, 4, 1), ConvBlock(4, 8)))
-    True
-    >>> can_carry(nn.Sequential(nn.Conv1d(2, 4, 3)))
-    False
-    """
+def is_streamable(network):
+    """Whether a network is a chain that `StatefulNetwork` knows."""
     return isinstance(network, nn.Sequential) and all(
         isinstance(stage, ChannelScale | ConvBlock)
         or (isinstance(stage, nn.Conv1d) and stage.kernel_size == (1,))
@@ -54,7 +37,7 @@ def can_carry(network):
     )
 
 
-class CarriedNetwork:
+class StatefulNetwork:
     """A chain of layers that remembers what its next frames need.
 
     Arguments
@@ -65,7 +48,7 @@ class CarriedNetwork:
     Example
     -------
     >>> network = nn.Sequential(ConvBlock(4, 8, dilation=2)).eval()
-    >>> carried, inputs = CarriedNetwork(network), torch.randn(1, 4, 9)
+    >>> carried, inputs = StatefulNetwork(network), torch.randn(1, 4, 9)
     >>> first = carried.push(inputs[..., :5])
     >>> rest = carried.push(inputs[..., 5:], last=True)
     >>> first.shape[2], rest.shape[2]  # two frames wait for what follows
@@ -87,8 +70,6 @@ class CarriedNetwork:
         ---------
         inputs : torch.Tensor
             [batch, inputs, frames].
-        last : bool
-            The signal ends here.
 
         Returns
         -------
@@ -191,8 +172,6 @@ class FrameAnalysis:
         ---------
         waveforms : torch.Tensor
             [batch, samples, mics].
-        last : bool
-            The signal ends here.
 
         Returns
         -------
@@ -278,11 +257,6 @@ class FrameSynthesis:
     def finish(self, samples):
         """The rest, up to the length of the whole signal.
 
-        Arguments
-        ---------
-        samples : int
-            Length of the whole signal.
-
         Returns
         -------
         waveform : torch.Tensor
@@ -343,7 +317,7 @@ def context_frames(network):
             f"cannot tell how many frames {type(network).__name__} looks "
             "ahead: give it an attribute context_frames"
         )
-    return reach(network)
+    return receptive_field(network)
 
 
 class WindowedNetwork:
@@ -397,8 +371,6 @@ class WindowedNetwork:
         ---------
         inputs : torch.Tensor
             [batch, inputs, frames].
-        last : bool
-            The signal ends here.
 
         Returns
         -------
@@ -434,17 +406,7 @@ class WindowedNetwork:
 
 
 def in_pieces(network):
-    """The cheapest exact way to run a network on pieces.
-
-    Arguments
-    ---------
-    network : callable
-        Mask network of PyTorch or of another engine.
-
-    Returns
-    -------
-    network : CarriedNetwork or WindowedNetwork
-    """
-    if can_carry(network):
-        return CarriedNetwork(network)
+    """The cheapest exact way to run a network on pieces."""
+    if is_streamable(network):
+        return StatefulNetwork(network)
     return WindowedNetwork(network)

@@ -10,7 +10,7 @@ from speechbrain.dataio.preprocess import AudioNormalizer
 
 
 @dataclass
-class Item:
+class Example:
     """One entry of a manifest with its audio.
 
     Arguments
@@ -32,27 +32,7 @@ class Item:
 
 
 def read_manifest(path, data_root=None):
-    """The entries of a JSON or CSV manifest in SpeechBrain's format.
-
-    Arguments
-    ---------
-    path : str or Path
-        The file.
-    data_root : str, Path or None
-        What "{data_root}" stands for in it; None: the file's own folder.
-
-    Returns
-    -------
-    dict of str -> dict
-        Entries by their name.
-
-    Example
-    -------
-    >>> path = Path(getfixture("tmpdir")) / "speech.json"
-    >>> _ = path.write_text('{"a": {"wav": "{data_root}/a.flac"}}')
-    >>> read_manifest(path, "/corpus")
-    {'a': {'wav': '/corpus/a.flac'}}
-    """
+    """The entries of a JSON or CSV manifest in SpeechBrain's format."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such manifest")
@@ -70,23 +50,12 @@ def read_manifest(path, data_root=None):
     return entries
 
 
-def spread(entries, count):
+def evenly_spaced(entries, count):
     """Some entries of a manifest, evenly spread over it.
-
-    Arguments
-    ---------
-    entries : dict
-        Entries by their name.
-    count : int or None
-        How many at most; None: all.
-
-    Returns
-    -------
-    dict
 
     Example
     -------
-    >>> list(spread(dict.fromkeys("abcdef"), 3))
+    >>> list(evenly_spaced(dict.fromkeys("abcdef"), 3))
     ['a', 'c', 'e']
     """
     if count is None or count >= len(entries):
@@ -100,15 +69,6 @@ def spread(entries, count):
 
 def sample_rate_of(interface):
     """The sampling rate that an interface expects.
-
-    Arguments
-    ---------
-    interface : speechbrain.inference.interfaces.Pretrained
-        Any.
-
-    Returns
-    -------
-    int
 
     Example
     -------
@@ -124,24 +84,10 @@ def sample_rate_of(interface):
 
 
 def read_items(entries, sample_rate, key="wav"):
-    """Load the audio of entries, one channel at a given sampling rate.
-
-    Arguments
-    ---------
-    entries : dict
-        From ``read_manifest``.
-    sample_rate : int
-        Other rates are converted, several channels averaged.
-    key : str
-        Key of an entry that names its audio file.
-
-    Returns
-    -------
-    list of Item
-    """
+    """Load the audio of entries, one channel at a given sampling rate."""
     normalize = AudioNormalizer(sample_rate=sample_rate)
     return [
-        Item(name, read_audio(name, entry, key, normalize), entry, normalize)
+        Example(name, read_audio(name, entry, key, normalize), entry, normalize)
         for name, entry in entries.items()
     ]
 
@@ -151,12 +97,6 @@ def read_audio(name, entry, key, normalize):
 
     Arguments
     ---------
-    name : str
-        Name of the entry, for messages.
-    entry : dict
-        The entry.
-    key : str
-        Its key that holds the file's name.
     normalize : callable
         ``normalize(audio, sample_rate)`` for audio [time, channels].
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..allocation.analysis import foresee
+from ..allocation.analysis import expected_gain
 from ..allocation.scores import check_candidates
 from ..allocation.solver import allocate_bits
 from ..allocation.sweep import OutputScores
@@ -20,9 +20,14 @@ from ..quantization.quant_api import coverage, dequantize_, quantize_
 from ..quantization.tensors import named_tensors, select
 from ..training.choose import parse_budget
 from ..training.rounding import check_rounding, round_calibrated_
-from .calibration_data import read_items, read_manifest, sample_rate_of, spread
+from .calibration_data import (
+    evenly_spaced,
+    read_items,
+    read_manifest,
+    sample_rate_of,
+)
 from .pretrained_folder import (
-    Outcome,
+    PTQReport,
     model_card,
     packable,
     shared_parameters,
@@ -33,8 +38,8 @@ from .pretrained_interfaces import (
     InterfaceOutputs,
     divergence,
     find_class,
-    kind_of,
     load_interface,
+    task_of,
 )
 
 ROUNDS = 4  # until the packed files fit: names and headers take bytes, too
@@ -63,25 +68,7 @@ class InterfaceScores(OutputScores):
 
 
 def chosen_names(network, modules, include=("*",), exclude=(), vectors=False):
-    """Parameters of an interface that are to be quantized.
-
-    Arguments
-    ---------
-    network : InterfaceOutputs
-        The interface's modules.
-    modules : dict of str -> torch.nn.Module
-        What can be packed.
-    include : sequence of str
-        fnmatch patterns on parameter names; each must match something.
-    exclude : sequence of str
-        Patterns of what to leave out of these; each must match something.
-    vectors : bool
-        Whether to quantize parameters of one dimension: biases, norms.
-
-    Returns
-    -------
-    list of str
-    """
+    """Parameters of an interface that are to be quantized."""
     tensors = named_tensors(network)
     chosen = select(tensors, include, exclude)
     if not vectors:
@@ -96,24 +83,8 @@ def chosen_names(network, modules, include=("*",), exclude=(), vectors=False):
     return names
 
 
-def check_budget(network, modules, names, budget, candidate_bits, codebook):
-    """Refuse a budget that no bits can keep, before any scoring.
-
-    Arguments
-    ---------
-    network : InterfaceOutputs
-        The interface's modules, plain; left so.
-    modules : dict of str -> torch.nn.Module
-        What will be packed.
-    names : list of str
-        From ``chosen_names``.
-    budget : dict
-        From ``parse_budget``.
-    candidate_bits : sequence of int or float
-        Bits to choose from.
-    codebook : str
-        Kind of all quantization tables.
-    """
+def _check_budget(network, modules, names, budget, candidate_bits, codebook):
+    """Refuse a budget that no bits can keep, before any scoring."""
     low, high = min(candidate_bits), max(candidate_bits)
     average = budget.get("average_bits", low)
     if not low <= average <= high:
@@ -137,26 +108,7 @@ def check_budget(network, modules, names, budget, candidate_bits, codebook):
 
 
 def score_interface(comparison, modules, names, progress=True, **options):
-    """Score the clusters of an interface.
-
-    Arguments
-    ---------
-    comparison : Comparison
-        Of the interface, in full precision.
-    modules : dict of str -> torch.nn.Module
-        What will be packed.
-    names : list of str
-        From ``chosen_names``.
-    progress : bool
-        Shows a progress bar.
-    **options
-        See ``OutputScores``: candidate_bits, granularity, codebook, ...
-
-    Returns
-    -------
-    ScoreTable
-        Its rest are the parameters that the packed files hold in float.
-    """
+    """Score the clusters of an interface."""
     network = InterfaceOutputs(comparison)
     scores = InterfaceScores(comparison, **options)
     table = scores(network, include=names, prefix="", progress=progress)
@@ -166,26 +118,8 @@ def score_interface(comparison, modules, names, progress=True, **options):
     return table
 
 
-def plan_interface(table, network, modules, budget, min_bits=2):
-    """The best plan for a budget; one in bytes holds for the packed files.
-
-    Arguments
-    ---------
-    table : ScoreTable
-        From ``score_interface``.
-    network : InterfaceOutputs
-        The interface's modules, plain; left so.
-    modules : dict of str -> torch.nn.Module
-        What will be packed.
-    budget : dict
-        From ``parse_budget``.
-    min_bits : int
-        Least bits of any cluster.
-
-    Returns
-    -------
-    BitPlan
-    """
+def _plan_interface(table, network, modules, budget, min_bits=2):
+    """The best plan for a budget; one in bytes holds for the packed files."""
     if "average_bits" in budget:
         return allocate_bits(table, min_bits=min_bits, **budget)
     asked = budget["budget_bytes"]
@@ -307,11 +241,14 @@ def quantize_pretrained(
     output, cls = _empty_folder(output), find_class(class_name)
     entries = read_manifest(calibration, data_root)
     tested = read_manifest(test, data_root) if test else entries
-    entries, tested = spread(entries, items), spread(tested, test_items)
+    entries, tested = (
+        evenly_spaced(entries, items),
+        evenly_spaced(tested, test_items),
+    )
     interface, hparams_path = load_interface(cls, source, device)
     rate = sample_rate_of(interface)
     tests = read_items(tested, rate, audio_key)
-    outputs, measure = kind_of(cls)
+    outputs, measure = task_of(cls)
     measure = _measurable(measure and measure(reference), tests, reference)
     comparison = outputs(interface, read_items(entries, rate, audio_key))
     patterns = {"include": include, "exclude": exclude, "vectors": vectors}
@@ -319,26 +256,15 @@ def quantize_pretrained(
     plan = _best_plan(comparison, budget, patterns, tables, progress)
     quantized, _ = load_interface(cls, source, device)
     round_interface_(comparison.of(quantized), plan, rounding, progress)
-    judge = partial(_quality, measure, interface, tests, progress)
+    evaluate = partial(_quality, measure, interface, tests, progress)
     known = {"source": str(source), "asked": asked, "plan": plan}
-    return _written(comparison, quantized, hparams_path, output, judge, known)
+    return _written(
+        comparison, quantized, hparams_path, output, evaluate, known
+    )
 
 
 def round_interface_(comparison, plan, rounding="calibrated", progress=True):
-    """Quantize an interface to a plan, in place.
-
-    Arguments
-    ---------
-    comparison : Comparison
-        Of the interface, in full precision.
-    plan : BitPlan
-        Bits of its clusters.
-    rounding : str
-        "calibrated" or "nearest". Layers that are no matrix, and those that
-        a decoder uses for each token anew, are rounded to nearest always.
-    progress : bool
-        Shows a progress bar.
-    """
+    """Quantize an interface to a plan, in place."""
     quantize_(InterfaceOutputs(comparison), plan)
     if rounding == "calibrated":
         round_calibrated_(
@@ -354,7 +280,7 @@ def _best_plan(comparison, budget, patterns, tables, progress):
     modules, _ = packable(comparison.interface)
     network = InterfaceOutputs(comparison)
     names = chosen_names(network, modules, **patterns)
-    check_budget(network, modules, names, budget, **tables)
+    _check_budget(network, modules, names, budget, **tables)
     table = score_interface(comparison, modules, names, progress, **tables)
     silent = [n for n, row in table.scores.items() if not any(row.values())]
     if silent:
@@ -363,15 +289,15 @@ def _best_plan(comparison, budget, patterns, tables, progress):
             f"compared, so that nothing says how many bits they need: exclude "
             f"them by patterns on their parameters, such as '{silent[0]}.*'"
         )
-    plan = plan_interface(
+    plan = _plan_interface(
         table, network, modules, budget, min(table.candidate_bits)
     )
     if progress and len(table.candidate_bits) > 1:
-        print(foresee(table, plan)[1], file=sys.stderr)
+        print(expected_gain(table, plan)[1], file=sys.stderr)
     return plan
 
 
-def _written(comparison, quantized, hparams_path, output, judge, known):
+def _written(comparison, quantized, hparams_path, output, evaluate, known):
     """Write the folder, load it again, and say how good the loaded one is."""
     source, cls = comparison.interface, type(quantized)
     modules, reasons = packable(quantized)
@@ -380,13 +306,13 @@ def _written(comparison, quantized, hparams_path, output, judge, known):
         stored = write_folder(quantized, hparams_path, modules, folder)
         options = {"device": source.device}
         packed = cls.from_hparams(source=str(folder), run_opts=options)
-        outcome = Outcome(
+        outcome = PTQReport(
             folder=output,
             cls=cls,
             bytes={"source": source_bytes(source, modules), "packed": stored},
             divergence=divergence(comparison, packed),
             unit=comparison.unit,
-            quality=judge(packed),
+            quality=evaluate(packed),
             left_alone=_left_alone(modules, quantized.mods),
             reasons=reasons,
             **known,

@@ -32,7 +32,7 @@ from .pretrained_interfaces import HPARAMS_FILE
 
 
 @dataclass
-class Outcome:
+class PTQReport:
     """What became of an interface.
 
     Arguments
@@ -64,7 +64,7 @@ class Outcome:
     -------
     >>> import torch
     >>> from speechbrain_mpq import quantize_
-    >>> outcome = Outcome(
+    >>> outcome = PTQReport(
     ...     folder=Path("asr_4bit"),
     ...     source="asr",
     ...     cls=type,
@@ -77,7 +77,7 @@ class Outcome:
     ...     left_alone=[{"reason": "biases", "parameters": 4}],
     ...     reasons={},
     ... )
-    >>> for row in outcome_rows(outcome)[1:]:
+    >>> for row in _outcome_rows(outcome)[1:]:
     ...     print(row)
     ('files with weights, bytes', '144', '36')
     ('average bits of a quantized weight', '32', '4.00')
@@ -99,18 +99,8 @@ class Outcome:
     reasons: dict
 
 
-def outcome_rows(outcome):
-    """The before/after table: name, source, packed.
-
-    Arguments
-    ---------
-    outcome : Outcome
-        What to show.
-
-    Returns
-    -------
-    list of tuple of str
-    """
+def __outcome_rows(outcome):
+    """The before/after table: name, source, packed."""
     before, after = outcome.bytes["source"], outcome.bytes["packed"]
     rows = [
         ("", "source", "packed"),
@@ -130,39 +120,19 @@ def outcome_rows(outcome):
 
 
 def outcome_table(outcome):
-    """The table as text, with what else there is to say below it.
-
-    Arguments
-    ---------
-    outcome : Outcome
-        What to show.
-
-    Returns
-    -------
-    str
-    """
-    rows = outcome_rows(outcome)
+    """The table as text, with what else there is to say below it."""
+    rows = __outcome_rows(outcome)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         f"{name:{widths[0]}}  {source:>{widths[1]}}  {packed:>{widths[2]}}"
         for name, source, packed in rows
     ]
     lines.insert(1, "-" * (sum(widths) + 4))
-    return "\n".join([*lines, *outcome_notes(outcome)])
+    return "\n".join([*lines, *_outcome_notes(outcome)])
 
 
-def outcome_notes(outcome):
-    """What a user has to know beside the table.
-
-    Arguments
-    ---------
-    outcome : Outcome
-        What to show.
-
-    Returns
-    -------
-    list of str
-    """
+def _outcome_notes(outcome):
+    """What a user has to know beside the table."""
     notes = []
     if not outcome.quality:
         notes.append(
@@ -180,25 +150,15 @@ def outcome_notes(outcome):
 
 
 def model_card(outcome):
-    """README.md of the packed folder.
-
-    Arguments
-    ---------
-    outcome : Outcome
-        What to describe.
-
-    Returns
-    -------
-    str
-    """
-    head, *rows = outcome_rows(outcome)
+    """README.md of the packed folder."""
+    head, *rows = __outcome_rows(outcome)
     table = ["| " + " | ".join(head) + " |", "|---|---|---|"]
     table += ["| " + " | ".join(row) + " |" for row in rows]
     bits = Counter()
     for cluster in outcome.plan.clusters.values():
         bits[cluster.bits] += cluster.parameters
     shares = ", ".join(f"{bits[b]} with {b} bits" for b in sorted(bits))
-    notes = "\n".join(f"* {note}" for note in outcome_notes(outcome))
+    notes = "\n".join(f"* {note}" for note in _outcome_notes(outcome))
     return f"""# {outcome.folder.name}
 
 Post-training mixed-precision quantization of `{outcome.source}` to a budget
@@ -227,20 +187,7 @@ HOOK = "!name:speechbrain_mpq.load_packed_"
 
 
 def packable(interface):
-    """The modules of an interface's pretrainer that can be packed.
-
-    Arguments
-    ---------
-    interface : speechbrain.inference.interfaces.Pretrained
-        Loaded by ``from_hparams``.
-
-    Returns
-    -------
-    modules : dict of str -> torch.nn.Module
-        By their names in the pretrainer.
-    reasons : dict of str -> str
-        Why the others with parameters cannot.
-    """
+    """The modules of an interface's pretrainer that can be packed."""
     pretrainer = interface.hparams.pretrainer
     modules, reasons = {}, {}
     for name, loadable in pretrainer.loadables.items():
@@ -260,17 +207,6 @@ def packable(interface):
 def shared_parameters(root, modules):
     """Names of a root's parameters that some modules hold as well.
 
-    Arguments
-    ---------
-    root : torch.nn.Module
-        Plain.
-    modules : iterable of torch.nn.Module
-        Plain.
-
-    Returns
-    -------
-    list of str
-
     Example
     -------
     >>> import torch
@@ -283,38 +219,8 @@ def shared_parameters(root, modules):
     return [t.name for t in tensors if id(t.parameter) in held]
 
 
-def packed_hparams(text, names):
-    """hyperparams.yaml with packed models in the place of some loadables.
-
-    All else says what it said, comments included. The paths of the pretrainer
-    go, so that all is loaded from the folder itself.
-
-    Arguments
-    ---------
-    text : str
-        The source's hyperparams.yaml.
-    names : iterable of str
-        Loadables that are packed.
-
-    Returns
-    -------
-    str
-
-    Example
-    -------
-    >>> text = '''
-    ... pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
-    ...     loadables:
-    ...         asr: !ref <asr>  # the model
-    ... '''
-    >>> print(packed_hparams(text, ["asr"]))
-    pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
-        loadables:
-            asr: !ref <asr>  # the model
-        custom_hooks:
-            asr: !name:speechbrain_mpq.load_packed_
-    <BLANKLINE>
-    """
+def _packed_hparams(text, names):
+    """hyperparams.yaml with packed models in the place of some loadables."""
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 10**6
     yaml.indent(mapping=4, sequence=6, offset=4)
@@ -335,31 +241,11 @@ def packed_hparams(text, names):
 
 
 def write_folder(interface, hparams_path, modules, folder, metadata=None):
-    """Write the packed folder of a quantized interface.
-
-    Arguments
-    ---------
-    interface : speechbrain.inference.interfaces.Pretrained
-        Quantized.
-    hparams_path : Path
-        The source's hyperparams.yaml on this machine.
-    modules : dict of str -> torch.nn.Module
-        Loadables to pack; those in which nothing is quantized are packed in
-        full precision.
-    folder : Path
-        Where to; it is made.
-    metadata : dict or None
-        For quantization_config.json.
-
-    Returns
-    -------
-    int
-        Bytes of the packed files.
-    """
+    """Write the packed folder of a quantized interface."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = hparams_path.read_text(encoding="utf-8")
-    hparams = packed_hparams(text, modules)
+    hparams = _packed_hparams(text, modules)
     write_text(folder / HPARAMS_FILE, hparams)
     configs, total = {}, 0
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -377,19 +263,7 @@ def write_folder(interface, hparams_path, modules, folder, metadata=None):
 
 
 def source_bytes(interface, modules):
-    """Bytes of the source's files in the place of packed ones.
-
-    Arguments
-    ---------
-    interface : speechbrain.inference.interfaces.Pretrained
-        The source.
-    modules : iterable of str
-        Loadables that are packed.
-
-    Returns
-    -------
-    int
-    """
+    """Bytes of the source's files in the place of packed ones."""
     paths = interface.hparams.pretrainer.paths
     return sum(Path(paths[name]).stat().st_size for name in modules)
 

@@ -39,8 +39,6 @@ from .task_metrics import (
 )
 
 HPARAMS_FILE = "hyperparams.yaml"
-
-
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
@@ -49,20 +47,7 @@ class SourceNotFoundError(FileNotFoundError):
 
 
 def check_source(source):
-    """Refuses what is neither a model's folder nor one on the hub.
-
-    Arguments
-    ---------
-    source : str or Path
-        Folder, or name on the hub, "user/name".
-
-    Example
-    -------
-    >>> check_source("nowhere")
-    Traceback (most recent call last):
-    ...
-    speechbrain_mpq...SourceNotFoundError: nowhere: no such folder, and no ...
-    """
+    """Refuses what is neither a model's folder nor one on the hub."""
     folder = Path(source)
     if folder.is_file():
         raise SourceNotFoundError(
@@ -283,27 +268,7 @@ KINDS = {
 
 
 def find_class(name):
-    """The interface class of a name.
-
-    Arguments
-    ---------
-    name : str
-        Name of a class in speechbrain.inference, or a class of your own with
-        its module, "my_package.my_module.MyASR".
-
-    Returns
-    -------
-    type
-
-    Example
-    -------
-    >>> find_class("EncoderASR").__module__
-    'speechbrain.inference.ASR'
-    >>> find_class("EncoderASM")
-    Traceback (most recent call last):
-    ...
-    ValueError: no class 'EncoderASM' in speechbrain.inference; near misses: ...
-    """
+    """The interface class of a name."""
     module, _, own = name.rpartition(".")
     if module:
         try:
@@ -318,28 +283,16 @@ def find_class(name):
                 f"{near_misses(name, classes)}"
             )
         found = classes[name]
-    kind_of(found)  # is it one that is served?
+    task_of(found)  # is it one that is served?
     return found
 
 
-def kind_of(cls):
+def task_of(cls):
     """What a class puts out, and the measure that suits it.
-
-    Arguments
-    ---------
-    cls : type
-        A subclass of ``Pretrained``.
-
-    Returns
-    -------
-    outputs : type
-        The ``Comparison`` for it.
-    measure : type or None
-        The ``Measure`` for it.
 
     Example
     -------
-    >>> [kind.__name__ for kind in kind_of(find_class("EncoderASR"))]
+    >>> [kind.__name__ for kind in task_of(find_class("EncoderASR"))]
     ['CTCOutputs', 'WordErrorRate']
     """
     for base in inspect.getmro(cls):
@@ -352,22 +305,7 @@ def kind_of(cls):
 
 
 def load_interface(cls, source, device="cpu"):
-    """An interface, and where its hyperparams.yaml is.
-
-    Arguments
-    ---------
-    cls : type
-        A subclass of ``Pretrained``.
-    source : str or Path
-        Folder, or name on the Hugging Face hub.
-    device : str
-        Where to put it.
-
-    Returns
-    -------
-    interface : Pretrained
-    hparams_path : Path
-    """
+    """An interface, and where its hyperparams.yaml is."""
     source = str(source)
     check_source(source)
     interface = cls.from_hparams(source=source, run_opts={"device": device})

@@ -43,7 +43,7 @@ class Quality:
     pairs: dict = field(default_factory=dict)
 
 
-class Measure:
+class Metric:
     """A measure that needs something from the manifest beside the audio.
 
     Arguments
@@ -59,92 +59,54 @@ class Measure:
         self.reference = reference or self.usual
 
     def keys(self, items):
-        """Keys that an item needs.
-
-        Arguments
-        ---------
-        items : list of Item
-            To be measured.
-        """
+        """Keys that an item needs."""
         return [self.reference]
 
     def __call__(self, interface, items, progress=True):
-        """Measure an interface, one item at a time.
-
-        Arguments
-        ---------
-        interface : speechbrain.inference.interfaces.Pretrained
-            Any that the measure suits.
-        items : list of Item
-            With the keys that ``keys`` names.
-        progress : bool
-            Shows a progress bar.
-
-        Returns
-        -------
-        Quality
-        """
+        """Measure an interface, one item at a time."""
         answers = []
         with torch.no_grad():
             for item in tqdm(items, "measuring", disable=not progress):
                 wavs, lengths = batch_of([item.audio])
-                answers.append(self.answer(interface, item, wavs, lengths))
-        return self.summary(items, answers)
+                answers.append(self.predict(interface, item, wavs, lengths))
+        return self.aggregate(items, answers)
 
-    def answer(self, interface, item, wavs, lengths):
-        """What the interface says of one item.
-
-        Arguments
-        ---------
-        interface : speechbrain.inference.interfaces.Pretrained
-            Any that the measure suits.
-        item : Item
-            The item.
-        wavs, lengths : torch.Tensor
-            Its audio as a batch of one.
-        """
+    def predict(self, interface, item, wavs, lengths):
+        """What the interface says of one item."""
         raise NotImplementedError("a subclass asks the interface")
 
-    def summary(self, items, answers):
-        """The quality that the answers amount to.
-
-        Arguments
-        ---------
-        items : list of Item
-            What was asked.
-        answers : list
-            One for each.
-        """
+    def aggregate(self, items, answers):
+        """The quality that the answers amount to."""
         raise NotImplementedError("a subclass sums its answers up")
 
     def _pairs(self, items, answers):
         """Item -> (reference, answer)."""
         return {
-            item.key: (str(item.entry[self.reference]), answer)
-            for item, answer in zip(items, answers, strict=True)
+            item.key: (str(item.entry[self.reference]), predict)
+            for item, predict in zip(items, answers, strict=True)
         }
 
 
-class WordErrorRate(Measure):
+class WordErrorRate(Metric):
     """Word errors of a recognizer.
 
     Example
     -------
     >>> from types import SimpleNamespace
     >>> items = [SimpleNamespace(key="a", entry={"words": "place it here"})]
-    >>> round(WordErrorRate().summary(items, ["place here"]).value, 1)
+    >>> round(WordErrorRate().aggregate(items, ["place here"]).value, 1)
     33.3
     """
 
     name = "WER, %"
     usual = "words"
 
-    def answer(self, interface, item, wavs, lengths):
-        """The words; see ``Measure``."""
+    def predict(self, interface, item, wavs, lengths):
+        """The words; see ``Metric``."""
         return interface.transcribe_batch(wavs, lengths)[0][0]
 
-    def summary(self, items, answers):
-        """Errors in all words; see ``Measure``."""
+    def aggregate(self, items, answers):
+        """Errors in all words; see ``Metric``."""
         pairs = self._pairs(items, answers)
         stats = accumulatable_wer_stats(
             [said.split() for said, _ in pairs.values()],
@@ -153,14 +115,14 @@ class WordErrorRate(Measure):
         return Quality(self.name, float(stats["WER"]), len(items), pairs)
 
 
-class ErrorRate(Measure):
+class ErrorRate(Metric):
     """Wrong labels of a classifier.
 
     Example
     -------
     >>> from types import SimpleNamespace
     >>> items = [SimpleNamespace(key=k, entry={"label": k}) for k in "abcd"]
-    >>> quality = ErrorRate().summary(items, ["a", "b", "c", "c"])
+    >>> quality = ErrorRate().aggregate(items, ["a", "b", "c", "c"])
     >>> quality.value, quality.pairs["d"]
     (25.0, ('d', 'c'))
     """
@@ -168,19 +130,19 @@ class ErrorRate(Measure):
     name = "error rate, %"
     usual = "label"
 
-    def answer(self, interface, item, wavs, lengths):
-        """The label; see ``Measure``."""
+    def predict(self, interface, item, wavs, lengths):
+        """The label; see ``Metric``."""
         return str(interface.classify_batch(wavs, lengths)[3][0])
 
-    def summary(self, items, answers):
-        """Share of wrong labels; see ``Measure``."""
+    def aggregate(self, items, answers):
+        """Share of wrong labels; see ``Metric``."""
         pairs = self._pairs(items, answers)
-        wrong = sum(label != answer for label, answer in pairs.values())
+        wrong = sum(label != predict for label, predict in pairs.values())
         value = 100 * wrong / len(pairs)
         return Quality(self.name, value, len(items), pairs)
 
 
-class SourceSISNR(Measure):
+class SourceSISNR(Metric):
     """SI-SNR of estimated sources, in the best order of the estimates.
 
     Example
@@ -195,15 +157,15 @@ class SourceSISNR(Measure):
     usual = "s1_wav"
 
     def keys(self, items):
-        """s1_wav, s2_wav, ...: as many as there are; see ``Measure``."""
+        """s1_wav, s2_wav, ...: as many as there are; see ``Metric``."""
         if self.reference != self.usual:
             return [self.reference]
         numbered = [f"s{i}_wav" for i in range(1, 10)]
         found = [key for key in numbered if key in items[0].entry]
         return found or [self.usual]
 
-    def answer(self, interface, item, wavs, lengths):
-        """SI-SNR of one item; see ``Measure``."""
+    def predict(self, interface, item, wavs, lengths):
+        """SI-SNR of one item; see ``Metric``."""
         separates = hasattr(interface, "separate_batch")
         run = interface.separate_batch if separates else interface.enhance_batch
         estimate = run(wavs).cpu()
@@ -222,8 +184,8 @@ class SourceSISNR(Measure):
         loss = get_si_snr_with_pitwrapper(target, estimate[:, :length])
         return -loss.item()
 
-    def summary(self, items, answers):
-        """Mean over the items; see ``Measure``."""
+    def aggregate(self, items, answers):
+        """Mean over the items; see ``Metric``."""
         return Quality(self.name, sum(answers) / len(answers), len(items))
 
 
@@ -241,12 +203,6 @@ def frame_divergence(p_logits, q_logits):
     -------
     torch.Tensor
         [...], float64, in nats. Never negative.
-
-    Example
-    -------
-    >>> p, q = torch.tensor([[0.5, 0.5], [1.0, 0.0]]).log().unbind()
-    >>> frame_divergence(q, p)
-    tensor(0.6931, dtype=torch.float64)
     """
     p, q = (x.double().log_softmax(-1) for x in (p_logits, q_logits))
     return categorical_kl(p, q).sum(-1).clamp_(min=0)
@@ -282,19 +238,11 @@ class Comparison:
         ---------
         wavs, lengths : torch.Tensor
             [items, time] and [items].
-        indices : list of int
-            Which of the calibration items these are.
         """
         raise NotImplementedError("a subclass says what is put out")
 
     def of(self, interface):
-        """The same comparison's outputs for another interface.
-
-        Arguments
-        ---------
-        interface : speechbrain.inference.interfaces.Pretrained
-            Of the same class, for example quantized.
-        """
+        """The same comparison's outputs for another interface."""
         other = copy.copy(self)
         other.interface = interface
         return other
@@ -317,13 +265,6 @@ class Comparison:
     def valid(self, items, frames):
         """Which frames are no padding.
 
-        Arguments
-        ---------
-        items : slice
-            Of the calibration items.
-        frames : int
-            Frames of the longest of them.
-
         Returns
         -------
         torch.Tensor
@@ -340,8 +281,6 @@ class Comparison:
         ---------
         reference, output : torch.Tensor
             [items, frames, values], in full precision and quantized.
-        items : slice
-            Which of the calibration items these are.
         """
         squares = (output.double() - reference.double()).square().sum(-1)
         return (squares * self._mask(reference, items)).sum()
@@ -353,8 +292,6 @@ class Comparison:
         ---------
         reference : torch.Tensor
             [items, frames, values].
-        items : slice
-            Which of the calibration items these are.
         """
         return self.error(torch.zeros_like(reference), reference, items)
 

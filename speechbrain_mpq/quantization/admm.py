@@ -27,32 +27,7 @@ ROUNDS = 20  # of the alternation between scale and codebook entries
 
 
 def augmented_gradient(gradient, weight, projection, dual, penalty):
-    """Gradient of the augmented Lagrangian: dF/dT + g (T - f + lam).
-
-    Arguments
-    ---------
-    gradient : torch.Tensor
-        Gradient of the task's loss at the float weights.
-    weight : torch.Tensor
-        Float weights T.
-    projection : torch.Tensor
-        Quantized weights f.
-    dual : torch.Tensor
-        Scaled dual variable lam.
-    penalty : float
-        Weight g of the penalty.
-
-    Returns
-    -------
-    torch.Tensor
-
-    Example
-    -------
-    >>> gradient, weight = torch.tensor([1.0]), torch.tensor([0.75])
-    >>> projection, dual = torch.tensor([0.5]), torch.tensor([-0.125])
-    >>> augmented_gradient(gradient, weight, projection, dual, penalty=2.0)
-    tensor([1.2500])
-    """
+    """Gradient of the augmented Lagrangian: dF/dT + g (T - f + lam)."""
     return gradient + penalty * (weight - projection + dual)
 
 
@@ -61,29 +36,6 @@ def proximal_step(weight, projection, dual, penalty):
 
     The penalty's share of a step, solved exactly: unlike a gradient step on
     it, it never goes beyond f - lam, however large the penalty.
-
-    Arguments
-    ---------
-    weight : torch.Tensor
-        Float weights T after a step on the task's loss alone.
-    projection : torch.Tensor
-        Quantized weights f.
-    dual : torch.Tensor
-        Scaled dual variable lam.
-    penalty : float
-        Weight g of the penalty, relative to that of the step.
-
-    Returns
-    -------
-    torch.Tensor
-
-    Example
-    -------
-    >>> weight, zero = torch.tensor([0.75]), torch.zeros(1)
-    >>> proximal_step(weight, torch.tensor([0.25]), zero, penalty=1.0)
-    tensor([0.5000])
-    >>> proximal_step(weight, torch.tensor([0.25]), zero, penalty=1e9)
-    tensor([0.2500])
     """
     share = penalty / (1 + penalty)
     return weight - share * (weight - projection + dual)
@@ -96,37 +48,6 @@ def codebook_step(target, bits, alpha, rounds=ROUNDS, codebook="midtread"):
     <target, V> / <V, V>, until it stays. No round raises the error, but where
     it ends depends on the scale to start from; ``codebook.fit_scale`` looks
     for the best of all ends.
-
-    Arguments
-    ---------
-    target : torch.Tensor
-        T + lam, of any shape.
-    bits : int or float
-        Bits of one value, 1 to 16, or 1.6.
-    alpha : torch.Tensor
-        Scale to start from, the last one or, as in the paper, 1. One, or one
-        for each entry of the target's first dimension. It is lowered to the
-        largest magnitude first, which no best scale exceeds: beyond twice
-        that every level is 0, and the formula has no value.
-    rounds : int
-        Most rounds.
-    codebook : str
-        Kind of the table, "midtread" (Eq. 7) or "midrise".
-
-    Returns
-    -------
-    alpha : torch.Tensor
-        In the shape that it had; 0 for a target of zeros.
-    levels : torch.Tensor
-        Whole numbers in the target's shape, as floats.
-
-    Example
-    -------
-    >>> target = torch.tensor([0.5, -1.0, 1.5])
-    >>> codebook_step(target, 3, torch.tensor(0.25))
-    (tensor(0.5000), tensor([ 1., -2.,  3.]))
-    >>> codebook_step(target, 2, torch.tensor(1.0))
-    (tensor(1.2500), tensor([ 0., -1.,  1.]))
     """
     rows = target.detach().double().reshape(max(alpha.numel(), 1), -1)
     peak = rows.abs().amax(1, keepdim=True)
@@ -148,27 +69,7 @@ def codebook_step(target, bits, alpha, rounds=ROUNDS, codebook="midtread"):
 
 
 def dual_step(dual, weight, projection):
-    """The dual variable after its step: lam + T - f.
-
-    Arguments
-    ---------
-    dual : torch.Tensor
-        Scaled dual variable lam.
-    weight : torch.Tensor
-        Float weights T.
-    projection : torch.Tensor
-        Their quantized copy f, after its own step.
-
-    Returns
-    -------
-    torch.Tensor
-
-    Example
-    -------
-    >>> weight, projection = torch.tensor([0.75]), torch.tensor([0.5])
-    >>> dual_step(torch.tensor([-0.125]), weight, projection)
-    tensor([0.1250])
-    """
+    """The dual variable after its step: lam + T - f."""
     return dual + weight - projection
 
 
@@ -177,24 +78,6 @@ def relative_distance(tensors, others):
 
     Between float weights and projections it is the primal residual, which
     ADMM brings to zero.
-
-    Arguments
-    ---------
-    tensors : iterable of torch.Tensor
-        x, in parts.
-    others : iterable of torch.Tensor
-        y, in the same parts.
-
-    Returns
-    -------
-    float
-        0 where x is zero and y too, infinite where only x is.
-
-    Example
-    -------
-    >>> weights = [torch.tensor([3.0]), torch.tensor([0.0, 4.0])]
-    >>> relative_distance(weights, [torch.tensor([3.0]), torch.zeros(2)])
-    0.8
     """
     distance = power = 0.0
     for x, y in zip(tensors, others, strict=True):

@@ -32,40 +32,13 @@ import numbers
 import torch
 
 MAX_BITS = 16
-
-
 TERNARY_BITS = 1.6
-
-
 CODEBOOKS = ("midtread", "midrise")
-
-
 MIDRISE_BITS = (2, 3, 4, 5, 6)  # where midrise differs from midtread
 
 
 def check_bits(bits):
-    """Refuses everything but an integer from 1 to 16, or 1.6.
-
-    Arguments
-    ---------
-    bits : int or float
-        Bits of one value; numpy numbers are fine, bools and other floats are
-        not.
-
-    Returns
-    -------
-    int or float
-        A float only for 1.6.
-
-    Example
-    -------
-    >>> check_bits(4), check_bits(1.6)
-    (4, 1.6)
-    >>> check_bits(4.0)
-    Traceback (most recent call last):
-    ...
-    ValueError: bits must be an integer from 1 to 16 or 1.6, not 4.0
-    """
+    """Refuses everything but an integer from 1 to 16, or 1.6."""
     if isinstance(bits, float) and bits == TERNARY_BITS:
         return TERNARY_BITS
     is_integer = isinstance(bits, numbers.Integral)
@@ -78,37 +51,13 @@ def check_bits(bits):
 
 
 def table_bits(bits):
-    """Bits of the table that a value is from: those stored, 2 for 1.6.
-
-    Arguments
-    ---------
-    bits : int or float
-        Stored bits of one value.
-
-    Returns
-    -------
-    int
-
-    Example
-    -------
-    >>> table_bits(1.6), table_bits(3)
-    (2, 3)
-    """
+    """Bits of the table that a value is from: those stored, 2 for 1.6."""
     bits = check_bits(bits)
     return 2 if bits == TERNARY_BITS else bits
 
 
 def check_codebook(codebook):
     """Refuses an unknown kind of codebook.
-
-    Arguments
-    ---------
-    codebook : str
-        "midtread" or "midrise".
-
-    Returns
-    -------
-    str
 
     Example
     -------
@@ -123,69 +72,23 @@ def check_codebook(codebook):
 
 
 def has_zero(bits, codebook="midtread"):
-    """Whether a table has a zero; without one its levels are odd.
-
-    Arguments
-    ---------
-    bits : int or float
-        Bits of one value.
-    codebook : str
-        "midtread" or "midrise".
-
-    Returns
-    -------
-    bool
-
-    Example
-    -------
-    >>> [has_zero(bits, "midrise") for bits in (1, 1.6, 2, 6, 7)]
-    [False, True, False, False, True]
-    """
+    """Whether a table has a zero; without one its levels are odd."""
     midrise = check_codebook(codebook) == "midrise"
     return bits != 1 and not (midrise and bits in MIDRISE_BITS)
 
 
 def largest_level(bits, codebook="midtread"):
-    """The largest integer of a table: 2^(n-1) - 1, or 2^n - 1 without zero.
-
-    Arguments
-    ---------
-    bits : int or float
-        Bits of one value.
-    codebook : str
-        "midtread" or "midrise".
-
-    Returns
-    -------
-    int
-
-    Example
-    -------
-    >>> [largest_level(bits) for bits in (1, 1.6, 2, 4, 8)]
-    [1, 1, 1, 7, 127]
-    >>> [largest_level(bits, "midrise") for bits in (1, 1.6, 2, 4, 8)]
-    [1, 1, 3, 15, 127]
-    """
+    """The largest integer of a table: 2^(n-1) - 1, or 2^n - 1 without zero."""
     if has_zero(bits, codebook):
         return 2 ** (table_bits(bits) - 1) - 1
     return 2 ** check_bits(bits) - 1
 
 
 STARTS = 40  # scales on the grid
-
-
 FINALISTS = 4  # best scales of the grid, from which the alternation starts
-
-
 MAX_ROUNDS = 30  # of the alternation; it settles in about ten
-
-
 TOLERANCE = 1e-4  # of a level, by which the largest one may still move
-
-
 MAX_LOOKUPS = 2**13  # starts x borders of one row
-
-
 CHUNK = 2**22  # float64 values in one temporary, 32 MiB
 
 
@@ -196,23 +99,11 @@ def search_scales(rows, largest, zero=True):
     ---------
     rows : torch.Tensor
         Magnitudes [rows, n], float64.
-    largest : int
-        Largest level of the table; odd where it has no zero.
-    zero : bool
-        Whether the table has a zero.
 
     Returns
     -------
     torch.Tensor
         [rows]; 0 for a row of zeros.
-
-    Example
-    -------
-    >>> rows = torch.tensor([[0.5, 1.0, 1.5], [0.0, 0.0, 0.0]])
-    >>> search_scales(rows.double(), 3)
-    tensor([0.5000, 0.0000], dtype=torch.float64)
-    >>> search_scales(torch.tensor([[0.2, 0.2, 0.6]]).double(), 3, zero=False)
-    tensor([0.2000], dtype=torch.float64)
     """
     levels = torch.arange(0 if zero else 1, largest + 1, 1 if zero else 2)
     levels = levels.to(rows.device)
@@ -231,11 +122,7 @@ def _nearest(magnitudes, levels):
 
 
 def _start_scales(rows, levels):
-    """Starts [rows, starts]: largest magnitude first, then the grid.
-
-    Most starts clip, down to half the mean magnitude; the rest use only the
-    first k levels, which is right for weights that lie on a coarse lattice.
-    """
+    """Starts [rows, starts]: largest magnitude first, then the grid."""
     largest = int(levels[-1])
     starts = max(1, min(STARTS, MAX_LOOKUPS // (len(levels) - 1)))
     top = rows.amax(1, keepdim=True)
@@ -250,13 +137,7 @@ def _start_scales(rows, levels):
 
 
 def _products(rows, suffix, levels, scales):
-    """<w, q> and <q, q> of magnitudes [rows, n] for scales [rows, starts].
-
-    With few levels it is cheaper to look their borders up in the sorted
-    magnitudes than to round each weight: all begin at the first level, and
-    each border between levels p < q that a weight w lies above adds
-    (q - p) w to <w, q> and q^2 - p^2 to <q, q>.
-    """
+    """<w, q> and <q, q> of magnitudes [rows, n] for scales [rows, starts]."""
     if suffix is None:
         nearest = _nearest(rows[:, None] / scales[:, :, None], levels)
         cross = (nearest @ rows[:, :, None])[:, :, 0]
@@ -343,32 +224,7 @@ def codebook(bits, alpha=1.0, kind="midtread"):
 
 
 def nearest_levels(weight, bits, alpha, codebook="midtread"):
-    """The nearest table entry of every weight, in units of alpha (Eq. 5).
-
-    Arguments
-    ---------
-    weight : torch.Tensor
-        Weights of any shape and float type.
-    bits : int or float
-        Bits of one value, 1 to 16, or 1.6.
-    alpha : torch.Tensor
-        Scale, broadcastable to the weights.
-    codebook : str
-        "midtread" or "midrise".
-
-    Returns
-    -------
-    torch.Tensor
-        Whole numbers in the weights' shape, as floats (at least float32).
-
-    Example
-    -------
-    >>> weight = torch.tensor([0.9, -0.2, 8.0])
-    >>> nearest_levels(weight, 2, torch.tensor(1.0))
-    tensor([1., 0., 1.])
-    >>> nearest_levels(weight, 2, torch.tensor(0.5), "midrise")
-    tensor([ 1., -1.,  3.])
-    """
+    """The nearest table entry of every weight, in units of alpha (Eq. 5)."""
     # Half floats are too coarse to divide in; a level must be the nearest.
     weight = weight.to(_work_dtype(weight.dtype))
     alpha = alpha.to(weight)
@@ -386,84 +242,21 @@ def nearest_levels(weight, bits, alpha, codebook="midtread"):
 
 
 def quantize_to_integers(weight, bits, alpha, codebook="midtread"):
-    """Weights to the integers that a packed file stores (Eq. 5).
-
-    Arguments
-    ---------
-    weight : torch.Tensor
-        Finite weights of any shape and float type.
-    bits : int or float
-        Bits of one value, 1 to 16, or 1.6.
-    alpha : torch.Tensor or float
-        Scale, broadcastable to the weights.
-    codebook : str
-        "midtread" or "midrise".
-
-    Returns
-    -------
-    torch.Tensor
-        int32, in the weights' shape.
-
-    Example
-    -------
-    >>> weight = torch.tensor([-0.6, 0.1, 0.26, 9.0])
-    >>> quantize_to_integers(weight, 3, 0.25)
-    tensor([-2,  0,  1,  3], dtype=torch.int32)
-    >>> quantize_to_integers(weight, 1, 0.25)
-    tensor([-1,  1,  1,  1], dtype=torch.int32)
-    """
+    """Weights to the integers that a packed file stores (Eq. 5)."""
     bits = check_bits(bits)
     alpha = torch.as_tensor(alpha)
     return nearest_levels(weight, bits, alpha, codebook).to(torch.int32)
 
 
 def dequantize(integers, alpha, dtype=torch.float32):
-    """Integers (or whole floats) times their scale.
-
-    Arguments
-    ---------
-    integers : torch.Tensor
-        Levels of the codebook.
-    alpha : torch.Tensor or float
-        Scale, broadcastable to the integers.
-    dtype : torch.dtype
-        Type of the result.
-
-    Returns
-    -------
-    torch.Tensor
-
-    Example
-    -------
-    >>> dequantize(torch.tensor([-2, 0, 3]), 0.25)
-    tensor([-0.5000,  0.0000,  0.7500])
-    """
+    """Integers (or whole floats) times their scale."""
     work = _work_dtype(dtype)
     alpha = torch.as_tensor(alpha, device=integers.device).to(work)
     return (integers.to(work) * alpha).to(dtype)
 
 
 def scale_shape(shape, granularity="tensor"):
-    """Shape of a tensor's scale.
-
-    Arguments
-    ---------
-    shape : tuple of int
-        Shape of the weights.
-    granularity : str
-        "tensor": one scale. "channel": one for each entry of the first
-        dimension; vectors (biases, norms) keep one scale, as a scale each
-        would cost more than the float values.
-
-    Returns
-    -------
-    tuple of int
-
-    Example
-    -------
-    >>> scale_shape((64, 32, 3), "channel"), scale_shape((64,), "channel")
-    ((64, 1, 1), ())
-    """
+    """Shape of a tensor's scale."""
     if granularity not in GRANULARITIES:
         raise ValueError(
             f"granularity must be one of {GRANULARITIES}, not {granularity!r}"
@@ -480,33 +273,6 @@ def fit_scale(weight, bits, granularity="tensor", codebook="midtread"):
     the scale to <w, q> / <q, q> until it stays. The largest-magnitude scale
     is on the grid and neither step raises the error, so that the result is
     never worse than it. Deterministic, in float64.
-
-    Arguments
-    ---------
-    weight : torch.Tensor
-        Finite weights of any shape and float type.
-    bits : int or float
-        Bits of one value, 1 to 16, or 1.6.
-    granularity : str
-        "tensor" or "channel" (see ``scale_shape``).
-    codebook : str
-        "midtread" or "midrise".
-
-    Returns
-    -------
-    torch.Tensor
-        float32; 0 for a tensor of zeros.
-
-    Example
-    -------
-    >>> fit_scale(torch.tensor([0.5, -1.0, 1.5]), 3)
-    tensor(0.5000)
-    >>> fit_scale(torch.tensor([0.5, -0.5, 1.5]), 2, codebook="midrise")
-    tensor(0.5000)
-    >>> fit_scale(torch.tensor([1.0, -1.0, 4.0]), 1)
-    tensor(2.)
-    >>> fit_scale(torch.zeros(3), 4)
-    tensor(0.)
     """
     bits = check_bits(bits)
     shape = scale_shape(tuple(weight.shape), granularity)

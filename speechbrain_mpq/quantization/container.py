@@ -21,19 +21,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from ..utils import write_whole
+from ..utils import write_chunks
 from .codebook import TERNARY_BITS, check_bits, has_zero, largest_level
 from .plan import packed_bytes
 
 MAX_HEADER = 2**24  # bytes; 16 MiB describe more than 100,000 tensors
-
-
 MAX_RANK = 16
-
-
 MAX_VALUES = 2**48  # of one tensor, dimensions of 0 counted as 1
-
-
 ITEM_BYTES = {
     **dict.fromkeys(("F64", "I64"), 8),
     **dict.fromkeys(("F32", "I32"), 4),
@@ -43,26 +37,7 @@ ITEM_BYTES = {
 
 
 def strict_json(text):
-    """Parses JSON; refuses duplicate keys, NaN and infinity.
-
-    Arguments
-    ---------
-    text : str or bytes
-        UTF-8 where it is bytes.
-
-    Returns
-    -------
-    object
-
-    Example
-    -------
-    >>> strict_json('{"bits": 4}')
-    {'bits': 4}
-    >>> strict_json('{"bits": 4, "bits": 8}')
-    Traceback (most recent call last):
-    ...
-    ValueError: the key 'bits' twice
-    """
+    """Parses JSON; refuses duplicate keys, NaN and infinity."""
     if isinstance(text, bytes):
         text = text.decode("utf-8")
     try:
@@ -79,21 +54,8 @@ def strict_json(text):
     return content
 
 
-def read_header(content):
-    """The header of a safetensors file in memory.
-
-    Arguments
-    ---------
-    content : bytes
-        The beginning of the file, header included.
-
-    Returns
-    -------
-    entries : dict of str -> dict
-        Tensor name -> dtype, shape, data_offsets, as they are in the file.
-    metadata : dict of str -> str
-        What stands beside them.
-    """
+def _read_header(content):
+    """The header of a safetensors file in memory."""
     header = strict_json(content[8:])
     if not isinstance(header, dict):
         raise ValueError("a header that is no JSON object")
@@ -105,29 +67,8 @@ def read_header(content):
     return header, metadata
 
 
-def header_length(start, size):
-    """How long a header is, where that is possible.
-
-    Arguments
-    ---------
-    start : bytes
-        The first eight bytes of the file.
-    size : int
-        Bytes of the whole file.
-
-    Returns
-    -------
-    int
-
-    Example
-    -------
-    >>> header_length(bytes([16, 0, 0, 0, 0, 0, 0, 0]), 100)
-    16
-    >>> header_length(bytes([93, 0, 0, 0, 0, 0, 0, 0]), 100)
-    Traceback (most recent call last):
-    ...
-    ValueError: a header of 93 bytes in a file of 100
-    """
+def _header_length(start, size):
+    """How long a header is, where that is possible."""
     if len(start) < 8:
         raise ValueError(f"only {len(start)} bytes")
     (length,) = struct.unpack("<Q", start)
@@ -136,25 +77,8 @@ def header_length(start, size):
     return length
 
 
-def check_entries(entries, payload):
-    """Refuses tensors that do not fill the payload exactly, in one row.
-
-    Arguments
-    ---------
-    entries : dict of str -> dict
-        As `read_header` gives them.
-    payload : int
-        Bytes behind the header.
-
-    Example
-    -------
-    >>> one = {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}
-    >>> check_entries({"a": one}, 12)
-    >>> check_entries({"a": {**one, "shape": [2**50]}}, 12)
-    Traceback (most recent call last):
-    ...
-    ValueError: tensor 'a' with a shape that is none
-    """
+def _check_entries(entries, payload):
+    """Refuses tensors that do not fill the payload exactly, in one row."""
     spans = []
     for name, entry in entries.items():
         spans.append(_span(name, entry))
@@ -177,7 +101,7 @@ def _span(name, entry):
         raise ValueError(f"tensor {name!r} of the unknown type {dtype!r}")
     check_shape(shape, f"tensor {name!r}")
     offsets = entry["data_offsets"]
-    if not whole_numbers(offsets) or len(offsets) != 2:
+    if not _whole_numbers(offsets) or len(offsets) != 2:
         raise ValueError(f"tensor {name!r} with offsets that are none")
     needed = ITEM_BYTES[dtype] * math.prod(shape)
     if offsets[1] - offsets[0] != needed:
@@ -190,13 +114,6 @@ def _span(name, entry):
 def check_shape(shape, what):
     """Refuses a shape that no tensor has.
 
-    Arguments
-    ---------
-    shape : object
-        From JSON.
-    what : str
-        Whose it is, for the message.
-
     Example
     -------
     >>> check_shape([2, -1], "weight")
@@ -204,28 +121,13 @@ def check_shape(shape, what):
     ...
     ValueError: weight with a shape that is none
     """
-    fits = whole_numbers(shape) and len(shape) <= MAX_RANK
+    fits = _whole_numbers(shape) and len(shape) <= MAX_RANK
     if not fits or math.prod(max(size, 1) for size in shape) > MAX_VALUES:
         raise ValueError(f"{what} with a shape that is none")
 
 
-def whole_numbers(values):
-    """Whether this is a list of integers from 0, bools not counted.
-
-    Arguments
-    ---------
-    values : object
-        From JSON.
-
-    Returns
-    -------
-    bool
-
-    Example
-    -------
-    >>> whole_numbers([2, 3]), whole_numbers([2.0]), whole_numbers([True])
-    (True, False, False)
-    """
+def _whole_numbers(values):
+    """Whether this is a list of integers from 0, bools not counted."""
     return isinstance(values, list) and all(
         type(value) is int and value >= 0 for value in values
     )
@@ -264,31 +166,6 @@ def pack_bits(integers, bits, codebook="midtread"):
     for Eq. 7, where 0 stands for no value, and (value + 2^bits - 1) / 2 for
     the odd levels of a table without zero. At 1.6 bits five values make a
     byte, value + 1 as digits to base 3, the first one lowest.
-
-    Arguments
-    ---------
-    integers : torch.Tensor
-        Levels of an n-bit codebook, any shape.
-    bits : int or float
-        Bits of one value, 1 to 16, or 1.6.
-    codebook : str
-        "midtread" or "midrise".
-
-    Returns
-    -------
-    torch.Tensor
-        uint8, ceil(n * bits / 8) bytes.
-
-    Example
-    -------
-    >>> pack_bits(torch.tensor([-1, 0, 1, 0, 1]), 2)
-    tensor([185,   3], dtype=torch.uint8)
-    >>> pack_bits(torch.tensor([-1, 0, 1, 0, 1]), 1.6)
-    tensor([210], dtype=torch.uint8)
-    >>> pack_bits(torch.tensor([-3, -1, 1, 3]), 2, "midrise")
-    tensor([228], dtype=torch.uint8)
-    >>> pack_bits(torch.tensor([-1, 1, 1]), 1)
-    tensor([6], dtype=torch.uint8)
     """
     largest = largest_level(check_bits(bits), codebook)
     values = integers.detach().cpu().numpy().reshape(-1).astype(np.int32)
@@ -307,31 +184,7 @@ def pack_bits(integers, bits, codebook="midtread"):
 
 
 def unpack_bits(packed, bits, shape, codebook="midtread"):
-    """The integers that ``pack_bits`` stored.
-
-    Arguments
-    ---------
-    packed : torch.Tensor
-        uint8 bytes.
-    bits : int or float
-        Bits of one value, 1 to 16, or 1.6.
-    shape : tuple of int
-        Shape of the integers.
-    codebook : str
-        "midtread" or "midrise".
-
-    Returns
-    -------
-    torch.Tensor
-        int32.
-
-    Example
-    -------
-    >>> unpack_bits(torch.tensor([185, 3], dtype=torch.uint8), 2, (5,))
-    tensor([-1,  0,  1,  0,  1], dtype=torch.int32)
-    >>> unpack_bits(torch.tensor([210], dtype=torch.uint8), 1.6, (5,))
-    tensor([-1,  0,  1,  0,  1], dtype=torch.int32)
-    """
+    """The integers that ``pack_bits`` stored."""
     count, bits = math.prod(shape), check_bits(bits)
     needed = packed_bytes(count, bits, scales=0)
     if len(packed) != needed:
@@ -367,11 +220,7 @@ def _codes(packed, bits, count):
 # 2: slices, other tables than Eq. 7's, 1.6 bits. 3: an architecture, and the
 # shapes of layers that are alike only once.
 VERSIONS = ("1", "2", "3")
-
-
 METADATA = ("format", "mpq_version", "mpq_config", "sha256")
-
-
 DTYPES = {  # names of the safetensors format
     torch.float64: "F64",
     torch.float32: "F32",
@@ -408,17 +257,6 @@ def write_container(path, tensors, config, version="1"):
 
     The safetensors library writes the metadata in an order of its own, which
     changes from run to run; here the bytes depend on the content only.
-
-    Arguments
-    ---------
-    path : Path
-        Where to.
-    tensors : dict of str -> torch.Tensor
-        Contiguous tensors on the CPU.
-    config : dict
-        Anything that JSON can hold.
-    version : str
-        Version of the format that is needed to read it.
     """
     config = json.dumps(config, separators=(",", ":"), allow_nan=False)
     header = {
@@ -444,7 +282,7 @@ def write_container(path, tensors, config, version="1"):
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     payload = [_bytes(tensors[name]) for name in names]
-    write_whole(path, [struct.pack("<Q", len(text)), text, *payload])
+    write_chunks(path, [struct.pack("<Q", len(text)), text, *payload])
 
 
 @dataclass(frozen=True)
@@ -474,15 +312,6 @@ def read_container(path):
 
     The file is read once, so that what was verified is what is returned.
     Nothing is reserved that the file does not fill.
-
-    Arguments
-    ---------
-    path : Path
-        The file.
-
-    Returns
-    -------
-    Container
     """
     if not path.is_file():
         inside = path.parent / "packed"  # of an experiment's folder
@@ -512,10 +341,10 @@ def _read_checked(path):
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
-        length = header_length(start, size)
+        length = _header_length(start, size)
         header = start + file.read(length)
-        entries, metadata = read_header(header)
-        check_entries(entries, size - 8 - length)
+        entries, metadata = _read_header(header)
+        _check_entries(entries, size - 8 - length)
         content = header + file.read(size - 8 - length)
     if len(content) != size:
         raise ValueError(f"{len(content)} bytes of {size}")
@@ -556,22 +385,7 @@ def _tensors(content, entries):
 
 
 def digest(tensors, config, version):
-    """SHA-256 over version, configuration, names, types, shapes and payload.
-
-    Arguments
-    ---------
-    tensors : dict of str -> torch.Tensor
-        Contiguous tensors on the CPU.
-    config : str
-        The configuration as it is written.
-    version : str
-        Version of the format.
-
-    Returns
-    -------
-    str
-        Hexadecimal digits.
-    """
+    """SHA-256 over version, configuration, names, types, shapes and payload."""
     sha = hashlib.sha256(f"{version}\n{config}\n".encode())
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -212,27 +212,7 @@ class LearnedStep(FakeQuantize):
 
 
 def attach(module, attribute, fake_quantize):
-    """Quantizes one parameter of a module from now on.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Owner of the parameter.
-    attribute : str
-        Name of the parameter in its owner.
-    fake_quantize : torch.nn.Module
-        What the parameter passes through, e.g. a ``FakeQuantize``.
-
-    Example
-    -------
-    >>> layer = torch.nn.PReLU(init=0.3)
-    >>> attach(layer, "weight", FakeQuantize(2, 0.25))
-    >>> layer.weight.item()
-    0.25
-    >>> detach(layer, "weight")
-    >>> round(layer.weight.item(), 2)
-    0.3
-    """
+    """Quantizes one parameter of a module from now on."""
     parametrize.register_parametrization(module, attribute, fake_quantize)
     hook = partial(_accept_full_precision, attribute)
     handle = module.register_load_state_dict_pre_hook(hook)
@@ -240,17 +220,7 @@ def attach(module, attribute, fake_quantize):
 
 
 def detach(module, attribute, keep_quantized=False):
-    """Undoes ``attach``.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Owner of the parameter.
-    attribute : str
-        Name of the parameter in its owner.
-    keep_quantized : bool
-        Leave the quantized value in the parameter instead of the float one.
-    """
+    """Undoes ``attach``."""
     quantized = getattr(module, attribute).detach().clone()
     # torch edits the class that it made for the module, and a deep copy of
     # the module shares that class: edit one of our own.
@@ -266,10 +236,7 @@ def detach(module, attribute, keep_quantized=False):
 
 
 def _accept_full_precision(attribute, module, state_dict, prefix, *_):
-    """Lets a checkpoint of the plain module load into the quantized one.
-
-    Bits and scale, which it lacks, stay as they are.
-    """
+    """Lets a checkpoint of the plain module load into the quantized one."""
     if f"{prefix}{attribute}" not in state_dict:
         return
     inside = f"{prefix}parametrizations.{attribute}."
@@ -281,7 +248,8 @@ def _accept_full_precision(attribute, module, state_dict, prefix, *_):
         state_dict.setdefault(f"{inside}{name}", value)
 
 
-OUTGROWN = 0.5  # of a weight's root mean square: a table that ends below it
+# Of a weight's root mean square: a table that ends below it is replaced.
+RESCALE_THRESHOLD = 0.5
 
 
 class RoundToTable(torch.autograd.Function):
@@ -424,7 +392,7 @@ class LogStep(FakeQuantize):
         torch.Tensor
             Same shape and type.
         """
-        if self.is_late and self.training:
+        if self.is_uninitialized and self.training:
             self._fit_late(weight.detach())
         table = self.fitted, *self._table()
         return RoundToTable.apply(weight, self.log_stretch, *table)
@@ -439,8 +407,8 @@ class LogStep(FakeQuantize):
 
     def _note_late(self):
         """Remember whether some values have no scale yet."""
-        self.is_late = bool((self.fitted == 0).any())
-        self.late.fill_(self.is_late)
+        self.is_uninitialized = bool((self.fitted == 0).any())
+        self.late.fill_(self.is_uninitialized)
 
     @torch.no_grad()
     def _fit_late(self, weight):
@@ -449,7 +417,7 @@ class LogStep(FakeQuantize):
         values = weight.float().reshape(self.fitted.numel(), -1)
         rms = values.norm(dim=1) / values.shape[1] ** 0.5
         end = largest_level(bits, codebook) * self.alpha
-        outgrown = end < OUTGROWN * rms.view(end.shape)
+        outgrown = end < RESCALE_THRESHOLD * rms.view(end.shape)
         if not outgrown.any():
             return
         granularity = "channel" if self.fitted.dim() else "tensor"
@@ -461,4 +429,4 @@ class LogStep(FakeQuantize):
         """What was known of the table may be another's."""
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         self._known = {}
-        self.is_late = bool(self.late)
+        self.is_uninitialized = bool(self.late)

@@ -31,21 +31,6 @@ def damped_moment(moment, damping=0.01):
     ---------
     moment : torch.Tensor
         X X^T, [..., columns, columns].
-    damping : float
-        Added to the diagonal, as a share of its mean. Columns without any
-        input become independent of the others; without any input at all the
-        result is the identity, which means nearest rounding.
-
-    Returns
-    -------
-    torch.Tensor
-        float64.
-
-    Example
-    -------
-    >>> damped_moment(torch.tensor([[4.0, 0.0], [0.0, 0.0]]), 0.5)
-    tensor([[5., 0.],
-            [0., 1.]], dtype=torch.float64)
     """
     if not damping > 0:
         raise ValueError(f"damping must be positive, not {damping!r}")
@@ -75,19 +60,6 @@ def regressed_weight(weight, cross, moment, damping=0.01):
         Y X^T, [..., rows, columns].
     moment : torch.Tensor
         X X^T, [..., columns, columns], not damped.
-    damping : float
-        d as a share of the moment's mean diagonal.
-
-    Returns
-    -------
-    torch.Tensor
-        float64.
-
-    Example
-    -------
-    >>> weight, moment = torch.tensor([[1.0]]), torch.tensor([[2.0]])
-    >>> regressed_weight(weight, torch.tensor([[3.0]]), moment, 1e-6)
-    tensor([[1.5000]], dtype=torch.float64)
     """
     if not torch.isfinite(cross).all():
         raise ValueError(
@@ -114,20 +86,12 @@ def output_error(weight, rounded, moment):
     -------
     torch.Tensor
         [..., rows].
-
-    Example
-    -------
-    >>> weight, rounded = torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 0.0]])
-    >>> output_error(weight, rounded, torch.tensor([[1.0, 0.9], [0.9, 1.0]]))
-    tensor([0.0500])
     """
     error = weight - rounded
     return ((error @ moment) * error).sum(-1)
 
 
 BLOCK = 64  # columns; feedback between blocks is one matrix product
-
-
 SCALES = (0.6, 1.4, 9)  # tried, relative to the given one: first, last, count
 
 
@@ -168,27 +132,6 @@ def feedback_levels(
         [..., rows, columns].
     moment : torch.Tensor
         Positive definite, [..., columns, columns] (see ``damped_moment``).
-    bits : int or float
-        Bits of one value.
-    alpha : torch.Tensor
-        Scale, broadcastable to the weights but the same in every column.
-    codebook : str
-        Kind of the quantization table.
-    by_activity : bool
-        Round the columns with the largest inputs first, while errors can
-        still be made up for by many others.
-
-    Returns
-    -------
-    torch.Tensor
-        Whole numbers in the weights' shape, float64.
-
-    Example
-    -------
-    >>> weight = torch.tensor([[0.4, 0.4]])
-    >>> moment = torch.tensor([[1.0, 0.9], [0.9, 1.0]])
-    >>> feedback_levels(weight, moment, 2, torch.tensor(1.0))
-    tensor([[1., 0.]], dtype=torch.float64)
     """
     factor, order = _unit_factor(moment.double(), by_activity)
     # Column by column in memory, and scales in the same layout.
@@ -222,25 +165,6 @@ def calibrated_levels(weight, moment, bits, alpha, codebook="midtread"):
         [..., rows, columns].
     moment : torch.Tensor
         Positive definite, [..., columns, columns].
-    bits : int or float
-        Bits of one value.
-    alpha : torch.Tensor
-        Scale, broadcastable to the weights but the same in every column.
-    codebook : str
-        Kind of the quantization table.
-
-    Returns
-    -------
-    torch.Tensor
-        Whole numbers in the weights' shape, float64.
-
-    Example
-    -------
-    >>> weight = torch.tensor([[0.4, 0.4], [1.0, 0.0]])
-    >>> moment = torch.tensor([[1.0, 0.9], [0.9, 1.0]])
-    >>> calibrated_levels(weight, moment, 2, torch.tensor(1.0))
-    tensor([[1., 0.],
-            [1., 0.]], dtype=torch.float64)
     """
     levels, _ = _better_levels(weight, moment, bits, alpha, codebook)
     return levels
@@ -255,23 +179,8 @@ def calibrated_scale(weight, moment, bits, alpha, codebook="midtread"):
         [..., rows, columns].
     moment : torch.Tensor
         Positive definite, [..., columns, columns].
-    bits : int or float
-        Bits of one value.
     alpha : torch.Tensor
         Where to search: one value, or one for each row [..., rows, 1].
-    codebook : str
-        Kind of the quantization table.
-
-    Returns
-    -------
-    torch.Tensor
-        float64, in the shape of alpha.
-
-    Example
-    -------
-    >>> weight = torch.tensor([[0.9, 0.1, -0.9]])
-    >>> calibrated_scale(weight, torch.eye(3), 2, torch.tensor(1.0))
-    tensor(0.9000, dtype=torch.float64)
     """
     alpha, weight = torch.as_tensor(alpha).double(), weight.double()
     grid = torch.linspace(*SCALES, dtype=torch.float64).tolist()

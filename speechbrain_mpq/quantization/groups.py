@@ -18,24 +18,7 @@ NAME = re.compile(r"(.*)\[(\d+):(\d+)\]")
 
 
 def row_slices(length, count):
-    """Rows of every slice, of sizes that differ by one at most.
-
-    Arguments
-    ---------
-    length : int
-        Rows of the tensor.
-    count : int
-        Number of slices, 1 to length.
-
-    Returns
-    -------
-    list of slice
-
-    Example
-    -------
-    >>> row_slices(10, 3)
-    [slice(0, 3, None), slice(3, 6, None), slice(6, 10, None)]
-    """
+    """Rows of every slice, of sizes that differ by one at most."""
     ends = [length * i // count for i in range(count + 1)]
     return [slice(*pair) for pair in zip(ends, ends[1:])]
 
@@ -45,22 +28,6 @@ def count_slices(shape, rows):
 
     Vectors and single values are never cut: a scale for a few values costs
     more than it saves.
-
-    Arguments
-    ---------
-    shape : tuple of int
-        Shape of the tensor.
-    rows : int or None
-        Most rows of one slice; None: no slices.
-
-    Returns
-    -------
-    int
-
-    Example
-    -------
-    >>> count_slices((100, 8, 3), 32), count_slices((100,), 32)
-    (4, 1)
     """
     if rows is None or len(shape) < 2:
         return 1
@@ -73,46 +40,17 @@ def count_slices(shape, rows):
 
 
 def slice_name(name, rows):
-    """Name of a slice, or of the cluster that it is in.
-
-    Arguments
-    ---------
-    name : str
-        Name of the tensor or module.
-    rows : slice or Ellipsis
-        The slice's rows; Ellipsis: the whole tensor.
-
-    Returns
-    -------
-    str
-
-    Example
-    -------
-    >>> slice_name("conv.weight", slice(0, 32)), slice_name("conv.bias", ...)
-    ('conv.weight[0:32]', 'conv.bias')
-    """
+    """Name of a slice, or of the cluster that it is in."""
     return name if rows is ... else f"{name}[{rows.start}:{rows.stop}]"
 
 
 def split_name(name):
     """Undoes ``slice_name``.
 
-    Arguments
-    ---------
-    name : str
-        Name of a slice or of a whole tensor.
-
     Returns
     -------
-    name : str
-        Name of the tensor.
     rows : slice or Ellipsis
         ``tensor[rows]`` are the slice's values.
-
-    Example
-    -------
-    >>> split_name("conv.weight[0:32]"), split_name("conv.bias")
-    (('conv.weight', slice(0, 32, None)), ('conv.bias', Ellipsis))
     """
     found = NAME.fullmatch(name)
     if not found:
@@ -123,15 +61,6 @@ def split_name(name):
 
 def first_row(rows):
     """Where in its tensor a slice begins, to sort slices by.
-
-    Arguments
-    ---------
-    rows : slice or Ellipsis
-        The slice's rows; Ellipsis: the whole tensor.
-
-    Returns
-    -------
-    int
 
     Example
     -------
@@ -174,11 +103,6 @@ class RowGroups(torch.nn.Module):
         ---------
         weight : torch.Tensor
             Float weight [output channels, ...].
-
-        Returns
-        -------
-        torch.Tensor
-            Same shape and type.
         """
         slices = self.slices(len(weight))
         return torch.cat([quantize(weight[rows]) for rows, quantize in slices])
@@ -219,17 +143,6 @@ def cut(tensors, rows):
 
 def cut_as_named(tensors, names):
     """Cuts tensors into as many slices as names tell.
-
-    Arguments
-    ---------
-    tensors : dict of str -> NamedTensor
-        As made by ``named_tensors``.
-    names : iterable of str
-        Names of tensors and slices, e.g. those of a plan.
-
-    Returns
-    -------
-    dict of str -> NamedTensor
 
     Example
     -------

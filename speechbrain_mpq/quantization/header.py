@@ -29,15 +29,6 @@ _PART = re.compile(r"[^\x00-\x1f\x7f-\x9f./\\]+")
 def check_name(name):
     """Refuses names that a packed file cannot hold.
 
-    Arguments
-    ---------
-    name : str
-        Name of a parameter or buffer.
-
-    Returns
-    -------
-    str
-
     Example
     -------
     >>> check_name("conv.weight")
@@ -54,25 +45,8 @@ def check_name(name):
     return name
 
 
-def nest(described):
-    """{"a.b.weight": ...} to {"a": {"b": {"weight": ...}}}.
-
-    Written in full, the names would be most of the header.
-
-    Arguments
-    ---------
-    described : dict
-        By dotted name.
-
-    Returns
-    -------
-    dict
-
-    Example
-    -------
-    >>> nest({"a.weight": [2], "a.bias": [1]})
-    {'a': {'bias': [1], 'weight': [2]}}
-    """
+def _nest(described):
+    """{"a.b.weight": ...} to {"a": {"b": {"weight": ...}}}."""
     tree = {}
     for name in sorted(described):
         *parents, leaf = check_name(name).split(".")
@@ -83,26 +57,11 @@ def nest(described):
     return tree
 
 
-def share(tree):
-    """Writes branches of a tree that are alike once, under joined names.
-
-    Arguments
-    ---------
-    tree : dict
-        As `nest` makes it.
-
-    Returns
-    -------
-    dict
-
-    Example
-    -------
-    >>> share({"a": {"bias": [1], "weight": [1]}, "b": {"c": [2]}})
-    {'a': {'bias/weight': [1]}, 'b': {'c': [2]}}
-    """
+def _deduplicate(tree):
+    """Writes branches of a tree that are alike once, under joined names."""
     alike = []  # pairs of names and branch, few of them
     for name, branch in tree.items():
-        branch = share(branch) if isinstance(branch, dict) else branch
+        branch = _deduplicate(branch) if isinstance(branch, dict) else branch
         same = next((names for names, b in alike if b == branch), None)
         if same is None:
             alike.append(([name], branch))
@@ -111,37 +70,20 @@ def share(tree):
     return {"/".join(names): branch for names, branch in alike}
 
 
-def count_leaves(tree):
-    """How many tensors a tree names, without making their names.
-
-    A short tree can name very many.
-
-    Arguments
-    ---------
-    tree : dict
-        As `share` makes it, or anybody.
-
-    Returns
-    -------
-    int
-
-    Example
-    -------
-    >>> count_leaves({"a/b": {"c/d": [1], "e": [2]}})
-    6
-    """
+def _count_leaves(tree):
+    """How many tensors a tree names, without making their names."""
     if not isinstance(tree, dict):
         return 1
     if not tree:
         raise ValueError("a branch without tensors")
     return sum(
-        (names.count("/") + 1) * count_leaves(branch)
+        (names.count("/") + 1) * _count_leaves(branch)
         for names, branch in tree.items()
     )
 
 
 def leaves(tree, prefix="", joined=False):
-    """Undoes `nest` and `share`.
+    """Undoes `_nest` and `_deduplicate`.
 
     Arguments
     ---------
@@ -150,7 +92,7 @@ def leaves(tree, prefix="", joined=False):
     prefix : str
         Of all names.
     joined : bool
-        Whether `share` made it; then call `count_leaves` first.
+        Whether `_deduplicate` made it; then call `_count_leaves` first.
 
     Yields
     ------
@@ -175,52 +117,21 @@ def leaves(tree, prefix="", joined=False):
 
 
 MAX_NAMED = 2**27  # bytes that all names and shapes may take in memory
-
-
 ENTRY_BYTES = 256  # of one of them, the name's characters aside
 
 
 def tree_header(quantized):
-    """{"tensors": ...} of formats 1 and 2.
-
-    Arguments
-    ---------
-    quantized : dict of str -> NamedTensor
-        All quantized tensors and slices, by name.
-
-    Returns
-    -------
-    dict
-    """
-    return {"tensors": nest(_described(quantized))}
+    """{"tensors": ...} of formats 1 and 2."""
+    return {"tensors": _nest(_described(quantized))}
 
 
 def shared_header(quantized):
-    """{"shapes": ..., "bits": ...} of format 3.
-
-    Arguments
-    ---------
-    quantized : dict of str -> NamedTensor
-        All quantized tensors and slices, by name.
-
-    Returns
-    -------
-    dict
-    """
+    """{"shapes": ..., "bits": ...} of format 3."""
     return _shared(_described(quantized))
 
 
 def upgraded_header(header):
     """A header of any format as one of format 3.
-
-    Arguments
-    ---------
-    header : dict
-        Of a file that was verified.
-
-    Returns
-    -------
-    dict
 
     Example
     -------
@@ -235,16 +146,6 @@ def upgraded_header(header):
 
 def described_tensors(header):
     """What a header says of every tensor and slice.
-
-    Arguments
-    ---------
-    header : dict
-        Made by `tree_header` or `shared_header`, or by a stranger.
-
-    Returns
-    -------
-    list of (str, int or float, tuple of int)
-        Name, bits and shape, in the order of the names.
 
     Example
     -------
@@ -266,15 +167,6 @@ def described_tensors(header):
 def needs_second_version(header):
     """Whether only readers of format version 2 understand a header.
 
-    Arguments
-    ---------
-    header : dict
-        As made by ``pool``.
-
-    Returns
-    -------
-    bool
-
     Example
     -------
     >>> needs_second_version({"tensors": {"weight": [2, 8, 4]}})
@@ -294,14 +186,14 @@ def _shared(described):
     """Format 3's description, from parameter name -> [bits, *shape]."""
     shapes = {name: shape for name, (_, *shape) in described.items()}
     bits = [described[name][0] for name in sorted(described)]
-    return {"shapes": share(nest(shapes)), "bits": bits}
+    return {"shapes": _deduplicate(_nest(shapes)), "bits": bits}
 
 
 def _joined(shapes, bits):
     """(name, bits, shape) of every tensor of a format 3 header."""
     # Counted first: a short tree can name very many tensors.
     if not isinstance(bits, list) or (
-        shapes and count_leaves(shapes) != len(bits)
+        shapes and _count_leaves(shapes) != len(bits)
     ):
         raise ValueError("not one entry of bits for every shape")
     named = sorted(_few(leaves(shapes, joined=True)))
@@ -309,10 +201,7 @@ def _joined(shapes, bits):
 
 
 def _few(named):
-    """Tuples that begin with a name, as long as they take sane room.
-
-    One long branch name, written once, comes back in the name of every leaf.
-    """
+    """Tuples that begin with a name, as long as they take sane room."""
     room = MAX_NAMED
     for entry in named:
         room -= ENTRY_BYTES + len(entry[0])

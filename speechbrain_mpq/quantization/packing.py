@@ -78,25 +78,8 @@ class PackedTensor:
     alpha: torch.Tensor
 
 
-def pool(quantized, codebook, describe):
-    """The pools of a model's quantized tensors, and what describes them.
-
-    Arguments
-    ---------
-    quantized : dict of str -> NamedTensor
-        All quantized tensors and slices, by name.
-    codebook : str
-        Kind of their quantization tables.
-    describe : callable
-        `described.tree_header` or `described.shared_header`.
-
-    Returns
-    -------
-    pools : dict of str -> torch.Tensor
-        ``packed`` and ``scales``.
-    header : dict
-        For JSON; ``unpool`` reads it.
-    """
+def _pack_tensors(quantized, codebook, describe):
+    """The pools of a model's quantized tensors, and what describes them."""
     packed, scales = [], []
     for name in sorted(quantized):
         tensor = quantized[name]
@@ -116,23 +99,8 @@ def pool(quantized, codebook, describe):
     return dict(zip(POOLS, (torch.cat(packed), torch.cat(scales)))), header
 
 
-def unpool(tensors, header):
-    """Takes the quantized tensors out of a file's content.
-
-    Arguments
-    ---------
-    tensors : dict of str -> torch.Tensor
-        All tensors of the file.
-    header : dict
-        As made by ``pool``.
-
-    Returns
-    -------
-    quantized : dict of str -> PackedTensor
-        What was quantized, by the name of the tensor or slice.
-    floats : dict of str -> torch.Tensor
-        What was not.
-    """
+def _unpack_tensors(tensors, header):
+    """Takes the quantized tensors out of a file's content."""
     floats = dict(tensors)
     described = described_tensors(header)
     if not described:  # full precision
@@ -209,15 +177,8 @@ def _granularity(quantized):
     )
 
 
-def check_fit(packed, targets):
-    """Refuses a packed model that is not the given model's.
-
-    Arguments
-    ---------
-    packed : PackedModel
-    targets : dict of str -> torch.Tensor
-        All tensors of the model by name, on the meta device or another.
-    """
+def check_compatible(packed, targets):
+    """Refuses a packed model that is not the given model's."""
     problem = _difference(packed, targets)
     if problem:
         raise PackedModelError(
@@ -321,32 +282,12 @@ class PackedModel:
         return self.header.get("architecture")
 
     def values(self, targets):
-        """Float values of every tensor, in the types that a model has.
-
-        Arguments
-        ---------
-        targets : dict of str -> torch.Tensor
-            The model's tensors by name.
-
-        Returns
-        -------
-        dict of str -> torch.Tensor
-        """
+        """Float values of every tensor, in the types that a model has."""
         return {**self.floats, **_dequantized(self.quantized, targets)}
 
 
 def read_model(path):
-    """Reads and checks a packed model, without any model.
-
-    Arguments
-    ---------
-    path : str or Path
-        Folder that ``save_packed`` wrote, or its model.safetensors.
-
-    Returns
-    -------
-    PackedModel
-    """
+    """Reads and checks a packed model, without any model."""
     path = Path(path)
     path = path / MODEL_FILE if path.is_dir() else path
     container = read_container(path)
@@ -356,7 +297,7 @@ def read_model(path):
             raise TypeError("mpq_config is no JSON object")
         if not set(header) - OPTIONAL == KEYS[container.version]:
             raise ValueError(f"not what format {container.version} has")
-        quantized, floats = unpool(container.tensors, header)
+        quantized, floats = _unpack_tensors(container.tensors, header)
     except _INCONSISTENT as error:
         raise PackedModelError(
             path, f"inconsistent ({error!r})", "pack the model again"
@@ -368,20 +309,7 @@ def read_model(path):
 
 
 def read_packed(folder):
-    """Reads and checks the tensors of a packed model.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Folder that ``save_packed`` wrote, or its model.safetensors.
-
-    Returns
-    -------
-    quantized : dict of str -> PackedTensor
-        What was quantized, by the name of the parameter or slice.
-    floats : dict of str -> torch.Tensor
-        What was not.
-    """
+    """Reads and checks the tensors of a packed model."""
     packed = read_model(folder)
     return packed.quantized, packed.floats
 
@@ -410,7 +338,7 @@ def load_packed_(model, folder):
     targets = plain_targets(model)
     is_read = isinstance(folder, PackedModel)
     packed = folder if is_read else read_model(folder)
-    check_fit(packed, targets)
+    check_compatible(packed, targets)
     values = packed.values(targets)
     with torch.no_grad():
         for name, target in targets.items():
@@ -419,17 +347,7 @@ def load_packed_(model, folder):
 
 
 def stored_buffers(model):
-    """The persistent buffers of a model, without those of its quantizers.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Plain or quantized.
-
-    Returns
-    -------
-    dict of str -> torch.Tensor
-    """
+    """The persistent buffers of a model, without those of its quantizers."""
     stored = model.state_dict()
     extra = [name for name in stored if name.endswith("_extra_state")]
     if extra:
@@ -439,18 +357,7 @@ def stored_buffers(model):
 
 
 def plain_targets(model):
-    """What a packed file must fill.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Without quantized parameters.
-
-    Returns
-    -------
-    dict of str -> torch.Tensor
-        Parameters and persistent buffers by name.
-    """
+    """What a packed file must fill."""
     tensors = named_tensors(model)
     if any(tensor.fake_quantize for tensor in tensors.values()):
         raise ValueError(
@@ -478,8 +385,6 @@ def _dequantized(quantized, targets):
 
 
 CONFIG_FILE = "quantization_config.json"
-
-
 __all__ = [
     "CONFIG_FILE",
     "MODEL_FILE",
@@ -519,7 +424,7 @@ def save_packed(model, folder, metadata=None, architecture=None):
     plan = bit_plan(model) if quantized else None
     codebook = plan.codebook if plan else "midtread"
     describe = tree_header if architecture is None else shared_header
-    pools, header = pool(quantized, codebook, describe)
+    pools, header = _pack_tensors(quantized, codebook, describe)
     if architecture is not None:
         header, version = {"architecture": architecture, **header}, 3
     else:
@@ -540,19 +445,7 @@ def save_packed(model, folder, metadata=None, architecture=None):
 
 
 def readable_config(header, version):
-    """What quantization_config.json repeats of a header.
-
-    Arguments
-    ---------
-    header : dict
-        The configuration in the file.
-    version : int
-        Version of the format.
-
-    Returns
-    -------
-    dict
-    """
+    """What quantization_config.json repeats of a header."""
     kept = {k: header[k] for k in ("architecture",) if k in header}
     return {
         "quant_method": "speechbrain_mpq",

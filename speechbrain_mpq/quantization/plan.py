@@ -14,11 +14,7 @@ from .codebook import TERNARY_BITS, check_bits, check_codebook
 from .tensors import named_tensors, near_misses
 
 VERSION = 1
-
-
 SCALE_BYTES = 4  # a scale is stored as float32
-
-
 FLOAT_BYTES = 4  # and so is a parameter that is left alone
 
 
@@ -26,19 +22,6 @@ def packed_bytes(parameters, bits, scales):
     """Bytes of integers packed without gaps, rounded up, and their scales.
 
     At 1.6 bits five integers share a byte.
-
-    Arguments
-    ---------
-    parameters : int
-        Number of integers.
-    bits : int or float
-        Bits of one integer, 1 to 16, or 1.6.
-    scales : int
-        Number of float32 scales.
-
-    Returns
-    -------
-    int
 
     Example
     -------
@@ -136,29 +119,7 @@ class BitPlan:
 
     @classmethod
     def uniform(cls, clusters, bits, rest_parameters=0, codebook="midtread"):
-        """The plan that gives every cluster the same bits.
-
-        Arguments
-        ---------
-        clusters : dict
-            Cluster name -> ClusterBits, or another plan's ``clusters``.
-        bits : int or float
-            Bits for all.
-        rest_parameters : int
-            Parameters that stay in float32.
-        codebook : str
-            Kind of all quantization tables.
-
-        Returns
-        -------
-        BitPlan
-
-        Example
-        -------
-        >>> mixed = {"a": ClusterBits(2, 8, "w"), "b": ClusterBits(8, 8, "v")}
-        >>> BitPlan.uniform(mixed, 4).average_bits
-        4.0
-        """
+        """The plan that gives every cluster the same bits."""
         same = {
             name: ClusterBits(bits, old.parameters, old.tensors, old.scales)
             for name, old in clusters.items()
@@ -203,17 +164,7 @@ class BitPlan:
 
     @classmethod
     def from_dict(cls, content):
-        """The plan of a plan.json's content; ValueError where it is wrong.
-
-        Arguments
-        ---------
-        content : dict
-            As made by ``to_dict``.
-
-        Returns
-        -------
-        BitPlan
-        """
+        """The plan of a plan.json's content; ValueError where it is wrong."""
         version = content.get("version") if isinstance(content, dict) else None
         if version != VERSION:
             raise ValueError(f"plan version {version!r} is not {VERSION}")
@@ -237,28 +188,12 @@ class BitPlan:
         return plan
 
     def save(self, path):
-        """Writes plan.json, all of it or nothing.
-
-        Arguments
-        ---------
-        path : str or Path
-            Where to.
-        """
+        """Writes plan.json, all of it or nothing."""
         write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path):
-        """Reads plan.json; ValueError names the file and what is wrong.
-
-        Arguments
-        ---------
-        path : str or Path
-            Where from.
-
-        Returns
-        -------
-        BitPlan
-        """
+        """Reads plan.json; ValueError names the file and what is wrong."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             return cls.from_dict(content)
@@ -292,27 +227,7 @@ def _cluster_from_dict(entry):
 
 
 def bit_plan(model):
-    """The plan that a quantized model follows.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Quantized model.
-
-    Returns
-    -------
-    BitPlan
-
-    Example
-    -------
-    >>> import torch
-    >>> from speechbrain_mpq.quantization.quant_api import quantize_
-    >>> layer = torch.nn.Linear(4, 2)
-    >>> _ = quantize_(layer, 2, include="weight")
-    >>> plan = bit_plan(layer)
-    >>> plan.clusters["."].tensors, plan.rest_parameters, plan.bytes
-    (('weight',), 2, 14)
-    """
+    """The plan that a quantized model follows."""
     grouped, rest = defaultdict(list), 0
     for tensor in named_tensors(model).values():
         if tensor.fake_quantize:
@@ -342,20 +257,6 @@ def bit_plan(model):
 
 def bits_of_plan(plan, tensors, chosen):
     """Bits of every tensor, for a plan that must fit the model.
-
-    Arguments
-    ---------
-    plan : BitPlan
-        The plan.
-    tensors : dict of str -> NamedTensor
-        All tensors of the model, cut as the plan says.
-    chosen : list of NamedTensor
-        Those of them that may be quantized.
-
-    Returns
-    -------
-    dict of str -> int or float
-        Tensor name -> bits.
 
     Example
     -------

@@ -271,36 +271,6 @@ def cluster_quantized(
 
     The float values come back bit-exact at its end. No gradients: the values
     are overwritten in place.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Plain model.
-    cluster : str
-        Name of the cluster.
-    bits : int or float
-        Bits of its values, 1 to 16, or 1.6.
-    include : sequence of str
-        fnmatch patterns on parameter names, or names of slices.
-    exclude : sequence of str
-        Patterns of what to leave out of these.
-    granularity : str
-        "tensor" or "channel".
-    codebook : str
-        "midtread" or "midrise".
-    rows : int or None
-        Most output channels of one slice, as in ``clusters``.
-
-    Example
-    -------
-    >>> layer = torch.nn.PReLU(init=0.25)
-    >>> model = torch.nn.Sequential(layer, torch.nn.Linear(2, 2))
-    >>> before = model[1].weight.detach().clone()
-    >>> with cluster_quantized(model, "1", 2):
-    ...     print(len(model[1].weight.unique()) <= 3)
-    True
-    >>> torch.equal(model[1].weight, before)
-    True
     """
     tensors = cut(named_tensors(model), rows)
     grouped = defaultdict(list)

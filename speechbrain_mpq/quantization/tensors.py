@@ -73,25 +73,6 @@ def named_tensors(model):
     """All parameters by their plain names, tied ones once.
 
     A parameter that is quantized in slices stands there as these.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Plain or quantized.
-
-    Returns
-    -------
-    dict of str -> NamedTensor
-
-    Example
-    -------
-    >>> model = torch.nn.Sequential(torch.nn.PReLU())
-    >>> from speechbrain_mpq.quantization.fake_quant import attach
-    >>> attach(model[0], "weight", FakeQuantize(4, 1.0))
-    >>> [name for name, _ in model.named_parameters()]
-    ['0.parametrizations.weight.original']
-    >>> list(named_tensors(model))
-    ['0.weight']
     """
     found = {}
     for path, module in model.named_modules():
@@ -106,17 +87,7 @@ def named_tensors(model):
 
 
 def plain_buffers(model):
-    """Buffers of the model without those of its quantizers.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Plain or quantized.
-
-    Returns
-    -------
-    dict of str -> torch.Tensor
-    """
+    """Buffers of the model without those of its quantizers."""
     return {
         name: buffer
         for name, buffer in model.named_buffers()
@@ -126,20 +97,6 @@ def plain_buffers(model):
 
 def select(tensors, include, exclude):
     """The tensors that patterns choose, all of them quantizable.
-
-    Arguments
-    ---------
-    tensors : dict of str -> NamedTensor
-        As made by ``named_tensors``.
-    include : sequence of str
-        fnmatch patterns on parameter names, or names of slices; each must
-        match something.
-    exclude : sequence of str
-        Patterns of what to leave out of these; each must match something.
-
-    Returns
-    -------
-    list of NamedTensor
 
     Example
     -------
@@ -188,17 +145,6 @@ def select(tensors, include, exclude):
 
 def near_misses(wrong, names):
     """The end of a message about a name or pattern that is not there.
-
-    Arguments
-    ---------
-    wrong : str
-        The name or pattern.
-    names : iterable of str
-        What there is.
-
-    Returns
-    -------
-    str
 
     Example
     -------

@@ -21,7 +21,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from ..utils import SAMPLE_RATE, remove_partial, whole_file, write_text
+from ..utils import SAMPLE_RATE, atomic_write, remove_partial, write_text
 from .voices import library, speakers, synthesize, vary
 
 WORDS = {
@@ -50,17 +50,7 @@ PATTERNS = [
 
 
 def vocabulary():
-    """Every word of the grammar, sorted.
-
-    Returns
-    -------
-    list of str
-
-    Example
-    -------
-    >>> len(vocabulary())
-    71
-    """
+    """Every word of the grammar, sorted."""
     return sorted({word for words in WORDS.values() for word in words})
 
 
@@ -90,14 +80,8 @@ def sentence(rng):
 
 
 SPLITS = ("train", "valid", "test")
-
-
 RMS = 0.05  # level of every utterance
-
-
 PEAK = 0.95  # highest sample allowed
-
-
 CHUNK = 50  # utterances written between two marks of progress
 
 
@@ -114,23 +98,6 @@ def prepare_speech(
 
     Writes ``speech/<split>/*.flac`` (16 kHz, mono, 16 bits) and
     ``<split>_speech.json``.
-
-    Arguments
-    ---------
-    data_folder : str or Path
-        Where to write; it may hold a part of the same corpus.
-    train, valid, test : int
-        Utterances per split.
-    seed : int
-        Another seed gives other speakers and sentences.
-    workers : int
-        Processes to use.
-    progress : bool or None
-        Show a progress bar; None shows it on terminals only.
-
-    Example
-    -------
-    >>> prepare_speech("data/embedded", train=4000)  # doctest: +SKIP
     """
     data_folder = Path(data_folder)
     _check_parameters(data_folder / "speech" / "parameters.json", seed)
@@ -256,7 +223,7 @@ def _speak_chunk(data_folder, seed, chunk):
         samples, entries[key] = utterance(split, index, seed)
         path = _audio_file(data_folder, key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as part:
+        with atomic_write(path) as part:
             soundfile.write(part, samples, SAMPLE_RATE, "PCM_16", format="FLAC")
     _write(_chunk_file(data_folder, split, start), json.dumps(entries))
     return stop - start

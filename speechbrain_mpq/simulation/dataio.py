@@ -28,35 +28,15 @@ from .rooms import RoomBank, prepare_rooms
 SCENE = ("room", "talker", "other", "sir", "mirrored", "cut")
 
 
-def scene_of(mixture):
-    """What a device has to know of a drawn mixture, beside the voices.
-
-    Arguments
-    ---------
-    mixture : dict
-        From `MixtureMaker.draw`.
-
-    Returns
-    -------
-    scene : torch.Tensor
-        [6], float64, as named in `SCENE`.
-    """
+def _scene_of(mixture):
+    """What a device has to know of a drawn mixture, beside the voices."""
     room, talkers = mixture["room"], mixture["talkers"]
     rest = [mixture[name] for name in SCENE[3:]]
     return torch.tensor([room, *talkers, *rest], dtype=torch.float64)
 
 
 def mix_batch_(mixer, batch, device):
-    """Give a batch of voices its mixtures and targets.
-
-    Arguments
-    ---------
-    mixer : DeviceMixer
-    batch : speechbrain.dataio.batch.PaddedBatch
-        With "voices" and "scene" (see `datasets.training_mixtures`);
-        "mixture" and "targets" are added.
-    device : str or torch.device
-    """
+    """Give a batch of voices its mixtures and targets."""
     voices, shares = batch.voices
     lengths = (shares * voices.shape[1]).round().long()
     mixed = mixer(*(t.to(device) for t in (voices, lengths, batch.scene.data)))
@@ -109,7 +89,7 @@ class DeviceMixer(torch.nn.Module):
         lengths : torch.Tensor
             [batch], samples of each mixture.
         scenes : torch.Tensor
-            [batch, 6], see `scene_of`.
+            [batch, 6], see `_scene_of`.
 
         Returns
         -------
@@ -159,8 +139,6 @@ class DeviceMixer(torch.nn.Module):
 
 
 DRY_KEYS = ["id", "voices", "scene", "doa"]
-
-
 OUTPUT_KEYS = ["id", "mixture", "targets", "doa"]
 
 
@@ -172,15 +150,8 @@ def training_mixtures(maker, seconds, count=None, videos=None, dry=False):
 
     Arguments
     ---------
-    maker : MixtureMaker
     seconds : float
         Length: longer mixtures are cut at random, shorter ones padded.
-    count : int or None
-        Mixtures per epoch; None: one for each utterance.
-    videos : LipVideos or None
-        Of the same maker.
-    dry : bool
-        Leave the mixing to a `DeviceMixer`.
 
     Returns
     -------
@@ -197,7 +168,7 @@ def training_mixtures(maker, seconds, count=None, videos=None, dry=False):
     def place(key):
         drawn = maker.draw(key)
         yield torch.from_numpy(maker.voices(drawn).T.copy())
-        yield scene_of(drawn)
+        yield _scene_of(drawn)
         yield torch.tensor([drawn["doa_given"], drawn["doa_interferer"]])
 
     @takes("id")
@@ -234,14 +205,6 @@ def training_mixtures(maker, seconds, count=None, videos=None, dry=False):
 
 def listed_mixtures(maker, mixtures, videos=None):
     """The mixtures of a list, at full length.
-
-    Arguments
-    ---------
-    maker : MixtureMaker
-    mixtures : dict
-        From `mixtures.fixed_mixtures`.
-    videos : LipVideos or None
-        Of the same maker.
 
     Returns
     -------
@@ -284,13 +247,7 @@ logger = get_logger(__name__)
 
 
 def prepare_data(hparams):
-    """Speak the corpus and simulate the rooms, or what is missing of them.
-
-    Arguments
-    ---------
-    hparams : dict
-        Those of the experiment, and the separator's `microphones`.
-    """
+    """Speak the corpus and simulate the rooms, or what is missing of them."""
     folder, seed = hparams["data_folder"], hparams["corpus_seed"]
     show = sys.stderr.isatty()
     if not hparams["skip_prep"]:
@@ -303,21 +260,7 @@ def prepare_data(hparams):
 
 
 def dataio_prep(hparams):
-    """Datasets of the three splits, and the maker of training mixtures.
-
-    Arguments
-    ---------
-    hparams : dict
-        Those of the experiment, and the separator's `lips_size`.
-
-    Returns
-    -------
-    datasets : dict
-        "train", "valid" and "test"; "voices" is "train" before it is mixed,
-        for a device that does it.
-    maker : MixtureMaker
-        Its `epoch` says which training mixtures are drawn.
-    """
+    """Datasets of the three splits, and the maker of training mixtures."""
     folder = hparams["data_folder"]
     makers = {
         split: MixtureMaker(
@@ -356,19 +299,7 @@ def dataio_prep(hparams):
 
 
 def device_mixer(hparams, rooms, device):
-    """What mixes on the device; None: the loader mixes.
-
-    Arguments
-    ---------
-    hparams : dict
-        `mix_on_device` says True or False; None: where it is a GPU.
-    rooms : RoomBank
-    device : str or torch.device
-
-    Returns
-    -------
-    mixer : DeviceMixer or None
-    """
+    """What mixes on the device; None: the loader mixes."""
     wanted = hparams["mix_on_device"]
     if wanted is None:
         wanted = torch.device(device).type == "cuda"

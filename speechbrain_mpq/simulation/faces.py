@@ -24,11 +24,7 @@ import re
 import numpy as np
 
 SHAPE = ("opening", "width", "rounding", "teeth", "tongue")
-
-
 REST = (0.02, 0.0, 0.0, 0.0, 0.0)
-
-
 REST_STRENGTH = 0.02
 
 
@@ -80,32 +76,12 @@ SHAPES = {
 
 
 ALIKE = {"L": "l", "R": "r", "C": "x", "W": "w", "y": "u", "Y": "u", "B": "b"}
-
-
 DIGRAPHS = {"tS": "S", "dZ": "Z"}
-
-
 _MARKS = re.compile(r"[',%=:#;\-|~^\"`.!2]|(?<=[^@'])[45678]")
 
 
 def mouth_symbols(phoneme):
-    """The mouth shapes that an espeak-ng phoneme passes through.
-
-    Arguments
-    ---------
-    phoneme : str
-        In espeak-ng's alphabet, with its stress and length marks.
-
-    Returns
-    -------
-    symbols : list of str
-        Keys of `SHAPES`, in order; none for a mere mark.
-
-    Example
-    -------
-    >>> mouth_symbols("'aI"), mouth_symbols("tS"), mouth_symbols("@2")
-    (['a', 'I'], ['S'], ['@'])
-    """
+    """The mouth shapes that an espeak-ng phoneme passes through."""
     plain = _MARKS.sub("", phoneme)
     for pair, alike in DIGRAPHS.items():
         plain = plain.replace(pair, alike)
@@ -169,13 +145,6 @@ def mouth_shapes(phonemes, times):
     -------
     shapes : numpy.ndarray
         [pictures, 5], see `SHAPE`; opening and the last three 0 to 1.
-
-    Example
-    -------
-    >>> phonemes = [(0.0, 0.2, "A"), (0.2, 0.3, "p"), (0.3, 0.5, "i:")]
-    >>> shapes = mouth_shapes(phonemes, np.array([0.1, 0.25, 0.4, 9.0]))
-    >>> shapes[:, 0].round(1)  # open, closed, nearly closed, at rest
-    array([0.9, 0. , 0.2, 0. ])
     """
     centres, shapes, strengths, widths = targets(phonemes)
     distance = np.abs(times[:, None] - centres)  # [pictures, targets]
@@ -228,21 +197,7 @@ class Look:
 
 
 def draw_look(rng):
-    """Someone's mouth.
-
-    Arguments
-    ---------
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    look : Look
-
-    Example
-    -------
-    >>> 0.3 < draw_look(np.random.default_rng(0)).skin < 0.9
-    True
-    """
+    """Someone's mouth."""
     skin = rng.uniform(0.3, 0.9)
     return Look(
         skin=skin,
@@ -309,23 +264,11 @@ def draw_mouths(shapes, look, pose, size):
     ---------
     shapes : numpy.ndarray
         [pictures, 5], from `visemes.mouth_shapes`.
-    look : Look
-    pose : Pose
-    size : (int, int)
-        Height and width in pixels.
 
     Returns
     -------
     pictures : numpy.ndarray
         [pictures, height, width], float32, 0 to 1.
-
-    Example
-    -------
-    >>> look = draw_look(np.random.default_rng(0))
-    >>> shapes = np.array([[0.0, 0, 0, 0, 0], [1.0, 0, 0, 0, 0]])
-    >>> closed, open_ = draw_mouths(shapes, look, still(2), (24, 32))
-    >>> bool(closed[12, 16] > open_[12, 16])  # it is dark in there
-    True
     """
     x, y = _places(pose, size)
     pixel = 1 / size[1]
@@ -381,39 +324,17 @@ def _over(picture, brightness, mask):
 
 
 CANVAS = 1.5  # width and height of a drawn face, in face boxes
-
-
 MOUTH = (0.31, 0.45)  # middle and width of the picture of the mouth
-
-
 MOUTH_ASPECT = 0.75  # its height to its width
 
 
 def draw_face(look, rng, size):
     """A face without a mouth, and what of the canvas it covers.
 
-    Arguments
-    ---------
-    look : Look
-        The mouth that belongs to it: skin and light.
-    rng : numpy.random.Generator
-        Draws the rest.
-    size : int
-        Pixels of the face box, from about 24.
-
     Returns
     -------
     face : numpy.ndarray
         [pixels, pixels], the canvas of 1.5 face boxes, 0 to 1.
-    cover : numpy.ndarray
-        Same shape, 0 to 1.
-
-    Example
-    -------
-    >>> rng = np.random.default_rng(0)
-    >>> face, cover = draw_face(draw_look(rng), rng, 64)
-    >>> face.shape, cover[0, 0].item(), cover[48, 48].item()
-    ((96, 96), 0.0, 1.0)
     """
     pixels = round(CANVAS * size)
     axis = (np.arange(pixels) + 0.5) / size - CANVAS / 2
@@ -456,10 +377,6 @@ def draw_talker(shapes, look, rng, size):
     ---------
     shapes : numpy.ndarray
         [pictures, 5], from `visemes.mouth_shapes`.
-    look : Look
-    rng : numpy.random.Generator
-    size : int
-        Pixels of the face box.
 
     Returns
     -------

@@ -21,7 +21,7 @@ from .mixtures import place
 
 
 @dataclasses.dataclass(frozen=True)
-class Faults:
+class Corruption:
     """How often and how badly things go wrong. The default: an ordinary call.
 
     Arguments
@@ -44,7 +44,7 @@ class Faults:
 
     Example
     -------
-    >>> Faults().absent, TRAINING.absent, PERFECT.noise
+    >>> Corruption().absent, TRAINING.absent, PERFECT.noise
     (0.0, 0.15, 0.0)
     """
 
@@ -59,33 +59,16 @@ class Faults:
     swapped: float = 0.0
 
 
-TRAINING = Faults(
+TRAINING = Corruption(
     dropped=0.25, frozen=0.15, occluded=0.2, absent=0.15, swapped=0.05
 )
 
 
-PERFECT = Faults((0.0, 0.0), *[0.0] * 8)
+PERFECT = Corruption((0.0, 0.0), *[0.0] * 8)
 
 
 def draw_pose(rng, pictures, jitter):
-    """A mouth that is framed somehow and moves a little.
-
-    Arguments
-    ---------
-    rng : numpy.random.Generator
-    pictures : int
-    jitter : float
-        Deviation of the mouth's place, in picture widths; 0: in the middle.
-
-    Returns
-    -------
-    pose : Pose
-
-    Example
-    -------
-    >>> draw_pose(np.random.default_rng(0), 3, 0.0).x
-    array([0., 0., 0.])
-    """
+    """A mouth that is framed somehow and moves a little."""
     place = rng.normal(0, jitter, (4, 1))
     sway = _smooth(rng.normal(0, jitter / 2, (4, pictures)))
     x, y, scale, angle = place + sway
@@ -100,27 +83,13 @@ def _smooth(values, width=9):
     return np.stack(rows)
 
 
-def spoil(pictures, rng, faults):
+def corrupt(pictures, rng, faults):
     """Noise, flicker, a hand, missing and standing pictures.
 
     Arguments
     ---------
     pictures : numpy.ndarray
         [pictures, height, width], 0 to 1.
-    rng : numpy.random.Generator
-    faults : Faults
-
-    Returns
-    -------
-    pictures : numpy.ndarray
-        Same shape, uint8. A missing picture is 0, any other is above it.
-
-    Example
-    -------
-    >>> grey = np.full((4, 2, 2), 0.5, np.float32)
-    >>> spoil(grey, np.random.default_rng(0), PERFECT)[0]
-    array([[128, 128],
-           [128, 128]], dtype=uint8)
     """
     count, height, width = pictures.shape
     # Drawn whether used or not: one fault does not change the others
@@ -143,26 +112,7 @@ def spoil(pictures, rng, faults):
 
 
 def draw_span(rng, pictures, shortest=2, longest=30):
-    """A stretch of pictures during which something lasts.
-
-    Arguments
-    ---------
-    rng : numpy.random.Generator
-    pictures : int
-        In the clip.
-    shortest, longest : int
-        Pictures that it may last.
-
-    Returns
-    -------
-    span : slice
-
-    Example
-    -------
-    >>> span = draw_span(np.random.default_rng(0), 75)
-    >>> 2 <= span.stop - span.start <= 30
-    True
-    """
+    """A stretch of pictures during which something lasts."""
     length = min(int(rng.integers(shortest, longest + 1)), pictures)
     start = int(rng.integers(pictures - length + 1))
     return slice(start, start + length)
@@ -177,11 +127,7 @@ def _cover_(pictures, drawn):
 
 
 ROLES = ("target", "interferer")
-
-
 LONGEST_HELD = 0.5  # seconds that the last picture of a file is held at most
-
-
 SHOWN = ("own", "none", "frozen", "other", "interferer")
 
 
@@ -222,21 +168,12 @@ class LipVideos:
                 )
         self.maker = maker
         self.size = tuple(size)
-        self.faults = faults or Faults()
+        self.faults = faults or Corruption()
         self.shown = shown
         self._ids = sorted(maker.speech)
 
     def render(self, mixture, start=0, samples=None):
         """Pictures of both talkers.
-
-        Arguments
-        ---------
-        mixture : dict
-            From `MixtureMaker.draw`.
-        start : int
-            First sample of the mixture that is used.
-        samples : int or None
-            How many are; None: all.
 
         Returns
         -------
@@ -255,15 +192,6 @@ class LipVideos:
     def utterance(self, key, start=0, pictures=None):
         """Pictures of a talker alone.
 
-        Arguments
-        ---------
-        key : str
-            Utterance.
-        start : int
-            First sample that is used.
-        pictures : int or None
-            How many; None: until the end.
-
         Returns
         -------
         pictures : numpy.ndarray
@@ -279,17 +207,6 @@ class LipVideos:
     def times(self, mixture, role, start=0, samples=None):
         """When the pictures are taken, on the clock of an utterance.
 
-        Arguments
-        ---------
-        mixture : dict
-            From `MixtureMaker.draw`.
-        role : str
-            "target" or "interferer".
-        start : int
-            First sample of the mixture that is used.
-        samples : int or None
-            How many are; None: all.
-
         Returns
         -------
         times : numpy.ndarray
@@ -302,17 +219,7 @@ class LipVideos:
         return (first + PERIOD * pictures) / SAMPLE_RATE
 
     def samples(self, mixture):
-        """Samples of a whole mixture.
-
-        Arguments
-        ---------
-        mixture : dict
-            From `MixtureMaker.draw`.
-
-        Returns
-        -------
-        samples : int
-        """
+        """Samples of a whole mixture."""
         return max(end for _, end in self._spans(mixture).values())
 
     def _spans(self, mixture):
@@ -345,7 +252,7 @@ class LipVideos:
         else:
             who = self.maker.speech[mixture[role]]["speaker"]
             pictures = self._drawn(key, who, times, rng)
-        clip = spoil(pictures, rng, self.faults)
+        clip = corrupt(pictures, rng, self.faults)
         if self.shown == "frozen":
             clip[:] = clip[0]
         return clip
@@ -392,17 +299,6 @@ class LipVideos:
 def videos_of_splits(makers, size):
     """Lips for the mixtures of every split, with faults in training only.
 
-    Arguments
-    ---------
-    makers : dict of str -> MixtureMaker
-        By split.
-    size : (int, int) or None
-        Height and width of a picture; None: no lips.
-
-    Returns
-    -------
-    videos : dict of str -> LipVideos or None
-
     Example
     -------
     >>> videos_of_splits({"train": None, "test": None}, size=None)
@@ -410,7 +306,7 @@ def videos_of_splits(makers, size):
     """
     if size is None:
         return dict.fromkeys(makers)
-    faults = {"train": TRAINING, "valid": Faults(), "test": Faults()}
+    faults = {"train": TRAINING, "valid": Corruption(), "test": Corruption()}
     return {
         split: LipVideos(maker, size, faults[split])
         for split, maker in makers.items()

@@ -58,19 +58,11 @@ def at_offsets(voices, offsets):
     ---------
     voices : (numpy.ndarray, numpy.ndarray)
         [samples] each.
-    offsets : (int, int)
-        First sample of each.
 
     Returns
     -------
     placed : numpy.ndarray
         [2, samples], float32.
-
-    Example
-    -------
-    >>> at_offsets((np.ones(2), np.ones(1)), (0, 2))
-    array([[1., 1., 0.],
-           [0., 0., 1.]], dtype=float32)
     """
     samples = max(o + len(v) for o, v in zip(offsets, voices))
     placed = np.zeros((len(voices), samples), np.float32)
@@ -124,14 +116,8 @@ def mix(voices, rirs, sir):
 
 
 SIRS = (-6.0, 0.0, 6.0)  # dB
-
-
 OVERLAP = (0.6, 1.0)  # of the shorter utterance
-
-
 BUCKETS = ((0, 15), (15, 45), (45, 90), (90, 180))  # degrees between talkers
-
-
 MIN_SAMPLES = 512  # one window of the separator
 
 
@@ -179,23 +165,7 @@ class MixtureMaker:
                 )
 
     def draw(self, target, bucket=None):
-        """Draw the circumstances of one mixture.
-
-        Arguments
-        ---------
-        target : str
-            Utterance to be separated.
-        bucket : int or None
-            Index of the angle bucket; None draws it evenly.
-
-        Returns
-        -------
-        mixture : dict
-            JSON-ready: "target", "interferer", "room", "talkers", "sir",
-            "overlap", "target_first", "doa", "doa_interferer", "angle",
-            "mirrored", "cut" (where training crops, 0 to 1), "doa_given" (with
-            the camera's error).
-        """
+        """Draw the circumstances of one mixture."""
         # crc32, not hash(): the same in every process
         key = zlib.crc32(target.encode())
         rng = np.random.default_rng([self.seed, self.epoch, key])
@@ -232,11 +202,6 @@ class MixtureMaker:
     def render(self, mixture):
         """Make the waveforms of a drawn mixture.
 
-        Arguments
-        ---------
-        mixture : dict
-            From `draw`.
-
         Returns
         -------
         signals : dict
@@ -251,11 +216,6 @@ class MixtureMaker:
 
     def voices(self, mixture):
         """The dry voices of a drawn mixture, placed in time.
-
-        Arguments
-        ---------
-        mixture : dict
-            From `draw`.
 
         Returns
         -------
@@ -303,17 +263,6 @@ def fixed_mixtures(maker, count):
     """A list of mixtures that every system is scored on.
 
     Targets are taken in the manifest's order; the angle buckets take turns.
-
-    Arguments
-    ---------
-    maker : MixtureMaker
-    count : int
-        Number of mixtures.
-
-    Returns
-    -------
-    mixtures : dict
-        id -> mixture, JSON-ready, SpeechBrain's manifest format.
     """
     targets = sorted(maker.speech)
     if count > len(targets):
@@ -331,20 +280,7 @@ def fixed_mixtures(maker, count):
 
 
 def load_speech(manifest, data_root):
-    """Read a speech manifest and resolve its {data_root}.
-
-    Arguments
-    ---------
-    manifest : str
-        JSON file.
-    data_root : str
-        Folder that replaces "{data_root}".
-
-    Returns
-    -------
-    speech : dict
-        id -> {"wav", "length", "words", "speaker"}.
-    """
+    """Read a speech manifest and resolve its {data_root}."""
     manifest = Path(manifest)
     if not manifest.exists():
         raise FileNotFoundError(

@@ -15,24 +15,14 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from ..utils import SAMPLE_RATE, whole_file, write_text
+from ..utils import SAMPLE_RATE, atomic_write, write_text
 from .mixtures import MIN_SAMPLES
 
 NEEDED = ("wav", "words", "speaker", "length")
 
 
 def ffmpeg_program():
-    """Path of the ffmpeg program, or an error that says how to get it.
-
-    Returns
-    -------
-    path : str
-
-    Example
-    -------
-    >>> ffmpeg_program()  # doctest: +SKIP
-    '/usr/bin/ffmpeg'
-    """
+    """Path of the ffmpeg program, or an error that says how to get it."""
     found = shutil.which("ffmpeg")
     if found:
         return found
@@ -49,12 +39,6 @@ def ffmpeg_program():
 
 def read_sound(path):
     """The sound of a video or audio file, mono at 16 kHz.
-
-    Arguments
-    ---------
-    path : str or Path
-        Any container and codec that ffmpeg reads; its first sound track,
-        channels averaged.
 
     Returns
     -------
@@ -94,22 +78,16 @@ def write_flac(path, samples):
 
     Arguments
     ---------
-    path : Path
-        Its folder is made.
     samples : numpy.ndarray
         [samples] at 16 kHz, int16 or float.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         soundfile.write(part, samples, SAMPLE_RATE, "PCM_16", format="FLAC")
 
 
 def seconds_of(path):
     """Length of an audio file that may be missing.
-
-    Arguments
-    ---------
-    path : Path
 
     Returns
     -------
@@ -129,24 +107,7 @@ def seconds_of(path):
 
 
 def run_jobs(work, jobs, workers, description):
-    """Do jobs in several processes; what fails is told, not raised.
-
-    Arguments
-    ---------
-    work : callable
-        Takes a job; OSError and ValueError count as its failure.
-    jobs : list
-        Arguments of `work`.
-    workers : int
-        Processes.
-    description : str
-        For the progress bar, which terminals show.
-
-    Returns
-    -------
-    failures : dict
-        Job -> what was wrong with it.
-    """
+    """Do jobs in several processes; what fails is told, not raised."""
     failures = {}
     if not jobs:
         return failures
@@ -181,13 +142,6 @@ def write_manifests(data_folder, splits):
     """Write the manifests that train.py takes, each whole or not at all.
 
     Nothing is written where one of them could not be mixed.
-
-    Arguments
-    ---------
-    data_folder : str or Path
-        `<split>_speech.json` goes there.
-    splits : dict
-        Split -> (id -> entry with "wav", "words", "speaker" and "length").
     """
     for split, entries in splits.items():
         for key, entry in entries.items():

@@ -18,11 +18,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ..lobes.models.spatial_features import SPEED_OF_SOUND, linear_array
-from ..utils import SAMPLE_RATE, remove_partial, whole_file, write_text
+from ..utils import SAMPLE_RATE, atomic_write, remove_partial, write_text
 
 SMALLEST_ROOM = (4.0, 4.0, 2.5)  # metres
-
-
 LARGEST_ROOM = (10.0, 8.0, 6.0)  # metres
 
 
@@ -30,8 +28,6 @@ T60 = (0.05, 0.7)  # seconds
 
 
 DISTANCE = (1.0, 5.0)  # metres from the array's centre to a talker
-
-
 TALKERS = 4  # positions simulated in each room
 
 
@@ -40,15 +36,8 @@ def eyring_absorption(dimensions, t60):
 
     Arguments
     ---------
-    dimensions : sequence of float
-        Length, width, height in metres.
     t60 : float
         Reverberation time in seconds.
-
-    Returns
-    -------
-    absorption : float
-        0 to 1, the same for all walls.
 
     Example
     -------
@@ -68,14 +57,8 @@ def image_order(dimensions, t60):
 
     Arguments
     ---------
-    dimensions : sequence of float
-        Length, width, height in metres.
     t60 : float
         Reverberation time in seconds.
-
-    Returns
-    -------
-    order : int
 
     Example
     -------
@@ -87,10 +70,6 @@ def image_order(dimensions, t60):
 
 def draw_room(rng):
     """Draw room, array and talkers.
-
-    Arguments
-    ---------
-    rng : numpy.random.Generator
 
     Returns
     -------
@@ -179,25 +158,8 @@ def simulate(room, microphones):
     return rirs
 
 
-def measured_t60(rir):
-    """Reverberation time of a response: a 20 dB fit to the Schroeder curve.
-
-    Arguments
-    ---------
-    rir : numpy.ndarray
-        [samples].
-
-    Returns
-    -------
-    t60 : float
-        Seconds.
-
-    Example
-    -------
-    >>> decay = 10 ** (-3 * np.arange(8000) / 16000 / 0.4)  # T60 = 0.4 s
-    >>> round(measured_t60(decay), 2)
-    0.4
-    """
+def _measured_t60(rir):
+    """Reverberation time of a response: a 20 dB fit to the Schroeder curve."""
     energy = np.cumsum(rir[::-1].astype(np.float64) ** 2)[::-1]
     level = 10 * np.log10(energy / energy[0] + 1e-12)
     start, end = np.argmax(level < -5), np.argmax(level < -25)
@@ -208,30 +170,13 @@ def measured_t60(rir):
 
 
 ROOMS_PER_SHARD = 25
-
-
 SPLITS = ("train", "valid", "test")
 
 
 def prepare_rooms(
     data_folder, counts, microphones, seed=1234, workers=2, progress=True
 ):
-    """Simulate the bank; what is there already is kept.
-
-    Arguments
-    ---------
-    data_folder : str
-        The bank goes to `data_folder/rooms`.
-    counts : dict
-        Split ("train", "valid", "test") -> number of rooms.
-    microphones : sequence of int
-        Microphone numbers, from 1.
-    seed : int
-    workers : int
-        Processes.
-    progress : bool
-        Show a progress bar.
-    """
+    """Simulate the bank; what is there already is kept."""
     folder = Path(data_folder) / "rooms"
     settings = {"seed": seed, "microphones": list(microphones)}
     _check_settings(folder, settings)
@@ -289,14 +234,14 @@ def _simulate_shard(job):
         arrays[f"info_{i}"] = np.array(
             [
                 room["t60"],
-                measured_t60(rirs[0, 0]),
+                _measured_t60(rirs[0, 0]),
                 *room["dimensions"],
                 *room["distance"],
             ]
         )
     path = _shard(folder, split, shard)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part, open(part, "wb") as out:
+    with atomic_write(path) as part, open(part, "wb") as out:
         np.savez(out, **arrays)
 
 
@@ -342,13 +287,6 @@ class RoomBank:
     def rirs(self, room, talkers):
         """Responses of some talkers of a room.
 
-        Arguments
-        ---------
-        room : int
-            Index of the room.
-        talkers : sequence of int
-            Indices of the talkers.
-
         Returns
         -------
         rirs : numpy.ndarray
@@ -364,10 +302,6 @@ class RoomBank:
         bucket : (float, float)
             Lowest and highest angle between the talkers, degrees; the lowest
             belongs to it, the highest does not (but for 180).
-
-        Returns
-        -------
-        pairs : list of (int, int, int)
         """
         low, high = bucket
         found = []

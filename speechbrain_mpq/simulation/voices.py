@@ -63,24 +63,6 @@ _LIST_END, _PHONEME = 0, 7  # espeak_EVENT_TYPE
 def speak(text, voice, rate, pitch, range):
     """Speak a text.
 
-    Arguments
-    ---------
-    text : str
-        What to say.
-    voice : str
-        Voice and variant, e.g. "en-us+m3".
-    rate : int
-        Words per minute.
-    pitch, range : int
-        0 to 99, 50 is the voice's own.
-
-    Returns
-    -------
-    samples : numpy.ndarray
-        int16 at 22.05 kHz.
-    events : list of tuple
-        (first sample, symbol) of every phoneme, in espeak-ng's alphabet.
-
     Example
     -------
     >>> samples, events = speak("seven", "en-us", 150, 50, 50)  # doctest: +SKIP
@@ -125,10 +107,6 @@ def _in_child(function, *arguments):
 @functools.cache
 def library():
     """The initialised library, once per process.
-
-    Returns
-    -------
-    ctypes.CDLL
 
     Example
     -------
@@ -186,11 +164,7 @@ UP, DOWN = 320, 441  # 16000 / 22050
 
 
 MARGIN = 0.03  # seconds of near-silence kept at both ends
-
-
 SPEAKERS = {"train": 320, "valid": 6, "test": 12}
-
-
 ACCENTS = ("en-us", "en", "en-gb-x-rp", "en-us-nyc", "en-gb-scotland")
 
 
@@ -299,17 +273,6 @@ def speakers(split, seed=1234):
 def vary(speaker, rng):
     """The same speaker in the mood of one utterance.
 
-    Arguments
-    ---------
-    speaker : Speaker
-        Who speaks.
-    rng : numpy.random.Generator
-        Draws up to 8 % of rate, 4 steps of pitch and 10 of range.
-
-    Returns
-    -------
-    Speaker
-
     Example
     -------
     >>> anna = Speaker("anna", "en-us", "f1", 50, 50, 160, 1.0)
@@ -327,17 +290,8 @@ def vary(speaker, rng):
 def synthesize(text, speaker):
     """Speak a text.
 
-    Arguments
-    ---------
-    text : str
-        What to say.
-    speaker : Speaker
-        Who says it.
-
     Returns
     -------
-    waveform : numpy.ndarray
-        float32 samples at 16 kHz between -1 and 1.
     phonemes : list of tuple
         (start, end, symbol) in seconds, in espeak-ng's alphabet.
 

@@ -37,8 +37,6 @@ from ..quantization.tensors import named_tensors
 from ..utils import write_json
 
 SMALLEST_RMS = 1e-3  # of a tensor that steps are relative to
-
-
 FINE_LEVEL = 1 / 6  # of the root mean square; about a level at five bits
 
 

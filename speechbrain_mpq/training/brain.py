@@ -16,7 +16,7 @@ import speechbrain as sb
 from speechbrain.utils.distributed import main_process_only, run_on_main
 from speechbrain.utils.logger import get_logger
 
-from ..allocation.analysis import write_additivity, write_outlook
+from ..allocation.analysis import write_additivity, write_expected_gain
 from ..allocation.solver import allocate_bits
 from ..quantization.codebook import check_bits
 from ..quantization.packing import save_packed
@@ -30,11 +30,6 @@ from .rounding import round_calibrated_
 def check_average_bits(bits):
     """Raise ValueError unless a budget can be meant.
 
-    Arguments
-    ---------
-    bits : float
-        1 to 16, or 32 for full precision.
-
     Example
     -------
     >>> check_average_bits(2.5)
@@ -46,22 +41,8 @@ def check_average_bits(bits):
         )
 
 
-def check_reachable(bits, candidates, min_bits):
-    """Raise ValueError unless some plan has these bits on average.
-
-    Arguments
-    ---------
-    bits : float
-        Average that is asked for.
-    candidates : sequence of int or None
-        Bits that a cluster may have, ascending; None: all get the same.
-    min_bits : int
-        Of any cluster.
-
-    Example
-    -------
-    >>> check_reachable(2.5, candidates=[2, 4], min_bits=2)
-    """
+def _check_reachable(bits, candidates, min_bits):
+    """Raise ValueError unless some plan has these bits on average."""
     if candidates is None:
         check_bits(bits)  # a whole number of them
         return
@@ -80,14 +61,8 @@ def check_reachable(bits, candidates, min_bits):
         )
 
 
-def check_methods(hparams):
-    """Raise ValueError where methods exclude or miss each other.
-
-    Arguments
-    ---------
-    hparams : object
-        Those of a `QuantizationBrain`.
-    """
+def _check_methods(hparams):
+    """Raise ValueError where methods exclude or miss each other."""
     if hparams.one_stage and hparams.scores:
         raise ValueError(
             "one_stage decides on the bits itself: set scores to null"
@@ -127,41 +102,19 @@ class QuantizationBrain(sb.Brain):
     """
 
     def check_settings(self, model):
-        """Refuse impossible settings before any work.
-
-        Arguments
-        ---------
-        model : torch.nn.Module
-            The model to be quantized.
-        """
+        """Refuse impossible settings before any work."""
         hparams = self.hparams
         check_average_bits(hparams.bits)
         if hparams.bits == 32:
             return
         clusters(model, *self._patterns())  # each pattern must match
-        check_methods(hparams)
+        _check_methods(hparams)
         scorer = hparams.one_stage or hparams.scores
         candidates = getattr(scorer, "candidate_bits", None)
-        check_reachable(hparams.bits, candidates, hparams.min_bits)
+        _check_reachable(hparams.bits, candidates, hparams.min_bits)
 
     def quantize(self, model, network_name, calibrate, prototypes=None):
-        """Decide on the bits of every cluster and quantize in place.
-
-        Arguments
-        ---------
-        model : torch.nn.Module
-            In full precision; changed in place.
-        network_name : str
-            Submodule that is scored, the one that maps calibration inputs to
-            outputs.
-        calibrate : callable
-            Returns a dict with what scores may need, by the names in their
-            `needs`: "inputs" of the network and, for some, "weights" or the
-            "loss". Called only where there are no scores yet.
-        prototypes : dict or None
-            Bits -> packed folder of the trained uniform system with these
-            bits. Clusters inherit their weights from them.
-        """
+        """Decide on the bits of every cluster and quantize in place."""
         self.check_settings(model)
         if self.hparams.bits == 32:
             return
@@ -254,7 +207,7 @@ class QuantizationBrain(sb.Brain):
         bits, min_bits = self.hparams.bits, self.hparams.min_bits
         plan = allocate_bits(table, average_bits=bits, min_bits=min_bits)
         if getattr(scorer, "foresees", True) and len(table.candidate_bits) > 1:
-            write_outlook(folder, table, plan, bits, min_bits)
+            write_expected_gain(folder, table, plan, bits, min_bits)
         if hasattr(scorer, "measure"):
             write_additivity(
                 folder, table, plan, scorer, network, values, **where
@@ -316,18 +269,7 @@ class QuantizationBrain(sb.Brain):
             )
 
     def recover_best(self, model):
-        """Load the checkpoint with the lowest validation loss.
-
-        Arguments
-        ---------
-        model : torch.nn.Module
-            What was trained.
-
-        Returns
-        -------
-        plan : BitPlan or None
-            The bits that it has, written to plan.json; None at 32 bits.
-        """
+        """Load the checkpoint with the lowest validation loss."""
         self.checkpointer.recover_if_possible(min_key="loss")
         if self.hparams.bits == 32:
             return None
@@ -338,21 +280,7 @@ class QuantizationBrain(sb.Brain):
         return plan
 
     def pack(self, model, metadata=None, architecture=None):
-        """Write a model as a packed folder.
-
-        Arguments
-        ---------
-        model : torch.nn.Module
-            Plain or quantized.
-        metadata : dict or None
-            Strings to keep in the file.
-        architecture : dict or None
-            What to build before the file is loaded, see `save_packed`.
-
-        Returns
-        -------
-        folder : pathlib.Path
-        """
+        """Write a model as a packed folder."""
         folder = self._output("packed")
         arguments = [model, folder, metadata, architecture]
         run_on_main(save_packed, args=arguments)

@@ -13,7 +13,7 @@ from speechbrain.dataio.dataloader import LoopedLoader
 from torch.utils.data import DataLoader
 
 from ..allocation.sweep import evaluating
-from .distributions import as_logs, find_distribution, tensors_in
+from .distributions import find_distribution, tensors_in, to_log_probs
 
 SEED = 0  # of whatever is random in a forward pass, the same for all passes
 
@@ -39,7 +39,7 @@ class BrainNetwork(torch.nn.Module):
         # Past Module's own setter: a child may have any of these names.
         self.__dict__.update(
             run=lambda index: _pass(brain, batches[index], stage),
-            numbers=torch.arange(len(batches)),  # the inputs of scores
+            batch_indices=torch.arange(len(batches)),  # the inputs of scores
         )
 
 
@@ -58,14 +58,14 @@ class Distribution(BrainNetwork):
         super().__init__(*arguments)
         self.__dict__.update(find=output or find_distribution, form=None)
 
-    def forward(self, numbers):
+    def forward(self, batch_indices):
         """Logs of the distribution of one batch."""
-        predictions, _ = self.run(int(numbers))
-        logs, form = as_logs(self.find(predictions))
+        predictions, _ = self.run(int(batch_indices))
+        logs, form = to_log_probs(self.find(predictions))
         if form != (self.form or form):
             raise ValueError(
-                f"the output of batch {int(numbers)} looks {form}, that of "
-                f"the batches before {self.form}: name it with output="
+                f"the output of batch {int(batch_indices)} looks {form}, "
+                f"that of the batches before {self.form}: name it with output="
             )
         self.__dict__["form"] = form
         return logs[None]
@@ -74,9 +74,9 @@ class Distribution(BrainNetwork):
 class Objective(BrainNetwork):
     """Puts out the Brain's own loss of a batch, [1]."""
 
-    def forward(self, numbers):
+    def forward(self, batch_indices):
         """The loss of one batch."""
-        _, objective = self.run(int(numbers))
+        _, objective = self.run(int(batch_indices))
         loss = objective()
         if isinstance(loss, torch.Tensor) and loss.numel() == 1:
             return loss.reshape(1)
@@ -87,12 +87,12 @@ class Objective(BrainNetwork):
         )
 
 
-def summed(output, items):
+def sum_of_losses(output, items):
     """The loss that scores ask for: the network has computed it.
 
     Example
     -------
-    >>> summed(torch.tensor([2.0]), slice(0, 1))
+    >>> sum_of_losses(torch.tensor([2.0]), slice(0, 1))
     tensor(2.)
     """
     del items
@@ -100,23 +100,7 @@ def summed(output, items):
 
 
 def calibration_batches(brain, dataset, count, loader_kwargs=None):
-    """The first batches of some data, as the Brain would see them.
-
-    Arguments
-    ---------
-    brain : speechbrain.Brain
-        Makes the loader.
-    dataset : Dataset or DataLoader
-        A loader is used as it is.
-    count : int
-        Most batches to take.
-    loader_kwargs : dict or None
-        For `make_dataloader`, such as batch_size.
-
-    Returns
-    -------
-    batches : list
-    """
+    """The first batches of some data, as the Brain would see them."""
     if count < 1:
         raise ValueError(f"calibration takes at least 1 batch, not {count}")
     if not isinstance(dataset, DataLoader | LoopedLoader):
@@ -140,15 +124,7 @@ _EMPTY = (
 
 @contextmanager
 def ready_to_score(brain, stage):
-    """Eval mode and autocast as in a stage that the Brain has started.
-
-    Arguments
-    ---------
-    brain : speechbrain.Brain
-        Left in the mode that it had.
-    stage : speechbrain.Stage
-        That is to be started.
-    """
+    """Eval mode and autocast as in a stage that the Brain has started."""
     with evaluating(brain.modules):
         brain.on_stage_start(stage, 1)
         with brain.evaluation_ctx:

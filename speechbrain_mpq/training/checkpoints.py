@@ -22,7 +22,7 @@ from ..quantization.quant_api import requantize_
 PARTIAL = "partial+"  # a name that SpeechBrain takes for no checkpoint
 
 
-class WholeCheckpointer(Checkpointer):
+class AtomicCheckpointer(Checkpointer):
     """A Checkpointer whose checkpoints survive a kill while being written.
 
     SpeechBrain's own writes the file by which it later knows a checkpoint
@@ -41,7 +41,7 @@ class WholeCheckpointer(Checkpointer):
     >>> import torch
     >>> folder = str(getfixture("tmpdir"))
     >>> layer = torch.nn.Linear(1, 1)
-    >>> checkpointer = WholeCheckpointer(folder, {"layer": layer})
+    >>> checkpointer = AtomicCheckpointer(folder, {"layer": layer})
     >>> checkpoint = checkpointer.save_checkpoint()
     >>> checkpoint.path.name.startswith("CKPT+")
     True
@@ -84,23 +84,13 @@ class WholeCheckpointer(Checkpointer):
         return path.with_name(PARTIAL + path.name)
 
 
+WholeCheckpointer = AtomicCheckpointer  # its name in earlier YAML files
+
 TABLE = ("bits", "ternary", "midrise")  # what says which table a tensor has
 
 
 def guard_loading(model, any_bits=False):
     """Checks and refits whatever is loaded into a quantized model.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Quantized model.
-    any_bits : bool
-        Whether a checkpoint may bring other bits, as where these are learned.
-
-    Returns
-    -------
-    handles : list
-        Hooks; ``remove()`` each to stop.
 
     Example
     -------

@@ -21,7 +21,7 @@ import torch
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
-from ..allocation.analysis import foresee
+from ..allocation.analysis import expected_gain
 from ..allocation.baselines import RandomScores, SizeScores, WeightErrorScores
 from ..allocation.hessian import HessianScores
 from ..allocation.output_scores import FORMS, KLScores, LossScores
@@ -34,34 +34,14 @@ from .brain_network import (
     Objective,
     calibration_batches,
     ready_to_score,
-    summed,
+    sum_of_losses,
 )
 from .quantizer import as_list, check_uniform_bits, quantizer_of
 from .rounding import check_rounding, quantize_by_plan
 
 
 def check_limits(quantizer, scorer, limits):
-    """Refuses limits that no plan can keep, before any scoring.
-
-    Arguments
-    ---------
-    quantizer : Quantizer
-        Its modules are in full precision.
-    scorer : object or None
-        As from `scorer_for`; None: uniform bits.
-    limits : dict
-        Those of `allocate_bits`.
-
-    Example
-    -------
-    >>> import torch
-    >>> from speechbrain_mpq import KLScores, Quantizer
-    >>> quantizer = Quantizer([torch.nn.Linear(8, 8)], bits=None)
-    >>> check_limits(quantizer, KLScores((2, 4)), {"average_bits": 8})
-    Traceback (most recent call last):
-    ...
-    ValueError: a budget of 80 bytes is out of reach: with 2 to 4 bits this ...
-    """
+    """Refuses limits that no plan can keep, before any scoring."""
     if scorer is None:
         if "average_bits" not in limits:
             raise ValueError(
@@ -80,21 +60,12 @@ def check_limits(quantizer, scorer, limits):
 
 
 CANDIDATES = (2, 3, 4, 6, 8, 16)
-
-
 PROBES = 4  # of each batch, for the Hessian
-
-
 SCORES = ("kl", "hessian", "loss", "weight_error", "size", "uniform")
 
 
 def check_scores(scores):
     """Refuses names that are no scores.
-
-    Arguments
-    ---------
-    scores : str or object
-        One of `SCORES`, or an object such as `KLScores`.
 
     Example
     -------
@@ -111,31 +82,8 @@ def check_scores(scores):
         )
 
 
-def scorer_for(scores, quantizer, candidate_bits=CANDIDATES):
-    """An object that scores, with the quantizer's tables.
-
-    Arguments
-    ---------
-    scores : str or object
-        One of `SCORES`, or an object such as `KLScores`; that is copied.
-    quantizer : Quantizer
-        Whose tables are to be scored.
-    candidate_bits : sequence of int
-        Bits to try, where scores are named.
-
-    Returns
-    -------
-    scorer : object or None
-        None for uniform bits.
-
-    Example
-    -------
-    >>> import torch
-    >>> from speechbrain_mpq import Quantizer
-    >>> quantizer = Quantizer([torch.nn.PReLU()], codebook="midrise")
-    >>> scorer_for("kl", quantizer).codebook
-    'midrise'
-    """
+def _scorer_for(scores, quantizer, candidate_bits=CANDIDATES):
+    """An object that scores, with the quantizer's tables."""
     check_scores(scores)
     table = {**quantizer.table, "codebook": quantizer.codebook}
     if scores == "uniform":
@@ -162,18 +110,8 @@ def scorer_for(scores, quantizer, candidate_bits=CANDIDATES):
     return scorer
 
 
-def check_needs(scorer):
-    """Refuses scores that need more than a Brain can give.
-
-    Arguments
-    ---------
-    scorer : object or None
-        As from `scorer_for`.
-
-    Example
-    -------
-    >>> check_needs(KLScores())
-    """
+def _check_needs(scorer):
+    """Refuses scores that need more than a Brain can give."""
     if scorer is None:
         return
     unknown = sorted(set(scorer.needs) - {"inputs", "loss"})
@@ -198,8 +136,6 @@ def _check_tables(scorer, table):
 
 
 logger = get_logger(__name__)
-
-
 SETTINGS = "chosen.json"  # beside plan.json: what the plan was asked for
 
 
@@ -227,12 +163,7 @@ class PlanFiles:
         self.settings = {"scores": name, **settings}
 
     def earlier_plan(self):
-        """The plan of an earlier start with the same settings, or None.
-
-        Returns
-        -------
-        plan : BitPlan or None
-        """
+        """The plan of an earlier start with the same settings, or None."""
         path = self.folder and self.folder / "plan.json"
         if not path or not path.exists():
             if self.checkpointer and self.checkpointer.find_checkpoint():
@@ -266,16 +197,7 @@ class PlanFiles:
             ) from error
 
     def weights_follow(self, model):
-        """Whether `fit` will load all weights of a model from a checkpoint.
-
-        Arguments
-        ---------
-        model : torch.nn.Module
-
-        Returns
-        -------
-        bool
-        """
+        """Whether `fit` will load all weights of a model from a checkpoint."""
         if not (self.checkpointer and self.checkpointer.find_checkpoint()):
             return False
         loaded = {
@@ -287,23 +209,13 @@ class PlanFiles:
         return all(id(parameter) in loaded for parameter in model.parameters())
 
     def save_table(self, table):
-        """Keep the scores, from which other budgets can be solved.
-
-        Arguments
-        ---------
-        table : ScoreTable
-        """
+        """Keep the scores, from which other budgets can be solved."""
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
             table.save(self.folder / "scores.json")
 
     def save_plan(self, plan):
-        """Keep the plan, which a resumed training needs.
-
-        Arguments
-        ---------
-        plan : BitPlan
-        """
+        """Keep the plan, which a resumed training needs."""
         if self.folder and if_main_process():
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / SETTINGS, self.settings)
@@ -329,30 +241,7 @@ MOST_BITS = 32  # above it a bare number means bytes
 
 
 def parse_budget(budget):
-    """Arguments of `allocate_bits` for a budget.
-
-    Arguments
-    ---------
-    budget : int, float or str
-        Bits on average up to 32, bytes above; or a text such as "4 bit",
-        "2.5bits", "350 KiB", "1.2MB".
-
-    Returns
-    -------
-    limit : dict
-        Key average_bits or budget_bytes.
-
-    Example
-    -------
-    >>> parse_budget(4), parse_budget("2.5 bit")
-    ({'average_bits': 4}, {'average_bits': 2.5})
-    >>> parse_budget(350000), parse_budget("0.5 MiB")
-    ({'budget_bytes': 350000}, {'budget_bytes': 524288})
-    >>> parse_budget("4 apples")
-    Traceback (most recent call last):
-    ...
-    ValueError: budget '4 apples' is not understood: ...
-    """
+    """Arguments of `allocate_bits` for a budget."""
     unit = ""
     if isinstance(budget, str):
         found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([A-Za-z]*)\s*", budget)
@@ -469,8 +358,8 @@ def choose_bits(
     files = PlanFiles(brain, folder, scores, **limits, **choice)
     plan = files.earlier_plan()
     new = plan is None
-    scorer = scorer_for(scores, quantizer, candidate_bits) if new else None
-    check_needs(scorer)
+    scorer = _scorer_for(scores, quantizer, candidate_bits) if new else None
+    _check_needs(scorer)
     fitted = rounding == "calibrated"
     fitted = fitted and not files.weights_follow(quantizer.model)
     quantizer.dequantize()
@@ -499,9 +388,9 @@ def _chosen(quantizer, limits, files, scorer, place):
     table = _score(*place)
     files.save_table(table)
     plan = allocate_bits(table, **limits)
-    foresees = getattr(scorer, "foresees", True)
-    if foresees and len(table.candidate_bits) > 1:
-        logger.info(foresee(table, plan)[1])
+    additive = getattr(scorer, "foresees", True)
+    if additive and len(table.candidate_bits) > 1:
+        logger.info(expected_gain(table, plan)[1])
     return plan
 
 
@@ -510,7 +399,7 @@ def _score(brain, quantizer, scorer, output, batches, stage, progress):
     place = (quantizer.model, brain, batches, stage)
     by_loss = "loss" in scorer.needs
     network = Objective(*place) if by_loss else Distribution(output, *place)
-    known = {"inputs": network.numbers, "loss": summed}
+    known = {"inputs": network.batch_indices, "loss": sum_of_losses}
     base = getattr(scorer, "base", scorer)
     with ready_to_score(brain, stage), _twice_differentiable():
         if isinstance(base, OutputScores):
@@ -543,7 +432,7 @@ def _twice_differentiable():
 def _take_form(scorer, network):
     """The divergence that suits the model's distribution."""
     with torch.no_grad():
-        network(network.numbers[:1])
+        network(network.batch_indices[:1])
     if network.form == "categorical" or scorer.method == "categorical_kl":
         scorer.summand = FORMS[network.form]
         scorer.method = f"{network.form}_kl"

@@ -8,33 +8,11 @@ recognized by their values, not by their names.
 import torch
 
 TOLERANCE = 1e-3  # of sums of probabilities; half floats have no more
-
-
 EDGE = 1e-6  # masks keep this distance from 0 and 1, so that logits exist
 
 
-def kind_of(tensor):
-    """Which distribution a tensor holds.
-
-    Arguments
-    ---------
-    tensor : torch.Tensor
-        Anything that a model puts out.
-
-    Returns
-    -------
-    kind : str
-        "log_softmax", "softmax" (both over the last axis), "sigmoid" (values
-        from 0 to 1, at least two axes), or "" for none.
-
-    Example
-    -------
-    >>> logits = torch.tensor([[0.5, -1.0, 2.0]])
-    >>> kind_of(logits.log_softmax(-1)), kind_of(logits.softmax(-1))
-    ('log_softmax', 'softmax')
-    >>> kind_of(logits.sigmoid()), kind_of(logits), kind_of(torch.ones(3))
-    ('sigmoid', '', '')
-    """
+def distribution_type(tensor):
+    """Which distribution a tensor holds."""
     if not tensor.is_floating_point() or tensor.dim() < 2 or not tensor.numel():
         return ""
     values = tensor.detach().float()
@@ -53,29 +31,9 @@ def find_distribution(predictions):
     """The first distribution in a Brain's predictions.
 
     Log-probabilities come before probabilities and those before masks.
-
-    Arguments
-    ---------
-    predictions : object
-        What `compute_forward` returned.
-
-    Returns
-    -------
-    tensor : torch.Tensor
-        One of the predictions, as it is.
-
-    Example
-    -------
-    >>> log_probs = torch.zeros(2, 5, 4).log_softmax(-1)
-    >>> find_distribution((log_probs, torch.tensor([1.0, 0.5]))) is log_probs
-    True
-    >>> find_distribution({"wav": torch.randn(2, 9)})
-    Traceback (most recent call last):
-    ...
-    ValueError: the predictions hold no distribution to compare, ...
     """
     found = list(tensors_in(predictions))
-    kinds = [kind_of(tensor) for tensor in found]
+    kinds = [distribution_type(tensor) for tensor in found]
     for kind in ("log_softmax", "softmax", "sigmoid"):
         if kind in kinds:
             return found[kinds.index(kind)]
@@ -88,30 +46,18 @@ def find_distribution(predictions):
     )
 
 
-def as_logs(tensor):
+def to_log_probs(tensor):
     """A distribution as what KLScores takes, and which form of it.
-
-    Arguments
-    ---------
-    tensor : torch.Tensor
-        Log-probabilities, probabilities or a mask.
-
-    Returns
-    -------
-    logs : torch.Tensor
-        Log-probabilities in float64, or the logits of a mask.
-    form : str
-        "categorical" or "bernoulli", as in `KLScores`.
 
     Example
     -------
-    >>> as_logs(torch.tensor([[0.5, 0.25], [0.5, 1.0]]))[1]
+    >>> to_log_probs(torch.tensor([[0.5, 0.25], [0.5, 1.0]]))[1]
     'bernoulli'
-    >>> as_logs(torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
+    >>> to_log_probs(torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
     (tensor([[ -0.6931,  -0.6931],
             [  0.0000, -87.3365]], dtype=torch.float64), 'categorical')
     """
-    kind = kind_of(tensor)
+    kind = distribution_type(tensor)
     if kind == "softmax":
         tensor = tensor.float().clamp_min(torch.finfo(torch.float32).tiny).log()
     if kind in ("log_softmax", "softmax"):
@@ -129,11 +75,6 @@ def as_logs(tensor):
 
 def tensors_in(predictions):
     """All tensors of nested predictions, in order.
-
-    Arguments
-    ---------
-    predictions : object
-        Tensor, or a tuple, list, dict or batch of such.
 
     Yields
     ------

@@ -36,29 +36,12 @@ PLACES = (
 
 # Keys of what is told about a result beside it: they change its report only.
 REPORTED = ("against", "examples")
-
-
 _YAML = "tag:yaml.org,2002:"
-
-
 _TYPED = {_YAML + kind for kind in ("null", "bool", "int", "float")}
 
 
 def resolved_text(path, overrides=""):
-    """A hyper-parameter file with its references and overrides resolved.
-
-    Arguments
-    ---------
-    path : str
-        HyperPyYAML file.
-    overrides : str
-        YAML text of what to change.
-
-    Returns
-    -------
-    text : str
-        YAML, tags and comments as they were.
-    """
+    """A hyper-parameter file with its references and overrides resolved."""
     if overrides:  # in one form, however they are written
         overrides = yaml.serialize(yaml.compose(overrides))
     with open(path, encoding="utf-8") as source:
@@ -66,24 +49,7 @@ def resolved_text(path, overrides=""):
 
 
 def settings_of(text):
-    """What a resolved file asks for, JSON-ready.
-
-    Arguments
-    ---------
-    text : str
-        From `resolved_text`.
-
-    Returns
-    -------
-    settings : dict
-        Top-level key -> value; a tag becomes a dict of one entry. The output
-        folder's name is taken out of all values.
-
-    Example
-    -------
-    >>> settings_of("output_folder: a/b\\nlog: !new:Log {file: a/b/log.txt}")
-    {'log': {'!new:Log': {'file': '<output_folder>/log.txt'}}}
-    """
+    """What a resolved file asks for, JSON-ready."""
     settings = {
         key.value: _plain(value) for key, value in yaml.compose(text).value
     }
@@ -92,24 +58,8 @@ def settings_of(text):
     return _without(folder, settings) if folder else settings
 
 
-def differing(settings, others):
-    """Keys whose values differ, or that one of both lacks.
-
-    Arguments
-    ---------
-    settings, others : dict
-        From `settings_of`.
-
-    Returns
-    -------
-    keys : list of str
-        In alphabetical order.
-
-    Example
-    -------
-    >>> differing({"lr": 0.1, "seed": 1}, {"lr": 0.2, "seed": 1, "rows": 8})
-    ['lr', 'rows']
-    """
+def _differing(settings, others):
+    """Keys whose values differ, or that one of both lacks."""
     missing = object()
     return sorted(
         key
@@ -119,19 +69,7 @@ def differing(settings, others):
 
 
 def digest(paths, begin=""):
-    """One hash of the contents of some files.
-
-    Arguments
-    ---------
-    paths : sequence of str or Path
-        What is missing is left out.
-    begin : str
-        Text in front of them.
-
-    Returns
-    -------
-    sha256 : str
-    """
+    """One hash of the contents of some files."""
     found = hashlib.sha256(begin.encode())
     for path in map(Path, paths):
         if path.exists():
@@ -140,19 +78,7 @@ def digest(paths, begin=""):
 
 
 def text_digest(text, paths):
-    """The hash that runs left before they left their settings.
-
-    Arguments
-    ---------
-    text : str
-        From `resolved_text`.
-    paths : sequence of str or Path
-        What is missing is left out.
-
-    Returns
-    -------
-    sha256 : str
-    """
+    """The hash that runs left before they left their settings."""
     lines = [
         line
         for line in text.splitlines()
@@ -189,19 +115,7 @@ logger = get_logger(__name__)
 
 
 def read_hparams(path, overrides=""):
-    """Load a hyper-parameter file.
-
-    Arguments
-    ---------
-    path : str
-        HyperPyYAML file.
-    overrides : str
-        YAML text of what to change.
-
-    Returns
-    -------
-    hparams : dict
-    """
+    """Load a hyper-parameter file."""
     with open(path, encoding="utf-8") as source:
         return load_hyperpyyaml(source, overrides)
 
@@ -227,7 +141,7 @@ class Experiment:
         text = resolved_text(hparams_file, overrides)
         self.asked = {"settings": settings_of(text), "inputs": digest(inputs)}
         stored = self._stored(text, inputs) or self.asked
-        keys = differing(stored["settings"], self.asked["settings"])
+        keys = _differing(stored["settings"], self.asked["settings"])
         self.report_differs = [key for key in keys if key in REPORTED]
         keys = [key for key in keys if key not in REPORTED]
         if stored["inputs"] != self.asked["inputs"]:
@@ -252,7 +166,7 @@ class Experiment:
             )
         return said
 
-    def say_finished(self):
+    def log_finished(self):
         """Log so; a warning, which is seen, where its report is another."""
         log = logger.warning if self.report_differs else logger.info
         log(self.state)
@@ -296,47 +210,17 @@ ADMM_KEYS = {"estimator", "opt_class", "lr", "round_calibrated"}
 
 
 def run_baselines(run, hparams, overrides):
-    """Run the experiments that one is compared with.
-
-    Arguments
-    ---------
-    run : callable
-        `run(file, overrides)` runs an experiment where it is missing and
-        returns its folder.
-    hparams : dict
-        Of the experiment; `against` and `bits` are used.
-    overrides : str
-        YAML text of the experiment's overrides.
-
-    Returns
-    -------
-    folders : list of Path
-    """
+    """Run the experiments that one is compared with."""
     folders = []
     for file in hparams["against"]:
         own_bits = read_hparams(file)["bits"]
-        for bits in baseline_bits(own_bits, hparams["bits"]):
+        for bits in _baseline_bits(own_bits, hparams["bits"]):
             folders.append(run(file, overrides_for(file, overrides, bits)))
     return folders
 
 
 def run_prototypes(run, hparams, overrides):
-    """Run the uniform systems that one inherits its weights from.
-
-    Arguments
-    ---------
-    run : callable
-        As for `run_baselines`.
-    hparams : dict
-        Of the experiment; `prototypes` and `scores` are used.
-    overrides : str
-        YAML text of the experiment's overrides.
-
-    Returns
-    -------
-    folders : dict of int -> Path
-        Bits -> packed folder.
-    """
+    """Run the uniform systems that one inherits its weights from."""
     file = hparams["prototypes"]
     if file is None:
         return {}
@@ -353,27 +237,7 @@ def run_prototypes(run, hparams, overrides):
 
 
 def overrides_for(path, overrides, bits):
-    """What of an experiment's overrides its baseline shares.
-
-    Arguments
-    ---------
-    path : str
-        The baseline's hyper-parameter file.
-    overrides : str
-        YAML text of the experiment's overrides.
-    bits : int
-        Bits of the baseline.
-
-    Returns
-    -------
-    overrides : str
-        Those that the baseline's file knows too, with these bits.
-
-    Example
-    -------
-    >>> overrides_for("hparams/fp32.yaml", "seed: 7\\nscores: null", 32)
-    'seed: 7\\nbits: 32\\n'
-    """
+    """What of an experiment's overrides its baseline shares."""
     known = _entries(resolved_text(path))
     own = {
         *("system", "scores", "output_folder", "against", "prototypes", "bits"),
@@ -406,26 +270,8 @@ def _scalar(text):
     return yaml.ScalarNode("tag:yaml.org,2002:str", text)
 
 
-def baseline_bits(own, asked):
-    """Bits at which a baseline is run beside an experiment.
-
-    Arguments
-    ---------
-    own : int
-        Bits in the baseline's file.
-    asked : float
-        Average bits of the experiment.
-
-    Returns
-    -------
-    bits : list of int
-        32 for full precision; else the whole numbers around `asked`.
-
-    Example
-    -------
-    >>> baseline_bits(32, 4), baseline_bits(4, 3), baseline_bits(4, 2.5)
-    ([32], [3], [2, 3])
-    """
+def _baseline_bits(own, asked):
+    """Bits at which a baseline is run beside an experiment."""
     if own == 32:
         return [32]
     return sorted({math.floor(asked), math.ceil(asked)})

@@ -40,21 +40,6 @@ def is_matrix_layer(layer):
 
     These are linear layers, one-dimensional convolutions and everything that
     scales and shifts channels: norms in eval mode, affine maps.
-
-    Arguments
-    ---------
-    layer : torch.nn.Module
-        Plain, not quantized.
-
-    Returns
-    -------
-    bool
-
-    Example
-    -------
-    >>> layers = nn.Conv1d(4, 4, 3), nn.BatchNorm1d(4), nn.PReLU(), nn.GRU(4, 4)
-    >>> [is_matrix_layer(layer) for layer in layers]
-    [True, True, False, False]
     """
     if isinstance(layer, nn.Linear | nn.Conv1d):
         return True
@@ -69,26 +54,10 @@ def is_matrix_layer(layer):
 def weight_matrix(layer, weight):
     """A layer's weight as matrices.
 
-    Arguments
-    ---------
-    layer : torch.nn.Module
-        A matrix layer.
-    weight : torch.Tensor
-        In the shape of its weight.
-
     Returns
     -------
     torch.Tensor
         [problems, rows, columns], a view.
-
-    Example
-    -------
-    >>> layer = nn.Conv1d(6, 8, 3)
-    >>> weight_matrix(layer, layer.weight).shape
-    torch.Size([1, 8, 18])
-    >>> layer = nn.Conv1d(8, 8, 3, groups=8)
-    >>> weight_matrix(layer, layer.weight).shape
-    torch.Size([8, 1, 3])
     """
     rows = weight.reshape(len(weight), -1)
     return rows[:, None] if _is_split(layer) else rows[None]
@@ -99,8 +68,6 @@ def input_matrix(layer, inputs):
 
     Arguments
     ---------
-    layer : torch.nn.Module
-        A matrix layer, plain.
     inputs : torch.Tensor
         What goes into it, [batch, ...].
 
@@ -108,14 +75,6 @@ def input_matrix(layer, inputs):
     -------
     torch.Tensor
         [problems, columns, samples].
-
-    Example
-    -------
-    >>> inputs = torch.arange(1.0, 4)[None, None]  # [batch, channels, frames]
-    >>> input_matrix(nn.Conv1d(1, 1, 3, padding=1), inputs)
-    tensor([[[0., 1., 2.],
-             [1., 2., 3.],
-             [2., 3., 0.]]])
     """
     if isinstance(layer, nn.Linear):
         return inputs.flatten(0, -2).mT[None]
@@ -129,8 +88,6 @@ def output_matrix(layer, outputs):
 
     Arguments
     ---------
-    layer : torch.nn.Module
-        A matrix layer.
     outputs : torch.Tensor
         What comes out of it, [batch, ...].
 
@@ -138,11 +95,6 @@ def output_matrix(layer, outputs):
     -------
     torch.Tensor
         [problems, rows, samples].
-
-    Example
-    -------
-    >>> output_matrix(nn.Conv1d(6, 8, 1), torch.zeros(2, 8, 5)).shape
-    torch.Size([1, 8, 10])
     """
     if isinstance(layer, nn.Linear):
         return outputs.flatten(0, -2).mT[None]
@@ -199,27 +151,7 @@ DAMPINGS = (0.1, 1.0, 10.0)  # to choose from for each layer
 
 
 def tensors_by_owner(network):
-    """The tensors of a quantized network by the module that owns them.
-
-    Arguments
-    ---------
-    network : torch.nn.Module
-        Quantized.
-
-    Returns
-    -------
-    dict of (torch.nn.Module, str) -> list
-        A parameter's tensor, or its slices, by module and attribute. What
-        several modules share is not there.
-
-    Example
-    -------
-    >>> from speechbrain_mpq import quantize_
-    >>> layer = torch.nn.Linear(2, 1)
-    >>> _ = quantize_(layer, 4)
-    >>> [tensor.name for tensor in tensors_by_owner(layer)[layer, "weight"]]
-    ['weight']
-    """
+    """The tensors of a quantized network by the module that owns them."""
     tensors = named_tensors(network).values()
     if not any(tensor.fake_quantize for tensor in tensors):
         raise ValueError(
@@ -233,36 +165,7 @@ def tensors_by_owner(network):
 
 
 def round_layer_(tensors, layer, plain, uses, dampings=DAMPINGS):
-    """Bring a layer's outputs for what it is given close to others, in place.
-
-    Arguments
-    ---------
-    tensors : dict
-        From `tensors_by_owner`.
-    layer : torch.nn.Module
-        A matrix layer, quantized or not.
-    plain : torch.nn.Module
-        A copy of it in full precision, in eval mode.
-    uses : list of (torch.Tensor, torch.Tensor)
-        What it is given, and what it should put out; at least two items.
-    dampings : sequence of float
-        See `round_calibrated_`.
-
-    Example
-    -------
-    >>> import copy
-    >>> from speechbrain_mpq import quantize_
-    >>> layer = torch.nn.Linear(2, 1, bias=False)
-    >>> _ = layer.weight.data.copy_(torch.tensor([[1.0, 0.4]]))
-    >>> plain = copy.deepcopy(layer)
-    >>> _ = quantize_(layer, 1)
-    >>> given = torch.tensor([[1.0, 0.1], [1.0, 0.1], [2.0, 0.2]])
-    >>> tensors = tensors_by_owner(layer)
-    >>> with torch.no_grad():
-    ...     round_layer_(tensors, layer, plain, [(given, plain(given))])
-    >>> layer.weight.data
-    tensor([[0.9100, 0.9100]])
-    """
+    """Round a layer so that its outputs stay those of full precision."""
     halves = _halves(uses)
     means = _means(plain, halves)
     weights, biases = tensors[layer, "weight"], tensors[layer, "bias"]

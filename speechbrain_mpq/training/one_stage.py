@@ -85,29 +85,6 @@ def change_bits_(model, plan):
 
     Clusters that keep their bits keep their scales too, the others' are
     fitted to the weights as they are.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Quantized model, changed in place.
-    plan : BitPlan
-        A plan of the same clusters.
-
-    Returns
-    -------
-    changed : int
-        Clusters whose bits are others now.
-
-    Example
-    -------
-    >>> from speechbrain_mpq import quantize_
-    >>> from speechbrain_mpq.quantization.plan import BitPlan
-    >>> layer = torch.nn.PReLU()
-    >>> before = quantize_(layer, 8)
-    >>> change_bits_(layer, BitPlan.uniform(before.clusters, 4))
-    1
-    >>> bit_plan(layer).average_bits
-    4.0
     """
     tensors = named_tensors(model)
     before = bit_plan(model).clusters

@@ -14,18 +14,7 @@ from ..quantization.tensors import named_tensors
 
 
 def load_prototype(folder):
-    """The values of a packed model, by parameter name.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Packed folder of a uniform system.
-
-    Returns
-    -------
-    values : dict of str -> torch.Tensor
-        Quantized parameters as float32, and what was left alone.
-    """
+    """The values of a packed model, by parameter name."""
     if not Path(folder, "model.safetensors").exists():
         raise FileNotFoundError(
             f"no prototype in {folder}: make it with `python train.py "
@@ -44,37 +33,6 @@ def inherit_(model, plan, prototypes):
 
     What the plan leaves in full precision comes from the prototype that most
     parameters come from.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Plain model, changed in place.
-    plan : BitPlan
-        Names the tensors of each cluster.
-    prototypes : dict of int -> dict
-        Bits -> values, as made by `load_prototype`.
-
-    Example
-    -------
-    >>> from speechbrain_mpq.quantization.plan import BitPlan, ClusterBits
-    >>> model = torch.nn.Sequential(torch.nn.PReLU(), torch.nn.PReLU())
-    >>> plan = BitPlan(
-    ...     {
-    ...         "0": ClusterBits(2, 1, ("0.weight",)),
-    ...         "1": ClusterBits(4, 1, ("1.weight",)),
-    ...     }
-    ... )
-    >>> two, four = torch.tensor([0.2]), torch.tensor([0.4])
-    >>> inherit_(
-    ...     model,
-    ...     plan,
-    ...     {
-    ...         2: {"0.weight": two, "1.weight": two},
-    ...         4: {"0.weight": four, "1.weight": four},
-    ...     },
-    ... )
-    >>> round(model[0].weight.item(), 1), round(model[1].weight.item(), 1)
-    (0.2, 0.4)
     """
     used = {cluster.bits for cluster in plan.clusters.values()}
     missing = sorted(used - set(prototypes))

@@ -35,57 +35,21 @@ from ..quantization.tensors import named_tensors, near_misses, select
 from .checkpoints import guard_loading
 
 UNREACHED = ("error", "ignore")
-
-
 MATRIX = (1, 1)  # the shape of something that options of tables apply to
 
 
-def refuse_unknown(cls, unknown):
-    """Refuses options that a class does not have.
-
-    Arguments
-    ---------
-    cls : type
-        What was to be made.
-    unknown : dict
-        Keyword arguments that its ``__init__`` does not name.
-
-    Example
-    -------
-    >>> class Sink:
-    ...     def __init__(self, targets, bits=4, **unknown):
-    ...         refuse_unknown(type(self), unknown)
-    >>> sink = Sink([])
-    >>> Sink([], bit=3)
-    Traceback (most recent call last):
-    ...
-    TypeError: Sink has no option 'bit'; near misses: bits, targets: choose ...
-    """
+def _refuse_unknown(cls, unknown):
+    """Refuses options that a class does not have."""
     for wrong in unknown:
-        options = option_names(cls)
+        options = _option_names(cls)
         raise TypeError(
             f"{cls.__name__} has no option {wrong!r}"
             f"{near_misses(wrong, options)}: choose from {', '.join(options)}"
         )
 
 
-def option_names(cls):
-    """Arguments of a class and of those that it inherits from.
-
-    Arguments
-    ---------
-    cls : type
-        Its ``__init__`` may pass what it does not know on to its base.
-
-    Returns
-    -------
-    list of str
-
-    Example
-    -------
-    >>> option_names(torch.nn.PReLU)
-    ['num_parameters', 'init', 'device', 'dtype']
-    """
+def _option_names(cls):
+    """Arguments of a class and of those that it inherits from."""
     named = (
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
         inspect.Parameter.KEYWORD_ONLY,
@@ -105,14 +69,6 @@ def option_names(cls):
 def as_list(patterns):
     """One pattern or several as a list.
 
-    Arguments
-    ---------
-    patterns : str or sequence of str
-
-    Returns
-    -------
-    list of str
-
     Example
     -------
     >>> as_list("qkv"), as_list(("qkv", "*.bias"))
@@ -123,11 +79,6 @@ def as_list(patterns):
 
 def check_uniform_bits(bits):
     """Refuses what is no number of bits for all weights.
-
-    Arguments
-    ---------
-    bits : int or float
-        1 to 16, or 1.6.
 
     Example
     -------
@@ -146,46 +97,15 @@ def check_uniform_bits(bits):
         ) from error
 
 
-def check_table(granularity, rows, codebook):
-    """Refuses options of quantization tables that there are not.
-
-    Arguments
-    ---------
-    granularity : str
-        "tensor" or "channel".
-    rows : int or None
-        Most output channels that share one bit width.
-    codebook : str
-        "midtread" or "midrise".
-
-    Example
-    -------
-    >>> check_table("channel", 64, "midrise")
-    >>> check_table("chanel", None, "midrise")
-    Traceback (most recent call last):
-    ...
-    ValueError: granularity must be one of ('tensor', 'channel'), not 'chanel'
-    """
+def _check_table(granularity, rows, codebook):
+    """Refuses options of quantization tables that there are not."""
     scale_shape(MATRIX, granularity)
     count_slices(MATRIX, rows)
     check_codebook(codebook)
 
 
-def check_estimator(estimator):
-    """Refuses what makes no fake quantizers.
-
-    Arguments
-    ---------
-    estimator : type
-        As `LogStep`.
-
-    Example
-    -------
-    >>> check_estimator("LogStep")
-    Traceback (most recent call last):
-    ...
-    TypeError: estimator must be a class, such as !name:speechbrain_mpq..., ...
-    """
+def _check_estimator(estimator):
+    """Refuses what makes no fake quantizers."""
     # A module can be called, too, but makes nothing.
     if not callable(estimator) or isinstance(estimator, torch.nn.Module):
         raise TypeError(
@@ -194,78 +114,24 @@ def check_estimator(estimator):
         )
 
 
-def check_unreached(unreached):
-    """Refuses unknown ways with weights that have no gradient.
-
-    Arguments
-    ---------
-    unreached : str
-        One of `UNREACHED`.
-
-    Example
-    -------
-    >>> check_unreached("ignore")
-    """
+def _check_unreached(unreached):
+    """Refuses unknown ways with weights that have no gradient."""
     if unreached not in UNREACHED:
         raise ValueError(
             f"unreached must be one of {UNREACHED}, not {unreached!r}"
         )
 
 
-def check_equal_bits(model, equal_bits, rows=None, include=("*",), exclude=()):
-    """Refuses rules of equal bits that find nothing in a model.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Plain or quantized.
-    equal_bits : sequence of str
-        See `equal_groups`.
-    rows : int or None
-        Most output channels that share one bit width.
-    include, exclude : sequence of str
-        fnmatch patterns on parameter names; each must match something.
-
-    Example
-    -------
-    >>> check_equal_bits(torch.nn.ModuleDict({"q": torch.nn.PReLU()}), ["*q"])
-    """
+def _check_equal_bits(model, equal_bits, rows=None, include=("*",), exclude=()):
+    """Refuses rules of equal bits that find nothing in a model."""
     equal_groups(clusters(model, include, exclude, rows), equal_bits)
 
 
 logger = get_logger(__name__)
 
 
-def watch_reach(model):
-    """Checks after the first step that every quantized weight had a gradient.
-
-    Weights that do not require a gradient are left alone. Those of a second
-    optimizer are checked at its own first step.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Quantized model; it is not kept alive.
-
-    Returns
-    -------
-    handle : torch.utils.hooks.RemovableHandle
-
-    Example
-    -------
-    >>> import torch
-    >>> from speechbrain_mpq import quantize_
-    >>> model = torch.nn.ModuleDict(
-    ...     {"used": torch.nn.PReLU(), "idle": torch.nn.PReLU()}
-    ... )
-    >>> plan, handle = quantize_(model, 4), watch_reach(model)
-    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    >>> model["used"](torch.tensor(-1.0)).backward()
-    >>> optimizer.step()
-    Traceback (most recent call last):
-    ...
-    ValueError: no loss reaches idle.weight, ...
-    """
+def _watch_unused_parameters(model):
+    """Check after one step that every quantized weight had a gradient."""
     return register_optimizer_step_post_hook(_Watch(model))
 
 
@@ -387,13 +253,13 @@ class Quantizer:
         unreached="error",
         **unknown,
     ):
-        refuse_unknown(type(self), unknown)
-        check_table(granularity, rows, codebook)
-        check_estimator(estimator)
-        check_unreached(unreached)
+        _refuse_unknown(type(self), unknown)
+        _check_table(granularity, rows, codebook)
+        _check_estimator(estimator)
+        _check_unreached(unreached)
         if not isinstance(bits, BitPlan | None):
             check_uniform_bits(bits)
-        self.model = named_targets(targets)
+        self.model = _named_targets(targets)
         self.patterns = {"include": include, "exclude": exclude}
         self.table = {"granularity": granularity, "rows": rows}
         self.codebook = codebook
@@ -401,7 +267,7 @@ class Quantizer:
         self.equal_bits = equal_bits
         self.unreached = unreached
         self._handles = []
-        check_equal_bits(self.model, equal_bits, rows, **self.patterns)
+        _check_equal_bits(self.model, equal_bits, rows, **self.patterns)
         if bits is not None:
             self.quantize(bits)
 
@@ -428,7 +294,7 @@ class Quantizer:
         self._freeze_scales_of_frozen()
         self._handles = guard_loading(self.model, self.any_bits)
         if self.unreached == "error":
-            self._handles.append(watch_reach(self.model))
+            self._handles.append(_watch_unused_parameters(self.model))
         plan = self.plan
         logger.info(
             f"Quantized {len(plan.tensors)} tensors in {len(plan.clusters)} "
@@ -491,24 +357,8 @@ class Quantizer:
                 )
 
 
-def named_targets(targets):
-    """The targets as one module, whose parameters have the targets' names.
-
-    Arguments
-    ---------
-    targets : dict, list or torch.nn.Module
-        As a YAML names them.
-
-    Returns
-    -------
-    model : torch.nn.Module
-        Holds the very modules.
-
-    Example
-    -------
-    >>> list(named_targets({"net": torch.nn.PReLU()}).state_dict())
-    ['net.weight']
-    """
+def _named_targets(targets):
+    """The targets as one module, whose parameters have the targets' names."""
     if isinstance(targets, torch.nn.Module):
         return targets
     if not isinstance(targets, dict):
@@ -523,21 +373,7 @@ def named_targets(targets):
 
 
 def quantizer_of(brain, quantizer=None, include=("*",), exclude=()):
-    """The quantizer of a Brain's modules; a new one where there is none.
-
-    Arguments
-    ---------
-    brain : speechbrain.Brain
-        Its hparams are looked at, and what `choose_bits` left.
-    quantizer : Quantizer or None
-        Goes before both.
-    include, exclude : sequence of str
-        For a new one.
-
-    Returns
-    -------
-    quantizer : Quantizer
-    """
+    """The quantizer of a Brain's modules; a new one where there is none."""
     own = getattr(getattr(brain, "hparams", None), "quantizer", None)
     quantizer = quantizer or own or getattr(brain, "chosen_quantizer", None)
     if quantizer is None:

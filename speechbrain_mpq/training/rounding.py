@@ -110,11 +110,11 @@ def round_calibrated_(
 
     inputs = inputs.to(next(network.parameters()).device)
     with torch.no_grad(), evaluating(network), evaluating(reference):
-        with hooked(reference, plain, "register_forward_hook", keep):
+        with _hooked(reference, plain, "register_forward_hook", keep):
             reference(inputs)
         with (
             tqdm(total=len(targets), disable=not progress) as bar,
-            hooked(network, plain, "register_forward_pre_hook", round_now),
+            _hooked(network, plain, "register_forward_pre_hook", round_now),
         ):
             bar.set_description("rounding")
             network(inputs)
@@ -122,31 +122,8 @@ def round_calibrated_(
 
 
 @contextmanager
-def hooked(network, names, register, hook, **options):
-    """Has a hook of some layers called with the layer's name as well, inside.
-
-    Arguments
-    ---------
-    network : torch.nn.Module
-        Has the layers.
-    names : iterable of str
-        Of submodules.
-    register : str
-        Method of a module that takes the hook.
-    hook : callable
-        Gets the name in front of what torch gives it.
-    **options
-        For the method.
-
-    Example
-    -------
-    >>> network = torch.nn.Sequential(torch.nn.PReLU())
-    >>> def hook(name, layer, given, output):
-    ...     print(name, output.shape)
-    >>> with hooked(network, ["0"], "register_forward_hook", hook):
-    ...     _ = network(torch.ones(2, 3))
-    0 torch.Size([2, 3])
-    """
+def _hooked(network, names, register, hook, **options):
+    """Call a hook with the name of its layer as well, inside."""
     with ExitStack() as handles:
         for name in names:
             layer = network.get_submodule(name)
@@ -156,8 +133,6 @@ def hooked(network, names, register, hook, **options):
 
 
 logger = get_logger(__name__)
-
-
 ROUNDINGS = ("calibrated", "nearest")
 
 
@@ -195,19 +170,7 @@ class CalibratedRounding:
                 self._note_uses(index)
 
     def apply_(self, progress=True):
-        """Round the layers of the model, which is quantized by now, in place.
-
-        Arguments
-        ---------
-        progress : bool
-            Shows a progress bar.
-
-        Returns
-        -------
-        rounded : list of str
-            Names of the layers, in the order of their rounding. The log has
-            those that stay at nearest rounding, and why.
-        """
+        """Round the layers of the quantized model, in place."""
         tensors, rounded, left = tensors_by_owner(self.model), [], {}
         with self.ready(), torch.no_grad():
             for name in tqdm(self.uses, "rounding", disable=not progress):
@@ -233,7 +196,7 @@ class CalibratedRounding:
             uses.append((_given(args, kwargs).shape, output))
 
         register = "register_forward_hook"
-        with hooked(self.model, self.plain, register, note, with_kwargs=True):
+        with _hooked(self.model, self.plain, register, note, with_kwargs=True):
             self.run(index)
 
     def _round_(self, tensors, name, layer):
@@ -272,7 +235,7 @@ class CalibratedRounding:
         if expected:
             with (
                 suppress(_Enough),
-                hooked(self.model, [name], register, note, with_kwargs=True),
+                _hooked(self.model, [name], register, note, with_kwargs=True),
             ):
                 self.run(index)
         return seen
@@ -302,11 +265,6 @@ class CalibratedRounding:
 def check_rounding(rounding):
     """Refuse what is no way of rounding.
 
-    Arguments
-    ---------
-    rounding : str
-        One of `ROUNDINGS`.
-
     Example
     -------
     >>> check_rounding("up")
@@ -319,23 +277,7 @@ def check_rounding(rounding):
 
 
 def quantize_by_plan(quantizer, plan, brain, batches, stage, progress=True):
-    """Quantize a Brain's modules, to the same values in all processes.
-
-    Arguments
-    ---------
-    quantizer : Quantizer
-        Its modules are in full precision.
-    plan : BitPlan
-        Bits of their clusters.
-    brain : speechbrain.Brain
-        Runs the passes.
-    batches : list
-        Calibration data, of the first process; nearest rounding without.
-    stage : speechbrain.Stage
-        That the Brain is told.
-    progress : bool
-        Shows a progress bar.
-    """
+    """Quantize a Brain's modules, to the same values in all processes."""
     calibrated = None
     if batches:
         place = quantizer.model, brain, batches, stage

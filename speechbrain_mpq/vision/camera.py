@@ -19,58 +19,13 @@ import math
 import numpy as np
 
 
-def panorama_angle(x, width, field_of_view=180.0):
-    """Angle from the optical axis, proportional to the horizontal position.
-
-    With 180 degrees this is the paper's camera: x / width * 180 - 90.
-
-    Arguments
-    ---------
-    x : np.ndarray | float
-        Horizontal position in pixels.
-    width : float
-        Of the picture, pixels.
-    field_of_view : float
-        Degrees from its left to its right edge.
-
-    Returns
-    -------
-    angle : np.ndarray | float
-        Degrees, positive to the right.
-
-    Example
-    -------
-    >>> panorama_angle(0, 360), panorama_angle(270, 360)
-    (-90.0, 45.0)
-    """
+def _panorama_angle(x, width, field_of_view=180.0):
+    """Angle from the optical axis, proportional to the horizontal position."""
     return (x / width - 0.5) * field_of_view
 
 
-def pinhole_angles(x, y, focal, center):
-    """Azimuth and elevation behind a lens without distortion.
-
-    tan(azimuth) = (x - cx) / f; tan(elevation) = (cy - y) / f * cos(azimuth).
-
-    Arguments
-    ---------
-    x, y : np.ndarray | float
-        Point in pixels.
-    focal : float
-        Focal length in pixels.
-    center : (float, float)
-        Principal point (cx, cy) in pixels.
-
-    Returns
-    -------
-    azimuth, elevation : np.ndarray | float
-        Degrees from the optical axis, positive to the right and upwards.
-
-    Example
-    -------
-    >>> azimuth, elevation = pinhole_angles(420, 240, 100, (320, 240))
-    >>> round(float(azimuth), 4), round(float(elevation), 4)
-    (45.0, 0.0)
-    """
+def _pinhole_angles(x, y, focal, center):
+    """Azimuth and elevation behind a lens without distortion."""
     right = (np.asarray(x) - center[0]) / focal
     up = (center[1] - np.asarray(y)) / focal
     azimuth = np.arctan(right)
@@ -78,34 +33,8 @@ def pinhole_angles(x, y, focal, center):
     return np.degrees(azimuth), np.degrees(elevation)
 
 
-def fisheye_angles(x, y, focal, center):
-    """Azimuth and elevation behind an equidistant fisheye.
-
-    A ray at the angle t from the optical axis meets the picture at the
-    distance f * t from the principal point.
-
-    Arguments
-    ---------
-    x, y : np.ndarray | float
-        Point in pixels.
-    focal : float
-        Focal length in pixels: pixels per radian.
-    center : (float, float)
-        Principal point (cx, cy) in pixels.
-
-    Returns
-    -------
-    azimuth, elevation : np.ndarray | float
-        Degrees from the optical axis, positive to the right and upwards.
-
-    Example
-    -------
-    >>> azimuth, elevation = fisheye_angles(
-    ...     320 + 157.0796, 240, 100, (320, 240)
-    ... )
-    >>> round(float(azimuth), 3), round(float(elevation), 3)
-    (90.0, 0.0)
-    """
+def _fisheye_angles(x, y, focal, center):
+    """Azimuth and elevation behind an equidistant fisheye."""
     right, up = np.asarray(x) - center[0], center[1] - np.asarray(y)
     radius = np.hypot(right, up)
     polar = radius / focal
@@ -123,27 +52,7 @@ def fisheye_angles(x, y, focal, center):
 
 
 def cone_angle(azimuth, elevation):
-    """Direction of arrival at a linear array: acos(cos(e) * cos(a)).
-
-    Arguments
-    ---------
-    azimuth : np.ndarray | float
-        Degrees in the horizontal plane, 0 along the array's axis.
-    elevation : np.ndarray | float
-        Degrees above that plane.
-
-    Returns
-    -------
-    doa : np.ndarray
-        Degrees, 0 to 180.
-
-    Example
-    -------
-    >>> cone_angle(60.0, 0.0).round(6), cone_angle(-60.0, 0.0).round(6)
-    (np.float64(60.0), np.float64(60.0))
-    >>> cone_angle(60.0, 90.0).round(6)  # overhead: straight ahead for it
-    np.float64(90.0)
-    """
+    """Direction of arrival at a linear array: acos(cos(e) * cos(a))."""
     cosine = np.cos(np.radians(elevation)) * np.cos(np.radians(azimuth))
     return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
 
@@ -168,33 +77,11 @@ class Camera:
         self.reverse = reverse
 
     def angles(self, x, y):
-        """Azimuth and elevation from the optical axis, in degrees.
-
-        Arguments
-        ---------
-        x, y : np.ndarray
-            Points in pixels.
-
-        Returns
-        -------
-        azimuth, elevation : np.ndarray
-            Degrees, positive to the right and upwards.
-        """
+        """Azimuth and elevation from the optical axis, in degrees."""
         raise NotImplementedError
 
     def doa(self, x, y):
-        """Direction of arrival of points of the picture.
-
-        Arguments
-        ---------
-        x, y : np.ndarray
-            Points in pixels; NaN gives NaN.
-
-        Returns
-        -------
-        doa : np.ndarray
-            Degrees from the array's axis, 0 to 180.
-        """
+        """Direction of arrival of points of the picture."""
         azimuth, elevation = self.angles(np.asarray(x), np.asarray(y))
         doa = cone_angle(90 + self.yaw + azimuth, elevation)
         return 180 - doa if self.reverse else doa
@@ -233,7 +120,7 @@ class PanoramaCamera(Camera):
 
     def angles(self, x, y):
         """See `Camera.angles`; the height in the picture says nothing."""
-        return panorama_angle(x, self.width, self.field_of_view), 0.0
+        return _panorama_angle(x, self.width, self.field_of_view), 0.0
 
 
 class _CalibratedCamera(Camera):
@@ -268,7 +155,7 @@ class PinholeCamera(_CalibratedCamera):
 
     def angles(self, x, y):
         """See `Camera.angles`."""
-        return pinhole_angles(x, y, self.focal, self.center)
+        return _pinhole_angles(x, y, self.focal, self.center)
 
 
 class FisheyeCamera(_CalibratedCamera):
@@ -292,4 +179,4 @@ class FisheyeCamera(_CalibratedCamera):
 
     def angles(self, x, y):
         """See `Camera.angles`."""
-        return fisheye_angles(x, y, self.focal, self.center)
+        return _fisheye_angles(x, y, self.focal, self.center)

@@ -14,8 +14,6 @@ import numpy as np
 from .video import HINT, import_opencv
 
 CASCADE = "haarcascade_frontalface_alt2.xml"
-
-
 FACE = 24  # pixels: pictures are shrunk until the smallest face is this wide
 
 

@@ -7,37 +7,12 @@ the spectrogram has its middle at t hops. Tracks of any frame rate fit.
 import numpy as np
 
 FRAME_RATE = 62.5  # spectrogram frames per second: hop of 256 at 16 kHz
-
-
 SLACK = 0.5  # seconds that sound and picture may differ in length
-
-
 TOLERANCE = 15.0  # degrees: the width of the paper's nearest angle bucket
 
 
 def doa_at(track, times):
-    """Direction at any time; before and after the track its ends.
-
-    Arguments
-    ---------
-    track : FaceTrack
-        Of the target.
-    times : np.ndarray
-        Seconds.
-
-    Returns
-    -------
-    doa : np.ndarray
-        Degrees, linear between the frames.
-
-    Example
-    -------
-    >>> from speechbrain_mpq.vision.face_track import FaceTrack
-    >>> boxes = np.ones((2, 4))
-    >>> track = FaceTrack(np.array([80.0, 90.0]), boxes, 25, 360, 288)
-    >>> doa_at(track, np.array([-1.0, 0.02, 0.04, 9.0]))
-    array([80., 85., 90., 90.])
-    """
+    """Direction at any time; before and after the track its ends."""
     return np.interp(times, np.arange(len(track.doas)) / track.fps, track.doas)
 
 
@@ -76,22 +51,8 @@ def check_length(track, seconds, slack=SLACK):
 
     Arguments
     ---------
-    track : FaceTrack
-        Of the target.
     seconds : float
         Duration of the sound.
-    slack : float
-        Seconds that may be missing: the last direction is held for them,
-        and what the track has beyond the sound is not used.
-
-    Example
-    -------
-    >>> from speechbrain_mpq.vision.face_track import FaceTrack
-    >>> track = FaceTrack(np.full(25, 70.0), np.ones((25, 4)), 25, 360, 288)
-    >>> check_length(track, seconds=1.3)
-    >>> check_length(track, seconds=3.0)
-    Traceback (most recent call last):
-    ValueError: the sound lasts 3.00 s, the face's track 1.00 s: give the ...
     """
     if abs(track.seconds - seconds) > slack:
         raise ValueError(

@@ -26,24 +26,10 @@ from ..utils import write_text
 def read_boxes(path):
     """Boxes of all frames, with frame rate and size where the file says.
 
-    Arguments
-    ---------
-    path : str | Path
-        `.json` or `.npy`, see the module.
-
     Returns
     -------
     detections : list of np.ndarray
         For each frame [boxes, 4].
-    about : dict
-        "fps", "width" and "height", as far as the file says.
-
-    Example
-    -------
-    >>> path = Path(getfixture("tmpdir")) / "boxes.npy"
-    >>> np.save(path, [[1.0, 2, 3, 4], [np.nan] * 4])
-    >>> read_boxes(path)
-    ([array([[1., 2., 3., 4.]]), array([], shape=(0, 4), dtype=float64)], {})
     """
     path, about = Path(path), {}
     try:
@@ -53,7 +39,7 @@ def read_boxes(path):
             content = json.loads(path.read_text(encoding="utf-8"))
             frames = content["frames"]
             about = _about(content)
-        detections = [check_boxes(boxes) for boxes in frames]
+        detections = [_check_boxes(boxes) for boxes in frames]
     except (ValueError, KeyError, TypeError, EOFError) as error:
         raise ValueError(f"{path} holds no face boxes: {error}") from error
     if not detections:
@@ -72,25 +58,8 @@ def _about(content):
     return about
 
 
-def check_boxes(boxes):
-    """The boxes of one frame as an array, without those of NaN.
-
-    Arguments
-    ---------
-    boxes : np.ndarray | list
-        [4] or [boxes, 4]: x, y, width, height.
-
-    Returns
-    -------
-    boxes : np.ndarray
-        [boxes, 4].
-
-    Example
-    -------
-    >>> check_boxes([[1, 2, 3, 0]])
-    Traceback (most recent call last):
-    ValueError: a box is 3 x 0 pixels
-    """
+def _check_boxes(boxes):
+    """The boxes of one frame as an array, without those of NaN."""
     boxes = np.asarray(boxes, dtype=float)
     if boxes.size == 0:
         return np.empty((0, 4))
@@ -115,28 +84,8 @@ def choose_face(doas, widths, target=None, near=None):
     ---------
     doas : sequence of float
         Direction of each face in degrees, faces from left to right.
-    widths : sequence of float
-        Width of each face in pixels.
-    target : int | str | None
-        Number of the face in the picture, from the left, from 1; or
-        "largest". None: there must be one face only.
     near : float | None
         Instead of `target`: the face nearest to this direction, in degrees.
-
-    Returns
-    -------
-    index : int
-        From 0.
-
-    Example
-    -------
-    >>> doas, widths = [30.0, 80.0, 140.0], [50.0, 60.0, 40.0]
-    >>> choose_face(doas, widths, target=3)
-    2
-    >>> choose_face(doas, widths, target="largest")
-    1
-    >>> choose_face(doas, widths, near=40.0)
-    0
     """
     if target is not None and near is not None:
         raise ValueError("give a target or a direction near it, not both")
@@ -219,13 +168,7 @@ class FaceTrack:
         return len(self.doas) / self.fps
 
     def save(self, path):
-        """Write the track file, whole or not at all.
-
-        Arguments
-        ---------
-        path : str | Path
-            Where to.
-        """
+        """Write the track file, whole or not at all."""
         boxes = self.boxes.round(2).tolist()
         content = {
             "version": VERSION,
@@ -244,18 +187,7 @@ class FaceTrack:
 
     @classmethod
     def load(cls, path):
-        """Read a track file.
-
-        Arguments
-        ---------
-        path : str | Path
-            Written by `save`.
-
-        Returns
-        -------
-        track : FaceTrack
-            As it was, directions to a thousandth of a degree.
-        """
+        """Read a track file."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             if content["version"] != VERSION:
@@ -273,13 +205,7 @@ class FaceTrack:
         return track
 
     def check_video(self, video):
-        """Raise ValueError unless a video may be what the track is from.
-
-        Arguments
-        ---------
-        video : Video
-            By its width, height and fps.
-        """
+        """Raise ValueError unless a video may be what the track is from."""
         own = self.width, self.height, self.fps
         given = video.width, video.height, video.fps
         if own[:2] != given[:2] or abs(own[2] - given[2]) > 0.01 * own[2]:

@@ -41,18 +41,6 @@ def bend_penalty(bandwidth, fps):
     ---------
     bandwidth : float
         Frequency in Hz.
-    fps : float
-        Frames per second.
-
-    Returns
-    -------
-    penalty : float
-        Weight of the squared second differences.
-
-    Example
-    -------
-    >>> round(bend_penalty(bandwidth=1.0, fps=25), 1)
-    253.3
     """
     if not 0 < bandwidth <= fps / 2:
         raise ValueError(
@@ -69,8 +57,6 @@ def smooth(values, penalty):
     ---------
     values : np.ndarray
         [frames], NaN where nothing was measured.
-    penalty : float
-        From `bend_penalty`; 0 leaves the measurements as they are.
 
     Returns
     -------
@@ -78,12 +64,6 @@ def smooth(values, penalty):
         [frames]. Across a gap it goes straight from the last to the next
         smoothed value; before the first and after the last measurement it
         stays.
-
-    Example
-    -------
-    >>> values = np.array([np.nan, 10.0, np.nan, 30.0, np.nan])
-    >>> smooth(values, penalty=100.0).round(6)
-    array([10., 10., 20., 30., 30.])
     """
     seen = np.flatnonzero(np.isfinite(values))
     if not len(seen):
@@ -112,21 +92,11 @@ def _whittaker(values, penalty):
     return solveh_banded(bands, np.where(weights > 0, values, 0.0))
 
 
-REACH = 0.7  # face widths between the expected and the found centre
-
-
+MAX_DISTANCE = 0.7  # face widths between the expected and the found centre
 GROWTH = 1.0  # what a second of absence adds to it
-
-
 FURTHEST = 2.0  # and where that ends
-
-
 RATIO = 1.7  # between the widths of two boxes of one face
-
-
 MEMORY = 0.8  # of the speed, a frame
-
-
 LONGEST_GAP = 5.0  # seconds: a look aside, not the next person on the chair
 
 
@@ -142,11 +112,6 @@ def centers(boxes):
     -------
     centers : np.ndarray
         [..., 2].
-
-    Example
-    -------
-    >>> centers(np.array([10.0, 20.0, 4.0, 6.0]))
-    array([12., 23.])
     """
     return boxes[..., :2] + boxes[..., 2:] / 2
 
@@ -163,18 +128,6 @@ def pair_boxes(expected, found, reach):
     reach : np.ndarray
         [faces], how far each may be from where it was expected, in its
         widths.
-
-    Returns
-    -------
-    pairs : list of (int, int)
-        Index of the face, index of the box.
-
-    Example
-    -------
-    >>> expected = np.array([[0.0, 0, 10, 10], [50, 0, 10, 10]])
-    >>> found = np.array([[52.0, 0, 10, 10], [90, 0, 10, 10]])
-    >>> pair_boxes(expected, found, reach=np.ones(2))
-    [(1, 0)]
     """
     if not len(expected) or not len(found):
         return []
@@ -206,7 +159,7 @@ class _Face:
 
     def reach(self, frame, fps):
         """How far from there it may be, in its widths."""
-        return min(REACH + GROWTH * (frame - self.last) / fps, FURTHEST)
+        return min(MAX_DISTANCE + GROWTH * (frame - self.last) / fps, FURTHEST)
 
     def add(self, frame, box):
         """Found again."""
@@ -224,28 +177,12 @@ def link_faces(detections, fps, persistence=0.1, longest_gap=LONGEST_GAP):
     ---------
     detections : sequence of np.ndarray
         For each frame [boxes, 4], in any order.
-    fps : float
-        Frames per second.
-    persistence : float
-        Faces in fewer than this part of the frames are taken for false
-        detections and left out.
-    longest_gap : float
-        Seconds after which a face that was lost is not waited for any more: a
-        box at its place is a new face then.
 
     Returns
     -------
     faces : np.ndarray
         [faces, frames, 4], from left to right (by their median position);
         NaN where a face was not found.
-
-    Example
-    -------
-    >>> left, right = [0.0, 0, 10, 10], [80.0, 0, 10, 10]
-    >>> frames = [[left, right], [right], [right, left]]
-    >>> link_faces([np.array(f) for f in frames], fps=25)[:, :, 0]
-    array([[ 0., nan,  0.],
-           [80., 80., 80.]])
     """
     faces = []
     for frame, boxes in enumerate(detections):
@@ -289,30 +226,8 @@ def track_boxes(
     ---------
     detections : sequence of np.ndarray
         For each frame [boxes, 4]: x, y, width, height in pixels.
-    fps : float
-        Frames per second.
-    size : (int, int)
-        Width and height of the picture in pixels.
-    camera : Camera | None
-        The paper's 180-degree camera if not given.
-    target, near : int | str | None, float | None
-        Which face, see `target.choose_face`.
     bandwidth : float
         Hz: sways of this frequency are halved, slower ones stay.
-    source : str
-        What to call it in errors and in the track file.
-
-    Returns
-    -------
-    track : FaceTrack
-        Of the target.
-
-    Example
-    -------
-    >>> boxes = [np.array([[80.0 + t, 50, 20, 20]]) for t in range(3)]
-    >>> track = track_boxes(boxes, fps=25, size=(360, 288))
-    >>> track.doas.round(6)  # x / width * 180
-    array([45. , 45.5, 46. ])
     """
     camera = PanoramaCamera(size[0]) if camera is None else camera
     penalty = _penalty(bandwidth, fps, source)

@@ -8,17 +8,9 @@ A picture shows twice that.
 import numpy as np
 
 STEADY = 9  # frames over which a box is averaged: detectors tremble
-
-
 BRIDGE = 1.0  # seconds over which a lost face is taken to be where it was
-
-
 FPS = 25.0  # pictures a second that lip streams take
-
-
 HEIGHT_OF_MOUTH = 0.81  # its middle, in face boxes
-
-
 WIDTH_OF_PICTURE = 0.45  # in face boxes
 
 
@@ -29,18 +21,11 @@ def mouth_boxes(faces, size):
     ---------
     faces : np.ndarray
         [frames, 4], x, y, width and height in pixels; NaN: no face.
-    size : (int, int)
-        Height and width of a picture, for its shape.
 
     Returns
     -------
     boxes : np.ndarray
         [frames, 4], x, y, width and height in pixels.
-
-    Example
-    -------
-    >>> mouth_boxes(np.array([[100.0, 100, 100, 100]]), (24, 32))
-    array([[127.5  , 164.125,  45.   ,  33.75 ]])
     """
     faces = np.asarray(faces, dtype=float)
     if faces.ndim != 2 or faces.shape[1] != 4:
@@ -62,19 +47,6 @@ def steady(boxes, frames=STEADY):
     ---------
     boxes : np.ndarray
         [frames, 4]; NaN: none.
-    frames : int
-        Odd, how many to average over.
-
-    Returns
-    -------
-    boxes : np.ndarray
-        Same shape, NaN where it was.
-
-    Example
-    -------
-    >>> boxes = np.array([[1.0] * 4, [2.0] * 4, [np.nan] * 4, [5.0] * 4])
-    >>> steady(boxes, 3)[:, 0]
-    array([1.5, 1.5, nan, 5. ])
     """
     found = np.isfinite(boxes).all(axis=1)
     margin = [(frames // 2, frames // 2), (0, 0)]
@@ -123,22 +95,10 @@ def bridged(boxes, longest):
 def frames_on_view(frames, fps):
     """The frame that is on view at each picture's time.
 
-    Arguments
-    ---------
-    frames : int
-        Frames of the video.
-    fps : float
-        How many a second.
-
     Returns
     -------
     index : np.ndarray
         [pictures].
-
-    Example
-    -------
-    >>> frames_on_view(6, 50), frames_on_view(3, 12.5)
-    (array([0, 2, 4]), array([0, 0, 1, 1, 2, 2]))
     """
     if not fps > 0:
         raise ValueError(f"a frame rate must be above 0, got {fps}")
@@ -157,21 +117,11 @@ def crop_mouth(frame, box, size):
     box : np.ndarray
         [4] from `mouth_boxes`; what it has outside of the frame repeats its
         edge. NaN: no face.
-    size : (int, int)
-        Height and width of the picture.
 
     Returns
     -------
     picture : np.ndarray
         [height, width], bytes, 1 to 255; zeros where there is no face.
-
-    Example
-    -------
-    >>> frame = np.full((288, 360), 100, np.uint8)
-    >>> crop_mouth(frame, np.array([350.0, 200, 40, 30]), (3, 4))
-    array([[100, 100, 100, 100],
-           [100, 100, 100, 100],
-           [100, 100, 100, 100]], dtype=uint8)
     """
     if np.isnan(box).any():
         return np.zeros(size, np.uint8)

@@ -7,18 +7,7 @@ HINT = 'pip install "speechbrain_mpq[video]"'
 
 
 def import_opencv():
-    """OpenCV, or an error that says how to get it.
-
-    Returns
-    -------
-    cv2 : module
-        OpenCV.
-
-    Example
-    -------
-    >>> hasattr(import_opencv(), "VideoCapture")
-    True
-    """
+    """OpenCV, or an error that says how to get it."""
     # Their own complaints on standard error would bury ours
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")

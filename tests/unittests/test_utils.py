@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from speechbrain_mpq.utils import (
+    atomic_write,
     keep_freed_memory,
-    whole_file,
+    write_chunks,
     write_text,
-    write_whole,
 )
 
 # How often the system had to give a page for buffers that had been freed
@@ -69,12 +69,12 @@ def test_other_systems_are_left_alone(monkeypatch):
 def test_whole_or_not_at_all(tmp_path):
     path = tmp_path / "out.wav"
     path.write_text("before")
-    with pytest.raises(KeyError), whole_file(path) as part:
+    with pytest.raises(KeyError), atomic_write(path) as part:
         part.write_text("half")
         raise KeyError
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(FileNotFoundError, match="make it first"):
-        with whole_file(tmp_path / "no" / "out.wav"):
+        with atomic_write(tmp_path / "no" / "out.wav"):
             pass
 
 
@@ -86,9 +86,9 @@ def failing():
 
 def test_broken_content_leaves_what_was_there(tmp_path):
     path = tmp_path / "model.bin"
-    write_whole(path, [b"one, ", b"two"])
+    write_chunks(path, [b"one, ", b"two"])
     with pytest.raises(KeyError):
-        write_whole(path, failing())
+        write_chunks(path, failing())
     assert path.read_bytes() == b"one, two"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -29,7 +29,11 @@ from speechbrain_mpq.lobes.models.lips import PERIOD
 from speechbrain_mpq.lobes.models.separator import build_separator
 from speechbrain_mpq.lobes.models.tcn import fold_norms_
 from speechbrain_mpq.quantization.packing import load_packed_, save_packed
-from speechbrain_mpq.simulation.lip_videos import TRAINING, Faults, LipVideos
+from speechbrain_mpq.simulation.lip_videos import (
+    TRAINING,
+    Corruption,
+    LipVideos,
+)
 from speechbrain_mpq.simulation.mixtures import load_speech
 
 WINDOW = 1024  # samples, around the time of each picture
@@ -121,7 +125,7 @@ def dataset(hparams, split, clock):
     )
     maker = SimpleNamespace(speech=speech, seed=hparams["seed"], epoch=0)
     pictures = round(hparams["seconds"] * 25)
-    faults = TRAINING if split == "train" else Faults()
+    faults = TRAINING if split == "train" else Corruption()
     videos = LipVideos(maker, hparams["separator"].lips_size, faults)
 
     @sb.utils.data_pipeline.takes("id")

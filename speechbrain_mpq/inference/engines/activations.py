@@ -25,14 +25,8 @@ from ...utils import write_text
 from .reference import run
 
 STEPS = 255  # of eight bits
-
-
 SIGNED = 128  # the zero point that makes integers -128..127
-
-
 BINS = 512  # of a histogram
-
-
 SHARES = np.linspace(1.0, 0.2, 25)  # of the range seen that are tried
 
 
@@ -74,28 +68,20 @@ def calibrate(network, batches, outputs=False):
 
     Arguments
     ---------
-    network : lowered.MaskNetwork
     batches : sequence of torch.Tensor
         Features [batch, inputs, frames] of the calibration set.
-    outputs : bool
-        Also of what it gives, before and after its PReLU.
-
-    Returns
-    -------
-    ranges : dict of str -> ActivationRange
-        By the names of `reference.run`.
     """
     depthwise = {x.name for x in network.convolutions() if x.groups > 1}
     seen = {}
 
     def watch(method):
-        def touch(name, x):
+        def hook(name, x):
             if outputs or ":" not in name:
                 first = _Seen(name, name in depthwise)
                 getattr(seen.setdefault(name, first), method)(x)
             return x
 
-        return touch
+        return hook
 
     with torch.no_grad():
         for method in ("widen", "count"):
@@ -166,8 +152,6 @@ def search_ranges(values, counts, signed=False):
         [rows, values], the values that occur.
     counts : np.ndarray
         [rows, values], how often.
-    signed : bool
-        Only ranges with the zero point 128.
 
     Returns
     -------
@@ -175,13 +159,6 @@ def search_ranges(values, counts, signed=False):
         [rows]; 1 where all values are zero.
     zero_point : np.ndarray
         [rows], whole numbers.
-
-    Example
-    -------
-    >>> values = np.array([[-0.5, 0.0, 2.05]])
-    >>> scale, zero_point = search_ranges(values, np.ones((1, 3)))
-    >>> scale.round(3), zero_point
-    (array([0.01]), array([50]))
     """
     low = np.minimum(values.min(1), 0.0)
     high = np.maximum(values.max(1), 0.0)
@@ -222,14 +199,8 @@ def _squared_error(values, counts, scale, zero_point):
 
 
 RANGES_FILE = "activations.json"
-
-
 VERSION = 1
-
-
 MAX_BYTES = 2**24
-
-
 FIX = "run `speechbrain-mpq export` with calibration recordings again"
 
 
@@ -238,16 +209,8 @@ def write_ranges(folder, ranges, seconds):
 
     Arguments
     ---------
-    folder : str or Path
-        Its folder.
-    ranges : dict of str -> ActivationRange
-        From `calibration.engine_ranges`.
     seconds : float
         Audio of the calibration set.
-
-    Returns
-    -------
-    path : Path
     """
     content = {
         "version": VERSION,
@@ -268,19 +231,7 @@ def write_ranges(folder, ranges, seconds):
 
 
 def read_ranges(folder, network):
-    """The ranges of a packed model, checked.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Its folder.
-    network : lowered.MaskNetwork
-        What they must be for.
-
-    Returns
-    -------
-    ranges : dict of str -> ActivationRange
-    """
+    """The ranges of a packed model, checked."""
     path = Path(folder) / RANGES_FILE
     if not path.is_file():
         raise PackedModelError(

@@ -45,24 +45,15 @@ class MissingExtra:
         raise ImportError(self.message)
 
 
-def require(*libraries):
-    """Refuse to begin where a library is missing.
-
-    Arguments
-    ---------
-    *libraries : module or MissingExtra
-    """
+def _require(*libraries):
+    """Refuse to begin where a library is missing."""
     for library in libraries:
         if isinstance(library, MissingExtra):
             raise ImportError(library.message)
 
 
 ENGINES = ("torch", "openvino", "onnx")
-
-
 MIN_DECIBELS = 10.0  # sound kernels give over 20, wrong ones under 5
-
-
 CHECKED_FRAMES = 24
 
 
@@ -71,16 +62,6 @@ def load_network(folder, engine="torch", threads=1):
 
     An engine is held against PyTorch on a few frames before it is returned:
     on a processor whose kernels give other numbers it is refused.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Packed folder; for "openvino" and "onnx" one that
-        `speechbrain-mpq export` has been through.
-    engine : str
-        "torch", "openvino" or "onnx".
-    threads : int
-        Threads of the engine; PyTorch has its own `torch.set_num_threads`.
 
     Returns
     -------
@@ -101,36 +82,16 @@ def load_network(folder, engine="torch", threads=1):
 
 
 def import_engine(engine):
-    """The module of an engine other than PyTorch.
-
-    Arguments
-    ---------
-    engine : str
-
-    Returns
-    -------
-    module : module
-        With `compiled` and `write_files`.
-    """
+    """The module of an engine other than PyTorch."""
     if engine not in ENGINES[1:]:
         raise ValueError(f"engine must be one of {ENGINES}, not {engine!r}")
     module = import_module(f".{engine}_engine", __package__)
-    require(*module.LIBRARIES)
+    _require(*module.LIBRARIES)
     return module
 
 
 def check_engine(name, compiled, network, ranges):
-    """Refuse an engine that computes something else than it should.
-
-    Arguments
-    ---------
-    name : str
-        For the message.
-    compiled : callable
-        The engine's network.
-    network : lowered.MaskNetwork
-    ranges : dict of str -> ActivationRange
-    """
+    """Refuse an engine that computes something else than it should."""
     generator = torch.Generator().manual_seed(0)
     shape = (1, network.inputs, CHECKED_FRAMES)
     inputs = torch.randn(shape, generator=generator)
@@ -146,15 +107,6 @@ def check_engine(name, compiled, network, ranges):
 
 def torch_network(folder):
     """The mask network in PyTorch, in the architecture its tensors tell.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Packed folder.
-
-    Returns
-    -------
-    network : torch.nn.Module
 
     Example
     -------

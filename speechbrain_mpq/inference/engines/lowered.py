@@ -220,17 +220,7 @@ def _times(conv, factor):
 
 
 def one_range(unit):
-    """The range of all channels after `equalize_hidden`.
-
-    Arguments
-    ---------
-    unit : ActivationRange
-        Of each channel before.
-
-    Returns
-    -------
-    unit : ActivationRange
-    """
+    """The range of all channels after `equalize_hidden`."""
     if (unit.zero_point != SIGNED).any():
         raise ValueError("depthwise inputs need signed ranges")
     return replace(unit, scale=np.float32(1), zero_point=np.int64(SIGNED))
@@ -243,8 +233,6 @@ INT8_BITS = 8  # the widest weights whose integers fit int8
 
 
 FLOAT_BITS = 32
-
-
 _BLOCK = re.compile(r"tcn_(\d+)_(\d+)\.")
 
 
@@ -305,7 +293,7 @@ def lower(folder):
     network : MaskNetwork
     """
     stored = _Stored(folder)
-    blocks = block_names(stored.pieces)
+    blocks = _block_names(stored.pieces)
     scale_in = None
     if stored.has("scale_in.weight"):
         scale_in = stored.take_values("scale_in.weight")
@@ -323,24 +311,8 @@ def lower(folder):
     return network
 
 
-def block_names(names):
-    """The ConvBlocks that tensor names speak of, in order.
-
-    Arguments
-    ---------
-    names : iterable of str
-        Names of tensors.
-
-    Returns
-    -------
-    blocks : list of str
-
-    Example
-    -------
-    >>> names = ["mask_net.tcn_10_0.d_conv.weight", "mask_net.tcn_9_1.x"]
-    >>> block_names(names)
-    ['tcn_9_1', 'tcn_10_0']
-    """
+def _block_names(names):
+    """The ConvBlocks that tensor names speak of, in order."""
     found = {_BLOCK.match(name.removeprefix(PREFIX)) for name in names}
     numbers = {(int(m[1]), int(m[2])) for m in found if m}
     return [f"tcn_{block}_{layer}" for block, layer in sorted(numbers)]

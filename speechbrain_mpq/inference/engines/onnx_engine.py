@@ -45,20 +45,8 @@ OPSET, OPSET_INT2 = 21, 25  # what INT4 and INT2 need
 IR_VERSION, IR_VERSION_INT2 = 10, 13
 
 
-def int8_model(network, ranges):
-    """The int8 model.
-
-    Arguments
-    ---------
-    network : lowered.MaskNetwork
-        From `equalize_hidden`.
-    ranges : dict of str -> ActivationRange
-        Of inputs and outputs of its layers, one for all channels.
-
-    Returns
-    -------
-    model : onnx.ModelProto
-    """
+def _int8_model(network, ranges):
+    """The int8 model."""
     graph = _Graph()
 
     def convolve(layer, x, slope=None):
@@ -82,16 +70,7 @@ def int8_model(network, ranges):
 
 
 def weight_only_model(network):
-    """The small model: bits of the weights on disk, float32 to compute in.
-
-    Arguments
-    ---------
-    network : lowered.MaskNetwork
-
-    Returns
-    -------
-    model : onnx.ModelProto
-    """
+    """The small model: bits of the weights on disk, float32 to compute in."""
     graph = _Graph()
 
     def convolve(layer, x, slope=None):
@@ -116,18 +95,6 @@ def narrowed(levels):
 
     Odd levels, those of a table without zero, are counted: q = 2 i + 1.
 
-    Arguments
-    ---------
-    levels : np.ndarray
-        int8 or int16.
-
-    Returns
-    -------
-    integers : np.ndarray
-        int2, int4, int8 or int16.
-    step, offset : int
-        levels = step * integers + offset.
-
     Example
     -------
     >>> narrowed(np.array([-1, 0, 1], np.int8))  # doctest: +SKIP
@@ -150,16 +117,7 @@ def narrowed(levels):
 
 
 def stored_integers(model):
-    """The integer weights of a model, by the layer that they belong to.
-
-    Arguments
-    ---------
-    model : onnx.ModelProto
-
-    Returns
-    -------
-    integers : dict of str -> np.ndarray
-    """
+    """The integer weights of a model, by the layer that they belong to."""
     found = {}
     for item in model.graph.initializer:
         is_weight = item.name.startswith(PREFIX)
@@ -300,14 +258,7 @@ def compiled(network, ranges, threads=1):
 
 
 def write_files(network, ranges, folder):
-    """Write both ONNX files.
-
-    Arguments
-    ---------
-    network : lowered.MaskNetwork
-    ranges : dict of str -> ActivationRange
-    folder : Path
-    """
+    """Write both ONNX files."""
     models = {"mask_network_weights.onnx": weight_only_model(network)}
     if ranges:
         models["mask_network_int8.onnx"] = portable_int8_model(network, ranges)
@@ -316,24 +267,13 @@ def write_files(network, ranges, folder):
 
 
 def portable_int8_model(network, ranges):
-    """The int8 model with one range for each activation.
-
-    Arguments
-    ---------
-    network : lowered.MaskNetwork
-    ranges : dict of str -> ActivationRange
-        From `calibration.engine_ranges`.
-
-    Returns
-    -------
-    model : onnx.ModelProto
-    """
+    """The int8 model with one range for each activation."""
     equalized = equalize_hidden(network, ranges)
     ranges = {
         name: one_range(unit) if unit.scale.ndim else unit
         for name, unit in ranges.items()
     }
-    return int8_model(equalized, ranges)
+    return _int8_model(equalized, ranges)
 
 
 class ONNXNetwork:

@@ -28,8 +28,6 @@ except ImportError:
 
 
 LIBRARIES = (ov,)
-
-
 LEVELS = 256  # of an activation
 
 
@@ -49,18 +47,11 @@ def compiled(network, ranges, threads=1):
     network : OpenVINONetwork
     """
     model = build_model(network, ranges)
-    return OpenVINONetwork(model, threads, float_precision(network, ranges))
+    return OpenVINONetwork(model, threads, _float_precision(network, ranges))
 
 
 def write_files(network, ranges, folder):
-    """Write the model as OpenVINO's own files, for other programs.
-
-    Arguments
-    ---------
-    network : lowered.MaskNetwork
-    ranges : dict of str -> ActivationRange
-    folder : Path
-    """
+    """Write the model as OpenVINO's own files, for other programs."""
     path = folder / "mask_network.xml"
     ov.save_model(build_model(network, ranges), path, compress_to_fp16=False)
 
@@ -114,22 +105,8 @@ class OpenVINONetwork:
         return torch.from_numpy(results[0].copy())
 
 
-def float_precision(network, ranges):
-    """The type of what is not int8: "bf16" where that is sound and fast.
-
-    Layers of 9 bits or more are worth it. OpenVINO 2026.4 gives wrong
-    numbers where a depthwise convolution in bf16 feeds an int8 layer.
-
-    Arguments
-    ---------
-    network : lowered.MaskNetwork
-    ranges : dict
-        Empty where nothing is int8.
-
-    Returns
-    -------
-    precision : str
-    """
+def _float_precision(network, ranges):
+    """The type of what is not int8: "bf16" where that is sound and fast."""
     if "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return "f32"
     if not ranges:
@@ -144,12 +121,6 @@ def float_precision(network, ranges):
 
 def build_model(network, ranges):
     """The OpenVINO model of a lowered mask network.
-
-    Arguments
-    ---------
-    network : lowered.MaskNetwork
-    ranges : dict of str -> ActivationRange
-        Of what the layers read; empty: everything in floating point.
 
     Returns
     -------
@@ -177,18 +148,7 @@ def build_model(network, ranges):
 
 
 def stored_integers(model):
-    """The int8 constants of a model, by the layer that they belong to.
-
-    Arguments
-    ---------
-    model : openvino.Model
-        From `build_model`, or read from a file of it.
-
-    Returns
-    -------
-    integers : dict of str -> np.ndarray
-        In the shapes that OpenVINO has them.
-    """
+    """The int8 constants of a model, by the layer that they belong to."""
     found = {}
     for node in model.get_ops():
         int8 = node.get_type_name() == "Constant" and (

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 
-def run(network, inputs, touch=None):
+def run(network, inputs, hook=None):
     """The mask of a lowered network.
 
     Arguments
@@ -27,14 +27,14 @@ def run(network, inputs, touch=None):
     mask : torch.Tensor
         [batch, outputs, frames].
     """
-    touch = touch or (lambda name, x: x)
+    hook = hook or (lambda name, x: x)
 
     def convolve(layer, x, slope=None):
-        x = touch(layer.name, x)
-        y = touch(f"{layer.name}:out", _convolution(layer, x))
+        x = hook(layer.name, x)
+        y = hook(f"{layer.name}:out", _convolution(layer, x))
         if slope is None:
             return y
-        return touch(f"{layer.name}:prelu", _prelu(y, slope))
+        return hook(f"{layer.name}:prelu", _prelu(y, slope))
 
     x = inputs
     if network.scale_in is not None:
@@ -49,7 +49,7 @@ def run(network, inputs, touch=None):
 
 
 def rounding(network, ranges):
-    """A `touch` that rounds what int8 convolutions read.
+    """A `hook` that rounds what int8 convolutions read.
 
     Arguments
     ---------
@@ -63,10 +63,10 @@ def rounding(network, ranges):
     """
     int8 = {x.name for x in network.convolutions() if x.is_int8} & set(ranges)
 
-    def touch(name, x):
+    def hook(name, x):
         return fake_quantize(x, ranges[name]) if name in int8 else x
 
-    return touch
+    return hook
 
 
 def fake_quantize(x, unit):
@@ -76,11 +76,6 @@ def fake_quantize(x, unit):
     ---------
     x : torch.Tensor
         [batch, channels, frames].
-    unit : activations.ActivationRange
-
-    Returns
-    -------
-    x : torch.Tensor
 
     Example
     -------
@@ -99,20 +94,10 @@ def fake_quantize(x, unit):
 def decibels(reference, estimate):
     """Signal-to-noise ratio of an engine's output.
 
-    Arguments
-    ---------
-    reference, estimate : torch.Tensor
-        Same shape.
-
     Returns
     -------
     snr : float
         dB.
-
-    Example
-    -------
-    >>> decibels(torch.tensor([10.0, 0.0]), torch.tensor([10.0, 1.0]))
-    20.0
     """
     signal = reference.double().square().sum()
     noise = (reference.double() - estimate.double()).square().sum()

@@ -24,7 +24,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from .lips import PERIOD, normalise, split, upsample
-from .tcn import ConvBlock, fold_norms_, mask_network, reach
+from .tcn import ConvBlock, fold_norms_, mask_network, receptive_field
 
 
 def over_places(norm, x):
@@ -36,41 +36,12 @@ def over_places(norm, x):
         Takes [batch, channels, places].
     x : torch.Tensor
         [batch, channels, ...].
-
-    Returns
-    -------
-    x : torch.Tensor
-        Same shape.
-
-    Example
-    -------
-    >>> import torch
-    >>> x = torch.randn(4, 3, 5, 6)
-    >>> flat = over_places(nn.BatchNorm1d(3), x)
-    >>> torch.allclose(flat, nn.BatchNorm2d(3)(x), atol=1e-6)
-    True
     """
     return norm(x.flatten(2)).view_as(x)
 
 
-def picture_by_picture(x):
-    """[batch, channels, pictures, h, w] as [batch * pictures, channels, h, w].
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        Of a convolution over space and time.
-
-    Returns
-    -------
-    x : torch.Tensor
-
-    Example
-    -------
-    >>> import torch
-    >>> picture_by_picture(torch.zeros(2, 8, 5, 3, 4)).shape
-    torch.Size([10, 8, 3, 4])
-    """
+def _picture_by_picture(x):
+    """[B, channels, pictures, h, w] as [B * pictures, channels, h, w]."""
     return x.transpose(1, 2).flatten(0, 1)
 
 
@@ -114,7 +85,7 @@ class LightFrontEnd(nn.Module):
         """Apply to [batch, 1, pictures, height, width]."""
         batch = len(x)
         x = self.prelu_3d(over_places(self.norm_3d, self.conv_3d(x)))
-        x = picture_by_picture(x)
+        x = _picture_by_picture(x)
         x = self.prelu_0(over_places(self.norm_0, self.conv_0(x)))
         x = self.prelu_1(over_places(self.norm_1, self.conv_1(x)))
         x = x.flatten(1).unflatten(0, (batch, -1))  # [B, pictures, values]
@@ -205,7 +176,7 @@ class ResNet18FrontEnd(nn.Module):
         """Apply to [batch, 1, pictures, height, width]."""
         batch = len(x)
         x = F.relu(over_places(self.norm_3d, self.conv_3d(x)))
-        x = self.pool(picture_by_picture(x))
+        x = self.pool(_picture_by_picture(x))
         for name, block in self.named_children():
             if name.startswith("block_"):
                 x = block(x)
@@ -338,10 +309,10 @@ class VisualStream(nn.Module):
         )
 
     @property
-    def reach(self):
+    def receptive_field(self):
         """Pictures to either side that an embedding depends on."""
         at_once = self.front_end.conv_3d.kernel_size[0]
-        return (at_once - 1) // 2 + reach(self.tcn)
+        return (at_once - 1) // 2 + receptive_field(self.tcn)
 
     def forward(self, pictures):
         """Embed.
@@ -410,8 +381,8 @@ class AudioVisualNetwork(nn.Module):
     @property
     def context_frames(self):
         """Audio frames to either side that an output frame depends on."""
-        hearing = reach(self) - reach(self.visual)
-        pictures = self.visual.reach + 1  # and the one that follows
+        hearing = receptive_field(self) - receptive_field(self.visual)
+        pictures = self.visual.receptive_field + 1  # and the one that follows
         return hearing + math.ceil(pictures * PERIOD / self.hop)
 
     def forward(self, x, pictures=None):
@@ -449,25 +420,7 @@ def audio_visual_network(
     layers=8,
     scale_inputs=False,
 ):
-    """The mask network of Fig. 1 with a lip stream.
-
-    Arguments
-    ---------
-    inputs, outputs, channels, hidden, kernel_size, blocks, layers : int
-        See `tcn.mask_network`.
-    hop : int
-        Samples from one audio frame to the next.
-    visual : dict
-        Arguments of `VisualStream`, and of the fusion: "after", the number of
-        TCN blocks before it (1), "factors" (10) and "residual" (False), see
-        `FactorisedAttention`.
-    scale_inputs : bool
-        See `equalize_inputs_`.
-
-    Returns
-    -------
-    network : AudioVisualNetwork
-    """
+    """The mask network of Fig. 1 with a lip stream."""
     visual = dict(visual)
     after = visual.pop("after", 1)
     if not 1 <= after <= blocks:
@@ -503,24 +456,6 @@ def begin_with_audio_(network, audio_network):
 
     The norms of the audio stages become the affine maps that the audio-only
     network has; those of the lip stream go on learning.
-
-    Arguments
-    ---------
-    network : AudioVisualNetwork
-        With new weights; changed in place.
-    audio_network : torch.nn.Module
-        From `tcn.mask_network`, trained, its norms folded.
-
-    Example
-    -------
-    >>> visual = {"front_end": "light", "height": 8, "width": 8}
-    >>> size = {"channels": 8, "hidden": 16, "blocks": 1, "layers": 1}
-    >>> audio = mask_network(6, 4, **size)
-    >>> _ = fold_norms_(audio)
-    >>> network = audio_visual_network(6, 4, 256, visual, **size)
-    >>> begin_with_audio_(network, audio)
-    >>> bool((network.conv_in.weight == audio.conv_in.weight).all())
-    True
     """
     for name, stage in network.named_children():
         if name not in VISUAL_STAGES:

@@ -22,19 +22,11 @@ def power_of_two_sizes(weight, octaves=OCTAVES):
     ---------
     weight : torch.Tensor
         [outputs, inputs, kernel].
-    octaves : int
-        Columns more octaves below the largest count as if they were not.
 
     Returns
     -------
     sizes : torch.Tensor
         [inputs], 1 to 2^octaves.
-
-    Example
-    -------
-    >>> weight = torch.tensor([[1.0, 7.9, 0.0], [1.0, 8.1, 0.0]])[..., None]
-    >>> power_of_two_sizes(weight)
-    tensor([ 8., 64.,  1.])
     """
     rms = weight.square().mean((0, 2)).sqrt()
     exponent = torch.log2(rms.clamp_min(torch.finfo(rms.dtype).tiny)).round()
@@ -43,24 +35,7 @@ def power_of_two_sizes(weight, octaves=OCTAVES):
 
 
 def equalize_inputs_(separator):
-    """Let the mask network begin with a factor for each input.
-
-    Arguments
-    ---------
-    separator : Separator
-        With trained weights and without such factors; changed in place.
-
-    Example
-    -------
-    >>> from .spatial_features import SpatialFeatures
-    >>> from .separator import Separator
-    >>> separator = Separator(SpatialFeatures(), channels=4, hidden=8).eval()
-    >>> inputs = torch.randn(1, 3598, 5)
-    >>> before = separator.mask_net(inputs)
-    >>> equalize_inputs_(separator)
-    >>> torch.allclose(separator.mask_net(inputs), before, atol=1e-6)
-    True
-    """
+    """Let the mask network begin with a factor for each input."""
     stages = dict(separator.mask_net.named_children())
     if "scale_in" in stages:
         raise ValueError(

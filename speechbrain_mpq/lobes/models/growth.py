@@ -22,8 +22,6 @@ from .separator import Separator
 from .tcn import ChannelAffine, ConvBlock, fold_norms_
 
 NO_LIPS = "only audio-only separators grow: leave `visual` out"
-
-
 NO_SCALES = "grow separators before their inputs are equalized"
 
 
@@ -37,16 +35,6 @@ def place_(weight, given):
     ---------
     weight : torch.Tensor
         [outputs, inputs, ...] or [outputs]; changed in place.
-    given : torch.Tensor
-        Of the same number of dimensions, none larger.
-
-    Example
-    -------
-    >>> weight = torch.ones(2, 3)
-    >>> place_(weight, torch.tensor([[5.0, 6.0]]))
-    >>> weight
-    tensor([[5., 6., 0.],
-            [1., 1., 1.]])
     """
     outputs = len(given)
     weight[:outputs] = 0
@@ -56,23 +44,10 @@ def place_(weight, given):
 def shared_inputs(features, smaller):
     """Where the inputs of a larger network are among those of a smaller one.
 
-    Arguments
-    ---------
-    features, smaller : SpatialFeatures
-        Alike but for `phase`.
-
     Returns
     -------
     index : torch.Tensor
         [inputs of the larger], int; -1: the smaller one has no such input.
-
-    Example
-    -------
-    >>> from .spatial_features import SpatialFeatures
-    >>> smaller = SpatialFeatures([(8, 1)], "steered")  # lps, cos, sin, af
-    >>> index = shared_inputs(SpatialFeatures([(8, 1)], "cosine"), smaller)
-    >>> index[[0, 257, 514]].tolist()
-    [0, 257, 771]
     """
     found = {name: i for i, name in enumerate(smaller.maps)}
     first = [found.get(name, -1) * features.bins for name in features.maps]
@@ -91,11 +66,6 @@ def grow_(separator, smaller, waveforms, doa):
 
     Arguments
     ---------
-    separator : Separator
-        New; changed in place, its norms are folded.
-    smaller : Separator
-        Trained, in full precision, its norms folded; audio only, as the larger
-        one, and with the same array, pairs and windows.
     waveforms : torch.Tensor
         [batch, samples, mics], some mixtures.
     doa : torch.Tensor
@@ -133,10 +103,7 @@ def grow_(separator, smaller, waveforms, doa):
 
 
 def _grow_block_(block, origin, given):
-    """Fill a ConvBlock from one of the smaller network, if it has one.
-
-    Returns how many of its hidden units are known.
-    """
+    """Fill a ConvBlock from one of the smaller network, if it has one."""
     if origin is None:  # it adds nothing to the channels that are there
         block.conv_1x1_out.weight[: given.conv_in.out_channels] = 0
         return 0
@@ -175,14 +142,8 @@ def _origins(larger, smaller):
 
 
 def check_growth(separator, smaller):
-    """Raise ValueError, which says what to change, unless one can grow.
-
-    Arguments
-    ---------
-    separator, smaller : Separator
-        As `grow_` takes them; left as they are.
-    """
-    check_trained(smaller)
+    """Raise ValueError, which says what to change, unless one can grow."""
+    _check_trained(smaller)
     if separator.lips_size:
         raise ValueError(NO_LIPS)
     if hasattr(separator.mask_net, "scale_in"):
@@ -205,14 +166,8 @@ def check_growth(separator, smaller):
         raise ValueError("give both model files the same kernel_size")
 
 
-def check_trained(separator):
-    """Raise ValueError unless a separator's weights can be taken over.
-
-    Arguments
-    ---------
-    separator : Separator
-        Audio only, in full precision, its norms folded.
-    """
+def _check_trained(separator):
+    """Raise ValueError unless a separator's weights can be taken over."""
     if separator.lips_size:
         raise ValueError(NO_LIPS)
     network = separator.mask_net
@@ -236,8 +191,6 @@ def ridge_regression(batches, ridge=RIDGE):
     ---------
     batches : iterable of (torch.Tensor, torch.Tensor)
         Inputs [items, inputs] and outputs [items, outputs].
-    ridge : float
-        Added to the diagonal, relative to its mean; the offset is free.
 
     Returns
     -------
@@ -250,13 +203,6 @@ def ridge_regression(batches, ridge=RIDGE):
     ------
     ValueError
         If there are no batches.
-
-    Example
-    -------
-    >>> x = torch.tensor([[0.0], [1.0], [2.0]])
-    >>> weight, bias = ridge_regression([(x, 3 * x + 5)], ridge=0.0)
-    >>> weight.item(), bias.item()
-    (3.0, 5.0)
     """
     square = cross = 0
     for given, wanted in batches:
@@ -279,20 +225,11 @@ def channels_of(waveforms, microphones, wanted):
     ---------
     waveforms : torch.Tensor
         [batch, samples, mics].
-    microphones : sequence of int
-        Number of each channel's microphone.
-    wanted : sequence of int
-        Which, in which order.
 
     Returns
     -------
     waveforms : torch.Tensor
         [batch, samples, len(wanted)].
-
-    Example
-    -------
-    >>> channels_of(torch.tensor([[[0.1, 0.4, 0.8]]]), [1, 4, 8], [8, 1])
-    tensor([[[0.8000, 0.1000]]])
     """
     if waveforms.shape[-1] != len(microphones):
         raise ValueError(
@@ -308,14 +245,8 @@ def channels_of(waveforms, microphones, wanted):
 
 
 def check_refit(separator, features):
-    """Raise ValueError unless a separator can go on with other features.
-
-    Arguments
-    ---------
-    separator : Separator
-    features : SpatialFeatures
-    """
-    check_trained(separator)
+    """Raise ValueError unless a separator can go on with other features."""
+    _check_trained(separator)
     given, own = features.settings, separator.features.settings
     for name in ("n_fft", "hop", "spacings_cm"):
         if json.dumps(given[name]) != json.dumps(own[name]):

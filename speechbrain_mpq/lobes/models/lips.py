@@ -12,33 +12,17 @@ import torch
 from ...utils import SAMPLE_RATE
 
 FPS = 25  # pictures a second
-
-
 PERIOD = SAMPLE_RATE // FPS  # samples from one picture to the next
-
-
 CONTRAST = 0.02  # keeps a flat picture from being amplified to noise
 
 
 def picture_of_frames(frames, hop):
     """The picture that is on view at each audio frame.
 
-    Arguments
-    ---------
-    frames : int
-        Audio frames.
-    hop : int
-        Samples from one to the next.
-
     Returns
     -------
     index : torch.Tensor
         [frames], never falling.
-
-    Example
-    -------
-    >>> picture_of_frames(7, 256)  # 16 ms and 40 ms
-    tensor([0, 0, 0, 1, 1, 2, 2])
     """
     return torch.arange(frames) * hop // PERIOD
 
@@ -46,22 +30,10 @@ def picture_of_frames(frames, hop):
 def frame_of_pictures(frames, hop):
     """The first audio frame at which each picture is on view.
 
-    Arguments
-    ---------
-    frames : int
-        Audio frames.
-    hop : int
-        Samples from one to the next, at most 640: no picture is skipped.
-
     Returns
     -------
     index : torch.Tensor
         [pictures].
-
-    Example
-    -------
-    >>> frame_of_pictures(7, 256)
-    tensor([0, 3, 5])
     """
     pictures = (frames - 1) * hop // PERIOD + 1
     return -(-torch.arange(pictures) * PERIOD // hop)
@@ -140,20 +112,11 @@ def upsample(values, frames, hop):
     ---------
     values : torch.Tensor
         [batch, channels, pictures].
-    frames : int
-        Audio frames.
-    hop : int
-        Samples from one to the next.
 
     Returns
     -------
     values : torch.Tensor
         [batch, channels, frames]; the last one is held at the end.
-
-    Example
-    -------
-    >>> upsample(torch.tensor([[[0.0, 1.0]]]), 5, 256)
-    tensor([[[0.0000, 0.4000, 0.8000, 1.0000, 1.0000]]])
     """
     last = values.shape[-1] - 1
     samples = torch.arange(frames, device=values.device) * hop
@@ -172,16 +135,6 @@ def normalise(pictures):
     ---------
     pictures : torch.Tensor
         [batch, pictures, height, width].
-
-    Returns
-    -------
-    pictures : torch.Tensor
-        Same shape; zeros stay zeros.
-
-    Example
-    -------
-    >>> normalise(torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)).flatten()
-    tensor([-0.9615,  0.9615])
     """
     centred = pictures - pictures.mean((2, 3), keepdim=True)
     deviation = centred.square().mean((2, 3), keepdim=True).sqrt()
@@ -189,8 +142,6 @@ def normalise(pictures):
 
 
 SLACK = 5  # pictures that video and audio may differ in length,
-
-
 SHARE = 0.1  # but not more of a short one
 
 
@@ -224,13 +175,7 @@ def at_25_fps(pictures, rate):
 
 
 def check_grey(lips):
-    """Raise ValueError on pictures that are none.
-
-    Arguments
-    ---------
-    lips : torch.Tensor
-        uint8 from 0 to 255, or float from 0 to 1.
-    """
+    """Raise ValueError on pictures that are none."""
     if lips.dtype == torch.uint8:
         return
     if not lips.is_floating_point():
@@ -250,23 +195,7 @@ def check_grey(lips):
 
 
 def as_grey(lips):
-    """Pictures as numbers from 0 to 1, refused where they are not.
-
-    Arguments
-    ---------
-    lips : torch.Tensor
-        See `check_grey`.
-
-    Returns
-    -------
-    lips : torch.Tensor
-        float32.
-
-    Example
-    -------
-    >>> as_grey(torch.tensor([0, 51, 255], dtype=torch.uint8))
-    tensor([0.0000, 0.2000, 1.0000])
-    """
+    """Pictures as numbers from 0 to 1, refused where they are not."""
     check_grey(lips)
     return lips.float() / 255 if lips.dtype == torch.uint8 else lips.float()
 
@@ -281,18 +210,11 @@ def fit_pictures(lips, pictures):
     ---------
     lips : torch.Tensor
         [batch, pictures, height, width].
-    pictures : int
-        How many there should be.
 
     Returns
     -------
     lips : torch.Tensor
         [batch, pictures, height, width].
-
-    Example
-    -------
-    >>> fit_pictures(torch.ones(1, 74, 2, 3), 75).shape
-    torch.Size([1, 75, 2, 3])
     """
     found = lips.shape[1]
     slack = min(SLACK, max(1, int(SHARE * pictures)))

@@ -224,12 +224,6 @@ def apply_mask(mask, reference):
     -------
     estimate : torch.Tensor
         [batch, bins, frames], complex.
-
-    Example
-    -------
-    >>> mask = torch.tensor([0.0, 1.0]).view(1, 2, 1)  # m = 0 + 1j
-    >>> apply_mask(mask, torch.tensor([2.0 + 0j]).view(1, 1, 1)).item()
-    2j
     """
     real, imag = mask.chunk(2, dim=1)
     return torch.complex(real.float(), imag.float()) * reference
@@ -247,17 +241,6 @@ def match_level(estimate, mixture):
         [..., samples], of any level.
     mixture : torch.Tensor
         [..., samples], reference channel.
-
-    Returns
-    -------
-    estimate : torch.Tensor
-        Same shape; silence stays silence.
-
-    Example
-    -------
-    >>> talker, other = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 5.0]])
-    >>> match_level(100 * talker, talker + other)
-    tensor([1., 1., 0.])
     """
     common = (estimate * mixture).sum(-1, keepdim=True)
     energy = estimate.square().sum(-1, keepdim=True)

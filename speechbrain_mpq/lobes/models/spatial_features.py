@@ -33,46 +33,17 @@ LINEAR_15_SPACINGS = (7, 6, 5, 4, 3, 2, 1, 1, 2, 3, 4, 5, 6, 7)  # cm
 def linear_array(spacings_cm=LINEAR_15_SPACINGS):
     """Positions of a linear array from the gaps between its microphones.
 
-    Arguments
-    ---------
-    spacings_cm : sequence of float
-        Gaps between neighbours in centimetres.
-
     Returns
     -------
     positions : torch.Tensor
         [mics], metres from microphone 1, float64.
-
-    Example
-    -------
-    >>> positions = linear_array()
-    >>> len(positions), round(positions[-1].item(), 2)
-    (15, 0.56)
     """
     gaps = torch.tensor([0.0, *spacings_cm], dtype=torch.float64) / 100
     return gaps.cumsum(0)
 
 
 def used_microphones(pairs, reference=1):
-    """The microphones that pairs and reference need, in ascending order.
-
-    Arguments
-    ---------
-    pairs : sequence of (int, int)
-        Microphone numbers, from 1.
-    reference : int
-        Number of the reference microphone.
-
-    Returns
-    -------
-    numbers : list of int
-        Sorted microphone numbers, each once.
-
-    Example
-    -------
-    >>> used_microphones([(1, 15), (12, 4)])
-    [1, 4, 12, 15]
-    """
+    """The microphones that pairs and reference need, in ascending order."""
     return sorted({reference, *(mic for pair in pairs for mic in pair)})
 
 
@@ -88,21 +59,12 @@ def pair_phase(doa, distances, frequencies, speed=SPEED_OF_SOUND):
         its second, metres.
     frequencies : torch.Tensor
         [bins], Hz.
-    speed : float
-        Speed of sound in metres per second.
 
     Returns
     -------
     phase : torch.Tensor
         [..., pairs, bins], radians, not wrapped: the expected
         angle(y_m / y_n).
-
-    Example
-    -------
-    >>> distances, frequencies = torch.tensor([0.343]), torch.tensor([250.0])
-    >>> phase = pair_phase(torch.tensor([0.0, 60.0]), distances, frequencies)
-    >>> [round(value, 4) for value in phase.flatten().tolist()]
-    [1.5708, 0.7854]
     """
     delay = torch.cos(torch.deg2rad(doa))[..., None] * distances / speed
     return 2 * math.pi * delay[..., None] * frequencies  # [..., pairs, bins]
@@ -128,46 +90,14 @@ def check_doa(doa):
 EPS = 1e-8
 
 
-def phasors(spectra):
-    """Unit phasors y / |y|; zero where the bin is silent.
-
-    Arguments
-    ---------
-    spectra : torch.Tensor
-        Complex, any shape.
-
-    Returns
-    -------
-    unit : torch.Tensor
-        Complex, same shape, magnitude 1 (or 0).
-
-    Example
-    -------
-    >>> phasors(torch.tensor([3 + 4j, 0j]))
-    tensor([0.6000+0.8000j, 0.0000+0.0000j])
-    """
+def _phasors(spectra):
+    """Unit phasors y / |y|; zero where the bin is silent."""
     power = spectra.real.square() + spectra.imag.square()
     return spectra * torch.rsqrt(power.clamp_min(1e-20))
 
 
 def log_power(spectrum):
-    """Log-power spectrum in bels (log10), the paper's LPS.
-
-    Arguments
-    ---------
-    spectrum : torch.Tensor
-        Complex, any shape.
-
-    Returns
-    -------
-    lps : torch.Tensor
-        Same shape, log10(|y|^2 + 1e-8).
-
-    Example
-    -------
-    >>> log_power(torch.tensor([10 + 0j, 0j]))
-    tensor([ 2., -8.])
-    """
+    """Log-power spectrum in bels (log10), the paper's LPS."""
     power = spectrum.real.square() + spectrum.imag.square()
     return torch.log10(power + EPS)
 
@@ -186,15 +116,8 @@ def interchannel_phase(spectra, first, second):
     -------
     ratio : torch.Tensor
         [batch, pairs, bins, frames], complex, magnitude 1 (0 when silent).
-
-    Example
-    -------
-    >>> y = torch.tensor([2j, 1 + 0j]).view(1, 2, 1, 1)
-    >>> ratio = interchannel_phase(y, torch.tensor([0]), torch.tensor([1]))
-    >>> round(ratio.angle().item(), 4)  # +90 degrees
-    1.5708
     """
-    unit = phasors(spectra)
+    unit = _phasors(spectra)
     return unit[:, first] * unit[:, second].conj()
 
 
@@ -216,50 +139,21 @@ def steer(ratio, phase):
     -------
     cosine, sine : torch.Tensor
         [batch, targets, pairs, bins, frames].
-
-    Example
-    -------
-    >>> ratio = torch.tensor([1j]).view(1, 1, 1, 1)  # measured: 90 degrees
-    >>> cosine, sine = steer(ratio, torch.zeros(1, 1, 1, 1))
-    >>> cosine.item(), sine.item()  # expected 0: a quarter turn to one side
-    (0.0, 1.0)
     """
     phase = phase[..., None] if phase.dim() == 4 else phase
-    return times_conjugate(
+    return _times_conjugate(
         (ratio.real[:, None], ratio.imag[:, None]), (phase.cos(), phase.sin())
     )
 
 
-def times_conjugate(one, other):
-    """One complex number times another's conjugate.
-
-    Real arithmetic is twice as fast as complex products on a CPU.
-
-    Arguments
-    ---------
-    one, other : (torch.Tensor, torch.Tensor)
-        Real and imaginary part, of any shape.
-
-    Returns
-    -------
-    real, imaginary : torch.Tensor
-
-    Example
-    -------
-    >>> i = torch.tensor(0.0), torch.tensor(1.0)
-    >>> times_conjugate(i, i)
-    (tensor(1.), tensor(0.))
-    """
+def _times_conjugate(one, other):
+    """One complex number times another's conjugate."""
     (a, b), (c, d) = one, other
     return torch.addcmul(a * c, b, d), torch.addcmul(b * c, a, d, value=-1)
 
 
 STFT_SAMPLES = 2**18  # at a time: less memory to take and give back
-
-
 BLOCK_FRAMES = 32  # frames at a time: what is in between stays in the cache
-
-
 PHASES = ("ipd", "steered", "cosine")
 
 
@@ -454,7 +348,7 @@ class SpatialFeatures(nn.Module):
         power = torch.addcmul(real * real, imag, imag)
         size = power.clamp_min(1e-20).rsqrt()
         unit = real * size, imag * size
-        ratio = times_conjugate(
+        ratio = _times_conjugate(
             [part.index_select(1, self.first) for part in unit],
             [part.index_select(1, self.second) for part in unit],
         )  # [B, pairs, frames, bins] twice
@@ -476,7 +370,7 @@ class SpatialFeatures(nn.Module):
         if doa.dim() == 2:
             phase = phase[:, :, None]  # [B, K, frames, pairs, bins]
         ratio = [part.transpose(1, 2)[:, None] for part in ratio]
-        return times_conjugate(ratio, (phase.cos(), phase.sin()))
+        return _times_conjugate(ratio, (phase.cos(), phase.sin()))
 
     def _steered(self, spectra, doa):
         """Cosine and sine of the pairs' phases, turned to the targets."""
@@ -497,15 +391,7 @@ def _map_names(pairs, phase):
 
 
 def _check_frames(doa, frames):
-    """Raise ValueError unless a moving talker's DOAs are one a frame.
-
-    Arguments
-    ---------
-    doa : torch.Tensor
-        [batch, targets] or [batch, targets, frames].
-    frames : int
-        Of the spectrogram.
-    """
+    """Raise ValueError unless a moving talker's DOAs are one a frame."""
     if doa.dim() not in (2, 3) or (doa.dim() == 3 and doa.shape[2] != frames):
         raise ValueError(
             f"expected DOAs [batch, targets] or [batch, targets, {frames}], "

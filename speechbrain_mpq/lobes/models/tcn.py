@@ -36,17 +36,7 @@ class ChannelAffine(nn.Module):
 
     @classmethod
     def folded_from(cls, norm):
-        """The affine map that a BatchNorm1d computes in eval mode.
-
-        Arguments
-        ---------
-        norm : torch.nn.BatchNorm1d
-            With running statistics.
-
-        Returns
-        -------
-        affine : ChannelAffine
-        """
+        """The affine map that a BatchNorm1d computes in eval mode."""
         affine = cls(norm.num_features).to(norm.weight.device)
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         affine.weight.data.copy_(scale)
@@ -176,21 +166,12 @@ def mask_network(
     return nn.Sequential(OrderedDict(stages))
 
 
-def reach(network):
+def receptive_field(network):
     """Frames to either side that a chain of convolutions looks at.
-
-    Arguments
-    ---------
-    network : torch.nn.Module
-        Its `Conv1d`, one behind the other.
-
-    Returns
-    -------
-    frames : int
 
     Example
     -------
-    >>> reach(mask_network(8, 4, 4, 4, blocks=4, layers=8))
+    >>> receptive_field(mask_network(8, 4, 4, 4, blocks=4, layers=8))
     1020
     """
     return sum(

@@ -15,14 +15,14 @@ from scipy.optimize import minimize
 
 from speechbrain_mpq.allocation.analysis import (
     am_gm,
-    ceiling,
+    coding_gain,
     limited_bits,
     planned_gain_db,
     predicted_and_measured,
     predicted_score,
     uniform_plan,
     write_additivity,
-    write_outlook,
+    write_expected_gain,
 )
 from speechbrain_mpq.allocation.output_scores import KLScores, MaskErrorScores
 from speechbrain_mpq.allocation.scores import ScoreTable
@@ -69,7 +69,7 @@ def test_am_gm_is_what_the_best_bits_win(seed):
     gain = n @ (s * 4.0**-4) / best
     assert am_gm(s, n) == pytest.approx(gain, rel=1e-4)
     table = make_table(s, n)
-    assert ceiling(table, 4).am_gm_db == pytest.approx(10 * np.log10(gain))
+    assert coding_gain(table, 4).am_gm_db == pytest.approx(10 * np.log10(gain))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -89,7 +89,7 @@ def test_no_plan_wins_more_than_the_ceiling_and_fine_ones_reach_it():
     table = make_table(s, rng.integers(800, 1000, 200))
     for bits in (2.5, 4, 6):
         plan = allocate_bits(table, average_bits=bits, min_bits=1)
-        best = ceiling(table, bits)
+        best = coding_gain(table, bits)
         gain = planned_gain_db(table, plan)
         assert gain <= best.limited_db <= best.am_gm_db + 1e-9
         # Whole bits cost something: 0.26 dB by theory, evenly spread.
@@ -98,7 +98,7 @@ def test_no_plan_wins_more_than_the_ceiling_and_fine_ones_reach_it():
 
 def test_equal_sensitivities_leave_nothing_to_win():
     table = make_table([3.0] * 4, [1, 10, 100, 1000])
-    best = ceiling(table, 4)
+    best = coding_gain(table, 4)
     assert best.am_gm_db == pytest.approx(0, abs=1e-9)
     assert best.limited_db == pytest.approx(0, abs=1e-9)
     assert best.insensitive == 0
@@ -108,34 +108,34 @@ def test_a_common_floor_does_not_matter():
     s, n = random_model(0)
     with_floor = make_table(s, n, bits=(2, 4, 8), floor=100.0)
     plain = make_table(s, n, bits=(2, 4, 8))
-    assert ceiling(with_floor, 4).am_gm_db == pytest.approx(
-        ceiling(plain, 4).am_gm_db
+    assert coding_gain(with_floor, 4).am_gm_db == pytest.approx(
+        coding_gain(plain, 4).am_gm_db
     )
 
 
 def test_insensitive_clusters_are_counted_and_bounded():
     table = make_table([4.0, 1.0, 0.0], [10, 10, 10], bits=(2, 4, 8))
-    best = ceiling(table, 4)
+    best = coding_gain(table, 4)
     assert best.insensitive == 1
     expected = 10 * np.log10(am_gm([4.0, 1.0, 1.0], [1, 1, 1]))
     assert best.am_gm_db == pytest.approx(expected)
     nothing = make_table([0.0, 0.0], [10, 10])
-    assert ceiling(nothing, 4).limited_db == 0
-    assert ceiling(nothing, 4).insensitive == 2
+    assert coding_gain(nothing, 4).limited_db == 0
+    assert coding_gain(nothing, 4).insensitive == 2
     signed = ScoreTable(
         {"a": {2: -1.0, 4: 0.0}, "b": {2: 1.0, 4: 0.0}},
         {"a": {"a.weight": 8}, "b": {"b.weight": 8}},
         signed=True,
     )
-    assert ceiling(signed, 3).insensitive == 1
+    assert coding_gain(signed, 3).insensitive == 1
 
 
 def test_bad_input():
     with pytest.raises(ValueError, match="two candidates"):
-        ceiling(make_table([1.0], [1], bits=(4,)), 4)
+        coding_gain(make_table([1.0], [1], bits=(4,)), 4)
     for bits in (1, 9, float("nan")):
         with pytest.raises(ValueError, match="2 to 8"):
-            ceiling(make_table([1.0], [1], bits=(2, 8)), bits)
+            coding_gain(make_table([1.0], [1], bits=(2, 8)), bits)
 
 
 BITS = (2, 3, 4, 8)
@@ -266,7 +266,7 @@ def scored():
 def test_ceiling_bounds_what_the_plan_wins(scored, tmp_path):
     table = scored[-1]
     plan = allocate_bits(table, average_bits=4)
-    foreseen = write_outlook(tmp_path, table, plan, bits=4, min_bits=2)
+    foreseen = write_expected_gain(tmp_path, table, plan, bits=4, min_bits=2)
     assert json.loads((tmp_path / "ceiling.json").read_text()) == foreseen
     assert 0 <= foreseen["limited_db"] <= foreseen["am_gm_db"] + 1e-9
 
@@ -274,7 +274,7 @@ def test_ceiling_bounds_what_the_plan_wins(scored, tmp_path):
 def test_predicted_curve_falls_with_the_bytes(scored, tmp_path):
     table = scored[-1]
     plan = allocate_bits(table, average_bits=3)
-    write_outlook(tmp_path, table, plan, bits=3, min_bits=2)
+    write_expected_gain(tmp_path, table, plan, bits=3, min_bits=2)
     curve = json.loads((tmp_path / "pareto.json").read_text())
     points = curve["points"]
     assert [p["bytes"] for p in points] == sorted(p["bytes"] for p in points)

@@ -275,8 +275,6 @@ def test_ties_without_end_take_no_minutes(scores, caplog):
 
 
 NAMES = ["0.q", "0.k", "0.v", "0.out", "1.q", "1.k", "1.v"]
-
-
 SCORES = [
     [9.0, 3.0, 0.1],
     [0.5, 0.4, 0.3],

@@ -11,8 +11,6 @@ from speechbrain_mpq.evaluation.scoring import Scored
 from speechbrain_mpq.utils import write_json
 
 RATE = 16000  # Hz
-
-
 LOG = """epoch: 1, lr: 1.0e-03 - train loss: -7.5 - valid loss: -8.0
 epoch: 2, lr: 9.0e-04 - train loss: -7.6 - valid loss: -8.1
 epoch: 2, lr: 9.0e-04 - train loss: -7.7 - valid loss: -8.2

@@ -52,10 +52,10 @@ def test_all_microphones_or_the_used_ones(tmp_path, samples):
     assert torch.equal(read(whole, max(samples, 700)), expected)
     assert torch.equal(read(used, max(samples, 700)), expected)
     assert torch.equal(read(whole), expected), "can be read twice"
-    survey = whole.survey()
-    assert survey.samples == 20000 and not survey.warnings
+    scan = whole.scan()
+    assert scan.samples == 20000 and not scan.warnings
     rms = expected[:, 0].double().square().mean().sqrt().item()
-    assert survey.rms == pytest.approx(rms, rel=1e-6)
+    assert scan.rms == pytest.approx(rms, rel=1e-6)
 
 
 def test_higher_rates_are_resampled(tmp_path):
@@ -64,7 +64,7 @@ def test_higher_rates_are_resampled(tmp_path):
     file = opened(write(tmp_path / "a.wav", signal, 44100))
     found = read(file, 5000)
     expected = resample(torch.from_numpy(signal.T), 44100, 16000).T
-    assert len(found) == file.samples == file.survey().samples == 16000
+    assert len(found) == file.samples == file.scan().samples == 16000
     assert torch.allclose(found, expected, atol=1e-6)
 
 
@@ -83,7 +83,7 @@ def test_higher_rates_are_resampled(tmp_path):
 def test_wrong_files(tmp_path, signal, rate, message):
     path = write(tmp_path / "bad.wav", signal, rate)
     with pytest.raises(AudioError, match=message) as caught:
-        opened(path).survey()
+        opened(path).scan()
     assert str(path) in str(caught.value)
 
 
@@ -93,7 +93,7 @@ def test_nan_is_found_where_it_is(tmp_path, value):
     signal[16000, 2] = value
     file = opened(write(tmp_path / "bad.wav", signal))
     with pytest.raises(AudioError, match="channel 3 .* at 1.000 s"):
-        file.survey()
+        file.scan()
 
 
 def test_unreadable_files(tmp_path):
@@ -109,26 +109,26 @@ def test_unreadable_files(tmp_path):
     content = whole.read_bytes()
     whole.write_bytes(content[: len(content) // 2])
     with pytest.raises(AudioError, match="a.flac: "):
-        opened(whole).survey()
+        opened(whole).scan()
 
 
 def test_truncated_wav_is_what_is_left(tmp_path):
     """libsndfile goes by the length of the file, not by its header."""
     path = write(tmp_path / "a.wav", noise())
     path.write_bytes(path.read_bytes()[:-60000])
-    assert opened(path).survey().samples == 19000
+    assert opened(path).scan().samples == 19000
 
 
 def test_oddities_are_said(tmp_path):
     clipped = np.clip(20 * noise(), -1, 1)
     file = opened(write(tmp_path / "a.wav", clipped))
-    (warning,) = file.survey().warnings
+    (warning,) = file.scan().warnings
     assert "clipped" in warning and "a.wav" in warning
     dead = noise()
     dead[:, 3] = 0
-    (warning,) = opened(write(tmp_path / "b.wav", dead)).survey().warnings
+    (warning,) = opened(write(tmp_path / "b.wav", dead)).scan().warnings
     assert "microphone 4 is silent" in warning
-    silence = opened(write(tmp_path / "c.wav", 0 * noise())).survey()
+    silence = opened(write(tmp_path / "c.wav", 0 * noise())).scan()
     assert silence.rms == 0 and "silent" in silence.warnings[0]
 
 

@@ -11,8 +11,6 @@ from speechbrain_mpq.lobes.models.spatial_features import SpatialFeatures
 from speechbrain_mpq.lobes.models.tcn import ConvBlock
 
 RATE = 16000
-
-
 MODES = [
     {},
     {"look_ahead": 0.0, "step": 0.0},

@@ -16,8 +16,6 @@ CONFIG, YAML = "quantization_config.json", "hyperparams.yaml"
 
 
 RANGES = "activations.json"
-
-
 NAME = "mask_net.conv_in.weight[0:2]"
 
 

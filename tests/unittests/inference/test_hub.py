@@ -27,8 +27,6 @@ DATA = Path(__file__).parents[2] / "data"
 
 
 GOLDEN = DATA / "packed/3"
-
-
 NAME = "somebody/separator"
 
 

@@ -14,8 +14,6 @@ from speechbrain_mpq.lobes.models.tcn import fold_norms_
 from speechbrain_mpq.quantization.quant_api import quantize_
 
 SPACINGS = [4.0, 3.5]
-
-
 VISUAL = {"front_end": "light", "height": 8, "width": 8, "channels": 4}
 
 

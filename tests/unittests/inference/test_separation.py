@@ -40,8 +40,6 @@ DATA = Path(__file__).parents[2] / "data"
 
 
 GOLDEN = DATA / "packed"
-
-
 MAKER = runpy.run_path(str(DATA / "make_golden.py"))
 
 

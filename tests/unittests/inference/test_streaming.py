@@ -7,13 +7,13 @@ import torch.nn as nn
 from speechbrain_mpq.inference.audio import BlockResampler
 from speechbrain_mpq.inference.chunks import ChunkedSeparator
 from speechbrain_mpq.inference.streaming import (
-    CarriedNetwork,
     FrameAnalysis,
     FrameSynthesis,
+    StatefulNetwork,
     WindowedNetwork,
-    can_carry,
     context_frames,
     in_pieces,
+    is_streamable,
 )
 from speechbrain_mpq.lobes.models.separator import Separator, match_level
 from speechbrain_mpq.lobes.models.spatial_features import SpatialFeatures
@@ -72,7 +72,7 @@ def test_pieces_are_the_whole(samples, hop, phase):
     expected = separator(mixture, doa)
     network = separator.mask_net
     for each in (
-        CarriedNetwork(network),
+        StatefulNetwork(network),
         WindowedNetwork(network),
         WindowedNetwork(network, step=7),
     ):
@@ -101,7 +101,7 @@ def test_folded_norms_and_input_scales_are_carried():
     separator = small_separator(scale_inputs=True)
     nn.init.normal_(separator.mask_net.scale_in.weight)
     fold_norms_(separator)
-    assert can_carry(separator.mask_net)
+    assert is_streamable(separator.mask_net)
     mixture, doa = torch.randn(1, 9000, 7), torch.tensor([[90.0]])
     expected = separator(mixture, doa)
     found = in_chunks(separator, mixture, doa)
@@ -138,7 +138,7 @@ def test_context_of_other_engines():
 def test_what_cannot_be_carried_is_windowed():
     chain = nn.Sequential(nn.Conv1d(2, 4, 3, padding=1), ConvBlock(4, 8))
     assert isinstance(in_pieces(chain), WindowedNetwork)
-    assert isinstance(in_pieces(chain[1:]), CarriedNetwork)
+    assert isinstance(in_pieces(chain[1:]), StatefulNetwork)
 
 
 def test_a_talker_who_moves_in_pieces():
@@ -205,16 +205,16 @@ def test_a_picture_changes_what_is_in_reach():
     with torch.no_grad():
         seen = network.visual(lips) != network.visual(other)
         changed = network(inputs, lips) != network(inputs, other)
-    reach = network.visual.reach
+    field = network.visual.receptive_field
     pictures = seen.any(1)[0].nonzero()[:, 0]
-    assert pictures.tolist() == list(range(40 - reach, 41 + reach))
+    assert pictures.tolist() == list(range(40 - field, 41 + field))
     frames = changed.any(1)[0].nonzero()[:, 0]
     context = network.context_frames
     # Picture 40 is on view at the frames 100, 101 and 102
     assert 100 - context <= frames.min() and frames.max() <= 102 + context
 
 
-@pytest.mark.parametrize("make", [CarriedNetwork, WindowedNetwork])
+@pytest.mark.parametrize("make", [StatefulNetwork, WindowedNetwork])
 @torch.no_grad()
 def test_memory_does_not_grow(make):
     """What is kept after many pieces is what is kept after some."""

@@ -44,8 +44,6 @@ LIGHT = {
 
 
 SIZE = {"channels": 8, "hidden": 12, "blocks": 2, "layers": 2}
-
-
 PAIR = [[8, 1]]
 
 
@@ -164,9 +162,12 @@ def test_missing_pictures_are_the_learned_embedding(separator, given):
     visual.absent.data += 1
     after = visual(lips)
     visual.absent.data.copy_(saved)
-    reach = 1 + 2  # visual ConvBlocks of dilation 1 and 2
+    receptive_field = 1 + 2  # visual ConvBlocks of dilation 1 and 2
     changed = (before != after).any(1)[0].nonzero().flatten()
-    assert changed.min() == 5 - reach and changed.max() == 8 + reach
+    assert (
+        changed.min() == 5 - receptive_field
+        and changed.max() == 8 + receptive_field
+    )
 
 
 def test_both_targets_of_one_mixture(separator, given):

@@ -21,8 +21,6 @@ from speechbrain_mpq.lobes.models.tcn import ChannelAffine, fold_norms_
 from speechbrain_mpq.quantization.quant_api import quantize_
 
 SMALL = {"channels": 6, "hidden": 8, "blocks": 2, "layers": 2}
-
-
 LARGE = {"channels": 9, "hidden": 13, "blocks": 4, "layers": 3}
 
 

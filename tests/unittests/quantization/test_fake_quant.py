@@ -334,8 +334,8 @@ def test_late_scales_survive_a_checkpoint():
     one, other = train_bias(LogStep, 5), train_bias(LogStep, 0)
     other.load_state_dict(one.state_dict())
     assert torch.equal(one.bias, other.bias)
-    assert other.parametrizations.bias[0].is_late
-    assert not other.parametrizations.weight[0].is_late
+    assert other.parametrizations.bias[0].is_uninitialized
+    assert not other.parametrizations.weight[0].is_uninitialized
 
 
 def test_nothing_is_fitted_in_evaluation():

@@ -13,8 +13,6 @@ SCRIPT = Path(__file__).parents[3] / "recipes/FSDD/fsdd_prepare.py"
 
 
 spec = importlib.util.spec_from_file_location("fsdd_prepare", SCRIPT)
-
-
 fsdd = importlib.util.module_from_spec(spec)
 
 
@@ -22,11 +20,7 @@ spec.loader.exec_module(fsdd)
 
 
 SPEAKERS = ("ann", "bob", "cid", "dot")
-
-
 COUNTS = {"train": 8, "valid": 4, "test": 6}
-
-
 RATE = 8000
 
 

@@ -11,8 +11,6 @@ SCRIPT = Path(__file__).parents[3] / "recipes/GRID/grid_prepare.py"
 
 
 spec = importlib.util.spec_from_file_location("grid_prepare", SCRIPT)
-
-
 grid = importlib.util.module_from_spec(spec)
 
 

@@ -25,11 +25,11 @@ from speechbrain_mpq.simulation.faces import (
 from speechbrain_mpq.simulation.lip_videos import (
     PERFECT,
     TRAINING,
-    Faults,
+    Corruption,
     LipVideos,
+    corrupt,
     draw_pose,
     draw_span,
-    spoil,
 )
 from speechbrain_mpq.simulation.mixtures import MixtureMaker
 from speechbrain_mpq.vision.camera import PanoramaCamera
@@ -128,7 +128,7 @@ def test_size_only_changes_the_resolution(look):
 
 def test_perfect_is_only_rounded_to_bytes():
     pictures = np.random.default_rng(0).uniform(0.01, 1, (5, 4, 6))
-    found = spoil(pictures.astype(np.float32), rng(), PERFECT)
+    found = corrupt(pictures.astype(np.float32), rng(), PERFECT)
     assert np.abs(found / 255 - pictures).max() < 0.0021
     pose = draw_pose(rng(), 5, PERFECT.jitter)
     assert not pose.x.any() and (pose.scale == 1).all()
@@ -144,8 +144,8 @@ def test_each_fault_does_what_it_is_called(name):
     pictures = np.random.default_rng(0).uniform(0.1, 1, (75, 8, 8))
     pictures = pictures.astype(np.float32)
     faults = dataclasses.replace(PERFECT, **{name: 1.0})
-    found = spoil(pictures.copy(), rng(), faults)
-    changed = (found != spoil(pictures.copy(), rng(), PERFECT)).any((1, 2))
+    found = corrupt(pictures.copy(), rng(), faults)
+    changed = (found != corrupt(pictures.copy(), rng(), PERFECT)).any((1, 2))
     lasts = changed.sum()
     if name == "absent":
         assert not found.any()
@@ -164,12 +164,12 @@ def test_each_fault_does_what_it_is_called(name):
 
 def test_dark_pictures_are_not_taken_for_missing_ones():
     black = np.zeros((3, 4, 4), np.float32)
-    assert spoil(black, rng(), Faults(dropped=0.0)).min() == 1
+    assert corrupt(black, rng(), Corruption(dropped=0.0)).min() == 1
 
 
 def test_the_same_seed_gives_the_same_clip():
     pictures = np.full((20, 6, 8), 0.5, np.float32)
-    first, again = (spoil(pictures.copy(), rng(), TRAINING) for _ in range(2))
+    first, again = (corrupt(pictures.copy(), rng(), TRAINING) for _ in range(2))
     assert (first == again).all()
 
 

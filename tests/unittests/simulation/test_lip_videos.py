@@ -15,8 +15,6 @@ from speechbrain_mpq.simulation.lip_videos import (
 from speechbrain_mpq.simulation.mixtures import MixtureMaker, fixed_mixtures
 
 SIZE = (12, 16)
-
-
 MIXTURE = {
     "target": "u0",
     "interferer": "u1",

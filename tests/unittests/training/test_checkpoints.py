@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from speechbrain_mpq.training.checkpoints import WholeCheckpointer
+from speechbrain_mpq.training.checkpoints import AtomicCheckpointer
 
 
 class Interrupted(Exception):
@@ -12,7 +12,7 @@ class Interrupted(Exception):
 
 def test_interrupted_save_leaves_the_last_whole_checkpoint(tmp_path):
     layer = torch.nn.Linear(2, 1)
-    checkpointer = WholeCheckpointer(tmp_path, {"layer": layer})
+    checkpointer = AtomicCheckpointer(tmp_path, {"layer": layer})
     checkpointer.save_and_keep_only({"loss": 1.0}, min_keys=["loss"])
     weight = layer.weight.detach().clone()
 
@@ -26,7 +26,7 @@ def test_interrupted_save_leaves_the_last_whole_checkpoint(tmp_path):
         checkpointer.save_and_keep_only({"loss": 0.5}, min_keys=["loss"])
 
     fresh = torch.nn.Linear(2, 1)
-    again = WholeCheckpointer(tmp_path, {"layer": fresh})
+    again = AtomicCheckpointer(tmp_path, {"layer": fresh})
     # Somebody may be writing who only looks on here
     assert list(tmp_path.glob("partial+*"))
     checkpoint = again.recover_if_possible(min_key="loss")
@@ -39,7 +39,7 @@ def test_interrupted_save_leaves_the_last_whole_checkpoint(tmp_path):
 
 def test_only_the_best_and_the_latest_are_kept(tmp_path):
     layer = torch.nn.Linear(2, 1)
-    checkpointer = WholeCheckpointer(tmp_path, {"layer": layer})
+    checkpointer = AtomicCheckpointer(tmp_path, {"layer": layer})
     for loss in (3.0, 1.0, 2.0):
         layer.weight.data.fill_(loss)
         checkpointer.save_and_keep_only({"loss": loss}, min_keys=["loss"])

@@ -12,7 +12,7 @@ from speechbrain_mpq.quantization.fake_quant import FakeQuantize, LearnedStep
 from speechbrain_mpq.quantization.plan import BitPlan, bit_plan
 from speechbrain_mpq.quantization.quant_api import quantize_
 from speechbrain_mpq.quantization.tensors import named_tensors
-from speechbrain_mpq.training.checkpoints import WholeCheckpointer
+from speechbrain_mpq.training.checkpoints import AtomicCheckpointer
 from speechbrain_mpq.training.one_stage import OneStage, change_bits_
 
 BITS = (2, 4, 8)
@@ -54,7 +54,7 @@ def fit(folder, epochs, one_stage, estimator=LearnedStep):
     quantize_(network, one_stage.candidate_bits[-1], estimator=estimator)
     one_stage.start(network, average_bits=4, scores_file=folder / "scores.json")
     counter = EpochCounter(epochs)
-    checkpointer = WholeCheckpointer(
+    checkpointer = AtomicCheckpointer(
         str(folder / "save"),
         {"network": network, "counter": counter, "one_stage": one_stage},
     )

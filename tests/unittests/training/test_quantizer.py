@@ -28,7 +28,10 @@ from speechbrain_mpq import (
     quantize_,
 )
 from speechbrain_mpq.training.choose import check_limits, parse_budget
-from speechbrain_mpq.training.distributions import find_distribution, kind_of
+from speechbrain_mpq.training.distributions import (
+    distribution_type,
+    find_distribution,
+)
 
 
 def modules():
@@ -217,9 +220,11 @@ def test_distributions_come_before_masks_and_lengths():
     lengths = torch.tensor([[1.0], [0.5]])
     log_probs = torch.randn(2, 4, 3).log_softmax(-1)
     assert find_distribution([lengths, {"p": log_probs}]) is log_probs
-    assert kind_of(torch.randn(2, 3).sigmoid().bfloat16()) == "sigmoid"
-    assert kind_of(torch.zeros(2, 0)) == ""
-    assert kind_of(torch.ones(2, 3, dtype=torch.int64)) == ""
+    assert (
+        distribution_type(torch.randn(2, 3).sigmoid().bfloat16()) == "sigmoid"
+    )
+    assert distribution_type(torch.zeros(2, 0)) == ""
+    assert distribution_type(torch.ones(2, 3, dtype=torch.int64)) == ""
 
 
 KINDS = [Quantizer, LearnedBits]

@@ -43,8 +43,6 @@ from speechbrain_mpq.training.layer_rounding import (
 from speechbrain_mpq.training.rounding import round_calibrated_
 
 LOADER = {"batch_size": 4}
-
-
 QUIET = {"loader_kwargs": LOADER, "progress": False}
 
 

@@ -93,7 +93,7 @@ class ASR(sb.Brain):
             )
 
 
-class Surroundings:
+class RoomAugment:
     """Puts speech into the rooms of a split.
 
     Arguments
@@ -173,7 +173,7 @@ def dataio_prep(hparams):
 
     def dataset(split, reverberant):
         bank = RoomBank(hparams["data_folder"], split, hparams["rooms"][split])
-        surroundings = Surroundings(bank, split == "train", hparams)
+        surroundings = RoomAugment(bank, split == "train", hparams)
 
         @sb.utils.data_pipeline.takes("id", "wav")
         @sb.utils.data_pipeline.provides("sig")
