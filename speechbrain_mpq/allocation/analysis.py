@@ -1,21 +1,18 @@
-"""How much mixed precision can win over uniform precision, before training.
+"""What a score table says before any training.
 
-Rounding n values to b bits does damage of about n s 2^(-2b), where s is the
-sensitivity of a value. With the sum of n b held, the least total damage has
-the same s 2^(-2b) everywhere: uniform bits lose to it by the arithmetic over
-the geometric mean of s, weighted by n. That ratio is the ceiling.
+How much mixed precision can win over uniform precision at all, the predicted
+harm of every budget, and whether the harm of clusters adds up: three files for
+the report (ceiling.json, pareto.json, additivity.json).
 
-Predicted against measured: do the damages of the clusters add up?
+Rounding n values to b bits does harm of about n s 2^(-2b), where s is the
+sensitivity of a value. With the sum of n b held, the least total harm has the
+same s 2^(-2b) everywhere: uniform bits lose to it by the arithmetic over the
+geometric mean of s, weighted by n. That ratio, the coding gain, is the most
+that a plan can win.
 
 A score table is made with one cluster quantized at a time; a plan's predicted
 score is the sum over its clusters. What the plan does when all of them are
 quantized together can be measured in the same unit.
-
-What a score table foresees, before any training.
-
-Three files for the report: how much mixed precision could win here at all
-(ceiling.json), the predicted damage of every budget (pareto.json), and
-whether the damages of the clusters add up (additivity.json).
 """
 
 import math
@@ -222,7 +219,7 @@ def predicted_and_measured(
     plans,
     include=("*",),
     exclude=(),
-    prefix="mask_net",
+    prefix="",
 ):
     """Compares what a score table says of plans with what they do."""
     if table.method != scorer.method:

@@ -1,6 +1,4 @@
-"""Scores that need a network's weights only: what they have in common.
-
-Scores that look at no data: what a good score has to beat.
+"""Baselines: scores that look at no data, which a good score has to beat.
 
 They go through the same solver to the same bytes as any other score, so that
 a difference between two plans is one between the scores alone.
@@ -9,41 +7,12 @@ a difference between two plans is one between the scores alone.
 import torch
 from tqdm import tqdm
 
-from ..quantization.codebook import check_codebook
-from ..quantization.quant_api import clusters
-from .scores import ScoreTable, check_candidates
-from .sweep import named_under, quantized_values, table_sizes, tensor_of
+from .scores import Scorer, ScoreTable
+from .sweep import quantized_values, scored_clusters, table_sizes, tensor_of
 
 
-class WeightScores:
-    """Scores a network without running it; a subclass says how.
-
-    Arguments
-    ---------
-    candidate_bits : sequence of int
-        Bits to score.
-    granularity : str
-        Scales of a tensor, "tensor" or "channel" (see `quantize_`).
-    codebook : str
-        Kind of quantization table, "midtread" or "midrise".
-    rows : int or None
-        Most output channels of a cluster (see `clusters`).
-    """
-
-    method = ""
-    needs = ()  # a calibration has to provide nothing
-
-    def __init__(
-        self,
-        candidate_bits=(2, 4, 8, 16),
-        granularity="tensor",
-        codebook="midtread",
-        rows=None,
-    ):
-        self.candidate_bits = check_candidates(candidate_bits)
-        self.granularity = granularity
-        self.codebook = check_codebook(codebook)
-        self.rows = rows
+class WeightScores(Scorer):
+    """Scores a network without running it; a subclass says how."""
 
     def scores(self, root, members, parameters, progress):
         """Scores of every cluster; a subclass says them.
@@ -55,18 +24,10 @@ class WeightScores:
         """
         raise NotImplementedError("a subclass says the scores")
 
-    def __call__(
-        self,
-        network,
-        include=("*",),
-        exclude=(),
-        prefix="mask_net",
-        progress=True,
-    ):
-        """Score a network."""
-        root = named_under(prefix, network)
-        members = clusters(root, include, exclude, self.rows)
-        sizes = table_sizes(root, members, self.granularity)
+    def score(self, network, values, selection, progress=True):
+        """Score a network, see `Scorer.score`."""
+        root, members = scored_clusters(network, selection, self.scheme)
+        sizes = table_sizes(root, members, self.scheme)
         parameters = {
             cluster: sum(row.values())
             for cluster, row in sizes["tensors"].items()
@@ -75,7 +36,7 @@ class WeightScores:
             scores=self.scores(root, members, parameters, progress),
             **sizes,
             method=self.method,
-            codebook=self.codebook,
+            codebook=self.scheme.codebook,
         )
 
 
@@ -103,12 +64,8 @@ class RandomScores(WeightScores):
     spread : float
         Standard deviation of the bits in an unlimited plan; that of the
         measured scores of the shipped separator is 1.1 to 1.8.
-    granularity : str
-        Scales of a tensor, "tensor" or "channel" (see `quantize_`).
-    codebook : str
-        Kind of quantization table, "midtread" or "midrise".
-    rows : int or None
-        Most output channels of a cluster (see `clusters`).
+    **scheme : dict
+        As for `Scorer`.
 
     Example
     -------
@@ -125,11 +82,9 @@ class RandomScores(WeightScores):
         candidate_bits=(2, 4, 8, 16),
         seed=0,
         spread=1.5,
-        granularity="tensor",
-        codebook="midtread",
-        rows=None,
+        **scheme,
     ):
-        super().__init__(candidate_bits, granularity, codebook, rows)
+        super().__init__(candidate_bits, **scheme)
         self.seed = seed
         self.spread = spread
 
@@ -163,29 +118,23 @@ class SizeScores(WeightScores):
         Bits to score.
     largest_first : bool
         Whether the largest clusters get the most bits, or the smallest.
-    granularity : str
-        Scales of a tensor, "tensor" or "channel" (see `quantize_`).
-    codebook : str
-        Kind of quantization table, "midtread" or "midrise".
-    rows : int or None
-        Most output channels of a cluster (see `clusters`).
+    **scheme : dict
+        As for `Scorer`.
 
     Example
     -------
     >>> network = torch.nn.Sequential(torch.nn.PReLU(), torch.nn.PReLU(4))
     >>> SizeScores((2, 3), largest_first=True)(network).scores
-    {'mask_net.0': {2: 0.0625, 3: 0.015625}, 'mask_net.1': {2: 1.0, 3: 0.25}}
+    {'0': {2: 0.0625, 3: 0.015625}, '1': {2: 1.0, 3: 0.25}}
     """
 
     def __init__(
         self,
         candidate_bits=(2, 4, 8, 16),
         largest_first=True,
-        granularity="tensor",
-        codebook="midtread",
-        rows=None,
+        **scheme,
     ):
-        super().__init__(candidate_bits, granularity, codebook, rows)
+        super().__init__(candidate_bits, **scheme)
         self.largest_first = largest_first
         self.method = "largest_first" if largest_first else "smallest_first"
 
@@ -213,41 +162,33 @@ class WeightErrorScores(WeightScores):
         Bits to score.
     normalized : bool
         Divide by ||T||^2: the share of the error in the cluster's energy.
-    granularity : str
-        Scales of a tensor, "tensor" or "channel" (see `quantize_`).
-    codebook : str
-        Kind of quantization table, "midtread" or "midrise".
-    rows : int or None
-        Most output channels of a cluster (see `clusters`).
+    **scheme : dict
+        As for `Scorer`.
 
     Example
     -------
     >>> network = torch.nn.Sequential(torch.nn.Conv1d(1, 2, 1, bias=False))
     >>> _ = network[0].weight.data.copy_(torch.tensor([[[1.0]], [[3.0]]]))
     >>> WeightErrorScores((2, 3))(network, progress=False).scores
-    {'mask_net.0': {2: 1.0, 3: 0.0}}
+    {'0': {2: 1.0, 3: 0.0}}
     """
 
     def __init__(
         self,
         candidate_bits=(2, 4, 8, 16),
         normalized=False,
-        granularity="tensor",
-        codebook="midtread",
-        rows=None,
+        **scheme,
     ):
-        super().__init__(candidate_bits, granularity, codebook, rows)
+        super().__init__(candidate_bits, **scheme)
         self.normalized = normalized
         self.method = "relative_weight_error" if normalized else "weight_error"
 
     def scores(self, root, members, parameters, progress):
         """The measured error of every cluster at every candidate."""
         steps = tqdm(members.items(), desc="scoring", disable=not progress)
-        return {
-            cluster: self._row(root, cluster, names) for cluster, names in steps
-        }
+        return {cluster: self._row(root, names) for cluster, names in steps}
 
-    def _row(self, root, cluster, names):
+    def _row(self, root, names):
         """One cluster's error at every candidate."""
         weights = {name: tensor_of(root, name).double() for name in names}
         energy = sum(float(w.square().sum()) for w in weights.values())
@@ -255,15 +196,7 @@ class WeightErrorScores(WeightScores):
         scale = energy if self.normalized and energy else 1.0
         row = {}
         for bits in self.candidate_bits:
-            values = quantized_values(
-                root,
-                cluster,
-                names,
-                bits,
-                self.granularity,
-                self.codebook,
-                self.rows,
-            )
+            values = quantized_values(root, names, bits, self.scheme)
             error = sum(
                 float((values[name] - w).square().sum())
                 for name, w in weights.items()

@@ -5,12 +5,22 @@ speech separation and recognition" (ICASSP 2022).
 """
 
 import time
+from collections import defaultdict
+from contextlib import contextmanager
 
+import torch
 from speechbrain.utils.logger import get_logger
 
-from ..quantization.quant_api import clusters
-from .scores import ScoreTable, check_candidates
-from .sweep import named_under, quantized_values, table_sizes, tensor_of
+from ..quantization.groups import split_name
+from ..quantization.tensors import named_tensors
+from .scores import Scorer, ScoreTable
+from .sweep import (
+    parametrized,
+    quantized_values,
+    scored_clusters,
+    table_sizes,
+    tensor_of,
+)
 from .traces import DISTRIBUTIONS, network_traces
 
 logger = get_logger(__name__)
@@ -18,7 +28,7 @@ NOISY = 0.5  # standard error over trace from which a cluster is warned of
 TRACES = ("total", "average")
 
 
-class HessianScores:
+class HessianScores(Scorer):
     """Scores every cluster by Tr(H) ||f(w) - w||^2 (Eq. 9).
 
     H is the cluster's block of the Hessian of the task's loss, averaged over
@@ -47,8 +57,6 @@ class HessianScores:
     distribution : str
         Of the probes: "gaussian" as in the paper, or "rademacher" (+-1),
         which is exact where the Hessian is diagonal.
-    granularity : str
-        Scales of a tensor, "tensor" or "channel" (see `quantize_`).
     chunk : int
         Items that share a probe. One has the least error and memory, and on a
         CPU is as fast as more.
@@ -57,6 +65,8 @@ class HessianScores:
     differences : bool
         Take differences of first gradients, for losses that cannot be
         differentiated twice, as CTC (see `difference_traces`).
+    **scheme : dict
+        As for `Scorer`.
 
     Example
     -------
@@ -68,12 +78,12 @@ class HessianScores:
     >>> scores = HessianScores((2, 3), distribution="rademacher")
     >>> table = scores(network, torch.ones(4, 1, 5), loss, progress=False)
     >>> table.scores  # 2 weights x 2 x 5 frames, times (0, 3) for (1, 3)
-    {'mask_net.0': {2: 20.0, 3: 0.0}}
+    {'0': {2: 20.0, 3: 0.0}}
     >>> table.details["traces"]
-    {'mask_net.0': {'trace': 20.0, 'standard_error': 0.0}}
+    {'0': {'trace': 20.0, 'standard_error': 0.0}}
     """
 
-    needs = ("inputs", "loss")  # what a calibration has to provide
+    needs = ("inputs", "loss")
 
     def __init__(
         self,
@@ -81,10 +91,10 @@ class HessianScores:
         probes=50,
         trace="total",
         distribution="gaussian",
-        granularity="tensor",
         chunk=1,
         seed=1234,
         differences=False,
+        **scheme,
     ):
         if trace not in TRACES:
             raise ValueError(
@@ -100,57 +110,36 @@ class HessianScores:
                 f"probes must be an integer of 2 or more, not {probes!r}: one "
                 "alone has no standard error"
             )
-        self.candidate_bits = check_candidates(candidate_bits)
+        super().__init__(candidate_bits, **scheme)
         self.probes = probes
         self.trace = trace
         self.distribution = distribution
-        self.granularity = granularity
         self.chunk = chunk
         self.seed = seed
         self.differences = differences
         self.method = f"{trace}_hessian_trace"
 
-    def __call__(
-        self,
-        network,
-        inputs,
-        loss,
-        include=("*",),
-        exclude=(),
-        prefix="mask_net",
-        progress=True,
-    ):
-        """Score a network.
+    def one_by_one(self):
+        """A copy that passes single items."""
+        scorer = super().one_by_one()
+        scorer.chunk = 1
+        return scorer
 
-        Arguments
-        ---------
-        network : torch.nn.Module
-            Full-precision network, scored in eval mode; left as it was found.
-        inputs : torch.Tensor
-            [items, ...]; chunks of it are moved to the network's device.
-        loss : callable
-            `loss(output, items)`: the summed loss of an output, a scalar that
-            can be differentiated twice; `items` is the slice of the inputs.
-        include, exclude : sequence of str
-            Patterns on parameter names with their prefix.
-        prefix : str
-            Name of the network in its model; cluster names begin with it.
-        progress : bool
-            Shows a progress bar.
+    def score(self, network, values, selection, progress=True):
+        """Score a network, see `Scorer.score`.
 
-        Returns
-        -------
-        table : ScoreTable
+        The loss must be one that can be differentiated twice, or
+        `differences` be True.
         """
         started = time.perf_counter()
-        root = named_under(prefix, network)
-        members = clusters(root, include, exclude)
+        inputs, loss = values["inputs"], values["loss"]
+        root, members = scored_clusters(network, selection, self.scheme)
         errors = self._squared_errors(root, members)
         traces, tensor_traces = self._traces(
             network, inputs, loss, root, members, progress
         )
         _report(traces, self.probes)
-        sizes = table_sizes(root, members, self.granularity)
+        sizes = table_sizes(root, members, self.scheme)
         scores = {}
         for cluster, lengths in sizes["tensors"].items():
             if self.trace == "total":
@@ -173,7 +162,11 @@ class HessianScores:
             "tensor_traces": tensor_traces,
         }
         return ScoreTable(
-            scores=scores, **sizes, method=self.method, details=details
+            scores=scores,
+            **sizes,
+            method=self.method,
+            details=details,
+            codebook=self.scheme.codebook,
         )
 
     def _squared_errors(self, root, members):
@@ -181,9 +174,7 @@ class HessianScores:
         errors = {cluster: {} for cluster in members}
         for cluster, names in members.items():
             for bits in self.candidate_bits:
-                values = quantized_values(
-                    root, cluster, names, bits, self.granularity
-                )
+                values = quantized_values(root, names, bits, self.scheme)
                 errors[cluster][bits] = {
                     name: _squared_error(tensor_of(root, name), value)
                     for name, value in values.items()
@@ -193,18 +184,19 @@ class HessianScores:
     def _traces(self, network, inputs, loss, root, members, progress):
         """Traces of the mean loss's Hessian by cluster, and by tensor."""
         names = [name for row in members.values() for name in row]
-        estimates = network_traces(
-            network,
-            inputs,
-            loss,
-            [root.get_parameter(name) for name in names],
-            self.probes,
-            self.distribution,
-            self.seed,
-            self.chunk,
-            progress,
-            self.differences,
-        )
+        with _leaves(root, names) as weights:
+            estimates = network_traces(
+                network,
+                inputs,
+                loss,
+                weights,
+                probes=self.probes,
+                distribution=self.distribution,
+                seed=self.seed,
+                chunk=self.chunk,
+                progress=progress,
+                differences=self.differences,
+            )
         columns = dict(zip(names, estimates.unbind(1)))
         clustered = {
             cluster: sum(columns[name] for name in row)
@@ -214,6 +206,39 @@ class HessianScores:
             {name: _summary(column) for name, column in table.items()}
             for table in (clustered, columns)
         )
+
+
+class _Joined(torch.nn.Module):
+    """A parameter put together from groups of its output channels."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.parts = torch.nn.ParameterList(parts)
+
+    def forward(self, whole):
+        """The groups side by side, instead of the parameter itself."""
+        return torch.cat(list(self.parts))
+
+
+@contextmanager
+def _leaves(root, names):
+    """Parameters to differentiate by; groups of channels as their own."""
+    leaves, groups = {}, defaultdict(list)
+    for name in names:
+        parameter, rows = split_name(name)
+        if rows is ...:
+            leaves[name] = root.get_parameter(parameter)
+        else:
+            groups[parameter].append(name)
+    places = []
+    for parameter, parts in groups.items():
+        for name in parts:
+            leaves[name] = torch.nn.Parameter(tensor_of(root, name).clone())
+        joined = _Joined([leaves[name] for name in parts])
+        owners = named_tensors(root)[parameter].owners
+        places += [(*owner, joined) for owner in owners]
+    with parametrized(places):
+        yield [leaves[name] for name in names]
 
 
 def _squared_error(weight, quantized):

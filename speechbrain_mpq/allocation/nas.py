@@ -1,6 +1,7 @@
-"""Gradient descent on the architecture weights of a super-network (Eq. 11).
+"""Bits by architecture search in a super-network of uniform prototypes.
 
-Bits by architecture search in a super-network of uniform prototypes.
+Gradient descent on the architecture weights of the super-network (Eq. 11),
+all else being frozen.
 
 Equation numbers are those of "Mixed precision DNN quantization for overlapped
 speech separation and recognition" (ICASSP 2022); Gumbel-softmax samples and
@@ -8,7 +9,6 @@ their temperatures are those of "Towards green automatic speech recognition"
 (Interspeech 2022).
 """
 
-import copy
 import time
 
 import torch
@@ -16,16 +16,15 @@ from speechbrain.utils.logger import get_logger
 from torch.nn.utils import parametrize
 from tqdm import tqdm
 
-from ..quantization.quant_api import clusters
-from .scores import ScoreTable, check_candidates
+from .scores import Scorer, ScoreTable
 from .super_network import (
     annealed,
     entropy,
     read_prototype,
     size_penalty,
-    super_network_,
+    super_network,
 )
-from .sweep import evaluating, named_under, table_sizes
+from .sweep import evaluating, scored_clusters, table_sizes
 
 logger = get_logger(__name__)
 LEAST_WEIGHT = 1e-300  # so that no score is infinite
@@ -151,7 +150,7 @@ SHARES = {  # parameters of each cluster -> what each counts in the penalty
 }
 
 
-class NASScores:
+class NASScores(Scorer):
     """Scores candidates by their architecture weights (Eq. 11).
 
     Each cluster is a mixture of its versions in the uniform prototypes. The
@@ -190,10 +189,10 @@ class NASScores:
         Items of one step.
     lr : float
         Step of the logits per unit of the loss, at temperature 1.
-    granularity : str
-        Scales of a tensor in the prototypes, "tensor" or "channel".
     seed : int
         Of the order of the batches and of the Gumbel noise.
+    **scheme : dict
+        As for `Scorer`; that of the prototypes.
 
     Example
     -------
@@ -202,7 +201,6 @@ class NASScores:
     >>> folder = Path(getfixture("tmpdir"))
     >>> for bits, value in {2: 0.5, 4: 1.0}.items():
     ...     prototype = torch.nn.Sequential(torch.nn.PReLU(init=value))
-    ...     prototype = torch.nn.ModuleDict({"mask_net": prototype})
     ...     plan = quantize_(prototype, bits)
     ...     path = save_packed(prototype, folder / str(bits))
     >>> def loss(output, items):
@@ -216,7 +214,7 @@ class NASScores:
     ...     progress=False,
     ... )
     >>> # d/dlogit = a (dL/dW) (W - mean) = 1/2 x (-1/2) x (-+1/4)
-    >>> {bits: round(x, 4) for bits, x in table.scores["mask_net.0"].items()}
+    >>> {bits: round(x, 4) for bits, x in table.scores["0"].items()}
     {2: 0.7576, 4: 0.6326}
     """
 
@@ -233,14 +231,14 @@ class NASScores:
         epochs=4,
         batch=8,
         lr=2.0,
-        granularity="tensor",
         seed=0,
+        **scheme,
     ):
         if shares not in SHARES:
             raise ValueError(
                 f"shares must be one of {list(SHARES)}, not {shares!r}"
             )
-        self.candidate_bits = check_candidates(candidate_bits)
+        super().__init__(candidate_bits, **scheme)
         self.beta = beta
         self.share = SHARES[shares]
         self.gumbel = gumbel
@@ -250,81 +248,42 @@ class NASScores:
         self.epochs = epochs
         self.batch = batch
         self.lr = lr
-        self.granularity = granularity
         self.seed = seed
         self.method = "gumbel_nas" if gumbel else "nas"
 
-    def __call__(
-        self,
-        network,
-        inputs,
-        loss,
-        prototypes,
-        include=("*",),
-        exclude=(),
-        prefix="mask_net",
-        progress=True,
-    ):
-        """Search in the super-network.
+    def one_by_one(self):
+        """A copy whose steps are of single items."""
+        scorer = super().one_by_one()
+        scorer.batch = 1
+        return scorer
 
-        Arguments
-        ---------
-        network : torch.nn.Module
-            The architecture; left as it was found.
-        inputs : torch.Tensor
-            [items, ...], best held out from the training of the prototypes.
-        loss : callable
-            `loss(output, items)`: the summed loss of an output, `items` being
-            the slice of the inputs that it belongs to.
-        prototypes : dict
-            Bits -> packed folder of the uniform system of these bits.
-        include, exclude : sequence of str
-            Patterns on parameter names with their prefix.
-        prefix : str
-            Name of the network in its model; cluster names begin with it.
-        progress : bool
-            Shows a progress bar.
+    def score(self, network, values, selection, progress=True):
+        """Search in the super-network, see `Scorer.score`.
 
-        Returns
-        -------
-        table : ScoreTable
-            Its details hold the learned weights of every cluster and, for
-            each epoch, the mean loss, the penalty and the entropy in bits.
+        The inputs are best held out from the training of the prototypes, a
+        dict of bits -> packed folder of the uniform system of these bits. The
+        table's details hold the learned weights of every cluster and, for
+        each epoch, the mean loss, the penalty and the entropy in bits.
         """
+        inputs, loss = values["inputs"], values["loss"]
         if not len(inputs):
             raise ValueError("a search needs at least one item of input")
         started = time.perf_counter()
-        root = named_under(prefix, network)
-        members = clusters(root, include, exclude)
-        sizes = table_sizes(root, members, self.granularity)
-        mixed = copy.deepcopy(network)
-        choices = super_network_(
-            named_under(prefix, mixed), members, self._read(prototypes, root)
-        )
-        shares = self.share(
-            torch.tensor(
-                [float(sum(row.values())) for row in sizes["tensors"].values()]
+        root, members = scored_clusters(network, selection, self.scheme)
+        sizes = table_sizes(root, members, self.scheme)
+        prototypes = self._read(values["prototypes"], root)
+        with super_network(root, members, prototypes) as choices:
+            search = self._search(network, choices, sizes["tensors"])
+            history = search.run(
+                inputs,
+                loss,
+                self.epochs,
+                self.batch,
+                self.temperature,
+                self.seed,
+                progress,
             )
-        )
-        search = ArchitectureSearch(
-            mixed,
-            choices,
-            self.candidate_bits,
-            shares,
-            self.beta,
-            self.lr,
-            self.gumbel,
-        )
-        history = search.run(
-            inputs,
-            loss,
-            self.epochs,
-            self.batch,
-            self.temperature,
-            self.seed,
-            progress,
-        )
-        weights = search.weights()
+            weights = search.weights()
         self._warn_of_penalty(weights)
         return ScoreTable(
             scores={
@@ -339,6 +298,20 @@ class NASScores:
                 "history": history,
                 "weights": dict(zip(members, weights.tolist())),
             },
+            codebook=self.scheme.codebook,
+        )
+
+    def _search(self, network, choices, tensors):
+        """The search over the choices of a super-network."""
+        parameters = [float(sum(row.values())) for row in tensors.values()]
+        return ArchitectureSearch(
+            network,
+            choices,
+            self.candidate_bits,
+            self.share(torch.tensor(parameters)),
+            self.beta,
+            self.lr,
+            self.gumbel,
         )
 
     def _read(self, prototypes, root):

@@ -1,20 +1,11 @@
-"""KL divergence between the outputs of a network and its quantized version.
+"""Scores by what quantization does to a network's output, or to its loss.
+
+Three comparisons: the KL divergence of the distributions that the outputs are
+(Eq. 8), the weighted squared error of the output, and the increase of the
+task's own loss; and any of them refined around the plan that it leads to.
 
 Equation numbers are those of "Mixed precision DNN quantization for overlapped
 speech separation and recognition" (ICASSP 2022).
-
-Weighted squared error of the output as a score.
-
-The output is compared where it matters: a mask, for example, counts in each
-time-frequency bin with the energy of the signal that it is applied to.
-
-Increase of the task's own loss as a score.
-
-Scores taken around the plan that they lead to.
-
-One cluster at a time in an otherwise perfect network is not how a plan is
-used. Here the plan is solved, every cluster is scored again with all others at
-that plan's bits, and so on.
 """
 
 import copy
@@ -22,6 +13,7 @@ import copy
 import torch
 import torch.nn.functional as F
 
+from .scores import Scorer
 from .solver import allocate_bits
 from .sweep import OutputScores
 
@@ -90,47 +82,44 @@ class KLScores(OutputScores):
     form : str
         "bernoulli", the divergence, or "one_sided", Eq. 8 as printed; both
         of logits. "categorical": of log-probabilities over the last axis.
-    granularity : str
-        Scales of a tensor, "tensor" or "channel" (see `quantize_`).
-    chunk : int
-        Items that go through the network at a time; bounds the memory.
-    given : BitPlan or int or None
-        Bits of the other clusters while one is tried; None: full precision.
-    codebook : str
-        Kind of quantization table, "midtread" or "midrise".
-    rows : int or None
-        Most output channels of a cluster (see `clusters`).
+    **options : dict
+        As for `OutputScores`: chunk, given, granularity, codebook, rows.
 
     Example
     -------
     >>> network = torch.nn.Sequential(torch.nn.Conv1d(1, 2, 1, bias=False))
     >>> _ = network[0].weight.data.copy_(torch.tensor([[[1.0]], [[3.0]]]))
     >>> table = KLScores((2, 3))(network, torch.ones(1, 1, 5), progress=False)
-    >>> row = table.scores["mask_net.0"]  # 2 bits: 1 becomes 0; 3 bits: exact
+    >>> row = table.scores["0"]  # 2 bits: 1 becomes 0; 3 bits: exact
     >>> round(row[2], 4), row[3]
     (0.0555, 0.0)
     """
 
-    needs = ("inputs",)  # what a calibration has to provide
+    needs = ("inputs",)
 
     def __init__(
-        self,
-        candidate_bits=(2, 4, 8, 16),
-        form="bernoulli",
-        granularity="tensor",
-        chunk=8,
-        given=None,
-        codebook="midtread",
-        rows=None,
+        self, candidate_bits=(2, 4, 8, 16), form="bernoulli", **options
     ):
         if form not in FORMS:
             raise ValueError(f"form must be one of {list(FORMS)}, not {form!r}")
-        super().__init__(
-            candidate_bits, granularity, chunk, given, codebook, rows
-        )
-        self.summand = FORMS[form]
-        self.method = f"{form}_kl"
-        self.signed = form == "one_sided"
+        super().__init__(candidate_bits, **options)
+        self.form = form
+
+    @property
+    def method(self):
+        """How the scores are made."""
+        return f"{self.form}_kl"
+
+    @property
+    def signed(self):
+        """Whether a score can be below zero."""
+        return self.form == "one_sided"
+
+    def with_form(self, form):
+        """A copy for outputs that are another distribution."""
+        scorer = copy.copy(self)
+        scorer.form = form
+        return scorer
 
     def comparison(self, inputs):
         """How outputs are compared.
@@ -147,12 +136,12 @@ class KLScores(OutputScores):
         """
 
         def error(reference, output, items):
-            total = _total(self.summand, reference, output)
+            total = _total(FORMS[self.form], reference, output)
             # Only rounding makes a whole divergence negative.
             return total if self.signed else total.clamp(min=0)
 
         def outputs(reference, items):
-            if self.summand is categorical_kl:
+            if self.form == "categorical":
                 return reference.numel() // reference.shape[-1]
             return reference.numel()
 
@@ -180,7 +169,7 @@ def weighted_error(reference, output, weights):
     return (error * weights[:, None]).sum(dtype=torch.float64)
 
 
-class MaskErrorScores(OutputScores):
+class WeightedErrorScores(OutputScores):
     """Scores every cluster by the weighted squared error of the output.
 
     The score is the error's share in the weighted energy of the
@@ -190,31 +179,23 @@ class MaskErrorScores(OutputScores):
     ---------
     candidate_bits : sequence of int
         Bits to try for each cluster.
-    granularity : str
-        Scales of a tensor, "tensor" or "channel" (see `quantize_`).
-    chunk : int
-        Items that go through the network at a time; bounds the memory.
-    given : BitPlan or int or None
-        Bits of the other clusters while one is tried; None: full precision.
-    codebook : str
-        Kind of quantization table, "midtread" or "midrise".
-    rows : int or None
-        Most output channels of a cluster (see `clusters`).
+    **options : dict
+        As for `OutputScores`: chunk, given, granularity, codebook, rows.
 
     Example
     -------
     >>> network = torch.nn.Sequential(torch.nn.Conv1d(1, 2, 1, bias=False))
     >>> _ = network[0].weight.data.copy_(torch.tensor([[[1.0]], [[3.0]]]))
-    >>> scores = MaskErrorScores((2, 3))
+    >>> scores = WeightedErrorScores((2, 3))
     >>> inputs, weights = torch.ones(1, 1, 5), torch.ones(1, 1, 5)
     >>> table = scores(network, inputs, weights, progress=False)
     >>> table.scores  # 2 bits: (0, 3) or (2, 2) for (1, 3), 3 bits: exact
-    {'mask_net.0': {2: 0.1, 3: 0.0}}
+    {'0': {2: 0.1, 3: 0.0}}
     """
 
     method = "weighted_output_error"
 
-    needs = ("inputs", "weights")  # what a calibration has to provide
+    needs = ("inputs", "weights")
 
     def comparison(self, inputs, weights):
         """How outputs are compared.
@@ -249,6 +230,9 @@ class MaskErrorScores(OutputScores):
         return inputs, error, energy
 
 
+MaskErrorScores = WeightedErrorScores  # its name in earlier YAML files
+
+
 def _check_shapes(output, weights):
     """Refuses weights that would broadcast to something else."""
     _, channels, frames = output.shape
@@ -274,12 +258,8 @@ class LossScores(OutputScores):
     ---------
     candidate_bits : sequence of int
         Bits to try for each cluster.
-    granularity : str
-        Scales of a tensor, "tensor" or "channel" (see `quantize_`).
-    chunk : int
-        Items that go through the network at a time; bounds the memory.
-    given : BitPlan or int or None
-        Bits of the other clusters while one is tried; None: full precision.
+    **options : dict
+        As for `OutputScores`: chunk, given, granularity, codebook, rows.
 
     Example
     -------
@@ -291,13 +271,13 @@ class LossScores(OutputScores):
     >>> scores = LossScores((2, 3))
     >>> table = scores(network, torch.ones(4, 1, 5), loss, progress=False)
     >>> table.scores  # 5 frames of (0 - 1)^2 + (3 - 1)^2 against 0 + (3 - 1)^2
-    {'mask_net.0': {2: 5.0, 3: 0.0}}
+    {'0': {2: 5.0, 3: 0.0}}
     """
 
     method = "loss_increase"
     signed = True
 
-    needs = ("inputs", "loss")  # what a calibration has to provide
+    needs = ("inputs", "loss")
 
     def comparison(self, inputs, loss):
         """How outputs are compared.
@@ -327,7 +307,7 @@ class LossScores(OutputScores):
         return inputs, increase, count
 
 
-class RefinedScores:
+class RefinedScores(Scorer):
     """Scores given the plan of the scores before.
 
     Each round is a whole sweep. The plan of every round is measured on the
@@ -374,41 +354,37 @@ class RefinedScores:
         """What a calibration has to provide."""
         return self.base.needs
 
-    def __call__(
-        self,
-        network,
-        *calibration,
-        include=("*",),
-        exclude=(),
-        prefix="mask_net",
-        progress=True,
-    ):
-        """Score a network, again and again.
+    @property
+    def candidate_bits(self):
+        """Those of the scores that are refined."""
+        return self.base.candidate_bits
 
-        Arguments
-        ---------
-        network : torch.nn.Module
-            Full-precision network, left as it was found.
-        *calibration : object
-            The values that `needs` names, in that order.
-        include, exclude : sequence of str
-            Patterns on parameter names with their prefix.
-        prefix : str
-            Name of the network in its model; cluster names begin with it.
-        progress : bool
-            Shows a progress bar in every round.
+    def with_scheme(self, scheme):
+        """A copy that scores a model's scheme, see `Scorer.with_scheme`."""
+        return self._of(self.base.with_scheme(scheme))
 
-        Returns
-        -------
-        table : ScoreTable
-            Its details hold "measured_plans", the measured score of every
-            round's plan, and "round", which one the table is from.
+    def one_by_one(self):
+        """A copy that passes single items."""
+        return self._of(self.base.one_by_one())
+
+    def _of(self, base):
+        """A copy that refines other scores."""
+        scorer = copy.copy(self)
+        scorer.base = base
+        return scorer
+
+    def score(self, network, values, selection, progress=True):
+        """Score a network again and again, see `Scorer.score`.
+
+        The table's details hold "measured_plans", the measured score of every
+        round's plan, and "round", which one the table is from.
         """
-        where = {"include": include, "exclude": exclude, "prefix": prefix}
+        where = {**selection.patterns, "prefix": selection.prefix}
+        needed = [values[need] for need in self.needs]
         scorer = copy.copy(self.base)
         tables, plans, measured = [], [], []
         for _ in range(self.rounds + 1):
-            table = scorer(network, *calibration, progress=progress, **where)
+            table = scorer.score(network, values, selection, progress)
             plan = allocate_bits(
                 table, average_bits=self.average_bits, min_bits=self.min_bits
             )
@@ -416,9 +392,7 @@ class RefinedScores:
                 break
             tables.append(table)
             plans.append(plan)
-            measured.append(
-                scorer.measure(network, plan, *calibration, **where)
-            )
+            measured.append(scorer.measure(network, plan, *needed, **where))
             scorer.given = plan
         best = measured.index(min(measured))
         tables[best].details |= {"round": best, "measured_plans": measured}

@@ -1,15 +1,17 @@
-"""The score table: how much each cluster's bits matter, kept for any budget.
+"""Scorers, and the table that they make: how much each cluster's bits matter.
 
-A score is the damage that quantizing one cluster to some bits does while all
+A score is the harm that quantizing one cluster to some bits does while all
 others stay in full precision: 0 is harmless, more is worse. Scores of one
 table share a unit; those of two methods do not.
 """
 
+import copy
 import json
 import math
 from dataclasses import dataclass, field
 
 from ..quantization.codebook import check_bits, check_codebook
+from ..quantization.scheme import Scheme, Selection, scheme_of
 from ..utils import write_text
 
 VERSION = 1
@@ -187,3 +189,97 @@ class ScoreTable:
 def _bits(key):
     """Bits from a key of a JSON object: "2" or "1.6"."""
     return check_bits(float(key) if "." in key else int(key))
+
+
+class Scorer:
+    """What all scorers have in common.
+
+    A subclass says in `needs` which calibration values it takes, and in
+    `score` what it makes of them. Which parameters are scored, and at which
+    quantization scheme, is told from outside: the scheme is that of the model
+    (`with_scheme`), so that no scorer can score another.
+
+    Arguments
+    ---------
+    candidate_bits : sequence of int
+        Bits to try for each cluster.
+    scheme : Scheme or None
+        What is scored; None: that of the model, or the default one.
+    **options : dict
+        Single fields of it: granularity, codebook, rows.
+
+    Example
+    -------
+    >>> Scorer((4, 2), codebook="midrise").with_scheme(Scheme("channel"))
+    Traceback (most recent call last):
+    ...
+    ValueError: Scorer scores codebook 'midrise', the model gets 'midtread': ...
+    """
+
+    method = ""  # how the scores are made, for the table
+    signed = False  # whether a score can be below zero
+    additive = True  # whether scores of clusters add up to that of a plan
+    needs = ()  # of a calibration: inputs, weights, loss, prototypes
+    measure = None  # or a method: the error of a whole plan, in their unit
+
+    def __init__(self, candidate_bits=(2, 4, 8, 16), scheme=None, **options):
+        self.candidate_bits = check_candidates(candidate_bits)
+        self._asked = {**(vars(scheme) if scheme else {}), **options}
+        self.scheme = scheme_of(scheme, **options) or Scheme()
+
+    def with_scheme(self, scheme):
+        """A copy that scores a model's scheme; refused where it has another.
+
+        Arguments
+        ---------
+        scheme : Scheme
+            That of the model.
+
+        Returns
+        -------
+        scorer : Scorer
+        """
+        for key, own in self._asked.items():
+            asked = getattr(scheme, key)
+            if own != asked:
+                raise ValueError(
+                    f"{type(self).__name__} scores {key} {own!r}, the model "
+                    f"gets {asked!r}: give both the same, or leave {key} to "
+                    "the model"
+                )
+        scorer = copy.copy(self)
+        scorer.scheme = scheme
+        return scorer
+
+    def one_by_one(self):
+        """A copy that passes single items, as those of other shapes need."""
+        return copy.copy(self)
+
+    def score(self, network, values, selection, progress=True):
+        """Score a network.
+
+        Arguments
+        ---------
+        network : torch.nn.Module
+            In full precision; left as it was found.
+        values : dict
+            What `needs` names.
+        selection : Selection
+            What is scored.
+        progress : bool
+            Shows a progress bar.
+
+        Returns
+        -------
+        table : ScoreTable
+        """
+        raise NotImplementedError(f"{type(self).__name__} scores nothing")
+
+    def __call__(
+        self, network, *values, include=("*",), exclude=(), prefix="", **more
+    ):
+        """Score a network by the values of `needs`, in their order."""
+        selection = Selection(include, exclude, prefix)
+        return self.score(
+            network, dict(zip(self.needs, values)), selection, **more
+        )

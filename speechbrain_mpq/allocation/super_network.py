@@ -1,29 +1,27 @@
-"""Parameters that are several bit widths at once, while bits are searched.
+"""The super-network of architecture search, and the terms of its objective.
 
-A super-network connects the candidates of every cluster by weights a that sum
-to one (Eq. 11). It mixes weights, not outputs, which is the same thing and
-one pass instead of one for each candidate: a convolution, a norm in eval mode
-or a PReLU is affine in its own parameters, so that sum a_n f(x; W_n) equals
+It connects the candidates of every cluster by weights a that sum to one
+(Eq. 11). It mixes weights, not outputs, which is the same thing and one pass
+instead of one for each candidate: a convolution, a norm in eval mode or a
+PReLU is affine in its own parameters, so that sum a_n f(x; W_n) equals
 f(x; sum a_n W_n). All tensors of a cluster share the same a.
-
-Equation numbers are those of "Mixed precision DNN quantization for overlapped
-speech separation and recognition" (ICASSP 2022).
-
-The super-network of architecture search, and the terms of its objective.
 
 Equation numbers are those of "Mixed precision DNN quantization for overlapped
 speech separation and recognition" (ICASSP 2022).
 """
 
 import math
+from collections import defaultdict
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch.nn.utils import parametrize
 
 from ..quantization.codebook import dequantize
+from ..quantization.groups import first_row, split_name
 from ..quantization.packing import MODEL_FILE, read_packed
 from ..quantization.tensors import named_tensors
+from .sweep import parametrized, replaced
 
 
 class BitChoice(torch.nn.Module):
@@ -165,8 +163,15 @@ def read_prototype(folder, bits, model):
             f"{folder} is no uniform prototype of {bits} bits, it has {found}: "
             f"{remedy}"
         )
+    groups = defaultdict(dict)
     for name, tensor in quantized.items():
-        values[name] = dequantize(tensor.integers, tensor.alpha)
+        whole, rows = split_name(name)
+        groups[whole][first_row(rows)] = dequantize(
+            tensor.integers, tensor.alpha
+        )
+    for name, parts in groups.items():
+        ordered = [parts[start] for start in sorted(parts)]
+        values[name] = ordered[0] if len(ordered) == 1 else torch.cat(ordered)
     wanted = {n: t.parameter.shape for n, t in named_tensors(model).items()}
     for name, shape in wanted.items():
         if name not in values or values[name].shape != shape:
@@ -178,25 +183,68 @@ def read_prototype(folder, bits, model):
     return {name: values[name] for name in wanted}
 
 
-def super_network_(model, members, prototypes):
-    """Make every cluster of a model a mixture of its prototypes, in place.
+class _Groups(torch.nn.Module):
+    """Mixtures of groups of output channels, side by side."""
+
+    def __init__(self, mixtures):
+        super().__init__()
+        self.mixtures = torch.nn.ModuleList(mixtures)
+
+    def forward(self, weight):
+        """The mixture of the whole parameter."""
+        return torch.cat([mixture(weight) for mixture in self.mixtures])
+
+
+@contextmanager
+def super_network(model, members, prototypes):
+    """Every cluster of a model as a mixture of its prototypes, inside.
 
     A parameter that is in no cluster goes with the cluster of its module,
     such as the bias of a quantized convolution, as outputs are mixed; where
-    there is none it becomes the mean of the prototypes.
+    there is none it becomes the mean of the prototypes. All comes back at the
+    end.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        In full precision.
+    members : dict of str -> list of str
+        Cluster -> names of its tensors.
+    prototypes : sequence of dict
+        Values of all parameters by name, one dict for each candidate.
+
+    Yields
+    ------
+    choices : list of BitChoice
+        One for each cluster.
     """
-    tensors = named_tensors(model)
-    model.requires_grad_(False)
     choices = {name: BitChoice(len(prototypes)) for name in members}
-    for name, tensor in tensors.items():
+    chosen = defaultdict(list)  # parameter -> its groups and their choices
+    for cluster, names in members.items():
+        for name in names:
+            parameter, rows = split_name(name)
+            chosen[parameter].append((rows, choices[cluster]))
+    places, means = [], {}
+    for name, tensor in named_tensors(model).items():
         parameter = tensor.parameter
         values = torch.stack([p[name].to(parameter) for p in prototypes])
-        if tensor.cluster not in choices:
-            parameter.copy_(values.mean(0))
+        if name not in chosen and tensor.cluster not in choices:
+            means[name] = values.mean(0)
             continue
-        mixture = WeightedCandidates(values, choices[tensor.cluster])
-        for module, attribute in tensor.owners:
-            parametrize.register_parametrization(
-                module, attribute, mixture.to(parameter.device)
-            )
-    return list(choices.values())
+        groups = chosen.get(name) or [(..., choices[tensor.cluster])]
+        groups = sorted(groups, key=lambda group: first_row(group[0]))
+        mixtures = [
+            WeightedCandidates([value[rows] for value in values], choice)
+            for rows, choice in groups
+        ]
+        mixture = mixtures[0] if len(mixtures) == 1 else _Groups(mixtures)
+        mixture = mixture.to(parameter.device)
+        places += [(*owner, mixture) for owner in tensor.owners]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    model.requires_grad_(False)
+    try:
+        with replaced(model, means), parametrized(places), torch.enable_grad():
+            yield list(choices.values())
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)

@@ -1,24 +1,15 @@
-"""The weights of a network, cluster by cluster, as the scores look at them.
-
-Names carry the name of the network in its model, so that patterns and cluster
-names are those of the whole model.
-
-The values of all clusters of a network at some bits.
-
-Passes through a chain of stages while the weights of one stage change.
+"""Scores that compare a network's output with the full-precision one.
 
 The slow and obvious way is one pass through the network for every cluster and
 candidate. Here everything before the changed stage of an `nn.Sequential` is
 computed once, the changed stage once for each candidate, and the stages behind
-it once for all candidates together, side by side on the batch dimension.
+it once for all candidates together, side by side on the batch dimension. Any
+other network is one single stage.
 
-Layout: [items, channels, frames], or whatever the network takes with its items
-in front. In eval mode an item must not depend on its neighbours.
-
-Scores that compare a network's output with the full-precision one.
-
-A subclass says what is compared and how; which weights are quantized for each
-score, and how often the network has to run for it, is said here.
+Names carry the name of the network in its model, so that patterns and cluster
+names are those of the whole model. Layout: [items, channels, frames], or
+whatever the network takes with its items in front. In eval mode an item must
+not depend on its neighbours.
 """
 
 import math
@@ -29,12 +20,35 @@ import torch
 import torch.nn as nn
 from tqdm import tqdm
 
-from ..quantization.codebook import check_bits, check_codebook, scale_shape
+from ..quantization.codebook import check_bits, scale_shape
+from ..quantization.fake_quant import attach, detach
 from ..quantization.groups import split_name
 from ..quantization.plan import BitPlan
-from ..quantization.quant_api import cluster_quantized, clusters
+from ..quantization.quant_api import clusters, fake_quantize
+from ..quantization.scheme import Selection
 from ..quantization.tensors import near_misses
-from .scores import ScoreTable, check_candidates
+from .scores import Scorer, ScoreTable
+
+
+def scored_clusters(network, selection, scheme):
+    """The clusters of a network, by their names in its model.
+
+    Returns
+    -------
+    root : torch.nn.Module
+        Module that the names start from.
+    members : dict of str -> list of str
+        Cluster -> names of its tensors.
+
+    Example
+    -------
+    >>> from speechbrain_mpq.quantization.scheme import Scheme
+    >>> selection = Selection(prefix="net")
+    >>> scored_clusters(nn.Sequential(nn.PReLU()), selection, Scheme())[1]
+    {'net.0': ['net.0.weight']}
+    """
+    root = named_under(selection.prefix, network)
+    return root, clusters(root, **selection.patterns, rows=scheme.rows)
 
 
 def named_under(prefix, network):
@@ -69,13 +83,14 @@ def tensor_of(root, name):
     return getattr(root.get_submodule(module), attribute).detach()[rows]
 
 
-def table_sizes(root, members, granularity):
+def table_sizes(root, members, scheme):
     """What a score table says of every cluster besides its scores.
 
     Example
     -------
     >>> network = nn.Sequential(nn.Linear(3, 2))
-    >>> sizes = table_sizes(network, {"0": ["0.weight"]}, "channel")
+    >>> from speechbrain_mpq.quantization.scheme import Scheme
+    >>> sizes = table_sizes(network, {"0": ["0.weight"]}, Scheme("channel"))
     >>> sizes["tensors"], sizes["scales"], sizes["rest_parameters"]
     ({'0': {'0.weight': 6}}, {'0': 2}, 2)
     """
@@ -84,7 +99,8 @@ def table_sizes(root, members, granularity):
         shapes = [tuple(tensor_of(root, name).shape) for name in names]
         tensors[cluster] = dict(zip(names, map(math.prod, shapes)))
         scales[cluster] = sum(
-            math.prod(scale_shape(shape, granularity)) for shape in shapes
+            math.prod(scale_shape(shape, scheme.granularity))
+            for shape in shapes
         )
     total = sum(weight.numel() for weight in root.parameters())
     inside = sum(sum(row.values()) for row in tensors.values())
@@ -95,22 +111,20 @@ def table_sizes(root, members, granularity):
     }
 
 
-def quantized_values(
-    root, cluster, names, bits, granularity, codebook="midtread", rows=None
-):
-    """The values that a cluster's tensors get at some bits.
+def quantized_values(root, names, bits, scheme=None):
+    """The values that tensors get at some bits.
 
     Example
     -------
     >>> network = nn.Sequential(nn.PReLU(2))
     >>> _ = network[0].weight.data.copy_(torch.tensor([0.5, 0.1]))
-    >>> quantized_values(network, "0", ["0.weight"], 2, "tensor")
+    >>> quantized_values(network, ["0.weight"], 2)
     {'0.weight': tensor([0.5000, 0.0000])}
     """
-    with cluster_quantized(
-        root, cluster, bits, names, (), granularity, codebook, rows
-    ):
-        return {name: tensor_of(root, name).clone() for name in names}
+    return {
+        name: fake_quantize(tensor_of(root, name), bits, scheme, name)
+        for name in names
+    }
 
 
 @contextmanager
@@ -148,6 +162,43 @@ def replaced(module, values):
                 places[name].copy_(value)
 
 
+@contextmanager
+def parametrized(places):
+    """Parameters computed by other modules inside; then plain again.
+
+    Arguments
+    ---------
+    places : sequence of tuple
+        Module, name of its parameter, and the parametrization to attach.
+
+    Example
+    -------
+    >>> layer = nn.PReLU(init=0.5)
+    >>> with parametrized([(layer, "weight", nn.Hardtanh(0, 0.25))]):
+    ...     print(layer.weight.item())
+    0.25
+    >>> layer.weight
+    Parameter containing:
+    tensor([0.5000], requires_grad=True)
+    """
+    order = {
+        id(module): (module, list(module._parameters)) for module, *_ in places
+    }
+    attached = []
+    try:
+        for module, attribute, parametrization in places:
+            attach(module, attribute, parametrization)
+            attached.append((module, attribute))
+        yield
+    finally:
+        for module, attribute in attached:
+            detach(module, attribute)
+        for module, names in order.values():  # plans list tensors in it
+            own = module._parameters
+            for name in names:
+                own[name] = own.pop(name)
+
+
 def _bits_of_clusters(plan_or_bits, members, codebook="midtread"):
     """Bits of those clusters of a network that have any."""
     if plan_or_bits is None:
@@ -169,15 +220,11 @@ def _bits_of_clusters(plan_or_bits, members, codebook="midtread"):
     return {name: entry.bits for name, entry in plan.clusters.items()}
 
 
-def _values_of_clusters(
-    root, members, candidates, given, granularity, codebook, rows
-):
+def _values_of_clusters(root, members, candidates, given, scheme):
     """Values of all tensors at all candidates and at the given bits."""
     return {
         cluster: {
-            bits: quantized_values(
-                root, cluster, names, bits, granularity, codebook, rows
-            )
+            bits: quantized_values(root, names, bits, scheme)
             for bits in dict.fromkeys((*candidates, given.get(cluster)))
             if bits is not None
         }
@@ -302,8 +349,8 @@ def _outputs(stages, index, rows, cache):
     return output.split(len(given))
 
 
-class OutputScores:
-    """What all scores have in common that compare a network's outputs.
+class OutputScores(Scorer):
+    """What all scorers have in common that compare a network's outputs.
 
     A score is a summed error over a summed scale. Any other module than a
     plain `nn.Sequential` is one single stage: then each cluster and candidate
@@ -318,19 +365,14 @@ class OutputScores:
     ---------
     candidate_bits : sequence of int
         Bits to try for each cluster.
-    granularity : str
-        Scales of a tensor, "tensor" or "channel" (see `quantize_`).
     chunk : int
         Items that go through the network at a time. Memory grows with chunk x
         candidates; the scores do not depend on it beyond rounding.
     given : BitPlan or int or None
         Bits of the clusters that are not being tried; those that a plan does
         not name stay in full precision.
-    codebook : str
-        Kind of quantization table, "midtread" or "midrise".
-    rows : int or None
-        Most output channels of a cluster: larger matrices and filters are
-        cut into slices (see `clusters`).
+    **scheme : dict
+        As for `Scorer`.
 
     Example
     -------
@@ -354,65 +396,71 @@ class OutputScores:
     {'0': {2: 1.0, 3: 0.0}, '1': {2: 1.0, 3: 1.0}}
     """
 
-    method = ""
-    signed = False
-    needs = ()  # what a calibration has to provide
-
     def __init__(
-        self,
-        candidate_bits=(2, 4, 8, 16),
-        granularity="tensor",
-        chunk=8,
-        given=None,
-        codebook="midtread",
-        rows=None,
+        self, candidate_bits=(2, 4, 8, 16), chunk=8, given=None, **scheme
     ):
-        self.candidate_bits = check_candidates(candidate_bits)
-        self.granularity = granularity
+        super().__init__(candidate_bits, **scheme)
         self.chunk = chunk
         plan_or_none = given is None or isinstance(given, BitPlan)
         self.given = given if plan_or_none else check_bits(given)
-        self.codebook = check_codebook(codebook)
-        self.rows = rows
 
-    def comparison(self, *calibration):
-        """How outputs are compared on some data."""
+    def one_by_one(self):
+        """A copy that passes single items, as those of other shapes need."""
+        scorer = super().one_by_one()
+        scorer.chunk = 1
+        return scorer
+
+    def comparison(self, *values):
+        """How outputs are compared.
+
+        Arguments
+        ---------
+        *values : object
+            Those that `needs` names.
+
+        Returns
+        -------
+        inputs, error, scale : tuple
+            As `table` takes them.
+        """
         raise NotImplementedError("a subclass says what is compared")
 
-    def __call__(
-        self,
-        network,
-        *calibration,
-        include=("*",),
-        exclude=(),
-        prefix="mask_net",
-        progress=True,
-    ):
-        """Score a network."""
-        return self.table(
-            network,
-            *self.comparison(*calibration),
-            include=include,
-            exclude=exclude,
-            prefix=prefix,
-            progress=progress,
-        )
+    def score(self, network, values, selection, progress=True):
+        """Score a network, see `Scorer.score`."""
+        compared = self.comparison(*(values[need] for need in self.needs))
+        return self.table(network, *compared, selection, progress)
 
     def measure(
         self,
         network,
         plan_or_bits,
-        *calibration,
+        *values,
         include=("*",),
         exclude=(),
-        prefix="mask_net",
+        prefix="",
     ):
-        """The error of a whole plan, in the unit of the scores."""
-        inputs, error, scale = self.comparison(*calibration)
-        root = named_under(prefix, network)
-        members = clusters(root, include, exclude, self.rows)
-        given = _bits_of_clusters(plan_or_bits, members, self.codebook)
-        values = self._values(root, members, given, candidates=())
+        """The error of a whole plan, in the unit of the scores.
+
+        Arguments
+        ---------
+        network : torch.nn.Module
+            In full precision; left as it was found.
+        plan_or_bits : BitPlan or int or float
+            What is measured.
+        *values : object
+            Those that `needs` names.
+        include, exclude, prefix : object
+            See `Selection`.
+
+        Returns
+        -------
+        error : float
+        """
+        inputs, error, scale = self.comparison(*values)
+        selection = Selection(include, exclude, prefix)
+        root, members = scored_clusters(network, selection, self.scheme)
+        given = _bits_of_clusters(plan_or_bits, members, self.scheme.codebook)
+        values = _values_of_clusters(root, members, (), given, self.scheme)
         with evaluating(network):
             _, measured = _mean_errors(
                 _stages_of(network),
@@ -425,32 +473,42 @@ class OutputScores:
         return measured
 
     def table(
-        self,
-        network,
-        inputs,
-        error,
-        scale,
-        include=("*",),
-        exclude=(),
-        prefix="",
-        progress=True,
+        self, network, inputs, error, scale, selection=None, progress=True
     ):
         """Score every cluster of a network at every candidate.
 
         Arguments
         ---------
+        network : torch.nn.Module
+            In full precision; left as it was found.
         inputs : torch.Tensor
             [items, ...]; chunks of it are moved to the network's device.
+        error : callable
+            `error(reference, output, items)`: summed over some items.
+        scale : callable
+            `scale(reference, items)`: what errors are divided by, summed.
+        selection : Selection or None
+            What is scored; None: all.
+        progress : bool
+            Shows a progress bar.
+
+        Returns
+        -------
+        table : ScoreTable
         """
         started = time.perf_counter()
-        root = named_under(prefix, network)
-        members = clusters(root, include, exclude, self.rows)
-        given = _bits_of_clusters(self.given, members, self.codebook)
-        values = self._values(root, members, given, self.candidate_bits)
+        selection, scheme = selection or Selection(), self.scheme
+        root, members = scored_clusters(network, selection, scheme)
+        given = _bits_of_clusters(self.given, members, scheme.codebook)
+        values = _values_of_clusters(
+            root, members, self.candidate_bits, given, scheme
+        )
         stages = _stages_of(network)
         tries = {
             cluster: _in_stage(
-                stages, prefix, [row[bits] for bits in self.candidate_bits]
+                stages,
+                selection.prefix,
+                [row[bits] for bits in self.candidate_bits],
             )
             for cluster, row in values.items()
         }
@@ -473,11 +531,11 @@ class OutputScores:
                 cluster: dict(zip(self.candidate_bits, row))
                 for cluster, row in errors.items()
             },
-            **table_sizes(root, members, self.granularity),
+            **table_sizes(root, members, scheme),
             method=self.method,
             signed=self.signed,
             details=details,
-            codebook=self.codebook,
+            codebook=scheme.codebook,
         )
 
     def _chunks(self, inputs):
@@ -485,8 +543,3 @@ class OutputScores:
         if not len(inputs):
             raise ValueError("scoring needs at least one item of input")
         return inputs.split(self.chunk)
-
-    def _values(self, root, members, given, candidates):
-        """values[cluster][bits], see `_values_of_clusters`."""
-        kind = self.granularity, self.codebook, self.rows
-        return _values_of_clusters(root, members, candidates, given, *kind)

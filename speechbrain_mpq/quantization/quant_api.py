@@ -1,6 +1,4 @@
-"""The coverage table: what every tensor of a model is stored as, and why.
-
-Quantizing a model in place, by parameter name, and undoing it.
+"""Quantizing a model in place, by parameter name, and undoing it.
 
 Every float parameter can be quantized, whatever its module does with it:
 convolutions, linear, recurrent and attention layers, norms, PReLU. The module
@@ -9,12 +7,12 @@ that owns a parameter names its cluster.
 
 from collections import defaultdict
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
 from .codebook import (
     check_bits,
-    check_codebook,
     dequantize,
     fit_scale,
     nearest_levels,
@@ -22,6 +20,7 @@ from .codebook import (
 from .fake_quant import FakeQuantize, attach, detach
 from .groups import RowGroups, cut, cut_as_named
 from .plan import BitPlan, bit_plan, bits_of_plan, packed_bytes
+from .scheme import Scheme, scheme_of
 from .tensors import (
     NamedTensor,
     named_tensors,
@@ -141,10 +140,9 @@ def quantize_(
     plan_or_bits,
     include=("*",),
     exclude=(),
-    granularity="tensor",
     estimator=FakeQuantize,
-    codebook=None,
-    rows=None,
+    scheme=None,
+    **options,
 ):
     """Quantizes parameters in place; training goes on straight through.
 
@@ -159,18 +157,14 @@ def quantize_(
         fnmatch patterns on parameter names; each must match something.
     exclude : sequence of str
         Patterns of what to leave out of these; each must match something.
-    granularity : str
-        "tensor": one scale a tensor. "channel": one for each entry of the
-        first dimension of matrices and filters.
     estimator : type
         How quantized weights are trained: ``FakeQuantize`` (straight
         through, fixed scales) or ``LearnedStep``.
-    codebook : str or None
-        "midtread" (Eq. 7) or "midrise" (no zero, one level more). None: that
-        of the plan; without a plan "midtread".
-    rows : int or None
-        Most output channels of one slice, as in ``clusters``. Counts for
-        bits only: a plan names the slices that it is for.
+    scheme : Scheme or None
+        How values are represented. A plan has a codebook and groups of its
+        own, which count where it is given.
+    **options : dict
+        Single fields of a ``Scheme``: granularity, codebook, rows.
 
     Returns
     -------
@@ -194,28 +188,29 @@ def quantize_(
         raise ValueError(
             "the model is quantized already: call dequantize_(model) first"
         )
+    codebook = options.get("codebook")
+    scheme = scheme_of(scheme, **options) or Scheme()
     if isinstance(plan_or_bits, BitPlan):
-        codebook = codebook or plan_or_bits.codebook
+        scheme = replace(scheme, codebook=codebook or plan_or_bits.codebook)
         tensors = cut_as_named(tensors, plan_or_bits.tensors)
         chosen = select(tensors, include, exclude)
         bits = bits_of_plan(plan_or_bits, tensors, chosen)
     else:
-        tensors = cut(tensors, rows)
+        tensors = cut(tensors, scheme.rows)
         chosen = select(tensors, include, exclude)
         bits = dict.fromkeys([t.name for t in chosen], check_bits(plan_or_bits))
-    codebook = check_codebook(codebook or "midtread")
     whole = _whole_parameters(tensors, bits)
     # All scales first: a tensor that is refused leaves the model as it was.
     # The largest before the others, which then fit into its memory.
     by_size = sorted(bits, key=lambda name: -tensors[name].weight.numel())
     scales = {
-        name: _fit(tensors[name], bits[name], granularity, codebook)
+        name: _fit(name, tensors[name].weight, bits[name], scheme)
         for name in by_size
     }
     for pieces in whole:
         quantizers = [estimator(bits[p.name], scales[p.name]) for p in pieces]
         for quantizer in quantizers:
-            quantizer.set_codebook(codebook)
+            quantizer.set_codebook(scheme.codebook)
         cut_up = len(pieces) > 1
         quantizer = RowGroups(quantizers) if cut_up else quantizers[0]
         for module, attribute in pieces[0].owners:
@@ -252,8 +247,39 @@ def requantize_(model):
         quantizer = tensor.fake_quantize
         if quantizer:
             granularity = "channel" if quantizer.alpha.dim() else "tensor"
-            bits, codebook = quantizer.stored_bits, quantizer.codebook
-            quantizer.set_scale(_fit(tensor, bits, granularity, codebook))
+            scheme = Scheme(granularity, quantizer.codebook)
+            bits, weight = quantizer.stored_bits, tensor.weight
+            quantizer.set_scale(_fit(tensor.name, weight, bits, scheme))
+
+
+def fake_quantize(weight, bits, scheme=None, name="a tensor"):
+    """The quantized values of a weight, by the scale that fits it best.
+
+    Arguments
+    ---------
+    weight : torch.Tensor
+        Float weight of any shape.
+    bits : int or float
+        1 to 16, or 1.6.
+    scheme : Scheme or None
+        None: one scale, Eq. 7's codebook.
+    name : str
+        For errors.
+
+    Returns
+    -------
+    values : torch.Tensor
+        Same shape and type.
+
+    Example
+    -------
+    >>> fake_quantize(torch.tensor([0.6, -0.2]), 1)
+    tensor([ 0.4000, -0.4000])
+    """
+    scheme = scheme or Scheme()
+    alpha = _fit(name, weight, check_bits(bits), scheme)
+    levels = nearest_levels(weight, bits, alpha, scheme.codebook)
+    return dequantize(levels, alpha, weight.dtype)
 
 
 @contextmanager
@@ -263,16 +289,16 @@ def cluster_quantized(
     bits,
     include=("*",),
     exclude=(),
-    granularity="tensor",
-    codebook="midtread",
-    rows=None,
+    scheme=None,
+    **options,
 ):
     """Quantizes one cluster of a plain model inside a ``with`` block.
 
     The float values come back bit-exact at its end. No gradients: the values
     are overwritten in place.
     """
-    tensors = cut(named_tensors(model), rows)
+    scheme = scheme_of(scheme, **options) or Scheme()
+    tensors = cut(named_tensors(model), scheme.rows)
     grouped = defaultdict(list)
     for tensor in select(tensors, include, exclude):
         grouped[tensor.cluster].append(tensor)
@@ -287,7 +313,7 @@ def cluster_quantized(
             f"cluster {cluster!r} is quantized already: call "
             "dequantize_(model) first"
         )
-    values = [_quantized(m, bits, granularity, codebook) for m in members]
+    values = [fake_quantize(m.weight, bits, scheme, m.name) for m in members]
     saved = [member.weight.clone() for member in members]
     with torch.no_grad():
         try:
@@ -314,18 +340,11 @@ def _whole_parameters(tensors, bits):
     return [pieces[name] for name in names]
 
 
-def _fit(tensor, bits, granularity, codebook):
-    """Scale of a tensor; names the tensor where it cannot be fitted."""
-    if not torch.isfinite(tensor.weight).all():
+def _fit(name, weight, bits, scheme):
+    """Scale of a tensor; names it where it cannot be fitted."""
+    if not torch.isfinite(weight).all():
         raise ValueError(
-            f"{tensor.name} has NaN or infinite values: load sound weights "
-            "before quantizing"
+            f"{name} has NaN or infinite values: load sound weights before "
+            "quantizing"
         )
-    return fit_scale(tensor.weight, bits, granularity, codebook)
-
-
-def _quantized(tensor, bits, granularity, codebook):
-    """The quantized values of a tensor, as its own type."""
-    alpha = _fit(tensor, check_bits(bits), granularity, codebook)
-    levels = nearest_levels(tensor.weight, bits, alpha, codebook)
-    return dequantize(levels, alpha, tensor.weight.dtype)
+    return fit_scale(weight, bits, scheme.granularity, scheme.codebook)

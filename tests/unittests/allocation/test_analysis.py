@@ -195,12 +195,12 @@ def test_prediction_is_exact_around_the_given_plan():
     table = KLScores(BITS, given=given)(network, inputs, progress=False)
     one_changed = allocate_bits(  # one cluster at 8 bits
         ScoreTable(
-            {"mask_net.0": {3: 1, 8: 0}, "mask_net.2": {3: 0, 8: 0}},
+            {"0": {3: 1, 8: 0}, "2": {3: 0, 8: 0}},
             table.tensors,
         ),
         budget_bytes=given.bytes + 20,
     )
-    assert one_changed.clusters["mask_net.0"].bits == 8
+    assert one_changed.clusters["0"].bits == 8
     for plan in (given, one_changed):
         measured = KLScores().measure(network, plan, inputs)
         assert predicted_score(table, plan) == pytest.approx(measured, rel=1e-5)
@@ -286,7 +286,7 @@ def test_predicted_curve_falls_with_the_bytes(scored, tmp_path):
 def test_additivity_has_the_chosen_and_the_uniform_plans(scored, tmp_path):
     scorer, network, data, table = scored
     plan = allocate_bits(table, average_bits=4)
-    where = {"include": ["*"], "exclude": [], "prefix": "mask_net"}
+    where = {"include": ["*"], "exclude": [], "prefix": ""}
     write_additivity(tmp_path, table, plan, scorer, network, data, **where)
     rows = json.loads((tmp_path / "additivity.json").read_text())
     assert [row["plan"] for row in rows] == [

@@ -106,14 +106,14 @@ def test_tensors_of_a_cluster_count_together_and_by_channel():
     network = nn.Sequential(layer)
     one = WeightErrorScores((2,))(network, progress=False)
     # The matrix becomes 0, 0, 8, 8, the bias 0, 3.
-    assert one.scores == {"mask_net.0": {2: 3.0}}
+    assert one.scores == {"0": {2: 3.0}}
     each = WeightErrorScores((2,), granularity="channel")(
         network, progress=False
     )
-    assert each.scores == {"mask_net.0": {2: 1.0}}  # only the bias
-    assert each.scales == {"mask_net.0": 3}
+    assert each.scores == {"0": {2: 1.0}}  # only the bias
+    assert each.scales == {"0": 3}
     share = WeightErrorScores((2,), normalized=True)(network, progress=False)
-    assert share.scores["mask_net.0"][2] == pytest.approx(3 / (130 + 10))
+    assert share.scores["0"][2] == pytest.approx(3 / (130 + 10))
 
 
 def test_slices_are_clusters_of_their_own():
@@ -121,11 +121,11 @@ def test_slices_are_clusters_of_their_own():
     network[0].weight.data.copy_(torch.tensor([[[1.0]], [[3.0]]]))
     scores = WeightErrorScores((2,), codebook="midrise", rows=1)
     table = scores(network, progress=False)
-    assert table.tensors["mask_net.0[1:2]"] == {"mask_net.0.weight[1:2]": 1}
-    assert table.scores["mask_net.0[1:2]"][2] == pytest.approx(0, abs=1e-9)
+    assert table.tensors["0[1:2]"] == {"0.weight[1:2]": 1}
+    assert table.scores["0[1:2]"][2] == pytest.approx(0, abs=1e-9)
     assert table.codebook == "midrise"
     whole = WeightErrorScores((2,))(network, progress=False)
-    assert whole.scores["mask_net.0"][2] == 1
+    assert whole.scores["0"][2] == 1
 
 
 def test_a_cluster_of_zeros_has_no_error():
@@ -133,7 +133,7 @@ def test_a_cluster_of_zeros_has_no_error():
     network[0].weight.data.zero_()
     for normalized in (True, False):
         table = WeightErrorScores((2, 4), normalized)(network, progress=False)
-        assert table.scores == {"mask_net.0": {2: 0.0, 4: 0.0}}
+        assert table.scores == {"0": {2: 0.0, 4: 0.0}}
 
 
 @pytest.mark.parametrize(
@@ -144,9 +144,9 @@ def test_same_call_as_other_scores(network, scores):
     assert scorer.needs == ()
     table = scorer(
         network,
-        include=["mask_net.*"],
-        exclude=["mask_net.0.*"],
-        prefix="mask_net",
+        include=["*"],
+        exclude=["0.*"],
+        prefix="",
         progress=False,
     )
     assert len(table.scores) == 39 and table.candidate_bits == (2, 4)

@@ -13,7 +13,7 @@ from speechbrain_mpq.allocation.solver import allocate_bits
 from speechbrain_mpq.allocation.super_network import (
     entropy,
     size_penalty,
-    super_network_,
+    super_network,
 )
 from speechbrain_mpq.quantization.packing import save_packed
 from speechbrain_mpq.quantization.quant_api import clusters, quantize_
@@ -41,7 +41,7 @@ def prototypes(tmp_path):
     """Packed folders of the network at 2, 4 and 8 bits, biases left alone."""
     folders = {}
     for bits in BITS:
-        model = nn.ModuleDict({"mask_net": make_network()})
+        model = make_network()
         quantize_(model, bits, exclude=["*.bias"])
         folders[bits] = save_packed(model, tmp_path / str(bits)).parent
     return folders
@@ -112,26 +112,28 @@ def test_one_step_is_gradient_descent_on_equation_11(prototypes, inputs):
                 for key in ("weight", "bias")
             }
         )
-    choices = super_network_(float_network, members, values)
+    with super_network(float_network, members, values) as choices:
 
-    def objective():
-        with torch.no_grad():
-            value = loss(float_network(inputs), slice(0, 12)) / 12
-            a = torch.stack([choice.weights() for choice in choices])
-            return (value + beta * size_penalty(a, BITS)).item()
+        def objective():
+            with torch.no_grad():
+                value = loss(float_network(inputs), slice(0, 12)) / 12
+                a = torch.stack([choice.weights() for choice in choices])
+                return (value + beta * size_penalty(a, BITS)).item()
 
-    for (cluster, learned), choice in zip(
-        table.details["weights"].items(), choices
-    ):
-        slopes = []
-        for i in range(len(BITS)):
-            choice.noise[i] = 0.05
-            above = objective()
-            choice.noise[i] = -0.05
-            slopes.append((above - objective()) / 0.1)
-            choice.noise[i] = 0
-        expected = (-lr * torch.tensor(slopes)).softmax(0)
-        assert learned == pytest.approx(expected.tolist(), abs=2e-3), cluster
+        for (cluster, learned), choice in zip(
+            table.details["weights"].items(), choices
+        ):
+            slopes = []
+            for i in range(len(BITS)):
+                choice.noise[i] = 0.05
+                above = objective()
+                choice.noise[i] = -0.05
+                slopes.append((above - objective()) / 0.1)
+                choice.noise[i] = 0
+            expected = (-lr * torch.tensor(slopes)).softmax(0)
+            assert learned == pytest.approx(expected.tolist(), abs=2e-3), (
+                cluster
+            )
 
 
 @pytest.mark.parametrize("gumbel", [False, True])
@@ -140,8 +142,8 @@ def test_the_cluster_that_matters_gets_the_bits(prototypes, inputs, gumbel):
     assert table.method == ("gumbel_nas" if gumbel else "nas")
     plan = allocate_bits(table, average_bits=3)
     bits = {name: entry.bits for name, entry in plan.clusters.items()}
-    assert bits["mask_net.second"] > bits["mask_net.first"]
-    assert bits["mask_net.second"] > bits["mask_net.third"]
+    assert bits["second"] > bits["first"]
+    assert bits["second"] > bits["third"]
     assert plan.bytes <= 3 * (3 * 64 // 8 + 4) + 3 * 8 * 4  # biases in float
     history = table.details["history"]
     assert len(history) == 20
@@ -200,14 +202,15 @@ def test_what_is_in_no_cluster_follows_its_module_or_is_the_mean():
         }
         for x in (1.0, 2.0)
     ]
-    (choice,) = super_network_(network, members, values)
-    choice.noise[0] = math.log(3)  # a = (3/4, 1/4)
-    assert network[0].bias.item() == pytest.approx(1.25)
-    assert network[0].weight.item() == pytest.approx(1.25)
-    assert network[1].weight.item() == 1.5
-    assert not parametrize.is_parametrized(network[1])
-    trained = [n for n, p in network.named_parameters() if p.requires_grad]
-    assert all(name.endswith("logits") for name in trained)
+    with super_network(network, members, values) as (choice,):
+        choice.noise[0] = math.log(3)  # a = (3/4, 1/4)
+        assert network[0].bias.item() == pytest.approx(1.25)
+        assert network[0].weight.item() == pytest.approx(1.25)
+        assert network[1].weight.item() == 1.5
+        assert not parametrize.is_parametrized(network[1])
+        named = network.named_parameters()
+        trained = [name for name, p in named if p.requires_grad]
+        assert all(name.endswith("logits") for name in trained)
 
 
 def test_bad_prototypes(prototypes, inputs, tmp_path):

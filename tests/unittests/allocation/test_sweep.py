@@ -43,10 +43,10 @@ def weights():
 
 def output_at(network, inputs, plan_or_bits):
     """The output of a copy that `quantize_` has quantized."""
-    quantized = nn.ModuleDict({"mask_net": copy.deepcopy(network)})
+    quantized = copy.deepcopy(network)
     quantize_(quantized, plan_or_bits)
     with torch.no_grad():
-        return quantized["mask_net"](inputs)
+        return quantized(inputs)
 
 
 def bits_with(plan, cluster, bits):
@@ -59,19 +59,19 @@ def bits_with(plan, cluster, bits):
 def test_scores_given_a_plan_are_those_of_whole_plans(
     network, inputs, weights, granularity
 ):
-    plain = MaskErrorScores(BITS, granularity)
+    plain = MaskErrorScores(BITS, granularity=granularity)
     alone = plain(network, inputs, weights, progress=False)
     plan = allocate_bits(alone, average_bits=3)
     assert len({cluster.bits for cluster in plan.clusters.values()}) > 1
-    scores = MaskErrorScores(BITS, granularity, chunk=2, given=plan)
+    scores = MaskErrorScores(BITS, granularity=granularity, chunk=2, given=plan)
     table = scores(network, inputs, weights, progress=False)
     reference = network(inputs).detach()
     energy = weighted_error(0 * reference, reference, weights)
 
     def witness(plan):
-        quantized = nn.ModuleDict({"mask_net": copy.deepcopy(network)})
+        quantized = copy.deepcopy(network)
         quantize_(quantized, plan, granularity=granularity)
-        output = quantized["mask_net"](inputs).detach()
+        output = quantized(inputs).detach()
         return (weighted_error(reference, output, weights) / energy).item()
 
     for cluster in plan.clusters:
@@ -88,15 +88,15 @@ def test_slices_and_midrise_tables(network, inputs, weights):
     settings = {"codebook": "midrise", "rows": 3}
     scores = MaskErrorScores((1.6, 2, 3), **settings)
     table = scores(network, inputs, weights, progress=False)
-    assert "mask_net.0[0:3]" in table.scores and table.codebook == "midrise"
+    assert "0[0:3]" in table.scores and table.codebook == "midrise"
     plan = allocate_bits(table, average_bits=2.2, min_bits=1.6)
     given = MaskErrorScores((1.6, 2, 3), given=plan, **settings)
     around = given(network, inputs, weights, progress=False)
     reference = network(inputs).detach()
     energy = weighted_error(0 * reference, reference, weights)
-    quantized = nn.ModuleDict({"mask_net": copy.deepcopy(network)})
+    quantized = copy.deepcopy(network)
     quantize_(quantized, plan)
-    output = quantized["mask_net"](inputs).detach()
+    output = quantized(inputs).detach()
     expected = (weighted_error(reference, output, weights) / energy).item()
     for name, cluster in plan.clusters.items():
         found = around.scores[name][cluster.bits]
@@ -128,7 +128,7 @@ def test_clusters_that_a_plan_leaves_out_stay_in_full_precision(
 ):
     alone = KLScores((2,))(network, inputs, progress=False)
     plan = allocate_bits(alone, average_bits=2)
-    name = "mask_net.2.0"
+    name = "2.0"
     only = BitPlan({name: plan.clusters[name]})
     table = KLScores((2,), given=only)(network, inputs, progress=False)
     score = pytest.approx(alone.scores[name][2], rel=1e-6)

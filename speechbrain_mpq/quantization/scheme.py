@@ -1,0 +1,119 @@
+"""What is quantized and how: two objects that go through all calls as one."""
+
+from dataclasses import dataclass, fields
+
+from .codebook import check_codebook, scale_shape
+from .groups import count_slices
+from .tensors import near_misses
+
+MATRIX = (1, 1)  # the shape of something that every option applies to
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A quantization scheme: how the values of a tensor are represented.
+
+    Arguments
+    ---------
+    granularity : str
+        "tensor": one scale a tensor. "channel": one for each output channel
+        of matrices and filters.
+    codebook : str
+        "midtread" (Eq. 7) or "midrise" (no zero, one level more).
+    rows : int or None
+        Most output channels that share one bit width: larger matrices and
+        filters are cut into groups of them. None: whole tensors.
+
+    Example
+    -------
+    >>> Scheme(rows=32)
+    Scheme(granularity='tensor', codebook='midtread', rows=32)
+    >>> Scheme(codebook="midrize")
+    Traceback (most recent call last):
+    ...
+    ValueError: codebook must be one of ('midtread', 'midrise'), not 'midrize'
+    """
+
+    granularity: str = "tensor"
+    codebook: str = "midtread"
+    rows: int | None = None
+
+    def __post_init__(self):
+        scale_shape(MATRIX, self.granularity)
+        check_codebook(self.codebook)
+        count_slices(MATRIX, self.rows)
+
+
+def scheme_of(scheme=None, **options):
+    """A scheme given as an object, by single options, or not at all.
+
+    Arguments
+    ---------
+    scheme : Scheme or None
+        What options are not given for; None: the defaults.
+    **options : dict
+        Fields of `Scheme`.
+
+    Returns
+    -------
+    scheme : Scheme or None
+        None where nothing was given.
+
+    Example
+    -------
+    >>> scheme_of(codebook="midrise").codebook
+    'midrise'
+    >>> scheme_of(Scheme(rows=8), granularity="channel")
+    Scheme(granularity='channel', codebook='midtread', rows=8)
+    >>> scheme_of(row=8)
+    Traceback (most recent call last):
+    ...
+    TypeError: a quantization scheme has no option 'row'; near misses: rows...
+    """
+    if not options:
+        return scheme
+    known = [field.name for field in fields(Scheme)]
+    for name in options:
+        if name not in known:
+            raise TypeError(
+                f"a quantization scheme has no option {name!r}"
+                f"{near_misses(name, known)}: choose from {', '.join(known)}"
+            )
+    return Scheme(**{**(vars(scheme) if scheme else {}), **options})
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which parameters of a model are quantized, by fnmatch patterns.
+
+    Arguments
+    ---------
+    include : sequence of str
+        Patterns on parameter names; each must match something.
+    exclude : sequence of str
+        Patterns of what to leave out of these; each must match something.
+    prefix : str
+        Name of a network in its model: parameter and cluster names begin
+        with it.
+
+    Example
+    -------
+    >>> Selection(exclude="*.bias")
+    Selection(include=('*',), exclude=('*.bias',), prefix='')
+    """
+
+    include: tuple = ("*",)
+    exclude: tuple = ()
+    prefix: str = ""
+
+    def __post_init__(self):
+        for name in ("include", "exclude"):
+            patterns = getattr(self, name)
+            one = isinstance(patterns, str)
+            patterns = (patterns,) if one else tuple(patterns)
+            object.__setattr__(self, name, patterns)
+
+    @property
+    def patterns(self):
+        """Include and exclude as keyword arguments."""
+        return {"include": self.include, "exclude": self.exclude}
