@@ -18,6 +18,12 @@ EXAMPLE = (
 )
 
 
+_NO_FOLDER = (
+    "the hparams have no output_folder, so that there is no place for the "
+    "packed model"
+)
+
+
 class UnsuitableScript(ValueError):
     """A script whose shape leaves no place to choose bits."""
 
@@ -38,11 +44,15 @@ class Runner:
     """
 
     def __init__(self, budget, brain=None, weights=None, **options):
-        from .training.choose import check_scores, parse_budget
+        from .allocation.budget import parse_budget
+        from .training.choose import check_scores, method_of
 
         # Now, not after the script has prepared its data.
         parse_budget(budget)
-        check_scores(options.get("scores", "kl"))
+        if options.get("scores"):
+            check_scores(options["scores"])
+        if options.get("method"):
+            options["method"] = method_of(options["method"])
         self.budget = budget
         self.brain_name = brain
         self.weights = weights
@@ -64,6 +74,8 @@ class Runner:
             )
         from .training.choose import choose_bits
 
+        if getattr(brain.hparams, "output_folder", None) is None:
+            raise UnsuitableScript(_NO_FOLDER)
         if self.weights:
             _load_weights(brain, self.weights)
         data = train_set if valid_set is None else valid_set
@@ -75,6 +87,16 @@ class Runner:
             **self.options,
         )
         self.brain = brain
+
+    def trains(self, brain):
+        """Whether this Brain is to be trained after its bits are chosen."""
+        method = self.options.get("method")
+        return brain is not self.brain or method is None or method.trains
+
+    def keep(self, brain):
+        """Save what was rounded as the checkpoint that is evaluated."""
+        if brain.checkpointer is not None:
+            brain.checkpointer.save_checkpoint(name="rounded")
 
     def before_evaluate(self, brain):
         """Refuse results of a Brain that is still in full precision."""
@@ -105,10 +127,7 @@ class Runner:
             return None
         folder = getattr(self.brain.hparams, "output_folder", None)
         if folder is None:
-            raise UnsuitableScript(
-                "the hparams have no output_folder, so that there is no place "
-                "for the packed model"
-            )
+            raise UnsuitableScript(_NO_FOLDER)
         return quantizer_of(self.brain).pack(Path(folder) / "packed")
 
 
@@ -149,7 +168,9 @@ def quantized_fit(runner):
             given.get("valid_set"),
             given.get("valid_loader_kwargs", {}),
         )
-        return fit(brain, *args, **kwargs)
+        if runner.trains(brain):
+            return fit(brain, *args, **kwargs)
+        return runner.keep(brain)
 
     def check_and_evaluate(brain, *args, **kwargs):
         runner.before_evaluate(brain)
@@ -207,6 +228,24 @@ def _runner(options):
         raise SystemExit(str(error)) from error
 
 
+def _prototype(text):
+    """Bits and folder of BITS=FOLDER."""
+    bits, equals, folder = text.partition("=")
+    if not equals or not Path(folder).is_dir():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not BITS=FOLDER with a packed folder, such as "
+            "4=results/uniform/packed"
+        )
+    return (float(bits) if "." in bits else int(bits)), folder
+
+
+class _Prototypes(argparse.Action):
+    """Keeps pairs as a dict."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, dict(values))
+
+
 def _parser():
     """Own options; whatever else there is belongs to the script."""
     parser = argparse.ArgumentParser(
@@ -219,7 +258,20 @@ def _parser():
     add = parser.add_argument
     add("script", help="the recipe's train.py; its own arguments follow")
     add("--bits", default="4", help='budget: 4, "2.5 bit", "350 KiB"')
-    add("--scores", default="kl", help="kl, hessian, loss, uniform, ...")
+    add("--scores", help="kl (the default), hessian, loss, nas, uniform, ...")
+    add(
+        "--method",
+        help="how weights are found: log_step (the default), learned_step, "
+        "straight_through, admm, one_stage, or post_training, without fit",
+    )
+    add(
+        "--prototypes",
+        nargs="+",
+        type=_prototype,
+        action=_Prototypes,
+        metavar="BITS=FOLDER",
+        help="packed uniform systems that clusters inherit from",
+    )
     add("--include", nargs="+", default=("*",), help="patterns")
     add("--exclude", nargs="+", default=(), help="patterns")
     add("--batches", type=int, default=8, help="of validation data")
@@ -227,9 +279,9 @@ def _parser():
     add("--equal_bits", nargs="+", default=(), help="qkv, gates, patterns")
     add(
         "--rounding",
-        default="calibrated",
         choices=("calibrated", "nearest"),
-        help="calibrated: layers are fitted to their outputs in float",
+        help="calibrated: layers are fitted to their outputs in float; the "
+        "default where training begins at rounded weights",
     )
     add("--brain", help="class to quantize, where there are several")
     add("--weights", help="full-precision checkpoints to begin with")

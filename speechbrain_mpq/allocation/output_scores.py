@@ -245,6 +245,44 @@ def _check_shapes(output, weights):
         )
 
 
+class OutputErrorScores(OutputScores):
+    """Scores every cluster by the squared error of the output.
+
+    The score is the error's share in the energy of the full-precision output,
+    for outputs that are no distribution, such as waveforms.
+
+    Arguments
+    ---------
+    candidate_bits : sequence of int
+        Bits to try for each cluster.
+    **options : dict
+        As for `OutputScores`: chunk, given, granularity, codebook, rows.
+
+    Example
+    -------
+    >>> network = torch.nn.Sequential(torch.nn.Conv1d(1, 2, 1, bias=False))
+    >>> _ = network[0].weight.data.copy_(torch.tensor([[[1.0]], [[3.0]]]))
+    >>> scores = OutputErrorScores((2, 3))
+    >>> scores(network, torch.ones(1, 1, 5), progress=False).scores
+    {'0': {2: 0.1, 3: 0.0}}
+    """
+
+    method = "output_error"
+    needs = ("inputs",)
+
+    def comparison(self, inputs):
+        """How outputs are compared, see `OutputScores.comparison`."""
+
+        def error(reference, output, items):
+            return (output - reference).double().square().sum()
+
+        return (
+            inputs,
+            error,
+            lambda reference, items: error(reference, 0, items),
+        )
+
+
 class LossScores(OutputScores):
     """Scores every cluster by what its quantization adds to the task's loss.
 

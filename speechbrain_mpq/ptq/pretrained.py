@@ -1,25 +1,31 @@
-"""Bits for the modules of a pretrained interface, within a budget.
+"""From a source folder of a pretrained interface to a packed one.
 
-From a source folder to a packed one that the same class loads.
+The pipeline of `training.pipeline` on an interface's own outputs: there is no
+training, so that rounding is all that finds weights.
 """
 
 import shutil
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from ..allocation.analysis import expected_gain
+from ..allocation.budget import parse_budget
+from ..allocation.output_scores import KLScores, OutputErrorScores
 from ..allocation.scores import check_candidates
-from ..allocation.solver import allocate_bits
 from ..allocation.sweep import OutputScores
+from ..quantization.fake_quant import FakeQuantize
 from ..quantization.packing import save_packed
+from ..quantization.plan import bit_plan
 from ..quantization.quant_api import coverage, dequantize_, quantize_
+from ..quantization.scheme import Scheme, Selection
 from ..quantization.tensors import named_tensors, select
-from ..training.choose import parse_budget
-from ..training.rounding import check_rounding, round_calibrated_
+from ..training.calibration import Calibration
+from ..training.choose import check_scores, scorer_of
+from ..training.methods import EstimationMethod
+from ..training.pipeline import Pipeline
+from ..training.rounding import check_rounding
 from .calibration_data import (
     evenly_spaced,
     read_items,
@@ -42,8 +48,6 @@ from .pretrained_interfaces import (
     task_of,
 )
 
-ROUNDS = 4  # until the packed files fit: names and headers take bytes, too
-
 
 class InterfaceScores(OutputScores):
     """Scores every cluster by what it does to an interface's outputs.
@@ -52,8 +56,8 @@ class InterfaceScores(OutputScores):
     ---------
     comparison : Comparison
         Of the interface, in full precision.
-    **options
-        See ``OutputScores``.
+    **options : dict
+        As for `OutputScores`.
     """
 
     def __init__(self, comparison, **options):
@@ -62,9 +66,89 @@ class InterfaceScores(OutputScores):
         self.compared = comparison
 
     def comparison(self):
-        """See ``OutputScores``: item numbers are the inputs."""
+        """See `OutputScores`: item numbers are the inputs."""
         compared = self.compared
         return torch.arange(len(compared)), compared.error, compared.scale
+
+
+class InterfaceCalibration(Calibration):
+    """An interface's own passes over calibration items.
+
+    Arguments
+    ---------
+    comparison : Comparison
+        Of the interface that is quantized, in full precision.
+    modules : dict
+        Those that are packed, one file for each.
+    prototypes : dict or None
+        Bits -> packed folder of the uniform system of these bits.
+    """
+
+    def __init__(self, comparison, modules, prototypes=None):
+        super().__init__(InterfaceOutputs(comparison))
+        self.comparison = comparison
+        self.modules = modules
+        self.prototypes = prototypes
+        self._layers = InterfaceOutputs(comparison, each_layer_once=True)
+
+    def run(self, index):
+        """Pass all items, each layer once."""
+        self._layers(torch.arange(len(self.comparison)))
+
+    def packed_bytes(self, plan):
+        """Bytes of the files that the modules make with a plan."""
+        quantize_(self.model, plan)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                return sum(
+                    save_packed(module, folder).stat().st_size
+                    for module in self.modules.values()
+                )
+        finally:
+            dequantize_(self.model)
+
+    def completed(self, table, scorer):
+        """Refuse clusters that do not matter; count what is packed only."""
+        rows = table.scores.items()
+        silent = [name for name, row in rows if not any(row.values())]
+        if silent:
+            raise ValueError(
+                f"{len(silent)} clusters do not change the outputs that are "
+                "compared, so that nothing says how many bits they need: "
+                "exclude them by patterns on their parameters, such as "
+                f"'{silent[0]}.*'"
+            )
+        modules = self.modules.values()
+        stored = {id(p): p for m in modules for p in m.parameters()}
+        total = sum(p.numel() for p in stored.values())
+        table.rest_parameters = total - sum(table.parameters.values())
+        return table
+
+    def prepared(self, scorer):
+        """See `Calibration.prepared`; a loss is the change of the outputs."""
+        compared = self.comparison
+        if isinstance(scorer, KLScores | OutputErrorScores):
+            scorer = InterfaceScores(
+                compared,
+                candidate_bits=scorer.candidate_bits,
+                scheme=scorer.scheme,
+            )
+        references = {}
+
+        def loss(output, items):
+            if items.start not in references:
+                with torch.no_grad():
+                    numbers = torch.arange(items.start, items.stop)
+                    plain = compared.outputs(*compared.batch(numbers))
+                references[items.start] = plain
+            return compared.error(references[items.start], output, items)
+
+        values = {
+            "inputs": torch.arange(len(compared)),
+            "loss": loss,
+            "prototypes": self.prototypes,
+        }
+        return scorer, self.model, values
 
 
 def chosen_names(network, modules, include=("*",), exclude=(), vectors=False):
@@ -81,73 +165,6 @@ def chosen_names(network, modules, include=("*",), exclude=(), vectors=False):
             f"a file of the source that can be packed ({list(modules)})"
         )
     return names
-
-
-def _check_budget(network, modules, names, budget, candidate_bits, codebook):
-    """Refuse a budget that no bits can keep, before any scoring."""
-    low, high = min(candidate_bits), max(candidate_bits)
-    average = budget.get("average_bits", low)
-    if not low <= average <= high:
-        raise ValueError(
-            f"a budget of {average} bits is out of reach: the candidates are "
-            f"{low} to {high} bits"
-        )
-    if "budget_bytes" not in budget:
-        return
-    plan = quantize_(network, low, include=names, codebook=codebook)
-    dequantize_(network)
-    least = _packed_bytes(network, modules, plan)
-    if least > budget["budget_bytes"]:
-        whole = sum(c.bytes for c in plan.clusters.values())
-        raise ValueError(
-            f"a budget of {budget['budget_bytes']} bytes is out of reach: the "
-            f"files take at least {least} bytes, {whole} for weights of {low} "
-            f"bits and {least - whole} for what stays in float, buffers and "
-            "headers; exclude less, allow fewer bits, or allow more bytes"
-        )
-
-
-def score_interface(comparison, modules, names, progress=True, **options):
-    """Score the clusters of an interface."""
-    network = InterfaceOutputs(comparison)
-    scores = InterfaceScores(comparison, **options)
-    table = scores(network, include=names, prefix="", progress=progress)
-    stored = {id(p): p for m in modules.values() for p in m.parameters()}
-    total = sum(p.numel() for p in stored.values())
-    table.rest_parameters = total - sum(table.parameters.values())
-    return table
-
-
-def _plan_interface(table, network, modules, budget, min_bits=2):
-    """The best plan for a budget; one in bytes holds for the packed files."""
-    if "average_bits" in budget:
-        return allocate_bits(table, min_bits=min_bits, **budget)
-    asked = budget["budget_bytes"]
-    most = allocate_bits(table, average_bits=max(table.candidate_bits))
-    allowed = min(asked, most.bytes)
-    for _ in range(ROUNDS):
-        plan = allocate_bits(table, min_bits=min_bits, budget_bytes=allowed)
-        stored = _packed_bytes(network, modules, plan)
-        if stored <= asked:
-            return plan
-        allowed = min(allowed - 1, asked - (stored - plan.bytes))
-    raise ValueError(
-        f"no plan found whose files take at most {asked} bytes: the last one "
-        f"takes {stored}"
-    )
-
-
-def _packed_bytes(network, modules, plan):
-    """Bytes of the files that a plan makes."""
-    quantize_(network, plan)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            return sum(
-                save_packed(module, folder).stat().st_size
-                for module in modules.values()
-            )
-    finally:
-        dequantize_(network)
 
 
 CANDIDATES = (1.6, 2, 3, 4, 5, 6, 8, 16)
@@ -171,6 +188,8 @@ def quantize_pretrained(
     candidate_bits=CANDIDATES,
     codebook="midrise",
     rounding="calibrated",
+    scores="kl",
+    prototypes=None,
     device="cpu",
     progress=True,
 ):
@@ -214,6 +233,10 @@ def quantize_pretrained(
         Kind of all quantization tables, "midrise" or "midtread".
     rounding : str
         "calibrated", layer by layer on the calibration items, or "nearest".
+    scores : str or Scorer
+        "kl", the change of the outputs; or others, as for `choose_bits`.
+    prototypes : dict or None
+        Bits -> packed folder of a uniform system, for the scores "nas".
     device : str
         Where to compute.
     progress : bool
@@ -238,6 +261,7 @@ def quantize_pretrained(
     budget, asked = parse_budget(budget), budget
     check_rounding(rounding)
     check_candidates(candidate_bits)
+    check_scores(scores)
     output, cls = _empty_folder(output), find_class(class_name)
     entries = read_manifest(calibration, data_root)
     tested = read_manifest(test, data_root) if test else entries
@@ -251,50 +275,32 @@ def quantize_pretrained(
     outputs, measure = task_of(cls)
     measure = _measurable(measure and measure(reference), tests, reference)
     comparison = outputs(interface, read_items(entries, rate, audio_key))
-    patterns = {"include": include, "exclude": exclude, "vectors": vectors}
-    tables = {"candidate_bits": candidate_bits, "codebook": codebook}
-    plan = _best_plan(comparison, budget, patterns, tables, progress)
     quantized, _ = load_interface(cls, source, device)
-    round_interface_(comparison.of(quantized), plan, rounding, progress)
+    scheme = Scheme(codebook=codebook)
+    modules, _ = packable(quantized)
+    calibration = InterfaceCalibration(
+        comparison.of(quantized), modules, prototypes
+    )
+    names = chosen_names(calibration.model, modules, include, exclude, vectors)
+    Pipeline(
+        calibration=calibration,
+        quantize=partial(
+            quantize_, calibration.model, include=names, scheme=scheme
+        ),
+        selection=Selection(names),
+        scheme=scheme,
+        limits={**budget, "min_bits": min(candidate_bits)},
+        scorer=scorer_of(scores, scheme, candidate_bits),
+        method=EstimationMethod(FakeQuantize),
+        rounding=rounding,
+        prototypes=None,
+    ).run(progress)
+    plan = bit_plan(calibration.model)
     evaluate = partial(_quality, measure, interface, tests, progress)
     known = {"source": str(source), "asked": asked, "plan": plan}
     return _written(
         comparison, quantized, hparams_path, output, evaluate, known
     )
-
-
-def round_interface_(comparison, plan, rounding="calibrated", progress=True):
-    """Quantize an interface to a plan, in place."""
-    quantize_(InterfaceOutputs(comparison), plan)
-    if rounding == "calibrated":
-        round_calibrated_(
-            InterfaceOutputs(comparison, each_layer_once=True),
-            "",
-            torch.arange(len(comparison)),
-            progress=progress,
-        )
-
-
-def _best_plan(comparison, budget, patterns, tables, progress):
-    """The plan for a budget; every cluster must matter to the outputs."""
-    modules, _ = packable(comparison.interface)
-    network = InterfaceOutputs(comparison)
-    names = chosen_names(network, modules, **patterns)
-    _check_budget(network, modules, names, budget, **tables)
-    table = score_interface(comparison, modules, names, progress, **tables)
-    silent = [n for n, row in table.scores.items() if not any(row.values())]
-    if silent:
-        raise ValueError(
-            f"{len(silent)} clusters do not change the outputs that are "
-            f"compared, so that nothing says how many bits they need: exclude "
-            f"them by patterns on their parameters, such as '{silent[0]}.*'"
-        )
-    plan = _plan_interface(
-        table, network, modules, budget, min(table.candidate_bits)
-    )
-    if progress and len(table.candidate_bits) > 1:
-        print(expected_gain(table, plan)[1], file=sys.stderr)
-    return plan
 
 
 def _written(comparison, quantized, hparams_path, output, evaluate, known):

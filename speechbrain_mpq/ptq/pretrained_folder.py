@@ -77,12 +77,13 @@ class PTQReport:
     ...     left_alone=[{"reason": "biases", "parameters": 4}],
     ...     reasons={},
     ... )
+    >>> from .pretrained_folder import _outcome_notes, _outcome_rows
     >>> for row in _outcome_rows(outcome)[1:]:
     ...     print(row)
     ('files with weights, bytes', '144', '36')
     ('average bits of a quantized weight', '32', '4.00')
     ('KL', '0', '0.01')
-    >>> outcome_notes(outcome)[1]
+    >>> _outcome_notes(outcome)[1]
     '4 parameters stay in float: biases.'
     """
 
@@ -99,7 +100,7 @@ class PTQReport:
     reasons: dict
 
 
-def __outcome_rows(outcome):
+def _outcome_rows(outcome):
     """The before/after table: name, source, packed."""
     before, after = outcome.bytes["source"], outcome.bytes["packed"]
     rows = [
@@ -121,7 +122,7 @@ def __outcome_rows(outcome):
 
 def outcome_table(outcome):
     """The table as text, with what else there is to say below it."""
-    rows = __outcome_rows(outcome)
+    rows = _outcome_rows(outcome)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         f"{name:{widths[0]}}  {source:>{widths[1]}}  {packed:>{widths[2]}}"
@@ -151,7 +152,7 @@ def _outcome_notes(outcome):
 
 def model_card(outcome):
     """README.md of the packed folder."""
-    head, *rows = __outcome_rows(outcome)
+    head, *rows = _outcome_rows(outcome)
     table = ["| " + " | ".join(head) + " |", "|---|---|---|"]
     table += ["| " + " | ".join(row) + " |" for row in rows]
     bits = Counter()

@@ -1,6 +1,7 @@
-"""Optimizers of ADMM's primal problem: extra-gradient steps with a penalty.
+"""ADMM estimation in a Brain: its optimizers, and what happens when.
 
-A step looks ahead first and goes by the gradient that it finds there:
+The primal problem is solved by extra-gradient steps with a penalty. A step
+looks ahead first and goes by the gradient that it finds there:
 
     Tbar = T - eta1 grad L(T),    T <- T - eta2 grad L(Tbar)
 
@@ -8,11 +9,9 @@ so that each needs two gradients on the same batch: `extrapolate()` takes the
 first, `step()` the second. With no look-ahead (`extrapolation=0`) these are
 plain gradient steps.
 
-ADMM estimation in a Brain: what happens when.
-
-Every step looks ahead and comes back to step (`extra_gradient`); after a
-number of steps an outer iteration ends with the codebook and dual steps of
-all tensors (`quantization.admm`). Validation sees the quantized copies.
+After a number of steps an outer iteration ends with the codebook and dual
+steps of all tensors (`quantization.admm`). Validation sees the quantized
+copies.
 """
 
 import json
@@ -35,6 +34,7 @@ from ..quantization.admm import (
 )
 from ..quantization.tensors import named_tensors
 from ..utils import write_json
+from .methods import ROUNDED, EstimationMethod
 
 SMALLEST_RMS = 1e-3  # of a tensor that steps are relative to
 FINE_LEVEL = 1 / 6  # of the root mean square; about a level at five bits
@@ -53,6 +53,9 @@ class ExtraGradient(torch.optim.Optimizer):
         Step size eta2.
     extrapolation : float
         Look-ahead eta1 in units of the step size; the paper's 0.02 / 0.001.
+    step : float or None
+        Step size at the first `lr`, where that is of a recipe whose schedule
+        changes it: steps then shrink and grow with it. None: `lr` itself.
 
     Example
     -------
@@ -69,13 +72,16 @@ class ExtraGradient(torch.optim.Optimizer):
     1.0
     """
 
-    def __init__(self, params, lr=0.001, extrapolation=20.0, **defaults):
+    def __init__(
+        self, params, lr=0.001, extrapolation=20.0, step=None, **defaults
+    ):
         if lr < 0 or extrapolation < 0:
             raise ValueError(
                 f"lr and extrapolation must not be negative, not {lr!r} and "
                 f"{extrapolation!r}"
             )
-        defaults.update(lr=lr, extrapolation=extrapolation)
+        unit = 1.0 if step is None or not lr else step / lr
+        defaults.update(lr=lr, extrapolation=extrapolation, unit=unit)
         super().__init__(params, defaults)
         self.penalty = 0.0
         self.estimators = {}  # parameter -> its ADMM parametrization
@@ -132,7 +138,7 @@ class ExtraGradient(torch.optim.Optimizer):
                 estimator.dual,
                 self.penalty,
             )
-        parameter.copy_(origin - size * group["lr"] * gradient)
+        parameter.copy_(origin - size * group["lr"] * group["unit"] * gradient)
 
 
 class AdamExtraGradient(ExtraGradient):
@@ -155,6 +161,8 @@ class AdamExtraGradient(ExtraGradient):
         Look-ahead in units of the step.
     betas : tuple of float
         Adam's forgetting factors of the gradient and of its square.
+    step : float or None
+        See `ExtraGradient`.
     eps : float
         Added to the root of the latter.
 
@@ -175,8 +183,9 @@ class AdamExtraGradient(ExtraGradient):
         extrapolation=0.0,
         betas=(0.9, 0.99),
         eps=1e-8,
+        step=None,
     ):
-        super().__init__(params, lr, extrapolation, betas=betas, eps=eps)
+        super().__init__(params, lr, extrapolation, step, betas=betas, eps=eps)
 
     def _move(self, parameter, origin, group, size, keep):
         """Set a parameter to `size` steps from an origin, by its gradient."""
@@ -186,7 +195,8 @@ class AdamExtraGradient(ExtraGradient):
         estimator = self.estimators.get(parameter)
         if estimator is not None:
             level = torch.maximum(level, estimator.alpha)
-        moved = origin - size * group["lr"] * level * direction
+        length = size * group["lr"] * group["unit"]
+        moved = origin - length * level * direction
         if estimator is not None:
             moved = proximal_step(
                 moved,
@@ -213,19 +223,19 @@ class AdamExtraGradient(ExtraGradient):
         return mean / (square.sqrt() + group["eps"])
 
 
-@register_checkpoint_hooks
-class ADMMTraining:
-    """Outer iterations of ADMM and their record.
+STEP = 0.03  # of a codebook's level, where a recipe's optimizer is replaced
 
-    A Brain calls `start` when its optimizer is there and a checkpoint is
-    recovered, `look_ahead` before and `count_step` after each step,
-    `validated` with each validation loss, and `finish` with the model to
-    pack. The state belongs into the Brain's checkpoints.
+
+@register_checkpoint_hooks
+class ADMMTraining(EstimationMethod):
+    """Estimation by ADMM: its outer iterations and their record.
 
     Arguments
     ---------
-    history_file : str
-        JSON to write: one row for each outer iteration.
+    history_file : str or None
+        JSON to write: one row for each outer iteration; None: the Brain's
+        output_folder/admm.json, if it has one. Then the Brain's optimizer is
+        replaced by `AdamExtraGradient`, too.
     iteration_steps : int
         Optimizer steps in an outer iteration.
     penalty : float
@@ -244,35 +254,43 @@ class ADMMTraining:
     >>> file = getfixture("tmpdir") / "admm.json"
     >>> admm = ADMMTraining(file, iteration_steps=1, penalty=1.0)
     >>> optimizer = AdamExtraGradient(layer.parameters())
-    >>> admm.start(layer, optimizer)
+    >>> brain = sb.Brain({"layer": layer})
+    >>> brain.optimizers_dict = {"opt_class": optimizer}
+    >>> admm.start(brain, layer)
     >>> layer(torch.zeros(1, 2)).sum().backward()  # no gradient but g's
     >>> optimizer.step()
     >>> layer.weight.data  # halfway to 0.875
     tensor([[ 0.9375, -0.8125]])
-    >>> admm.count_step(1)
+    >>> admm.after_step(brain)
     >>> round(admm.history[0]["primal_residual"], 4)
     0.0712
     """
 
+    recoverable = "admm"
+    rounding = "nearest"
+
     def __init__(
         self,
-        history_file,
-        iteration_steps,
+        history_file=None,
+        iteration_steps=10,
         penalty=1e-3,
         growth=1.0,
         largest_penalty=1.0,
     ):
+        super().__init__(ADMM)
         if iteration_steps < 1 or penalty <= 0 or growth < 1:
             raise ValueError(
                 "ADMM needs iteration_steps >= 1, penalty > 0 and growth >= "
                 f"1, not {iteration_steps}, {penalty} and {growth}"
             )
-        self.history_file = Path(history_file)
+        self.replaces_optimizer = history_file is None
+        self.history_file = history_file and Path(history_file)
         self.iteration_steps = iteration_steps
         self.first_penalty = penalty
         self.growth = growth
         self.largest_penalty = max(penalty, largest_penalty)
         self.history = []
+        self.steps = 0
         self._tensors = []
         self._optimizer = None
 
@@ -282,16 +300,41 @@ class ADMMTraining:
         grown = self.first_penalty * self.growth ** len(self.history)
         return min(grown, self.largest_penalty)
 
-    def start(self, model, optimizer):
-        """Begin, or go on with what a checkpoint has brought back.
+    def check(self, scheme, rounding, scorer):
+        """Refuse what the method cannot do, before any work."""
+        if rounding == "calibrated":
+            raise ValueError(ROUNDED)
+        if scheme.rows:
+            raise ValueError("ADMM takes whole layers: set rows to null")
 
-        Arguments
-        ---------
-        model : torch.nn.Module
-            Quantized with the estimator `ADMM`.
-        optimizer : ExtraGradient
-            Of its parameters.
-        """
+    def check_brain(self, brain):
+        """Refuse a Brain whose optimizer cannot be replaced."""
+        own = type(brain).init_optimizers is not sb.Brain.init_optimizers
+        if self.replaces_optimizer and (own or brain.opt_class is None):
+            raise ValueError(
+                f"ADMM has an optimizer of its own, and {type(brain).__name__} "
+                "makes its optimizers itself, not by opt_class: use another "
+                "method"
+            )
+
+    def prepare(self, brain):
+        """Put ADMM's own optimizer in the place of the Brain's."""
+        if not self.replaces_optimizer:
+            return
+        plain = brain.opt_class
+
+        def make(parameters):
+            parameters = list(parameters)
+            lr = plain(parameters).param_groups[0]["lr"]
+            return AdamExtraGradient(parameters, lr=lr, step=STEP)
+
+        brain.opt_class = make
+        folder = getattr(brain.hparams, "output_folder", None)
+        self.history_file = folder and Path(folder) / "admm.json"
+
+    def start(self, brain, model):
+        """Begin, or go on with what a checkpoint has brought back."""
+        (optimizer,) = brain.optimizers_dict.values()
         self._tensors = _admm_tensors(model)
         if not self._tensors:
             raise ValueError(
@@ -313,16 +356,8 @@ class ADMMTraining:
         optimizer.penalty = self.penalty
         self._optimizer = optimizer
 
-    def look_ahead(self, brain, batch):
-        """First half of an extra-gradient step; the Brain does the second.
-
-        Arguments
-        ---------
-        brain : speechbrain.Brain
-            Gives the loss.
-        batch : object
-            What the step is going to use too.
-        """
+    def before_step(self, brain, batch):
+        """First half of an extra-gradient step; the Brain does the second."""
         if brain.grad_accumulation_factor != 1 or brain.scaler.is_enabled():
             raise ValueError(
                 "ADMM takes whole steps without loss scaling: set "
@@ -341,16 +376,14 @@ class ADMMTraining:
         self._optimizer.extrapolate()
         self._optimizer.zero_grad()
 
-    def count_step(self, steps):
-        """End an outer iteration where its steps are done.
+    def after_step(self, brain):
+        """End an outer iteration where its steps are done."""
+        self.steps += 1
+        if self.steps % self.iteration_steps == 0:
+            self._iterate()
 
-        Arguments
-        ---------
-        steps : int
-            Optimizer steps so far.
-        """
-        if steps % self.iteration_steps:
-            return
+    def _iterate(self):
+        """End an outer iteration."""
         floats = [tensor.parameter for tensor in self._tensors]
         estimators = [tensor.fake_quantize for tensor in self._tensors]
         before = [estimator.projection.clone() for estimator in estimators]
@@ -359,7 +392,7 @@ class ADMMTraining:
         now = [estimator.projection for estimator in estimators]
         row = {
             "iteration": len(self.history) + 1,
-            "step": steps,
+            "step": self.steps,
             "penalty": self.penalty,
             "primal_residual": relative_distance(floats, now),
             "codebook_change": relative_distance(now, before),
@@ -372,18 +405,9 @@ class ADMMTraining:
         self._optimizer.penalty = self.penalty
 
     def validated(self, loss):
-        """Note a validation loss and write the record.
-
-        Arguments
-        ---------
-        loss : float
-            Of the quantized model.
-
-        Returns
-        -------
-        stats : dict
-            The newest row, for a log.
-        """
+        """Note a validation loss and write the record."""
+        if not self.history and self.replaces_optimizer:
+            self._iterate()  # an epoch of fewer steps, whatever the recipe
         if not self.history:
             raise ValueError(
                 "validation came before the first outer iteration of ADMM: "
@@ -391,29 +415,29 @@ class ADMMTraining:
                 "steps of an epoch or less"
             )
         self.history[-1]["valid_loss"] = float(loss)
-        main_process_only(write_json)(self.history_file, self.history)
-        return self.history[-1]
+        if self.history_file:
+            main_process_only(write_json)(self.history_file, self.history)
+        return {"primal residual": self.history[-1]["primal_residual"]}
 
     def finish(self, model):
-        """Put the quantized copies, as validated, into the model to pack.
-
-        Arguments
-        ---------
-        model : torch.nn.Module
-            With the checkpoint that is wanted recovered.
-        """
+        """Put the quantized copies, as validated, into the model to pack."""
         for tensor in _admm_tensors(model):
             tensor.fake_quantize.finish(tensor.parameter)
 
     @mark_as_saver
     def _save(self, path):
         """Keep the record, from which all else follows."""
-        Path(path).write_text(json.dumps(self.history), encoding="utf-8")
+        state = {"steps": self.steps, "history": self.history}
+        Path(path).write_text(json.dumps(state), encoding="utf-8")
 
     @mark_as_loader
     def _recover(self, path, end_of_epoch):
         """Go on from a record."""
-        self.history = json.loads(Path(path).read_text(encoding="utf-8"))
+        state = json.loads(Path(path).read_text(encoding="utf-8"))
+        if isinstance(state, list):  # of earlier versions: the history alone
+            steps = state[-1]["step"] if state else 0
+            state = {"history": state, "steps": steps}
+        self.history, self.steps = state["history"], state["steps"]
 
 
 def _admm_tensors(model):

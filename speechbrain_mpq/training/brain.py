@@ -1,6 +1,4 @@
-"""Settings that cannot work, refused before any work.
-
-A SpeechBrain Brain that scores, allocates, quantizes, fine-tunes and packs.
+"""A SpeechBrain Brain that scores, allocates, quantizes, fine-tunes and packs.
 
 Subclass it as any Brain: `compute_forward` and `compute_objectives` say what
 the model does, the methods here say what happens when. Every stage leaves a
@@ -16,15 +14,18 @@ import speechbrain as sb
 from speechbrain.utils.distributed import main_process_only, run_on_main
 from speechbrain.utils.logger import get_logger
 
-from ..allocation.analysis import write_additivity, write_expected_gain
-from ..allocation.solver import allocate_bits
 from ..quantization.codebook import check_bits
 from ..quantization.packing import save_packed
-from ..quantization.plan import BitPlan
-from ..quantization.quant_api import bit_plan, clusters, quantize_
+from ..quantization.plan import bit_plan
+from ..quantization.quant_api import quantize_
+from ..quantization.scheme import Scheme, Selection
 from ..utils import write_json
-from .prototypes import inherit_, load_prototype
-from .rounding import round_calibrated_
+from .calibration import NetworkCalibration
+from .methods import EstimationMethod, attach
+from .pipeline import Pipeline
+from .plan_store import PlanStore
+
+logger = get_logger(__name__)
 
 
 def check_average_bits(bits):
@@ -61,33 +62,6 @@ def _check_reachable(bits, candidates, min_bits):
         )
 
 
-def _check_methods(hparams):
-    """Raise ValueError where methods exclude or miss each other."""
-    if hparams.one_stage and hparams.scores:
-        raise ValueError(
-            "one_stage decides on the bits itself: set scores to null"
-        )
-    if hparams.round_calibrated and (hparams.admm or hparams.one_stage):
-        raise ValueError(
-            "calibrated rounding is for a plan that stays, and for "
-            "estimators that begin at rounded weights: set "
-            "round_calibrated to False"
-        )
-    if hparams.admm and hparams.rows:
-        raise ValueError("ADMM takes whole layers: set rows to null")
-    for key in ("granularity", "codebook", "rows"):
-        asked = getattr(hparams, key)
-        scored = getattr(hparams.scores, key, asked)
-        if scored != asked:
-            raise ValueError(
-                f"scores have {key} {scored!r}, the model {asked!r}: "
-                "give both the same"
-            )
-
-
-logger = get_logger(__name__)
-
-
 class QuantizationBrain(sb.Brain):
     """Stages of a quantization experiment on top of `sb.Brain`.
 
@@ -101,21 +75,55 @@ class QuantizationBrain(sb.Brain):
     `lr_schedule` (or None).
     """
 
-    def check_settings(self, model):
-        """Refuse impossible settings before any work."""
+    @property
+    def method(self):
+        """How the weights of this experiment are found."""
+        hparams = self.hparams
+        if hparams.bits == 32:
+            return _IN_FULL
+        own = hparams.admm or hparams.one_stage
+        if own is None and not hasattr(self, "_method"):
+            self._method = EstimationMethod(hparams.estimator)
+        return own or self._method
+
+    def check_settings(self, model, network_name=""):
+        """Refuse impossible settings before any work.
+
+        Arguments
+        ---------
+        model : torch.nn.Module
+            The model to be quantized.
+        network_name : str
+            Submodule that is scored.
+        """
         hparams = self.hparams
         check_average_bits(hparams.bits)
         if hparams.bits == 32:
             return
-        clusters(model, *self._patterns())  # each pattern must match
-        _check_methods(hparams)
         scorer = hparams.one_stage or hparams.scores
         candidates = getattr(scorer, "candidate_bits", None)
         _check_reachable(hparams.bits, candidates, hparams.min_bits)
+        self._pipeline(model, network_name, dict, None).check()
 
     def quantize(self, model, network_name, calibrate, prototypes=None):
-        """Decide on the bits of every cluster and quantize in place."""
-        self.check_settings(model)
+        """Decide on the bits of every cluster and quantize in place.
+
+        Arguments
+        ---------
+        model : torch.nn.Module
+            In full precision; changed in place.
+        network_name : str
+            Submodule that is scored, the one that maps calibration inputs to
+            outputs.
+        calibrate : callable
+            Returns a dict with what scores may need, by the names in their
+            `needs`: "inputs" of the network and, for some, "weights" or the
+            "loss". Called only where there are no scores yet.
+        prototypes : dict or None
+            Bits -> packed folder of the trained uniform system with these
+            bits. Clusters inherit their weights from them.
+        """
+        self.check_settings(model, network_name)
         if self.hparams.bits == 32:
             return
         if not (self.trains or self.hparams.round_calibrated):
@@ -123,142 +131,73 @@ class QuantizationBrain(sb.Brain):
                 "Nothing is trained and weights are rounded to nearest: "
                 "--round_calibrated True is far better at few bits"
             )
-        chosen = self._choose(model, network_name, calibrate, prototypes)
-        if prototypes and isinstance(chosen, BitPlan):
-            used = {cluster.bits for cluster in chosen.clusters.values()}
-            loaded = {
-                bits: load_prototype(folder)
-                for bits, folder in prototypes.items()
-                if bits in used
-            }
-            inherit_(model, chosen, loaded)
-        uniform = not isinstance(chosen, BitPlan)
-        plan = quantize_(
-            model,
-            chosen,
-            *self._patterns(),
-            granularity=self.hparams.granularity,
-            estimator=self.hparams.estimator,
-            codebook=self.hparams.codebook if uniform else None,
-            rows=self.hparams.rows,
-        )
+        pipeline = self._pipeline(model, network_name, calibrate, prototypes)
+        pipeline.run(progress=not self.noprogressbar)
+        for stage, seconds in pipeline.seconds.items():
+            self.note_time(stage, seconds)
+        plan = bit_plan(model)
         logger.info(
             f"Quantized {len(plan.clusters)} clusters to "
             f"{plan.average_bits:.3f} bits on average, {plan.bytes} bytes"
         )
-        if self.hparams.round_calibrated:
-            inputs = calibrate()["inputs"]
-            show = not self.noprogressbar
-            round_calibrated_(model, network_name, inputs, progress=show)
-        if self.hparams.one_stage:
-            self.hparams.one_stage.start(
+        attach(self, self.method, model)
+
+    def _pipeline(self, model, network_name, calibrate, prototypes):
+        """What the hparams say of the pipeline."""
+        hparams = self.hparams
+        scheme = Scheme(hparams.granularity, hparams.codebook, hparams.rows)
+        patterns = hparams.quantize_include, hparams.quantize_exclude
+        rounded = hparams.round_calibrated
+
+        def quantize(plan_or_bits):
+            quantize_(
                 model,
-                self.hparams.bits,
-                self.hparams.min_bits,
-                scores_file=self._output("scores.json"),
+                plan_or_bits,
+                *patterns,
+                estimator=hparams.estimator,
+                scheme=scheme,
             )
-            self.checkpointer.add_recoverable(
-                "one_stage", self.hparams.one_stage
-            )
-        if self.hparams.admm:
-            self.checkpointer.add_recoverable("admm", self.hparams.admm)
+
+        return Pipeline(
+            calibration=NetworkCalibration(
+                model, network_name, calibrate, prototypes
+            ),
+            quantize=quantize,
+            selection=Selection(*patterns, network_name),
+            scheme=scheme,
+            limits={"average_bits": hparams.bits, "min_bits": hparams.min_bits},
+            scorer=hparams.scores and hparams.scores.with_scheme(scheme),
+            store=PlanStore(hparams.output_folder),
+            method=self.method,
+            rounding="calibrated" if rounded else "nearest",
+            prototypes=prototypes,
+            additivity=True,
+        )
 
     @property
     def trains(self):
         """Whether there is anything to train."""
-        full = self.hparams.bits == 32
-        return full or getattr(self.hparams.estimator, "trains", True)
-
-    def _choose(self, model, network_name, calibrate, prototypes):
-        """The plan of an earlier start, of the scores, or the uniform bits."""
-        if self.hparams.one_stage:
-            return self.hparams.one_stage.candidate_bits[-1]
-        path = self._output("plan.json")
-        if path.exists():
-            logger.info(f"Continuing with the bit plan in {path}")
-            return BitPlan.load(path)
-        if self.hparams.scores is None:
-            return check_bits(self.hparams.bits)
-        # One process scores; the others read the same plan.
-        run_on_main(
-            self._score, args=[model, network_name, calibrate, prototypes]
-        )
-        return BitPlan.load(path)
-
-    def _patterns(self):
-        """What to quantize and what to leave out of it."""
-        return self.hparams.quantize_include, self.hparams.quantize_exclude
-
-    def _score(self, model, network_name, calibrate, prototypes):
-        """Write scores.json, what it foresees, and plan.json."""
-        start = time.perf_counter()
-        scorer, folder = self.hparams.scores, Path(self.hparams.output_folder)
-        calibration = {"prototypes": prototypes, **calibrate()}
-        values = [calibration[name] for name in scorer.needs]
-        network = model.get_submodule(network_name)
-        include, exclude = self._patterns()
-        where = {"include": include, "exclude": exclude, "prefix": network_name}
-        table = scorer(
-            network, *values, progress=not self.noprogressbar, **where
-        )
-        table.save(folder / "scores.json")
-        self.note_time("scores", time.perf_counter() - start)
-        logger.info(f"Scored {len(table.scores)} clusters")
-        bits, min_bits = self.hparams.bits, self.hparams.min_bits
-        plan = allocate_bits(table, average_bits=bits, min_bits=min_bits)
-        if getattr(scorer, "foresees", True) and len(table.candidate_bits) > 1:
-            write_expected_gain(folder, table, plan, bits, min_bits)
-        if hasattr(scorer, "measure"):
-            write_additivity(
-                folder, table, plan, scorer, network, values, **where
-            )
-        plan.save(folder / "plan.json")
+        return self.method.trains
 
     def on_fit_start(self):
         """Start the clock of the fine-tuning."""
         super().on_fit_start()
         self._fit_started = time.perf_counter()
-        if self._quantized_by("admm"):
-            self.hparams.admm.start(self.modules, self.optimizer)
-
-    def on_fit_batch_start(self, batch, should_step):
-        """Look ahead, where the estimation does."""
-        if self._quantized_by("admm"):
-            self.hparams.admm.look_ahead(self, batch)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        """Schedule the learning rate by steps; count them."""
-        if not should_step:
-            return
-        if self.hparams.lr_schedule is not None:
+        """Schedule the learning rate by steps."""
+        if should_step and self.hparams.lr_schedule is not None:
             self.hparams.lr_schedule(self.optimizer, self.optimizer_step)
-        if self._quantized_by("admm"):
-            self.hparams.admm.count_step(self.optimizer_step)
-        if self._quantized_by("one_stage"):
-            self.hparams.one_stage.end_step()
-
-    def _quantized_by(self, method):
-        """Whether a method with stages of its own is at work."""
-        return self.hparams.bits != 32 and getattr(self.hparams, method)
-
-    def on_stage_start(self, stage, epoch=None):
-        """Validate nothing that is over its budget still."""
-        if stage == sb.Stage.VALID and self._quantized_by("one_stage"):
-            self.hparams.one_stage.require_decision()
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Log, checkpoint, and stop early when validation stops improving."""
         if stage == sb.Stage.TRAIN:
             self._train_loss = stage_loss
         elif stage == sb.Stage.VALID:
-            stats = {}
-            if self._quantized_by("admm"):
-                row = self.hparams.admm.validated(stage_loss)
-                stats["primal residual"] = row["primal_residual"]
             self.hparams.train_logger.log_stats(
                 {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]},
                 {"loss": self._train_loss},
-                {"loss": stage_loss, **stats},
+                {"loss": stage_loss, **self.method.stats},
             )
             elapsed = time.perf_counter() - self._fit_started
             self.note_time("estimation", elapsed, add=True)
@@ -273,8 +212,7 @@ class QuantizationBrain(sb.Brain):
         self.checkpointer.recover_if_possible(min_key="loss")
         if self.hparams.bits == 32:
             return None
-        if self._quantized_by("admm"):
-            self.hparams.admm.finish(model)
+        self.method.finish(model)
         plan = bit_plan(model)
         run_on_main(plan.save, args=[self._output("plan.json")])
         return plan
@@ -301,3 +239,6 @@ class QuantizationBrain(sb.Brain):
         times = self.times()
         times[stage] = seconds + (times.get(stage, 0.0) if add else 0.0)
         write_json(self._output("times.json"), times)
+
+
+_IN_FULL = EstimationMethod()

@@ -27,16 +27,27 @@ def distribution_type(tensor):
     return "sigmoid" if inside.all() else ""
 
 
-def find_distribution(predictions):
-    """The first distribution in a Brain's predictions.
+def find_distributions(predictions):
+    """All distributions in a Brain's predictions of the most telling kind.
 
     Log-probabilities come before probabilities and those before masks.
+
+    Returns
+    -------
+    found : list of torch.Tensor
+
+    Example
+    -------
+    >>> p_ctc, p_seq = torch.ones(2, 5, 3), torch.ones(2, 4, 6)
+    >>> predictions = p_ctc.log_softmax(-1), p_seq.log_softmax(-1), [[1, 2]]
+    >>> [tuple(tensor.shape) for tensor in find_distributions(predictions)]
+    [(2, 5, 3), (2, 4, 6)]
     """
     found = list(tensors_in(predictions))
     kinds = [distribution_type(tensor) for tensor in found]
     for kind in ("log_softmax", "softmax", "sigmoid"):
         if kind in kinds:
-            return found[kinds.index(kind)]
+            return [tensor for tensor, k in zip(found, kinds) if k == kind]
     shapes = ", ".join(str(list(tensor.shape)) for tensor in found[:5])
     raise ValueError(
         "the predictions hold no distribution to compare, only tensors of "
@@ -44,6 +55,21 @@ def find_distribution(predictions):
         "function of the predictions that returns log-probabilities or a "
         'sigmoid mask, or use scores="loss" or "hessian", which need none'
     )
+
+
+def find_output(predictions):
+    """The first tensor in a Brain's predictions that its model put out.
+
+    Arguments
+    ---------
+    predictions : object
+        Computed with gradients, by which outputs are told from inputs.
+
+    Returns
+    -------
+    found : torch.Tensor or None
+    """
+    return next((t for t in tensors_in(predictions) if t.requires_grad), None)
 
 
 def to_log_probs(tensor):

@@ -1,6 +1,4 @@
-"""An optimizer factory under which bits are learned while weights train.
-
-Bits and weights learned together, in one training run.
+"""Bits and weights learned together, in one training run.
 
 Training begins at the most bits, which harm nothing. After every few steps
 the bits of all clusters are decided anew, within the budget, from the
@@ -8,7 +6,8 @@ gradients of the steps since and from the weights as they are by then; the
 weights go on training at these bits. After the last decision only the weights
 are trained. There are no prototypes, no scoring pass and no second training.
 
-Bits that are learned in an ordinary training, from its own gradients.
+`OneStage` is the estimation method; `LearnedBits` and `learn_bits` do the same
+in a recipe by its YAML alone.
 """
 
 import weakref
@@ -24,6 +23,7 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from ..allocation.budget import parse_budget
 from ..allocation.fisher import SquaredGradients, fitted
 from ..allocation.scores import check_candidates
 from ..allocation.solver import allocate_bits
@@ -31,7 +31,7 @@ from ..quantization.codebook import check_bits
 from ..quantization.groups import cut
 from ..quantization.plan import bit_plan
 from ..quantization.tensors import named_tensors, select
-from .choose import parse_budget
+from .methods import ROUNDED, EstimationMethod
 from .quantizer import Quantizer
 
 
@@ -102,7 +102,7 @@ def change_bits_(model, plan):
 
 
 @register_checkpoint_hooks
-class OneStage:
+class OneStage(EstimationMethod):
     """Decides on bits while the weights train.
 
     Arguments
@@ -122,7 +122,7 @@ class OneStage:
     ... )
     >>> one_stage = OneStage((2, 4, 8), interval=1, decisions=1)
     >>> plan = quantize_(model, one_stage.candidate_bits[-1])
-    >>> one_stage.start(model, average_bits=3)
+    >>> one_stage.watch(model, {"average_bits": 3})
     >>> x = torch.tensor([[1.0] + [0.0] * 7])  # the first layer needs little
     >>> model(100 * x).square().sum().backward()
     >>> one_stage.end_step()
@@ -130,9 +130,14 @@ class OneStage:
     (3.0, True)
     """
 
+    recoverable = "one_stage"
+    keeps_plan = False
+    rounding = "nearest"
+
     def __init__(
         self, candidate_bits=(2, 3, 4, 6, 8, 16), interval=20, decisions=4
     ):
+        super().__init__()
         self.candidate_bits = check_candidates(candidate_bits)
         if interval < 1 or decisions < 1:
             raise ValueError(
@@ -144,36 +149,57 @@ class OneStage:
         self.step = 0
         self.gradients = None
 
-    def start(
-        self,
-        model,
-        average_bits,
-        min_bits=2,
-        scores_file=None,
-        equal_bits=(),
-    ):
+    def check(self, scheme, rounding, scorer):
+        """Refuse what the method cannot do, before any work."""
+        if scorer is not None:
+            raise ValueError(
+                "one_stage decides on the bits itself: set scores to null"
+            )
+        if rounding == "calibrated":
+            raise ValueError(ROUNDED)
+
+    def first_plan(self, limits):
+        """The bits that training begins with, the most of the candidates.
+
+        Arguments
+        ---------
+        limits : dict
+            Those of `allocate_bits`; a budget in bytes is refused.
+
+        Returns
+        -------
+        bits : int
+        """
+        if "average_bits" not in limits:
+            raise ValueError(
+                "bits that are decided in training need a budget in bits, such "
+                "as 4"
+            )
+        return self.candidate_bits[-1]
+
+    def after_step(self, brain):
+        """After a step of the optimizer, see `end_step`."""
+        self.end_step()
+
+    def before_valid(self):
+        """Before validation, see `require_decision`."""
+        self.require_decision()
+
+    def watch(self, model, limits, store=None):
         """Watch a model from now on.
 
         Arguments
         ---------
         model : torch.nn.Module
             Quantized to the most of the candidate bits.
-        average_bits : float
-            Budget of every decision.
-        min_bits : int
-            Least bits of any cluster.
-        scores_file : str or Path or None
+        limits : dict
+            Of every decision, those of `allocate_bits`.
+        store : PlanStore or None
             Where to leave the scores of the last decision.
-        equal_bits : sequence of str
-            Clusters that must share one bit width (see `equal_groups`).
         """
         self.gradients = SquaredGradients(model)
-        self.budget = {
-            "average_bits": average_bits,
-            "min_bits": min_bits,
-            "equal_bits": equal_bits,
-        }
-        self.scores_file = scores_file
+        self.limits = limits
+        self.store = store
 
     @property
     def settled(self):
@@ -196,15 +222,15 @@ class OneStage:
         """Give the model the best plan for the gradients seen so far."""
         table = self.gradients.table(self.candidate_bits)
         table.method = "one_stage"
-        plan = allocate_bits(table, **self.budget)
+        plan = allocate_bits(table, **self.limits)
         changed = change_bits_(self.gradients.model, plan)
         logger.info(
             f"Decision {self.step // self.interval} of {self.decisions}: other "
             f"bits for {changed} of {len(plan.clusters)} clusters, "
             f"{plan.average_bits:.3f} on average, {plan.bytes} bytes"
         )
-        if self.scores_file and if_main_process():
-            table.save(self.scores_file)
+        if self.store and if_main_process():
+            self.store.save_table(table)
 
     def require_decision(self):
         """Raise ValueError while the model is not within its budget.
@@ -308,8 +334,8 @@ class LearnedBits(Quantizer):
 
     def quantize(self, plan_or_bits):
         """Start at these bits, and watch gradients from now on."""
-        tensors = cut(named_tensors(self.model), self.table["rows"])
-        for tensor in select(tensors, **self.patterns):
+        tensors = cut(named_tensors(self.model), self.scheme.rows)
+        for tensor in select(tensors, **self.selection.patterns):
             if not tensor.parameter.requires_grad:
                 raise ValueError(
                     f"{tensor.name} is frozen, and without gradients there is "
@@ -317,9 +343,8 @@ class LearnedBits(Quantizer):
                     "Quantizer and let choose_bits choose"
                 )
         super().quantize(plan_or_bits)
-        self.one_stage.start(
-            self.model, **self.limit, equal_bits=self.equal_bits
-        )
+        limits = {**self.limit, "equal_bits": self.equal_bits}
+        self.one_stage.watch(self.model, limits)
         tensors = named_tensors(self.model).values()
         first = next(t.fake_quantize for t in tensors if t.fake_quantize)
         self._handles += [

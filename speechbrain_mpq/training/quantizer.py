@@ -1,16 +1,9 @@
-"""What a YAML may give a quantizer, checked when the YAML is loaded.
+"""The quantizer that a recipe's hparams file names.
 
-Many options are used only when bits are chosen, after all data is prepared.
-
-Finds quantized weights that training does not train.
-
-Hangs on the hook that torch calls after the step of any optimizer.
-
-The quantizer that a recipe's hparams file names.
-
-The quantizer of a Brain's modules, wherever it comes from.
-
-From the output folder of a finished training to a packed model.
+It attaches fake quantizers in place when the YAML is loaded; what a YAML may
+give it is checked there and then, as many options are used only after all data
+is prepared. Weights that no loss reaches are found after the first step, by
+the hook that torch calls after the step of any optimizer.
 """
 
 import inspect
@@ -25,17 +18,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..allocation.solver import equal_groups
-from ..quantization.codebook import check_bits, check_codebook, scale_shape
+from ..quantization.codebook import check_bits
 from ..quantization.fake_quant import LogStep
-from ..quantization.groups import count_slices
 from ..quantization.packing import save_packed
 from ..quantization.plan import BitPlan, bit_plan
 from ..quantization.quant_api import clusters, coverage, dequantize_, quantize_
+from ..quantization.scheme import Scheme, Selection
 from ..quantization.tensors import named_tensors, near_misses, select
 from .checkpoints import guard_loading
 
+logger = get_logger(__name__)
 UNREACHED = ("error", "ignore")
-MATRIX = (1, 1)  # the shape of something that options of tables apply to
 
 
 def _refuse_unknown(cls, unknown):
@@ -97,13 +90,6 @@ def check_uniform_bits(bits):
         ) from error
 
 
-def _check_table(granularity, rows, codebook):
-    """Refuses options of quantization tables that there are not."""
-    scale_shape(MATRIX, granularity)
-    count_slices(MATRIX, rows)
-    check_codebook(codebook)
-
-
 def _check_estimator(estimator):
     """Refuses what makes no fake quantizers."""
     # A module can be called, too, but makes nothing.
@@ -120,14 +106,6 @@ def _check_unreached(unreached):
         raise ValueError(
             f"unreached must be one of {UNREACHED}, not {unreached!r}"
         )
-
-
-def _check_equal_bits(model, equal_bits, rows=None, include=("*",), exclude=()):
-    """Refuses rules of equal bits that find nothing in a model."""
-    equal_groups(clusters(model, include, exclude, rows), equal_bits)
-
-
-logger = get_logger(__name__)
 
 
 def _watch_unused_parameters(model):
@@ -254,20 +232,19 @@ class Quantizer:
         **unknown,
     ):
         _refuse_unknown(type(self), unknown)
-        _check_table(granularity, rows, codebook)
+        self.scheme = Scheme(granularity, codebook, rows)
+        self.selection = Selection(include, exclude)
         _check_estimator(estimator)
         _check_unreached(unreached)
         if not isinstance(bits, BitPlan | None):
             check_uniform_bits(bits)
         self.model = _named_targets(targets)
-        self.patterns = {"include": include, "exclude": exclude}
-        self.table = {"granularity": granularity, "rows": rows}
-        self.codebook = codebook
         self.estimator = estimator
         self.equal_bits = equal_bits
         self.unreached = unreached
         self._handles = []
-        _check_equal_bits(self.model, equal_bits, rows, **self.patterns)
+        members = clusters(self.model, **self.selection.patterns, rows=rows)
+        equal_groups(members, equal_bits)  # each rule must find something
         if bits is not None:
             self.quantize(bits)
 
@@ -281,15 +258,12 @@ class Quantizer:
         """
         self._refuse_synchronized_norms()
         self.dequantize()
-        planned = isinstance(plan_or_bits, BitPlan)
         quantize_(
             self.model,
             plan_or_bits,
-            **self.patterns,
-            **self.table,
+            **self.selection.patterns,
             estimator=self.estimator,
-            # A plan has its own, the one that its bits were chosen for.
-            codebook=None if planned else self.codebook,
+            scheme=self.scheme,
         )
         self._freeze_scales_of_frozen()
         self._handles = guard_loading(self.model, self.any_bits)
@@ -347,7 +321,8 @@ class Quantizer:
         """DDP in SpeechBrain swaps batch norms, which loses quantizers."""
         if "LOCAL_RANK" not in os.environ:
             return
-        chosen = select(named_tensors(self.model), **self.patterns)
+        tensors = named_tensors(self.model)
+        chosen = select(tensors, **self.selection.patterns)
         for tensor in chosen:
             if isinstance(tensor.owners[0][0], _BatchNorm):
                 raise ValueError(
@@ -377,8 +352,7 @@ def quantizer_of(brain, quantizer=None, include=("*",), exclude=()):
     own = getattr(getattr(brain, "hparams", None), "quantizer", None)
     quantizer = quantizer or own or getattr(brain, "chosen_quantizer", None)
     if quantizer is None:
-        patterns = {"include": include, "exclude": exclude}
-        quantizer = Quantizer(brain.modules, bits=None, **patterns)
+        quantizer = Quantizer(brain.modules, None, include, exclude)
         # Nothing else holds it, and the hooks are its own.
         brain.chosen_quantizer = quantizer
     elif not isinstance(quantizer, Quantizer):
@@ -386,7 +360,7 @@ def quantizer_of(brain, quantizer=None, include=("*",), exclude=()):
             "the hparams' quantizer must be a speechbrain_mpq.Quantizer, not "
             f"a {type(quantizer).__name__}"
         )
-    elif not _agree(quantizer.patterns, include, exclude):
+    elif Selection(include, exclude) not in (quantizer.selection, Selection()):
         raise ValueError(
             "include and exclude are the quantizer's, which is there already: "
             "give them in its block, or the same at every call"
@@ -397,13 +371,6 @@ def quantizer_of(brain, quantizer=None, include=("*",), exclude=()):
             "LearnedBits, where choose_bits chooses them"
         )
     return quantizer
-
-
-def _agree(patterns, include, exclude):
-    """Whether patterns are those that were asked for, or none were."""
-    own = [as_list(patterns[key]) for key in ("include", "exclude")]
-    asked = [as_list(include), as_list(exclude)]
-    return asked in (own, [["*"], []])
 
 
 def pack_results(output_folder, packed=None, min_key=None, max_key=None):

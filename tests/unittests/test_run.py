@@ -13,12 +13,16 @@ class Onlooker:
         """Keep it."""
         self.given = given
 
+    def trains(self, brain):
+        """Go on."""
+        return True
+
 
 @pytest.mark.parametrize(
     "options, match",
     [
         (["--bits", "4 apples"], "budget '4 apples' is not understood"),
-        (["--scores", "lk"], r"scores must be one of \('kl', 'hessian'"),
+        (["--scores", "lk"], r"scores must be one of \('kl', 'output_error'"),
     ],
 )
 def test_runner_does_not_start_what_it_cannot_finish(tmp_path, options, match):

@@ -5,6 +5,7 @@ Optimizers that look ahead: Adam's direction, and steps in order.
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import speechbrain as sb
@@ -25,6 +26,11 @@ from speechbrain_mpq.training.admm_training import (
 )
 
 
+def with_optimizer(optimizer):
+    """What a method asks a Brain for."""
+    return SimpleNamespace(optimizers_dict={"opt_class": optimizer})
+
+
 class Weight(torch.nn.Module):
     """A vector to be estimated."""
 
@@ -39,7 +45,7 @@ def test_the_printed_update_of_a_scalar_by_hand(tmp_path):
     quantize_(model, 1, estimator=ADMM)
     admm = ADMMTraining(tmp_path / "admm.json", iteration_steps=1)
     optimizer = ExtraGradient(model.parameters())
-    admm.start(model, optimizer)
+    admm.start(with_optimizer(optimizer), model)
     state = model.parametrizations.weight[0]
     state.dual.fill_(0.5)
 
@@ -55,7 +61,7 @@ def test_the_printed_update_of_a_scalar_by_hand(tmp_path):
     optimizer.step()
     # grad L = -1.96001 + 0.001 (0.03999 + 0.5);  T = 1 - 0.001 grad L
     assert model.weight.item() == pytest.approx(1.00195947, abs=1e-7)
-    admm.count_step(1)
+    admm.after_step(None)
     # f = T + lam = 1.50195947, as one value has a scale of its own
     assert state.alpha.item() == pytest.approx(1.50195947, abs=1e-6)
     assert state.dual.item() == pytest.approx(0.0, abs=1e-6)
@@ -71,7 +77,7 @@ def test_adam_steps_follow_the_levels_of_coarse_codebooks(tmp_path):
         quantize_(model, bits, granularity="channel", estimator=ADMM)
         optimizer = AdamExtraGradient(model.parameters(), lr=0.1)
         admm = ADMMTraining(tmp_path / "a", 9, penalty=1e-9)
-        admm.start(model, optimizer)
+        admm.start(with_optimizer(optimizer), model)
         model.weight.sum().backward()
         optimizer.step()
         rms = start.square().mean().sqrt()
@@ -124,7 +130,7 @@ def test_admm_ends_in_better_quantized_weights_than_rounding(
         rounded += loss(model.eval().weight).item()
         admm = ADMMTraining(tmp_path / "a", 5, penalty, growth, 1e3)
         optimizer = kind(model.parameters(), **options)
-        admm.start(model, optimizer)
+        admm.start(with_optimizer(optimizer), model)
         model.train()
         lowest = float("inf")
         for step in range(1, 401):
@@ -132,7 +138,7 @@ def test_admm_ends_in_better_quantized_weights_than_rounding(
                 optimizer.zero_grad()
                 loss(model.weight).backward()
                 half()
-            admm.count_step(step)
+            admm.after_step(None)
             if step % 5 == 0:  # as validation chooses
                 value = loss(model.parametrizations.weight[0].projection)
                 lowest = min(lowest, value.item())
@@ -155,13 +161,13 @@ class Regression(sb.Brain):
 
     def on_fit_start(self):
         super().on_fit_start()
-        self.hparams.admm.start(self.modules, self.optimizer)
+        self.hparams.admm.start(self, self.modules)
 
     def on_fit_batch_start(self, batch, should_step):
-        self.hparams.admm.look_ahead(self, batch)
+        self.hparams.admm.before_step(self, batch)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        self.hparams.admm.count_step(self.optimizer_step)
+        self.hparams.admm.after_step(self)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         if stage == sb.Stage.VALID:
@@ -263,8 +269,9 @@ def test_rescaling_keeps_the_multiplier(tmp_path):
         model = Weight(torch.randn(9))
         quantize_(model, 2, estimator=ADMM)
         admm = ADMMTraining(tmp_path / "a", 1, 0.1, growth)
-        admm.start(model, AdamExtraGradient(model.parameters()))
-        admm.count_step(1)
+        optimizer = AdamExtraGradient(model.parameters())
+        admm.start(with_optimizer(optimizer), model)
+        admm.after_step(None)
         duals.append(admm.penalty * model.parametrizations.weight[0].dual)
     torch.testing.assert_close(duals[0], duals[1])
 

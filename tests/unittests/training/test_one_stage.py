@@ -14,6 +14,7 @@ from speechbrain_mpq.quantization.quant_api import quantize_
 from speechbrain_mpq.quantization.tensors import named_tensors
 from speechbrain_mpq.training.checkpoints import AtomicCheckpointer
 from speechbrain_mpq.training.one_stage import OneStage, change_bits_
+from speechbrain_mpq.training.plan_store import PlanStore
 
 BITS = (2, 4, 8)
 
@@ -52,7 +53,8 @@ def fit(folder, epochs, one_stage, estimator=LearnedStep):
     """Start, or continue, a run; the network is returned."""
     network = make_network()
     quantize_(network, one_stage.candidate_bits[-1], estimator=estimator)
-    one_stage.start(network, average_bits=4, scores_file=folder / "scores.json")
+    limits = {"average_bits": 4, "min_bits": 2}
+    one_stage.watch(network, limits, PlanStore(folder))
     counter = EpochCounter(epochs)
     checkpointer = AtomicCheckpointer(
         str(folder / "save"),

@@ -27,11 +27,12 @@ from speechbrain_mpq import (
     learn_bits,
     quantize_,
 )
-from speechbrain_mpq.training.choose import check_limits, parse_budget
+from speechbrain_mpq.allocation.budget import parse_budget
 from speechbrain_mpq.training.distributions import (
     distribution_type,
-    find_distribution,
+    find_distributions,
 )
+from speechbrain_mpq.training.pipeline import check_limits
 
 
 def modules():
@@ -219,7 +220,8 @@ def test_budgets_that_say_nothing(budget):
 def test_distributions_come_before_masks_and_lengths():
     lengths = torch.tensor([[1.0], [0.5]])
     log_probs = torch.randn(2, 4, 3).log_softmax(-1)
-    assert find_distribution([lengths, {"p": log_probs}]) is log_probs
+    found = find_distributions([lengths, {"p": log_probs}])
+    assert len(found) == 1 and found[0] is log_probs
     assert (
         distribution_type(torch.randn(2, 3).sigmoid().bfloat16()) == "sigmoid"
     )
@@ -315,9 +317,10 @@ def test_options_that_are_used_later(kind, options, match):
 )
 def test_limits_that_no_plan_keeps(limits, match):
     quantizer = Quantizer(plain_modules(), bits=None)
-    check_limits(quantizer, KLScores((2, 4)), {"average_bits": 4})
+    checked = quantizer.model, quantizer.selection, KLScores((2, 4))
+    check_limits(*checked, {"average_bits": 4, "min_bits": 2})
     with pytest.raises(ValueError, match=match):
-        check_limits(quantizer, KLScores((2, 4)), limits)
+        check_limits(*checked, limits)
 
 
 def audio():

@@ -34,12 +34,12 @@ from speechbrain_mpq.quantization.packing import (
 from speechbrain_mpq.quantization.quant_api import quantize_
 from speechbrain_mpq.quantization.tensors import named_tensors
 from speechbrain_mpq.run import main
-from speechbrain_mpq.training import rounding
-from speechbrain_mpq.training.choose import PlanFiles
+from speechbrain_mpq.training import pipeline
 from speechbrain_mpq.training.layer_rounding import (
     round_layer_,
     tensors_by_owner,
 )
+from speechbrain_mpq.training.plan_store import PlanStore
 from speechbrain_mpq.training.rounding import round_calibrated_
 
 LOADER = {"batch_size": 4}
@@ -217,13 +217,13 @@ def test_resumed_calls_round_to_the_same(tmp_path, monkeypatch):
     def unneeded(*_):
         raise AssertionError("rounds what a checkpoint replaces")
 
-    monkeypatch.setattr(rounding, "CalibratedRounding", unneeded)
+    monkeypatch.setattr(pipeline, "CalibratedRounding", unneeded)
     again, hparams = started()
     fit(again, hparams)  # all epochs are done: it loads
     assert_equal_states(state(brain), state(again))
     del again.checkpointer.recoverables["encoder"]
-    files = PlanFiles(again, tmp_path, "kl")
-    assert not files.weights_follow(again.modules)
+    store = PlanStore(tmp_path, again.checkpointer)
+    assert not store.weights_follow(again.modules)
 
 
 def test_plans_from_before_there_was_a_choice_are_nearest(tmp_path):

@@ -1,0 +1,537 @@
+"""What scores and calibrated rounding look at: a model's passes over some data.
+
+Scorers take a network, inputs and a loss. `NetworkCalibration` has them as
+tensors. `BrainCalibration` makes them from any Brain: an input is the number
+of a batch, and the network runs the Brain's own `evaluate_batch` on it up to
+what is needed, predictions for a divergence, `compute_objectives` for a loss.
+Batches keep their own shapes.
+"""
+
+import tempfile
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from unittest.mock import patch
+
+import speechbrain as sb
+import torch
+from speechbrain.dataio.dataloader import LoopedLoader
+from speechbrain.utils.logger import get_logger
+from torch.utils.data import DataLoader
+
+from ..allocation.output_scores import FORMS, KLScores, OutputErrorScores
+from ..allocation.sweep import evaluating, quantized_values, tensor_of
+from ..quantization.groups import split_name
+from ..quantization.packing import save_packed
+from ..quantization.quant_api import dequantize_, quantize_
+from .distributions import (
+    find_distributions,
+    find_output,
+    tensors_in,
+    to_log_probs,
+)
+
+logger = get_logger(__name__)
+SEED = 0  # of whatever is random in a forward pass, the same for all passes
+
+
+class Calibration:
+    """Passes of a model over calibration data.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        What is quantized; a plan has the names of its parameters.
+    prefix : str
+        Submodule that is scored and rounded; "" for the model itself.
+    """
+
+    passes = 1  # how many there are to run
+    gives = ("inputs", "weights", "loss", "prototypes")  # what scores may need
+
+    def __init__(self, model, prefix=""):
+        self.model = model
+        self.prefix = prefix
+
+    def ready(self):
+        """A context in which the model is run."""
+        return evaluating(self.model)
+
+    def run(self, index):
+        """Run one pass, for whoever has hooks in the model."""
+        raise NotImplementedError
+
+    def packed_bytes(self, plan):
+        """Bytes of the file that the model makes with a plan."""
+        quantize_(self.model, plan)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                return save_packed(self.model, folder).stat().st_size
+        finally:
+            dequantize_(self.model)
+
+    def completed(self, table, scorer):
+        """A score table, after a look at what it does not see."""
+        return table
+
+    def prepared(self, scorer):
+        """What a scorer is called with.
+
+        Returns
+        -------
+        scorer, network, values : tuple
+            The scorer, maybe adapted; what it scores; what its `needs` name.
+        """
+        raise NotImplementedError
+
+
+class NetworkCalibration(Calibration):
+    """A submodule and the tensors that go into it.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        What is quantized.
+    prefix : str
+        Submodule that maps the inputs to outputs; "" for the model itself.
+    load : callable
+        Returns, once it is needed, a dict of "inputs" [items, ...] and, for
+        some scores, "weights" or "loss".
+    prototypes : dict or None
+        Bits -> packed folder of the uniform system of these bits.
+    """
+
+    def __init__(self, model, prefix, load, prototypes=None):
+        super().__init__(model, prefix)
+        self.network = model.get_submodule(prefix)
+        self.load = load
+        self.prototypes = prototypes
+
+    @cached_property
+    def values(self):
+        """What scores may need."""
+        return self.load()
+
+    def ready(self):
+        """A context in which the model is run."""
+        return evaluating(self.network)
+
+    def run(self, index):
+        """Pass all inputs in one batch."""
+        device = next(self.network.parameters()).device
+        self.network(self.values["inputs"].to(device))
+
+    def prepared(self, scorer):
+        """See `Calibration.prepared`."""
+        values = {"prototypes": self.prototypes, **self.values}
+        return scorer, self.network, values
+
+
+class BrainCalibration(Calibration):
+    """A Brain's own passes over batches of its data.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        What is quantized; parameters keep the names that they have in it.
+    brain : speechbrain.Brain
+        Runs the passes.
+    load : callable
+        Returns the batches of calibration data, once they are needed.
+    stage : speechbrain.Stage
+        That the Brain is told.
+    output : callable or None
+        Predictions -> distribution to compare; None compares all that are
+        found.
+    prototypes : dict or None
+        Bits -> packed folder of the uniform system of these bits.
+    """
+
+    gives = ("inputs", "loss", "prototypes")
+
+    def __init__(
+        self,
+        model,
+        brain,
+        load,
+        stage=sb.Stage.VALID,
+        output=None,
+        prototypes=None,
+    ):
+        super().__init__(model)
+        self.brain = brain
+        self.load = load
+        self.stage = stage
+        self.output = output
+        self.prototypes = prototypes
+        self._searched = {}  # (searcher, batch) -> what it found
+
+    @cached_property
+    def batches(self):
+        """Batches of calibration data."""
+        return self.load()
+
+    @property
+    def passes(self):
+        """How many there are to run."""
+        return len(self.batches)
+
+    @contextmanager
+    def ready(self):
+        """Eval mode as in a stage that the Brain has started."""
+        with evaluating(self.brain.modules):
+            self.brain.on_stage_start(self.stage, 1)
+            yield  # evaluate_batch itself sees to autocast
+
+    def run(self, index, objective=False):
+        """Predictions of a batch, or with `objective` the loss.
+
+        Arguments
+        ---------
+        index : int
+            Number of the batch.
+        objective : bool
+            Compute the objectives as well.
+
+        Returns
+        -------
+        result : object
+        """
+        torch.manual_seed(SEED)
+        wanted = "compute_objectives" if objective else "compute_forward"
+        with ExitStack() as stack:
+            for searcher in _searchers(self.brain):
+                stack.enter_context(self._search_once(searcher, index))
+            return _result_of(
+                self.brain, wanted, self.batches[index], self.stage
+            )
+
+    def prepared(self, scorer):
+        """See `Calibration.prepared`."""
+        if not scorer.needs:
+            return scorer, self.model, {}
+        scorer = scorer.one_by_one()
+        if "loss" in scorer.needs:
+            network = _Objective(self)
+        else:
+            network = _Distribution(self)
+            if isinstance(getattr(scorer, "base", scorer), KLScores):
+                scorer, network = _for_outputs(scorer, network)
+        values = {
+            "inputs": torch.arange(self.passes),
+            "loss": sum_of_losses,
+            "prototypes": self.prototypes,
+        }
+        return scorer, network, values
+
+    def completed(self, table, scorer):
+        """Refuse clusters that the scores do not see but the loss needs."""
+        silent = [
+            name
+            for name, row in table.scores.items()
+            if not any(row.values()) and self._changes(table, name, scorer)
+        ]
+        unused = self._unused({name: table.tensors[name] for name in silent})
+        needed = [name for name in silent if name not in unused]
+        if needed:
+            raise ValueError(
+                f"{len(needed)} clusters do not change the outputs that are "
+                f"compared, but the loss depends on them "
+                f"({', '.join(needed[:3])}{', ...' if needed[3:] else ''}): "
+                "nothing says how many bits they need. Name the outputs by "
+                'output=, or use scores="loss"'
+            )
+        if unused:
+            logger.warning(
+                f"{len(unused)} clusters change neither outputs nor loss and "
+                f"get the least bits: {', '.join(unused[:5])}"
+                f"{', ...' if unused[5:] else ''}"
+            )
+        return table
+
+    def _changes(self, table, cluster, scorer):
+        """Whether quantizing a cluster to the least bits changes its values."""
+        names, least = table.tensors[cluster], table.candidate_bits[0]
+        values = quantized_values(self.model, names, least, scorer.scheme)
+        return not all(
+            torch.equal(value, tensor_of(self.model, name))
+            for name, value in values.items()
+        )
+
+    def _unused(self, clusters):
+        """Those of some clusters that the loss does not depend on."""
+        if not clusters:
+            return []
+        weights = {
+            name: [self.model.get_parameter(split_name(t)[0]) for t in tensors]
+            for name, tensors in clusters.items()
+        }
+        flat = [weight for row in weights.values() for weight in row]
+        flags = [weight.requires_grad for weight in flat]
+        with self.ready(), torch.enable_grad():
+            for weight in flat:
+                weight.requires_grad_(True)
+            try:
+                loss = _Objective(self)(0)
+                gradients = torch.autograd.grad(loss, flat, allow_unused=True)
+            finally:
+                for weight, flag in zip(flat, flags):
+                    weight.requires_grad_(flag)
+        reached = {
+            id(weight)
+            for weight, gradient in zip(flat, gradients)
+            if gradient is not None and gradient.any()
+        }
+        return [
+            name
+            for name, row in weights.items()
+            if not any(id(weight) in reached for weight in row)
+        ]
+
+    @contextmanager
+    def _search_once(self, searcher, index):
+        """A beam search runs once for each batch; no score depends on it."""
+        forward, key = searcher.forward, (id(searcher), index)
+
+        def search(*args, **kwargs):
+            if key not in self._searched:
+                self._searched[key] = forward(*args, **kwargs)
+            return self._searched[key]
+
+        with patch.object(searcher, "forward", search):
+            yield
+
+
+def _searchers(brain):
+    """The beam searchers among a Brain's hyper-parameters."""
+    from speechbrain.decoders.seq2seq import S2SBaseSearcher
+
+    values = vars(getattr(brain, "hparams", None) or object).values()
+    return [v for v in values if isinstance(v, S2SBaseSearcher)]
+
+
+class _Enough(Exception):
+    """A pass has computed what it was run for."""
+
+
+def _result_of(brain, wanted, batch, stage):
+    """What a method of a Brain returns when it evaluates a batch.
+
+    Recipes whose `compute_forward` takes other arguments than a batch, as in
+    separation, call it from an `evaluate_batch` of their own.
+    """
+    found, plain = [], getattr(brain, wanted)
+
+    def stop(*args, **kwargs):
+        found.append(plain(*args, **kwargs))
+        raise _Enough
+
+    gradients = torch.is_grad_enabled()
+    forward = brain.compute_forward if wanted != "compute_forward" else stop
+    objectives = stop if wanted != "compute_forward" else None
+
+    def with_gradients(method):
+        def call(*args, **kwargs):
+            with torch.set_grad_enabled(gradients):
+                return method(*args, **kwargs)
+
+        return call
+
+    methods = {"compute_forward": with_gradients(forward)}
+    if objectives:
+        methods["compute_objectives"] = with_gradients(objectives)
+    with patch.multiple(brain, **methods):
+        try:
+            brain.evaluate_batch(batch, stage)
+        except _Enough:
+            return found[0]
+    raise ValueError(
+        f"{type(brain).__name__}.evaluate_batch does not call {wanted}: scores "
+        "and calibrated rounding need it; use scores that look at weights "
+        'only, such as "weight_error", with rounding="nearest"'
+    )
+
+
+class _BrainNetwork(torch.nn.Module):
+    """A model whose forward is the Brain's pass over one of its batches."""
+
+    def __init__(self, calibration):
+        super().__init__()
+        model = calibration.model
+        self._modules, self._parameters = model._modules, model._parameters
+        # Past Module's own setter: a child may have any of these names.
+        self.__dict__["calibration"] = calibration
+
+
+class _Distribution(_BrainNetwork):
+    """Puts out the distributions of a batch, side by side in one row."""
+
+    def __init__(self, calibration):
+        super().__init__(calibration)
+        self.__dict__.update(forms=None, parts={})
+
+    def forward(self, index):
+        """Logs of one batch's distributions, [1, ...] or [1, values]."""
+        index = int(index)
+        predictions = self.calibration.run(index)
+        if self.calibration.output:
+            found = [self.calibration.output(predictions)]
+        else:
+            found = find_distributions(predictions)
+        logs, forms = zip(*map(to_log_probs, found))
+        if forms != (self.forms or forms):
+            raise ValueError(
+                f"the output of batch {index} looks {', '.join(forms)}, that "
+                f"of the batches before {', '.join(self.forms)}: name it with "
+                "output="
+            )
+        self.__dict__["forms"] = forms
+        if len(logs) == 1:
+            return logs[0][None]
+        self.parts[index] = [tuple(tensor.shape) for tensor in logs]
+        return torch.cat([tensor.double().flatten() for tensor in logs])[None]
+
+
+class _Output(_BrainNetwork):
+    """Puts out what is first in the Brain's predictions, [1, ...]."""
+
+    def forward(self, index):
+        """The output of one batch."""
+        with torch.enable_grad():
+            output = find_output(self.calibration.run(int(index)))
+        return (
+            output[None] if torch.is_grad_enabled() else output.detach()[None]
+        )
+
+
+class _Objective(_BrainNetwork):
+    """Puts out the Brain's own loss of a batch, [1]."""
+
+    def forward(self, index):
+        """The loss of one batch."""
+        loss = self.calibration.run(int(index), objective=True)
+        if isinstance(loss, tuple | list) and loss:  # and what is logged of it
+            loss = loss[0]
+        if isinstance(loss, torch.Tensor) and loss.numel() == 1:
+            return loss.reshape(1)
+        sizes = [tuple(tensor.shape) for tensor in tensors_in(loss)]
+        raise ValueError(
+            "compute_objectives must return one tensor of one value to score "
+            f"by the loss, not {type(loss).__name__} with tensors of {sizes}"
+        )
+
+
+def sum_of_losses(output, items):
+    """The loss that scores ask for: the network has computed it.
+
+    Example
+    -------
+    >>> sum_of_losses(torch.tensor([2.0]), slice(0, 1))
+    tensor(2.)
+    """
+    del items
+    return output.sum()
+
+
+class JointKLScores(KLScores):
+    """KL divergence of several distributions that a model puts out together.
+
+    A score is the sum over the distributions of their mean divergence, so that
+    each counts the same, however many frames or tokens it has.
+
+    Arguments
+    ---------
+    network : torch.nn.Module
+        Puts them out in one row, and knows their shapes in `parts` and their
+        forms in `forms`.
+    **options : dict
+        As for `KLScores`.
+    """
+
+    method, signed = "joint_kl", False
+
+    def __init__(self, network, **options):
+        super().__init__(**options)
+        self.network = network
+
+    def comparison(self, inputs):
+        """How outputs are compared, see `KLScores.comparison`."""
+
+        def error(reference, output, items):
+            shapes = self.network.parts[int(inputs[items.start])]
+            sizes = [torch.Size(shape).numel() for shape in shapes]
+            pairs = zip(reference[0].split(sizes), output[0].split(sizes))
+            total = 0.0
+            for (p, q), shape, form in zip(pairs, shapes, self.network.forms):
+                last = shape[-1] if form == "categorical" else 1
+                total += FORMS[form](p, q).sum().clamp(min=0) * last / len(p)
+            return total
+
+        return inputs, error, lambda reference, items: len(reference)
+
+
+def _for_outputs(scorer, network):
+    """KL scores in the form of a Brain's outputs, and what puts those out."""
+    base, calibration = getattr(scorer, "base", scorer), network.calibration
+    options = {
+        "candidate_bits": base.candidate_bits,
+        "scheme": base.scheme,
+        "chunk": base.chunk,
+        "given": base.given,
+    }
+    with torch.no_grad(), calibration.ready():
+        try:
+            network(torch.tensor(0))
+        except ValueError:
+            if calibration.output or not _has_output(calibration):
+                raise
+            network = _Output(calibration)
+    forms = getattr(network, "forms", ())
+    if not forms:
+        logger.info(
+            "The predictions hold no distribution: outputs are compared by "
+            'their squared error; output= names a distribution, scores="loss" '
+            "goes by the loss"
+        )
+        adapted = OutputErrorScores(**options)
+    elif len(forms) > 1:
+        shapes = ", ".join(str(list(s)) for s in network.parts[0])
+        logger.info(
+            f"The model puts out {len(forms)} distributions ({shapes}): the "
+            "score is the sum of their divergences; output= compares one"
+        )
+        adapted = JointKLScores(network, **options)
+    elif forms[0] == "categorical" or base.form == "categorical":
+        adapted = base.with_form(forms[0])
+    else:
+        adapted = base
+    return adapted if base is scorer else scorer._of(adapted), network
+
+
+def _has_output(calibration):
+    """Whether predictions hold finite values that the model has put out."""
+    with torch.enable_grad():
+        output = find_output(calibration.run(0))
+    return output is not None and bool(output.isfinite().all())
+
+
+def calibration_batches(brain, dataset, count, loader_kwargs=None):
+    """The first batches of some data, as the Brain would see them."""
+    if count < 1:
+        raise ValueError(f"calibration takes at least 1 batch, not {count}")
+    if not isinstance(dataset, DataLoader | LoopedLoader):
+        if hasattr(dataset, "__len__") and not len(dataset):
+            raise ValueError(_EMPTY)
+        dataset = brain.make_dataloader(
+            dataset, sb.Stage.VALID, ckpt_prefix=None, **(loader_kwargs or {})
+        )
+    batches = [batch for _, batch in zip(range(count), dataset)]
+    if not batches:
+        raise ValueError(_EMPTY)
+    return batches
+
+
+_EMPTY = (
+    "the calibration set is empty: give choose_bits data that the Brain can "
+    "run on, such as the validation set. Scores that look at weights only "
+    'need none with rounding="nearest"'
+)
