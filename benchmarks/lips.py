@@ -27,14 +27,14 @@ sys.path.insert(0, str(ROOT))  # train.py
 
 from panorama import Panorama  # noqa: E402
 
-from speechbrain_mpq.evaluation.metrics import (  # noqa: E402
-    BUCKET_NAMES,
-    bucket_of,
-    summarise,
-)
+from speechbrain_mpq.evaluation.metrics import summarise  # noqa: E402
 from speechbrain_mpq.evaluation.scoring import (  # noqa: E402
     Recognizer,
     score_separation,
+)
+from speechbrain_mpq.evaluation.separation_task import (  # noqa: E402
+    BUCKET_NAMES,
+    bucket_of,
 )
 from speechbrain_mpq.inference.loading import build_separator  # noqa: E402
 from speechbrain_mpq.lobes.models.tcn import fold_norms_  # noqa: E402

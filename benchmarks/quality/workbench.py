@@ -16,11 +16,11 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # train.py
 
-from speechbrain_mpq.evaluation.metrics import bucket_of  # noqa: E402
 from speechbrain_mpq.evaluation.scoring import (  # noqa: E402
     Recognizer,
     score_separation,
 )
+from speechbrain_mpq.evaluation.separation_task import bucket_of  # noqa: E402
 from speechbrain_mpq.evaluation.si_snr import si_snr  # noqa: E402
 from speechbrain_mpq.lobes.models.separator import apply_mask  # noqa: E402
 from speechbrain_mpq.simulation.dataio import dataio_prep  # noqa: E402

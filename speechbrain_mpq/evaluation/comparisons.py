@@ -1,27 +1,26 @@
-"""Which word error rates do not differ: the marks of the paper's Table 1.
+"""Compare systems: significance marks, and differences over the seeds.
 
-The paper marks a system that does not differ significantly in WER from full
-precision, from uniform 4-bit and from uniform 8-bit precision (its systems 1,
-3 and 4). Runs are compared with the baseline's run of the same seed.
-
-Runs of one system with several seeds: means, and differences by seed.
+The paper's Table 1 marks a system that does not differ significantly in WER
+from full precision, from uniform 4-bit and from uniform 8-bit precision (its
+systems 1, 3 and 4). Runs are compared with the baseline's run of the same
+seed, by the significance test of their task.
 """
 
 from itertools import combinations
 from statistics import fmean, stdev
 
 from .mapsswe import SIGNIFICANCE_LEVEL
-from .metrics import AVERAGED, significance
-from .runs import FULL_PRECISION, full_label, label, system_key
+from .metrics import significance
+from .runs import FULL_PRECISION, full_label, label, system_key, task_of
 
 MARKS = "*†‡§¶#"
 _PAPER_BASELINES = (("fp32", 32), ("uniform", 4), ("uniform", 8))
 
 
 def compare(run, baseline):
-    """Significance of the WER difference between two runs.
+    """Test the difference between two runs, as their task tests it.
 
-    It is computed where both hold their items, else taken from `mapsswe`.
+    It is computed where both hold their items, else taken from the metrics.
 
     Arguments
     ---------
@@ -44,16 +43,20 @@ def compare(run, baseline):
     >>> compare(kl, {"system": "uniform", "bits": 4}) is None
     True
     """
+    task = task_of(run)
+    if task.tested is None:
+        return None
     if run.get("items") and baseline.get("items"):
-        return significance(run["items"], baseline["items"], baseline["system"])
-    test = run.get("mapsswe")
+        items = run["items"], baseline["items"]
+        return significance(*items, baseline["system"], task)
+    test = run.get(task.tested.test.key)
     # Only full precision is sure to be the one system of its name.
     known = test and baseline["bits"] >= FULL_PRECISION
     return test if known and test["against"] == baseline["system"] else None
 
 
 def choose_baselines(runs, against=None):
-    """Systems that the others are tested against."""
+    """Choose the systems that the others are tested against."""
     known = list(dict.fromkeys(map(system_key, runs)))
     if against is None:
         paper = [[k for k in known if k[:2] == row] for row in _PAPER_BASELINES]
@@ -66,7 +69,7 @@ def choose_baselines(runs, against=None):
 
 
 def significance_marks(run, runs, baselines):
-    """Marks of one run: baselines that it does not differ from in WER.
+    """Mark the baselines that a run does not differ from significantly.
 
     Example
     -------
@@ -145,7 +148,7 @@ def paired_differences(runs, tolerance=EQUAL_BYTES):
             continue
         row = {"system": full_label(second[0], runs), "n": len(common)}
         row["against"] = full_label(first[0], runs)
-        for key in AVERAGED:
+        for key in task_of(second[0]).keys:
             row[key] = _difference_of(common, key)
         pairs.append(row)
     return pairs
@@ -168,12 +171,13 @@ def _over_seeds(runs, merge):
             values.append(run)
         return None if None in values else merge(values)
 
+    keys = task_of(runs[0]).keys
     return {
         "buckets": {
-            name: {key: merged("buckets", name, key) for key in AVERAGED}
+            name: {key: merged("buckets", name, key) for key in keys}
             for name in runs[0]["buckets"]
         },
-        "average": {key: merged("average", key) for key in AVERAGED},
+        "average": {key: merged("average", key) for key in keys},
         "model_bytes": merged("model_bytes"),
         "seconds_per_hour": merged("seconds_per_hour"),
     }

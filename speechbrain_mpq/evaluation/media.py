@@ -1,6 +1,7 @@
-"""Pictures and sounds as text that stands inside one HTML file.
+"""Show test items: pictures and sounds that stand inside one HTML file.
 
-Test items of the report: where the speakers are, what is heard.
+An item is shown with where the speakers are, spectrograms, players and the
+transcripts with their errors marked.
 """
 
 import base64
@@ -161,8 +162,21 @@ def _magnitudes(waveform, sample_rate):
     return np.abs(spectrum)
 
 
-def example_section(example):
-    """HTML of one test item with all of its signals."""
+def example_section(example, measure):
+    """Write the HTML of one test item with all of its signals.
+
+    Arguments
+    ---------
+    example : dict
+        See `report.Evidence`.
+    measure : Measure
+        What each signal is told by, its values in `example[measure.key]`.
+
+    Returns
+    -------
+    str
+        A `<section>` element.
+    """
     rate = example["sample_rate"]
     try:
         signals = equal_loudness(example["signals"])
@@ -170,7 +184,7 @@ def example_section(example):
         raise ValueError(f"example {example['id']}: {error}") from error
     loudest = loudest_magnitude(signals.values(), rate)
     cards = "".join(
-        _signal_card(example, name, samples, rate, loudest)
+        _signal_card(example, name, samples, loudest, measure)
         for name, samples in signals.items()
     )
     head = tag("div", _head(example) + _directions(example), class_="head")
@@ -214,21 +228,22 @@ def _directions(example):
     other = example.get("doa_interferer")
     if target is None:
         return ""
-    described = f"target at {target:.0f} degrees"
+    caption = f"target at {target:.0f} degrees"
     if other is not None:
-        described += f", interferer at {other:.0f} degrees"
-    return picture(partial(top_view, target, other), described)
+        caption += f", interferer at {other:.0f} degrees"
+    return picture(partial(top_view, target, other), caption)
 
 
-def _signal_card(example, name, samples, rate, loudest):
-    """Spectrogram, player, SI-SNR and transcript of one signal."""
-    si_snr = example.get("si_snr", {}).get(name)
-    value = "" if si_snr is None else f"{si_snr:.1f} dB"
+def _signal_card(example, name, samples, loudest, measure):
+    """Spectrogram, player, quality and transcript of one signal."""
+    rate = example["sample_rate"]
+    quality = example.get(measure.key, {}).get(name)
+    value = "" if quality is None else f"{quality:.1f} {measure.unit}"
     header = tag("h4", text(name)) + tag("span", text(value), class_="soft")
-    described = f"spectrogram of {name}, {len(samples) / rate:.1f} s"
+    caption = f"spectrogram of {name}, {len(samples) / rate:.1f} s"
     parts = [
         tag("header", header),
-        spectrogram(samples, rate, loudest, described),
+        spectrogram(samples, rate, loudest, caption),
         _player(samples, rate),
     ]
     hypothesis = example.get("hypotheses", {}).get(name)

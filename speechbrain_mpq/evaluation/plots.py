@@ -1,18 +1,10 @@
-"""Figures of the report: quality by bucket, training, directions.
+"""Draw the figures of the report.
 
 Every function takes plain data and gives a matplotlib figure. Colours of text
 and grid are matplotlib's settings, so that one figure can be drawn for light
-and for dark pages.
-
-Curves of the report: size against quality, scores against what came out.
-
-Every function takes plain data and gives a matplotlib figure, in the colours
-that matplotlib is set to.
-
-Figures of the report: bits and sensitivity of every cluster.
-
-Names as `mask_net.tcn_0_3.d_conv` are drawn by ConvBlock and sublayer as in
-the paper's Fig. 3, which counts from 1; any other name gets a plain place.
+and for dark pages. Clusters named as `mask_net.tcn_0_3.d_conv` are drawn by
+ConvBlock and sublayer as in the paper's Fig. 3, which counts from 1; any other
+name gets a plain place.
 """
 
 import math
@@ -26,23 +18,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from .comparisons import by_system
-from .metrics import BUCKET_NAMES
-from .runs import FULL_PRECISION, KIB, bits_text, full_label
+from .runs import FULL_PRECISION, KIB, bits_text, full_label, task_of
 
 GREY = "#8a8f98"
 PALETTE = ("#e4572e", "#2e86de", "#17a589", "#b07cc6", "#d9a404", "#5dade2")
 
 
-# Title, its key and the mixture's in a bucket, least height of the axis.
-_PANELS = (
-    ("SI-SNR, dB (higher is better)", "si_snr", "si_snr_mixture", 3),
-    ("PESQ, wide band (higher is better)", "pesq", None, 0.5),
-    ("word error rate, % (lower is better)", "wer", "wer_mixture", 10),
-)
-
-
-def quality_by_bucket(names, metrics):
-    """SI-SNR, PESQ and word error rate by angle bucket.
+def quality_by_condition(names, metrics):
+    """Draw every measure by condition, as SI-SNR by angle bucket.
 
     Arguments
     ---------
@@ -51,34 +34,42 @@ def quality_by_bucket(names, metrics):
     metrics : list[dict]
         Contents of metrics.json files; the first system stands out.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A panel for each measure.
+
     Example
     -------
     >>> empty = dict.fromkeys(["si_snr", "si_snr_mixture", "pesq", "wer"])
-    >>> metrics = {"buckets": dict.fromkeys(BUCKET_NAMES, empty)}
-    >>> len(quality_by_bucket(["kl"], [metrics]).axes)
+    >>> buckets = dict.fromkeys(["0-15", "15-45", "45-90", "90-180"], empty)
+    >>> len(quality_by_condition(["kl"], [{"buckets": buckets}]).axes)
     3
     """
-    figure = Figure(figsize=(10.5, 3.6), layout="constrained")
-    panels = figure.subplots(1, 3)
-    for axes, panel in zip(panels, _PANELS):
-        title, key, mixture, least_span = panel
-        if mixture:
-            values = _by_bucket(metrics[0], mixture)
+    task = task_of(metrics[0])
+    count = len(task.measures)
+    figure = Figure(figsize=(3.5 * count, 3.6), layout="constrained")
+    panels = figure.subplots(1, count, squeeze=False)[0]
+    for axes, measure in zip(panels, task.measures):
+        if measure.unprocessed:
+            values = _by_condition(task, metrics[0], measure.unprocessed)
             style = {"color": GREY, "ls": "--", "marker": ".", "lw": 1.2}
-            axes.plot(BUCKET_NAMES, values, label="mixture", **style)
+            axes.plot(
+                task.condition_names, values, label=task.unprocessed, **style
+            )
         for index in reversed(range(len(metrics))):
             axes.plot(
-                BUCKET_NAMES,
-                _by_bucket(metrics[index], key),
+                task.condition_names,
+                _by_condition(task, metrics[index], measure.key),
                 label=names[index],
                 color=PALETTE[index % len(PALETTE)],
                 marker="o" if index == 0 else "s",
                 lw=2.6 if index == 0 else 1.5,
                 ms=6 if index == 0 else 4,
             )
-        _widen(axes, least_span)
-        axes.set_title(title, loc="left")
-        axes.set_xlabel("angle between the speakers, degrees")
+        _widen(axes, measure.least_span)
+        axes.set_title(measure.axis_title, loc="left")
+        axes.set_xlabel(task.conditions.axis)
         axes.grid(axis="y")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
@@ -155,9 +146,11 @@ def _widen(axes, least_span):
     axes.set_ylim(low - missing, high + missing)
 
 
-def _by_bucket(metrics, key):
-    """Values of the buckets; NaN, which leaves a gap, where unknown."""
-    values = (metrics["buckets"][name].get(key) for name in BUCKET_NAMES)
+def _by_condition(task, metrics, key):
+    """Values by condition; NaN, which leaves a gap, where unknown."""
+    values = (
+        metrics["buckets"][name].get(key) for name in task.condition_names
+    )
     return [math.nan if value is None else value for value in values]
 
 
@@ -170,33 +163,36 @@ def _on_circle(angle, radius):
 MARKERS = "osD^vPX"
 
 
-# Title and key of the measured panels.
-_MEASURED = (
-    ("SI-SNR, dB (higher is better)", "si_snr"),
-    ("word error rate, % (lower is better)", "wer"),
-)
-
-
 def pareto(runs, predicted=None, own=True):
-    """Quality against the bytes of the file.
+    """Draw quality against the bytes of the file.
 
     Arguments
     ---------
     runs : list[dict]
         Contents of metrics.json files. Systems with several seeds are drawn
         at their mean, with the span of their runs.
+    predicted : dict or None
+        Content of pareto.json, for one more panel.
+    own : bool
+        Whether the first run gets a ring.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A panel for each measure that has columns of its own.
     """
-    panels = 2 + bool(predicted)
+    measures = task_of(runs[0]).columns
+    panels = len(measures) + bool(predicted)
     figure = Figure(figsize=(4.4 * panels, 3.8), layout="constrained")
-    axes = figure.subplots(1, panels)
-    for panel, (title, key) in zip(axes, _MEASURED):
-        _draw_measured(panel, runs, key, own)
-        _size_axis(panel, title)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    for panel, measure in zip(axes, measures):
+        _draw_measured(panel, runs, measure.key, own)
+        _size_axis(panel, measure.axis_title)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6)
     if predicted:
-        _draw_predicted(axes[2], predicted)
-        _size_axis(axes[2], "predicted score (lower is better)")
+        _draw_predicted(axes[-1], predicted)
+        _size_axis(axes[-1], "predicted score (lower is better)")
     return figure
 
 

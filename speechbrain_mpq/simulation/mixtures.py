@@ -15,7 +15,7 @@ import numpy as np
 import scipy.fft
 import soundfile
 
-from ..utils import SAMPLE_RATE
+from ..utils import BUCKETS, SAMPLE_RATE
 
 PEAK = 0.9  # full scale = 1
 
@@ -117,7 +117,6 @@ def mix(voices, rirs, sir):
 
 SIRS = (-6.0, 0.0, 6.0)  # dB
 OVERLAP = (0.6, 1.0)  # of the shorter utterance
-BUCKETS = ((0, 15), (15, 45), (45, 90), (90, 180))  # degrees between talkers
 MIN_SAMPLES = 512  # one window of the separator
 
 

@@ -17,7 +17,8 @@ ALLOWED = {
     "evaluation": set(),
     "vision": set(),  # faces, directions, lips: knows no model
     "simulation": {"lobes"},  # what a separator's features are
-    "inference": {"quantization", "lobes"},
+    # evaluation: the task, which a model card tells of
+    "inference": {"quantization", "lobes", "evaluation"},
     # What a user types: each command may use whatever it serves.
     "commands": {
         "quantization",
