@@ -25,10 +25,10 @@ from speechbrain_mpq.allocation.scores import ScoreTable
 from speechbrain_mpq.allocation.solver import allocate_bits
 from speechbrain_mpq.evaluation.mapsswe import mapsswe
 from speechbrain_mpq.ptq.calibration_data import (
-    Item,
+    Example,
+    evenly_spaced,
     read_items,
     read_manifest,
-    spread,
 )
 from speechbrain_mpq.ptq.pretrained import (
     CANDIDATES,
@@ -79,7 +79,7 @@ def parse():
 def test_sets(options):
     """Items by name: clean, and reverberant as in the recipe."""
     entries = read_manifest(options.data / "test_speech.json")
-    clean = read_items(spread(entries, options.test_items), RATE)
+    clean = read_items(evenly_spaced(entries, options.test_items), RATE)
     spec = importlib.util.spec_from_file_location("ctc_recipe", RECIPE)
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
@@ -89,7 +89,7 @@ def test_sets(options):
     for item in clean:
         heard = surroundings(item.audio.numpy(), item.key, True)
         heard = torch.from_numpy(heard.astype(np.float32))
-        reverberant.append(Item(item.key, heard, item.entry))
+        reverberant.append(Example(item.key, heard, item.entry))
     return {"clean": clean, "reverberant": reverberant}
 
 
@@ -97,7 +97,7 @@ def load(options):
     """The recognizer, and its comparison on calibration items."""
     interface, _ = load_interface(find_class("EncoderASR"), options.source)
     entries = read_manifest(options.data / "train_speech.json")
-    items = read_items(spread(entries, options.items), RATE)
+    items = read_items(evenly_spaced(entries, options.items), RATE)
     return interface, CTCOutputs(interface, items)
 
 

@@ -20,22 +20,15 @@ import time
 from pathlib import Path
 
 import torch
+from models import MODELS, packed_model
+from systems import systems
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from models import MODELS, packed_model  # noqa: E402
-from systems import systems  # noqa: E402
-
-from speechbrain_mpq.inference.engines.activations import (
-    write_ranges,  # noqa: E402
-)
-from speechbrain_mpq.inference.engines.lowered import lower  # noqa: E402
-from speechbrain_mpq.inference.engines.reference import decibels  # noqa: E402
-from speechbrain_mpq.inference.exporting import engine_ranges  # noqa: E402
-from speechbrain_mpq.inference.separation import (
-    QuantizedSeparator,  # noqa: E402
-)
-from speechbrain_mpq.utils import write_json  # noqa: E402
+from speechbrain_mpq.inference.engines.activations import write_ranges
+from speechbrain_mpq.inference.engines.lowered import lower
+from speechbrain_mpq.inference.engines.reference import decibels
+from speechbrain_mpq.inference.exporting import engine_ranges
+from speechbrain_mpq.inference.separation import QuantizedSeparator
+from speechbrain_mpq.utils import write_json
 
 RATE = 16000  # Hz
 BASELINE, OURS = "torch fp32", "openvino int8 (ours)"
