@@ -84,12 +84,12 @@ def test_sets(options):
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
     bank = RoomBank(options.data, "test", options.rooms)
-    surroundings = recipe.RoomAugment(bank, False, {"seed": SEED})
+    augment = recipe.RoomAugment(bank, False, {"seed": SEED})
     reverberant = []
     for item in clean:
-        heard = surroundings(item.audio.numpy(), item.key, True)
-        heard = torch.from_numpy(heard.astype(np.float32))
-        reverberant.append(Example(item.key, heard, item.entry))
+        audio = augment(item.audio.numpy(), item.key, True)
+        audio = torch.from_numpy(audio.astype(np.float32))
+        reverberant.append(Example(item.key, audio, item.entry))
     return {"clean": clean, "reverberant": reverberant}
 
 
@@ -151,9 +151,9 @@ def measure(options, plan, tests):
     for name, items in tests.items():
         quality = WordErrorRate()(interface, items)
         wrong = {
-            key: heard
-            for key, (said, heard) in quality.pairs.items()
-            if heard != said
+            key: hypothesis
+            for key, (reference, hypothesis) in quality.pairs.items()
+            if hypothesis != reference
         }
         entry[name] = {"wer": quality.value, "wrong": wrong}
     return entry
@@ -164,10 +164,10 @@ def significance(results, tests, first, second):
     found = {}
     for name, items in tests.items():
         one, two = (results[s][name]["wrong"] for s in (first, second))
-        said = {item.key: item.entry["words"] for item in items}
+        references = {item.key: item.entry["words"] for item in items}
         found[name] = mapsswe(
             (words, one.get(key, words), two.get(key, words))
-            for key, words in said.items()
+            for key, words in references.items()
         ).p
     return found
 

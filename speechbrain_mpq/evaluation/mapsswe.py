@@ -22,7 +22,7 @@ SIGNIFICANCE_LEVEL = 0.05
 
 
 class Segment(NamedTuple):
-    """Reference words [start, stop) and the errors of both systems there."""
+    """Span of reference words [start, stop) with both systems' errors."""
 
     start: int
     stop: int

@@ -25,7 +25,7 @@ PEAK = 0.9  # of full scale, the loudest sample of an example
 
 
 def picture(draw, text):
-    """A figure as an HTML element that follows the page's light or dark.
+    """Embed a figure that follows the page's light or dark.
 
     Arguments
     ---------
@@ -45,7 +45,7 @@ def picture(draw, text):
 
 
 def spectrogram(waveform, sample_rate, loudest, text):
-    """Log-magnitude spectrogram of a waveform as an HTML image.
+    """Embed the log-magnitude spectrogram of a waveform.
 
     Arguments
     ---------
@@ -54,7 +54,7 @@ def spectrogram(waveform, sample_rate, loudest, text):
     sample_rate : int
         Hz.
     loudest : float
-        Magnitude that gets the brightest colour, see `loudest_magnitude`.
+        Magnitude that gets the brightest colour, see `_loudest_magnitude`.
     text : str
         What it shows.
 
@@ -76,16 +76,8 @@ def spectrogram(waveform, sample_rate, loudest, text):
     return tag("img", src=source, alt=text, class_="spectrogram")
 
 
-def loudest_magnitude(waveforms, sample_rate):
-    """Largest magnitude in the spectrograms of some waveforms.
-
-    Arguments
-    ---------
-    waveforms : iterable[numpy.ndarray]
-        Samples [time] each.
-    sample_rate : int
-        Hz.
-    """
+def _loudest_magnitude(waveforms, sample_rate):
+    """Largest magnitude in the spectrograms of some waveforms."""
     peaks = [_magnitudes(x, sample_rate).max() for x in waveforms]
     return float(max([*peaks, 1e-9]))
 
@@ -102,14 +94,8 @@ def _player(waveform, sample_rate):
     return tag("audio", "", controls="", preload="metadata", src=source)
 
 
-def equal_loudness(waveforms):
-    """Scale waveforms to one energy, as a separator's scale is free.
-
-    Arguments
-    ---------
-    waveforms : dict
-        Name -> samples [time].
-    """
+def _equal_loudness(waveforms):
+    """Waveforms at one energy, as a separator's scale is free."""
     scaled = {}
     for name, samples in waveforms.items():
         samples = np.asarray(samples, dtype=np.float64)
@@ -170,7 +156,7 @@ def example_section(example, measure):
     example : dict
         See `report.Evidence`.
     measure : Measure
-        What each signal is told by, its values in `example[measure.key]`.
+        What each signal is scored by, with values in `example[measure.key]`.
 
     Returns
     -------
@@ -179,10 +165,10 @@ def example_section(example, measure):
     """
     rate = example["sample_rate"]
     try:
-        signals = equal_loudness(example["signals"])
+        signals = _equal_loudness(example["signals"])
     except ValueError as error:
         raise ValueError(f"example {example['id']}: {error}") from error
-    loudest = loudest_magnitude(signals.values(), rate)
+    loudest = _loudest_magnitude(signals.values(), rate)
     cards = "".join(
         _signal_card(example, name, samples, loudest, measure)
         for name, samples in signals.items()
@@ -195,7 +181,7 @@ def example_section(example, measure):
     )
 
 
-def marked_words(reference, hypothesis):
+def _marked_words(reference, hypothesis):
     """A transcript with its errors marked, as HTML."""
     words = []
     for edit in align(reference, hypothesis):
@@ -255,7 +241,7 @@ def _signal_card(example, name, samples, loudest, measure):
 def _transcript(reference, hypothesis):
     """Marked words with the number of errors."""
     counts = word_errors(reference, hypothesis)
-    marked = marked_words(reference, hypothesis)
+    marked = _marked_words(reference, hypothesis)
     return tag("p", marked, class_="words") + tag(
         "p", text(_count(counts)), class_="soft"
     )

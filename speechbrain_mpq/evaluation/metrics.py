@@ -1,7 +1,7 @@
 """Summarise the test items of one system as metrics.json holds them.
 
-What an item is, and which numbers a run is told by, says its `Task`. Items are
-averaged by condition; the average of a run is the unweighted mean over these.
+The `Task` says what an item is and which measures it has. Items are averaged
+by condition; the average of a run is the unweighted mean over these.
 """
 
 import hashlib

@@ -79,13 +79,24 @@ def quality_by_condition(names, metrics):
 
 
 def training_curve(curve):
-    """Losses and scores over the epochs of a training.
+    """Draw losses and scores over the epochs of a training.
 
     Arguments
     ---------
     curve : list[dict] | list[float]
         One dict of numbers per epoch, with "epoch" or counted from 1; or the
         losses alone.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One panel per number.
+
+    Example
+    -------
+    >>> curve = [{"epoch": 1, "train loss": -3.0, "valid SI-SNR": 2.5}]
+    >>> len(training_curve(curve).axes)
+    2
     """
     rows = [x if isinstance(x, dict) else {"loss": x} for x in curve]
     keys = dict.fromkeys(key for row in rows for key in row)
@@ -106,12 +117,24 @@ def training_curve(curve):
 
 
 def top_view(target, interferer=None):
-    """Directions of the speakers seen from above, the array at the bottom.
+    """Draw the speakers' directions from above, the array at the bottom.
 
     Arguments
     ---------
     target : float
         Direction of arrival in degrees: 0 is the last microphone's end.
+    interferer : float | None
+        The same for the other speaker.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A half circle with one arrow per speaker; distances are not drawn.
+
+    Example
+    -------
+    >>> len(top_view(30, 120).axes)
+    1
     """
     figure = Figure(figsize=(3.0, 1.9), layout="constrained")
     axes = figure.subplots()
@@ -171,15 +194,24 @@ def pareto(runs, predicted=None, own=True):
     runs : list[dict]
         Contents of metrics.json files. Systems with several seeds are drawn
         at their mean, with the span of their runs.
-    predicted : dict or None
-        Content of pareto.json, for one more panel.
+    predicted : dict | None
+        Content of pareto.json: "points" and "chosen", each point a dict of
+        "bytes" and "score", the summed score of the best plan of that size.
     own : bool
-        Whether the first run gets a ring.
+        Whether the first run stands out.
 
     Returns
     -------
     matplotlib.figure.Figure
-        A panel for each measure that has columns of its own.
+        The measures with columns of their own and the predicted score.
+
+    Example
+    -------
+    >>> average = {"si_snr": 8.0, "pesq": 2.0, "wer": 25.0}
+    >>> run = {"system": "kl", "bits": 4, "model_bytes": 1024}
+    >>> figure = pareto([{**run, "average": average}])
+    >>> figure.axes[0].lines[0].get_xydata().tolist()
+    [[1.0, 8.0]]
     """
     measures = task_of(runs[0]).columns
     panels = len(measures) + bool(predicted)
@@ -197,7 +229,7 @@ def pareto(runs, predicted=None, own=True):
 
 
 def predicted_and_measured(rows):
-    """Predicted against measured loss of whole plans.
+    """Draw predicted against measured loss of whole plans.
 
     Arguments
     ---------
@@ -205,6 +237,19 @@ def predicted_and_measured(rows):
         Content of additivity.json: dicts of "plan" (a name), "predicted" (the
         sum of its clusters' scores) and "measured" in the same unit. Plans
         without a prediction are left out.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        On the dashed line both are equal. Axes are logarithmic unless a value
+        is zero or less.
+
+    Example
+    -------
+    >>> rows = [{"plan": "uniform 4", "predicted": 2.0, "measured": 2.5}]
+    >>> axes = predicted_and_measured(rows).axes[0]
+    >>> axes.get_xscale(), axes.texts[0].get_text()
+    ('log', 'uniform 4')
     """
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.subplots()
@@ -226,7 +271,7 @@ def predicted_and_measured(rows):
 
 
 def convergence(rows):
-    """Convergence of ADMM over its iterations.
+    """Draw the convergence of ADMM over its iterations.
 
     Arguments
     ---------
@@ -234,6 +279,17 @@ def convergence(rows):
         Content of admm.json: dicts of "iteration", "primal_residual" and
         "valid_loss", None where an iteration was not validated; the residual
         is relative to the weights.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Residual and loss over the iterations.
+
+    Example
+    -------
+    >>> row = {"iteration": 1, "primal_residual": 0.1, "valid_loss": -8.0}
+    >>> [axes.get_yscale() for axes in convergence([row]).axes]
+    ['log', 'linear']
     """
     figure = Figure(figsize=(8.0, 3.0), layout="constrained")
     panels = figure.subplots(1, 2)
@@ -256,7 +312,25 @@ def convergence(rows):
 
 
 def trace_errors(traces):
-    """Hessian traces of the clusters with their standard errors."""
+    """Draw Hessian traces of the clusters with their standard errors.
+
+    Arguments
+    ---------
+    traces : dict
+        Cluster -> {"trace", "standard_error"}, in the order of the signal.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Estimates of zero or less are drawn as hollow marks at the size of
+        their standard error, which is all that is known of them.
+
+    Example
+    -------
+    >>> traces = {"fc": {"trace": 20.0, "standard_error": 1.0}}
+    >>> len(trace_errors(traces).axes)
+    1
+    """
     figure = Figure(figsize=(11, 2.8), layout="constrained")
     axes = figure.subplots()
     rows = [(row["trace"], row["standard_error"]) for row in traces.values()]
@@ -359,7 +433,24 @@ _MOST_LABELS = 60  # tick labels that still can be read
 
 
 def bits_per_cluster(clusters):
-    """Bits of every cluster, drawn as the paper's Fig. 3 where names allow."""
+    """Draw the bits of every cluster, as the paper's Fig. 3 if it can.
+
+    Arguments
+    ---------
+    clusters : dict
+        `clusters` of plan.json: name -> {"bits", "parameters"}, in order.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Seven coloured bars per ConvBlock, or a plain bar per cluster.
+
+    Example
+    -------
+    >>> plan = {"encoder.fc": {"bits": 4, "parameters": 9}}
+    >>> bits_per_cluster(plan).axes[0].get_xticklabels()[0].get_text()
+    'encoder.fc'
+    """
     places = [_place(name) for name in clusters]
     blocks = list(dict.fromkeys(block for block, _ in places))
     known = None not in blocks
@@ -379,7 +470,24 @@ def bits_per_cluster(clusters):
 
 
 def sensitivity_map(scores):
-    """Heat map of the sensitivity of every cluster at every bit width."""
+    """Draw the sensitivity of every cluster at every bit width.
+
+    Arguments
+    ---------
+    scores : dict
+        Content of scores.json: `clusters` maps names to {"scores": {bits: x}}.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Colours are logarithmic; scores of zero or less stay empty.
+
+    Example
+    -------
+    >>> row = {"scores": {"2": 1.0, "4": 0.1}}
+    >>> len(sensitivity_map({"clusters": {"fc": row}}).axes)  # map, colour bar
+    2
+    """
     names = list(scores["clusters"])
     rows = [
         {float(bits): float(x) for bits, x in cluster["scores"].items()}

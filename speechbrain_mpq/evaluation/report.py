@@ -1,8 +1,7 @@
 """Write the report page of a system: its numbers, in words and figures.
 
-A page is one HTML file with all it shows inside. Which measures and
-conditions there are, says the task of the runs; a section is there where its
-file was found.
+A page is one HTML file with all it shows inside. The task of the runs says
+which measures and conditions there are; a section is there where its file is.
 """
 
 from dataclasses import dataclass
@@ -70,7 +69,7 @@ class Evidence:
 
 
 def verdict(metrics):
-    """Say what the numbers of a system mean against its baselines.
+    """Sum up a system against its baselines: headline and sentences.
 
     Arguments
     ---------
@@ -81,6 +80,22 @@ def verdict(metrics):
     -------
     tuple[str, list[str]]
         One line, and sentences with the numbers.
+
+    Example
+    -------
+    >>> def system(name, bits, size, wer):
+    ...     average = {"si_snr": 7.0, "pesq": 1.6, "wer": wer}
+    ...     return {
+    ...         "system": name,
+    ...         "bits": bits,
+    ...         "model_bytes": size,
+    ...         "average": average,
+    ...         "buckets": {},
+    ...     }
+    >>> kl, fp32 = system("kl", 4, 2**18, 22.0), system("fp32", 32, 2**21, 21.0)
+    >>> test = {"against": "fp32", "z": 0.8, "p": 0.42, "segments": 90}
+    >>> verdict([{**kl, "mapsswe": test}, fp32])[0]
+    'kl 4 bit: 8.0 times smaller, no significant change in word errors'
     """
     system, *baselines = metrics
     full = [m for m in baselines if m["bits"] >= FULL_PRECISION]
@@ -452,8 +467,14 @@ def write_table(path, runs, against=None, seeds="all"):
 
     Arguments
     ---------
+    path : str | Path
+        The file; its folder must exist.
     runs : list[dict]
         Contents of metrics.json files, as `runs.gather` gives them.
+    against : sequence of str | None
+        Baselines of the marks, see `choose_baselines`.
+    seeds : str
+        "all" or "mean", see `table_cells`.
     """
     sections = [
         tag("h1", tag("small", "Results") + "Systems on one test set"),

@@ -30,12 +30,43 @@ SEEDS = ("all", "mean")  # rows of every run, or of every system only
 
 
 def table_cells(runs, against=None, seeds="all"):
-    """Cells of the results table.
+    """Lay out the cells of the results table.
 
     Arguments
     ---------
     runs : list[dict]
         Contents of metrics.json files on one test set, in order.
+    against : sequence of str | None
+        Baselines of the marks, see `choose_baselines`.
+    seeds : str
+        "all": a row for each run, and the mean and the standard deviation
+        over the seeds of a system below. "mean": only these for systems with
+        several seeds.
+
+    Returns
+    -------
+    tuple
+        (groups, header, rows): groups are (title, number of columns) and lie
+        over the header; the first row is the unprocessed input's, where the
+        task has one. Columns of estimations and seeds are there where these
+        differ or are known.
+
+    Example
+    -------
+    >>> from .metrics import summarise
+    >>> item = {
+    ...     "id": "a",
+    ...     "angle": 7.0,
+    ...     "si_snr": 9.0,
+    ...     "si_snr_mixture": 0.0,
+    ...     "pesq": 2.0,
+    ...     "reference": "set red",
+    ...     "hypothesis": "set blue",
+    ... }
+    >>> run = {"system": "kl", "bits": 4, **summarise([item])}
+    >>> groups, header, rows = table_cells([run])
+    >>> groups[1], rows[1][:4], rows[1][8:10]
+    (('SI-SNR dB (PESQ)', 5), ['1', 'kl', '4', '9.00(2.00)'], ['50.0', '-'])
     """
     if seeds not in SEEDS:
         raise ValueError(f"seeds must be one of {SEEDS}, not {seeds!r}")
@@ -54,12 +85,17 @@ def table_cells(runs, against=None, seeds="all"):
 
 
 def difference_cells(runs):
-    """Cells of the differences between systems of equal bytes.
+    """Lay out the differences between systems of equal bytes.
 
     Arguments
     ---------
     runs : list[dict]
         Contents of metrics.json files.
+
+    Returns
+    -------
+    tuple
+        (header, rows); no row where no pair has two common seeds.
 
     Example
     -------
@@ -69,9 +105,8 @@ def difference_cells(runs):
     ...     for s in ("uniform", "kl")
     ...     for n in (1, 2)
     ... ]
-    >>> difference_cells([{**run, "model_bytes": 500} for run in runs])[1][0][
-    ...     :2
-    ... ]
+    >>> _, rows = difference_cells([{**r, "model_bytes": 500} for r in runs])
+    >>> rows[0][:2]
     ['kl 4 bit - uniform 4 bit', '+0.00 ± 0.00']
     """
     measures = task_of(runs[0]).measures
@@ -242,12 +277,39 @@ _TO_THE_LEFT = ("sys", "system", "estimation", "same size, by seed")
 
 
 def results_table(runs, against=None, seeds="all"):
-    """Table of several systems scored on one test set, as plain text.
+    """Lay out systems scored on one test set as plain text.
 
     Arguments
     ---------
     runs : list[dict]
         Contents of metrics.json files, in the order of the rows.
+    against : sequence of str | None
+        Baselines that marks refer to, see `choose_baselines`.
+    seeds : str
+        "all" or "mean", see `table_cells`.
+
+    Returns
+    -------
+    str
+        The task's measures by condition, size, compression ratio and time;
+        below it what the marks say and, where systems have several seeds, the
+        differences between those of equal bytes.
+
+    Example
+    -------
+    >>> from .metrics import summarise
+    >>> item = {
+    ...     "id": "a",
+    ...     "angle": 7.0,
+    ...     "si_snr": 9.0,
+    ...     "si_snr_mixture": 0.0,
+    ...     "pesq": 2.0,
+    ...     "reference": "set red",
+    ...     "hypothesis": "set blue",
+    ... }
+    >>> run = {"system": "kl", "bits": 4, **summarise([item])}
+    >>> print(results_table([run]).splitlines()[-1].split()[:4])
+    ['1', 'kl', '4', '9.00(2.00)']
     """
     groups, header, rows = table_cells(runs, against, seeds)
     lines = _aligned(header, rows)
@@ -261,12 +323,16 @@ def results_table(runs, against=None, seeds="all"):
 
 
 def table_notes(runs, against=None, seeds="all"):
-    """Lines below the table on what the marks say.
+    """Explain the marks of a table, in lines below it.
 
     Arguments
     ---------
     runs : list[dict]
         Contents of metrics.json files.
+    against : sequence of str | None
+        Baselines, see `choose_baselines`.
+    seeds : str
+        "all" or "mean".
 
     Returns
     -------

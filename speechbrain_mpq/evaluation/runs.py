@@ -36,7 +36,16 @@ def task_of(run):
 
 
 def bits_text(run):
-    """Average bits of a run, without needless decimals.
+    """Format the average bits of a run, without needless decimals.
+
+    Arguments
+    ---------
+    run : dict
+        With "bits" and, where it is known, "average_bits".
+
+    Returns
+    -------
+    str
 
     Example
     -------
@@ -48,7 +57,17 @@ def bits_text(run):
 
 
 def label(run):
-    """Name of a system with its bits.
+    """Name a system with its bits.
+
+    Arguments
+    ---------
+    run : dict
+        Content of metrics.json.
+
+    Returns
+    -------
+    str
+        As "kl 4.03 bit"; full precision goes without bits.
 
     Example
     -------
@@ -63,7 +82,17 @@ def label(run):
 
 
 def size_text(size):
-    """Bytes as text, in KiB below one MiB.
+    """Format bytes, in KiB below one MiB.
+
+    Arguments
+    ---------
+    size : int
+        Bytes.
+
+    Returns
+    -------
+    str
+        As "293 KiB" or "2.00 MiB".
 
     Example
     -------
@@ -74,7 +103,18 @@ def size_text(size):
 
 
 def table_order(run):
-    """Sort key that puts runs into the order of the paper's Table 1.
+    """Sort runs into the order of the paper's Table 1.
+
+    Arguments
+    ---------
+    run : dict
+        Content of metrics.json.
+
+    Returns
+    -------
+    tuple
+        Full precision first, then uniform precision by bits, then the other
+        methods, each by bits and seed.
 
     Example
     -------
@@ -96,12 +136,33 @@ def table_order(run):
 
 
 def system_key(run):
-    """What makes two runs one system: all but the seed."""
+    """Identify the system of a run: all but its seed.
+
+    Arguments
+    ---------
+    run : dict
+        Content of metrics.json.
+
+    Returns
+    -------
+    tuple
+    """
     return run["system"], run["bits"], run.get("estimator")
 
 
 def full_label(run, runs):
-    """Label of a run, with its estimation where others need it to differ.
+    """Name a run with its estimation, where others need it to differ.
+
+    Arguments
+    ---------
+    run : dict
+        Content of metrics.json.
+    runs : sequence of dict
+        All that are shown together.
+
+    Returns
+    -------
+    str
 
     Example
     -------
@@ -126,7 +187,18 @@ _TEXTS = ("task", "test_set", "estimator", "corpus")
 
 
 def load_metrics(path):
-    """Read and check a metrics.json file."""
+    """Read and check a metrics.json file.
+
+    Arguments
+    ---------
+    path : str | Path
+        The file.
+
+    Returns
+    -------
+    dict
+        Its content.
+    """
     metrics = read_json(path)
     problem = _problem(metrics)
     if problem:
@@ -160,7 +232,20 @@ def _load_items(folder, task):
 
 
 def load_run(folder, with_items=False):
-    """Read a finished run."""
+    """Read a finished run.
+
+    Arguments
+    ---------
+    folder : str | Path
+        Output folder of the experiment, which holds a metrics.json.
+    with_items : bool
+        Whether it must hold a test_items.json too.
+
+    Returns
+    -------
+    dict
+        The metrics, with "folder" and, where there are any, "items".
+    """
     folder = Path(folder)
     run = {**load_metrics(folder / "metrics.json"), "folder": folder}
     path = folder / "test_items.json"
@@ -178,6 +263,11 @@ def load_run(folder, with_items=False):
 
 def gather(*folders):
     """Read every finished run below some folders.
+
+    Arguments
+    ---------
+    *folders : str | Path
+        As `results`, with one folder per experiment.
 
     Returns
     -------

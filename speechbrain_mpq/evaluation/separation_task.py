@@ -67,12 +67,22 @@ separate --track track.json --video talk.mp4` does that and the rest.
 
 
 def bucket_of(angle):
-    """Name of the bucket that an angle between two speakers falls in.
+    """Find the bucket of an angle between two speakers.
+
+    Arguments
+    ---------
+    angle : float
+        Degrees, 0 to 180.
+
+    Returns
+    -------
+    str
+        One of `BUCKET_NAMES`.
 
     Example
     -------
-    >>> bucket_of(15.0), bucket_of(180.0)
-    ('15-45', '90-180')
+    >>> bucket_of(0), bucket_of(15), bucket_of(180)
+    ('0-15', '15-45', '90-180')
     """
     for name, (low, high) in zip(BUCKET_NAMES, BUCKETS):
         if low <= angle < high or angle == high == 180:
@@ -86,11 +96,7 @@ def _bucket_of_item(item):
 
 
 def _summarise(items):
-    """Averages of the mixtures of one bucket.
-
-    `confusions` is the share of items with an SI-SNR below 0 dB, `wer` is in
-    percent, `pesq_n` counts the items with a PESQ.
-    """
+    """Averages of the mixtures of one bucket; WER is in percent."""
     words = count_word_errors(items)
     pesq = [item["pesq"] for item in items if item["pesq"] is not None]
     block = {
@@ -98,12 +104,13 @@ def _summarise(items):
         "si_snr": mean([item["si_snr"] for item in items]),
         "si_snr_mixture": mean([item["si_snr_mixture"] for item in items]),
         "pesq": mean(pesq),
-        "pesq_n": len(pesq),
+        "pesq_n": len(pesq),  # those with a PESQ
         "wer": words.rate if words.words else None,
         "words": words.words,
         "substitutions": words.substitutions,
         "deletions": words.deletions,
         "insertions": words.insertions,
+        # The share where another talker than the target was separated
         "confusions": mean([item["si_snr"] < 0 for item in items]),
     }
     for signal in ("mixture", "target"):

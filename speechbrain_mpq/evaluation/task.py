@@ -1,4 +1,4 @@
-"""Describe a task: what is scored, under which conditions, how it is told.
+"""Describe a task: its measures, conditions and texts.
 
 Tables, reports, plots and model cards are made from a `Task`, so that
 perplexity or accuracy fit in as SI-SNR does. A registered task is found again
@@ -21,7 +21,7 @@ _TASKS = {}
 
 @dataclass(frozen=True)
 class SignificanceTest:
-    """Compare two systems on the same test items.
+    """A comparison of two systems on the same test items.
 
     Arguments
     ---------
@@ -177,7 +177,7 @@ class ItemField:
 
 @dataclass(frozen=True)
 class SameInput:
-    """A number of the input that tells whether two systems had the same one.
+    """A number that tells whether two systems had the same input.
 
     Arguments
     ---------
@@ -196,7 +196,7 @@ class SameInput:
 
 @dataclass(frozen=True)
 class CardText:
-    """What a model card says of the task.
+    """What a model card says about the task.
 
     Arguments
     ---------
@@ -222,7 +222,7 @@ class CardText:
 
 @dataclass(frozen=True)
 class Task:
-    """What is scored and how it is told.
+    """A record of what is scored and how it is presented.
 
     Arguments
     ---------

@@ -1,7 +1,7 @@
 """Write the model card: README.md of a packed folder, from plain dicts.
 
-What the model is for, how it is called and by which numbers it is told, says
-its `Task`.
+The `Task` says what the model is for, how it is called and what its measures
+are.
 """
 
 from collections import defaultdict

@@ -19,9 +19,9 @@ from helpers import (
 
 from speechbrain_mpq.evaluation.comparisons import compare
 from speechbrain_mpq.evaluation.media import (
-    equal_loudness,
-    loudest_magnitude,
-    marked_words,
+    _equal_loudness,
+    _loudest_magnitude,
+    _marked_words,
 )
 from speechbrain_mpq.evaluation.report import (
     Evidence,
@@ -128,18 +128,20 @@ def test_broken_signals_are_named_and_nothing_is_written(tmp_path):
 def test_signals_get_one_loudness():
     rng = np.random.default_rng(1)
     noise = rng.standard_normal(100)
-    scaled = equal_loudness({"a": noise, "b": 1e-3 * noise, "c": np.zeros(100)})
+    scaled = _equal_loudness(
+        {"a": noise, "b": 1e-3 * noise, "c": np.zeros(100)}
+    )
     assert np.allclose(scaled["a"], scaled["b"])
     assert np.abs(scaled["a"]).max() == pytest.approx(0.9)
     assert not scaled["c"].any()
-    assert loudest_magnitude([scaled["c"]], 16000) > 0
+    assert _loudest_magnitude([scaled["c"]], 16000) > 0
     with pytest.raises(ValueError, match="a is not"):
-        equal_loudness({"a": np.zeros((2, 3))})
+        _equal_loudness({"a": np.zeros((2, 3))})
 
 
 def test_marked_words_are_escaped():
-    assert marked_words("a", "<b>") == "<mark>&lt;b&gt; <s>a</s></mark>"
-    assert marked_words("a <b>", "a") == "a <del>&lt;b&gt;</del>"
+    assert _marked_words("a", "<b>") == "<mark>&lt;b&gt; <s>a</s></mark>"
+    assert _marked_words("a <b>", "a") == "a <del>&lt;b&gt;</del>"
 
 
 def test_page_with_everything_optional(tmp_path):
