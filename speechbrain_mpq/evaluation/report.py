@@ -68,35 +68,8 @@ class Evidence:
     examples: tuple = ()
 
 
-def verdict(metrics):
-    """Sum up a system against its baselines: headline and sentences.
-
-    Arguments
-    ---------
-    metrics : list[dict]
-        Metrics of the system, then of its baselines.
-
-    Returns
-    -------
-    tuple[str, list[str]]
-        One line, and sentences with the numbers.
-
-    Example
-    -------
-    >>> def system(name, bits, size, wer):
-    ...     average = {"si_snr": 7.0, "pesq": 1.6, "wer": wer}
-    ...     return {
-    ...         "system": name,
-    ...         "bits": bits,
-    ...         "model_bytes": size,
-    ...         "average": average,
-    ...         "buckets": {},
-    ...     }
-    >>> kl, fp32 = system("kl", 4, 2**18, 22.0), system("fp32", 32, 2**21, 21.0)
-    >>> test = {"against": "fp32", "z": 0.8, "p": 0.42, "segments": 90}
-    >>> verdict([{**kl, "mapsswe": test}, fp32])[0]
-    'kl 4 bit: 8.0 times smaller, no significant change in word errors'
-    """
+def _verdict(metrics):
+    """Headline and sentences on the first system, against the others."""
     system, *baselines = metrics
     full = [m for m in baselines if m["bits"] >= FULL_PRECISION]
     headline = label(system)
@@ -427,7 +400,7 @@ def write_report(path, metrics, evidence=None):
     """
     evidence = evidence or Evidence()
     task = task_of(metrics[0])
-    headline, sentences = verdict(metrics)
+    headline, sentences = _verdict(metrics)
     names = [label(m) for m in metrics]
     title = f"{task.name.capitalize()} report"
     by = f" by {task.conditions.title}" if task.conditions else ""

@@ -118,9 +118,11 @@ def _neighbours(results_folder, runs):
         if path.parent.resolve() in known:
             continue
         try:
+            if _task_name(path) != runs[0].get("task"):
+                continue
             run = load_run(path.parent)
         except ValueError as error:
-            # Theirs to mend: this experiment's own results are sound.
+            # Not fatal: this experiment's own results are sound.
             logger.warning(f"Left out of the report: {error}")
             continue
         name = system_key(run), run.get("seed")
@@ -134,6 +136,12 @@ def _neighbours(results_folder, runs):
         if run.get("test_set") == runs[0]["test_set"]:
             found.append(run)
     return sorted(found, key=table_order)
+
+
+def _task_name(path):
+    """What a metrics.json says of its task; None: separation."""
+    metrics = read_json(path)
+    return metrics.get("task") if isinstance(metrics, dict) else None
 
 
 def _example_file(folder, key):

@@ -294,22 +294,6 @@ def results_table(runs, against=None, seeds="all"):
         The task's measures by condition, size, compression ratio and time;
         below it what the marks say and, where systems have several seeds, the
         differences between those of equal bytes.
-
-    Example
-    -------
-    >>> from .metrics import summarise
-    >>> item = {
-    ...     "id": "a",
-    ...     "angle": 7.0,
-    ...     "si_snr": 9.0,
-    ...     "si_snr_mixture": 0.0,
-    ...     "pesq": 2.0,
-    ...     "reference": "set red",
-    ...     "hypothesis": "set blue",
-    ... }
-    >>> run = {"system": "kl", "bits": 4, **summarise([item])}
-    >>> print(results_table([run]).splitlines()[-1].split()[:4])
-    ['1', 'kl', '4', '9.00(2.00)']
     """
     groups, header, rows = table_cells(runs, against, seeds)
     lines = _aligned(header, rows)

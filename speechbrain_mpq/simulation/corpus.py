@@ -44,21 +44,10 @@ PATTERNS = [
         "name verb letter digit digit preposition article place adverb",
     )
 ]
-
-
-def vocabulary():
-    """List every word of the grammar, sorted.
-
-    Returns
-    -------
-    list of str
-
-    Example
-    -------
-    >>> len(vocabulary())
-    71
-    """
-    return sorted({word for words in WORDS.values() for word in words})
+SPLITS = ("train", "valid", "test")
+RMS = 0.05  # level of every utterance
+PEAK = 0.95  # highest sample allowed
+CHUNK = 50  # utterances written between two marks of progress
 
 
 def sentence(rng):
@@ -84,12 +73,6 @@ def sentence(rng):
     return " ".join(
         WORDS[kind][rng.integers(len(WORDS[kind]))] for kind in pattern
     )
-
-
-SPLITS = ("train", "valid", "test")
-RMS = 0.05  # level of every utterance
-PEAK = 0.95  # highest sample allowed
-CHUNK = 50  # utterances written between two marks of progress
 
 
 def prepare_speech(

@@ -19,11 +19,7 @@ from ..utils import SAMPLE_RATE, atomic_write, remove_partial, write_text
 
 SMALLEST_ROOM = (4.0, 4.0, 2.5)  # metres
 LARGEST_ROOM = (10.0, 8.0, 6.0)  # metres
-
-
 T60 = (0.05, 0.7)  # seconds
-
-
 DISTANCE = (1.0, 5.0)  # metres from the array's centre to a talker
 TALKERS = 4  # positions simulated in each room
 

@@ -25,7 +25,7 @@ from speechbrain_mpq.evaluation.media import (
 )
 from speechbrain_mpq.evaluation.report import (
     Evidence,
-    verdict,
+    _verdict,
     write_report,
     write_table,
 )
@@ -190,13 +190,13 @@ def test_verdict_follows_the_test():
         (-3.0, 0.003, "significantly fewer word errors"),
     ):
         test = {"against": "fp32", "z": z, "p": p, "segments": 50}
-        headline, sentences = verdict(
+        headline, sentences = _verdict(
             [report_metrics("kl", 4, 2, mapsswe=test), fp32]
         )
         assert words in headline
         outcome = "is not significant" if p > 0.05 else "is significant"
         assert outcome in sentences[-1]
-    untested = verdict([report_metrics("kl", 4, 2), fp32])
+    untested = _verdict([report_metrics("kl", 4, 2), fp32])
     assert "word error rate +10.0 points" in untested[0]
     assert "not tested" in untested[1][-1]
 

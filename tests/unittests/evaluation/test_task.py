@@ -143,6 +143,17 @@ def test_from_items_to_table_report_and_card(language, tmp_path):
     assert "angle" not in text and "SI-SNR" not in text
 
 
+def test_runs_of_other_tasks_are_no_neighbours(language, tmp_path, caplog):
+    folder = tmp_path / "x_4bit" / "1"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text('{"task": "never heard of"}')
+    run = finish(
+        tmp_path, "kl", 4, make_sentences(23.0, 1), results_folder=tmp_path
+    )
+    assert "Left out" not in caplog.text
+    assert "Size against" not in (run / "report.html").read_text("utf-8")
+
+
 def test_runs_are_read_and_checked_by_their_task(language, tmp_path):
     folder = finish(tmp_path, "kl", 4, make_sentences(23.0, 1))
     run = load_run(folder)

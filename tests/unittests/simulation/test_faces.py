@@ -1,7 +1,4 @@
-"""Mouth shapes from phonemes, drawn mouths, and what a camera does to them.
-
-Drawn faces, panoramas, and the way back from them to the mouth.
-"""
+"""Mouth shapes from phonemes, drawn mouths and faces, and what corrupts them."""
 
 import dataclasses
 

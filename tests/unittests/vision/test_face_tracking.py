@@ -1,7 +1,4 @@
-"""Following several faces through the frames.
-
-Smoothing against dense least squares and its own promise.
-"""
+"""Several faces followed through frames, and directions smoothed."""
 
 from itertools import permutations
 
