@@ -205,9 +205,13 @@ def table(name, model):
         floor = model["gop_per_hour"] / model["int8_gops"]
         if OURS in rows and int(threads) == 1:
             share = floor / rows[OURS]["network_cpu"]
+            # Without fast int8 in torch its rate is no limit of the core.
             lines.append(
                 f"floor of int8 on this core: {floor:.2f} s/hour; {OURS} is at "
                 f"{100 * share:.0f} % of its rate"
+                if share <= 1
+                else "no floor of int8: torch's product is slower than "
+                f"{OURS} on this core"
             )
     for engine, row in model["engines"].items():
         lines.append(
