@@ -201,11 +201,10 @@ def _head(example):
     """Name, angle and reference of an item."""
     angle = example.get("angle")
     apart = "" if angle is None else f": speakers {angle:.0f}° apart"
-    return tag(
-        "div",
-        tag("h3", text(f"{example['id']}{apart}"))
-        + tag("p", "said: " + tag("b", text(example["reference"]))),
-    )
+    head = tag("h3", text(f"{example['id']}{apart}"))
+    if "reference" in example:
+        head += tag("p", "said: " + tag("b", text(example["reference"])))
+    return tag("div", head)
 
 
 def _directions(example):
@@ -224,7 +223,7 @@ def _signal_card(example, name, samples, loudest, measure):
     """Spectrogram, player, quality and transcript of one signal."""
     rate = example["sample_rate"]
     quality = example.get(measure.key, {}).get(name)
-    value = "" if quality is None else f"{quality:.1f} {measure.unit}"
+    value = "" if quality is None else f"{quality:.1f} {measure.unit}".rstrip()
     header = tag("h4", text(name)) + tag("span", text(value), class_="soft")
     caption = f"spectrogram of {name}, {len(samples) / rate:.1f} s"
     parts = [

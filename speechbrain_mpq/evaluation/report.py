@@ -46,10 +46,11 @@ class Evidence:
     neighbours : sequence[dict]
         Metrics of more systems, drawn beside these by their size.
     examples : sequence[dict]
-        Test items to look at and to listen to: {"id", "doa_target",
-        "doa_interferer", "angle", "sample_rate", "reference", "signals",
-        "hypotheses", "si_snr"}; signals, hypotheses and the measure are dicts
-        by "mixture", "target" and system.
+        Test items to look at and to listen to: {"id", "sample_rate",
+        "signals"} and what else is known of "reference", "hypotheses",
+        "doa_target", "doa_interferer", "angle" and the first measure, as
+        "si_snr"; signals, hypotheses and the measure are dicts by "mixture",
+        "target" and system.
 
     Example
     -------
@@ -114,14 +115,15 @@ def _gain(system):
     if not before or None in before or after is None:
         return None
     before = sum(before) / len(before)
-    unit, decimals = measure.unit, measure.decimals
-    over = (
-        f", the mean of {task.conditions.together}" if task.conditions else ""
-    )
+    together = task.conditions and task.conditions.together
+    over = f", the mean of {together}" if together else ""
+    shown = [
+        f"{value:.{measure.decimals}f} {measure.unit}".rstrip()
+        for value in (before, after)
+    ]
     return (
-        f"{task.name.capitalize()} takes the {measure.name} from "
-        f"{before:.{decimals}f} {unit} in the {task.unprocessed} to "
-        f"{after:.{decimals}f} {unit}{over}."
+        f"{task.name.capitalize()} takes the {measure.name} from {shown[0]} in "
+        f"the {task.unprocessed} to {shown[1]}{over}."
     )
 
 

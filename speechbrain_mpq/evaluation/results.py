@@ -168,10 +168,11 @@ def _shown(example, runs):
         for name, signal in example["signals"].items()
         if name != "estimate"
     }
+    inputs = list(signals)  # the same for all systems
     hypotheses, quality = {}, {}
     for run in runs:
         item = next(i for i in run["items"] if i["id"] == example["id"])
-        for name in ("mixture", "target"):
+        for name in inputs:
             if f"hypothesis_{name}" in item:
                 hypotheses.setdefault(name, item[f"hypothesis_{name}"])
             if f"{key}_{name}" in item:
@@ -179,7 +180,7 @@ def _shown(example, runs):
         name = label(run)
         path = _example_file(run["folder"], item["id"])
         signals[name], _ = soundfile.read(path)
-        hypotheses[name], quality[name] = item["hypothesis"], item[key]
+        hypotheses[name], quality[name] = item.get("hypothesis"), item[key]
     return {
         **example,
         "signals": signals,

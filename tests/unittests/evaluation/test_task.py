@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from speechbrain_mpq.evaluation import task as tasks
@@ -205,6 +206,31 @@ def test_a_task_without_a_test_marks_nothing(language, monkeypatch, tmp_path):
     assert "kl 4 bit: PCC +0.000" in html and "not tested" not in html
     table = show_results([tmp_path / "fp32", folder])
     assert "0.500" in table and "significant" not in table
+
+
+def test_sounds_without_words_are_shown(language, tmp_path):
+    denoising = register_task(
+        Task(
+            name="noise suppression",
+            measures=(Measure("mos", "DNSMOS", unprocessed="mos_noisy"),),
+            fields=(ItemField("mos"), ItemField("mos_noisy")),
+            summarise=lambda items: {"n": 1, "mos": 3.0, "mos_noisy": 2.0},
+            card=card,
+            items="clips",
+            reference="id",
+            unprocessed="noisy",
+        )
+    )
+    items = [{"id": "a", "mos": 3.0, "mos_noisy": 2.0}]
+    signals = dict.fromkeys(("noisy", "estimate"), np.ones(1600))
+    example = {"id": "a", "sample_rate": 16000, "signals": signals}
+    about = {"system": "kl", "bits": 4, "seed": 1}
+    write_results(tmp_path, about, Scored(items, [example]), task=denoising)
+    html = (tmp_path / "report.html").read_text("utf-8")
+    assert html.count("<audio") == 2 and "said:" not in html
+    assert "takes the DNSMOS from 2.00 in the noisy to 3.00." in html
+    table = results_table([load_run(tmp_path)]).splitlines()
+    assert table[2].split()[:3] == ["noisy", "-", "2.00"]
 
 
 def test_names_are_taken_once(language):

@@ -1,4 +1,4 @@
-"""Mouth shapes from phonemes, drawn mouths and faces, and what corrupts them."""
+"""Mouth shapes from phonemes, drawn mouths and faces, corrupted pictures."""
 
 import dataclasses
 
