@@ -25,10 +25,10 @@ from speechbrain_mpq.allocation.scores import ScoreTable
 from speechbrain_mpq.allocation.solver import allocate_bits
 from speechbrain_mpq.evaluation.mapsswe import mapsswe
 from speechbrain_mpq.ptq.calibration_data import (
-    Item,
+    Example,
+    evenly_spaced,
     read_items,
     read_manifest,
-    spread,
 )
 from speechbrain_mpq.ptq.pretrained import (
     CANDIDATES,
@@ -79,17 +79,17 @@ def parse():
 def test_sets(options):
     """Items by name: clean, and reverberant as in the recipe."""
     entries = read_manifest(options.data / "test_speech.json")
-    clean = read_items(spread(entries, options.test_items), RATE)
+    clean = read_items(evenly_spaced(entries, options.test_items), RATE)
     spec = importlib.util.spec_from_file_location("ctc_recipe", RECIPE)
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
     bank = RoomBank(options.data, "test", options.rooms)
-    surroundings = recipe.RoomAugment(bank, False, {"seed": SEED})
+    augment = recipe.RoomAugment(bank, False, {"seed": SEED})
     reverberant = []
     for item in clean:
-        heard = surroundings(item.audio.numpy(), item.key, True)
-        heard = torch.from_numpy(heard.astype(np.float32))
-        reverberant.append(Item(item.key, heard, item.entry))
+        audio = augment(item.audio.numpy(), item.key, True)
+        audio = torch.from_numpy(audio.astype(np.float32))
+        reverberant.append(Example(item.key, audio, item.entry))
     return {"clean": clean, "reverberant": reverberant}
 
 
@@ -97,7 +97,7 @@ def load(options):
     """The recognizer, and its comparison on calibration items."""
     interface, _ = load_interface(find_class("EncoderASR"), options.source)
     entries = read_manifest(options.data / "train_speech.json")
-    items = read_items(spread(entries, options.items), RATE)
+    items = read_items(evenly_spaced(entries, options.items), RATE)
     return interface, CTCOutputs(interface, items)
 
 
@@ -151,9 +151,9 @@ def measure(options, plan, tests):
     for name, items in tests.items():
         quality = WordErrorRate()(interface, items)
         wrong = {
-            key: heard
-            for key, (said, heard) in quality.pairs.items()
-            if heard != said
+            key: hypothesis
+            for key, (reference, hypothesis) in quality.pairs.items()
+            if hypothesis != reference
         }
         entry[name] = {"wer": quality.value, "wrong": wrong}
     return entry
@@ -164,10 +164,10 @@ def significance(results, tests, first, second):
     found = {}
     for name, items in tests.items():
         one, two = (results[s][name]["wrong"] for s in (first, second))
-        said = {item.key: item.entry["words"] for item in items}
+        references = {item.key: item.entry["words"] for item in items}
         found[name] = mapsswe(
             (words, one.get(key, words), two.get(key, words))
-            for key, words in said.items()
+            for key, words in references.items()
         ).p
     return found
 

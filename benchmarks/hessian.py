@@ -11,18 +11,16 @@ mixtures. Options in --overrides are those of train.py. Needs the corpus, which
 
 import argparse
 import resource
-import sys
 import time
-from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # train.py
-
-from speechbrain_mpq.simulation.dataio import dataio_prep  # noqa: E402
-from speechbrain_mpq.training.experiment import read_hparams  # noqa: E402
-from train import Separation, starting_separator  # noqa: E402
+from speechbrain_mpq.experiments.talker_separation import (
+    Separation,
+    starting_separator,
+)
+from speechbrain_mpq.simulation.dataio import dataio_prep
+from speechbrain_mpq.training.experiment import read_hparams
 
 HPARAMS = "hparams/hes_4bit.yaml"
 

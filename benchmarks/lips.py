@@ -20,39 +20,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from panorama import Panorama
 from tqdm import tqdm
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # train.py
-
-from panorama import Panorama  # noqa: E402
-
-from speechbrain_mpq.evaluation.metrics import (  # noqa: E402
-    BUCKET_NAMES,
-    bucket_of,
-    summarise,
-)
-from speechbrain_mpq.evaluation.scoring import (  # noqa: E402
-    Recognizer,
-    score_separation,
-)
-from speechbrain_mpq.inference.loading import build_separator  # noqa: E402
-from speechbrain_mpq.lobes.models.tcn import fold_norms_  # noqa: E402
-from speechbrain_mpq.quantization.packing import load_packed_  # noqa: E402
-from speechbrain_mpq.simulation.dataio import listed_mixtures  # noqa: E402
-from speechbrain_mpq.simulation.lip_videos import (  # noqa: E402
-    PERFECT,
-    Corruption,
-    LipVideos,  # noqa: E402
-)
-from speechbrain_mpq.simulation.mixtures import (  # noqa: E402
+from speechbrain_mpq.evaluation.metrics import summarise
+from speechbrain_mpq.evaluation.scoring import Recognizer, score_separation
+from speechbrain_mpq.evaluation.separation_task import BUCKET_NAMES, bucket_of
+from speechbrain_mpq.inference.loading import build_separator
+from speechbrain_mpq.lobes.models.tcn import fold_norms_
+from speechbrain_mpq.quantization.packing import load_packed_
+from speechbrain_mpq.simulation.dataio import listed_mixtures
+from speechbrain_mpq.simulation.lip_videos import PERFECT, Corruption, LipVideos
+from speechbrain_mpq.simulation.mixtures import (
     MixtureMaker,
     fixed_mixtures,
     load_speech,
 )
-from speechbrain_mpq.simulation.rooms import RoomBank  # noqa: E402
-from speechbrain_mpq.training.experiment import read_hparams  # noqa: E402
-from speechbrain_mpq.vision.face_tracking import centers  # noqa: E402
+from speechbrain_mpq.simulation.rooms import RoomBank
+from speechbrain_mpq.training.experiment import read_hparams
+from speechbrain_mpq.vision.face_tracking import centers
 
 HPARAMS = "hparams/pretrain_av.yaml"
 CONDITIONS = {  # name: what is shown, which faults

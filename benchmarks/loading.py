@@ -13,7 +13,6 @@ Needs the corpus and the rooms of that file (`python train.py` makes them).
 
 import argparse
 import json
-import sys
 import time
 from itertools import chain, repeat
 from pathlib import Path
@@ -21,17 +20,14 @@ from pathlib import Path
 import torch
 from speechbrain.dataio.dataloader import make_dataloader
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # train.py
-
-from speechbrain_mpq.evaluation.si_snr import si_snr  # noqa: E402
-from speechbrain_mpq.inference.loading import build_separator  # noqa: E402
-from speechbrain_mpq.simulation.dataio import (  # noqa: E402
+from speechbrain_mpq.evaluation.si_snr import si_snr
+from speechbrain_mpq.inference.loading import build_separator
+from speechbrain_mpq.simulation.dataio import (
     DeviceMixer,
-    dataio_prep,  # noqa: E402
+    dataio_prep,
     mix_batch_,
 )
-from speechbrain_mpq.training.experiment import read_hparams  # noqa: E402
+from speechbrain_mpq.training.experiment import read_hparams
 
 ITEMS = 60
 WARM_UP = 8  # steps that are not counted: compiled and prefetched

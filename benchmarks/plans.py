@@ -26,21 +26,18 @@ import torch
 import yaml
 from plans_table import RANDOM, UNIFORM, plot, table
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # for train.py
-
-import speechbrain_mpq  # noqa: E402
-from speechbrain_mpq.allocation.solver import allocate_bits  # noqa: E402
-from speechbrain_mpq.evaluation.si_snr import si_snr  # noqa: E402
-from speechbrain_mpq.lobes.models.separator import apply_mask  # noqa: E402
-from speechbrain_mpq.quantization.quant_api import quantize_  # noqa: E402
-from speechbrain_mpq.simulation.dataio import (  # noqa: E402
-    dataio_prep,
-    prepare_data,
+import speechbrain_mpq
+from speechbrain_mpq.allocation.solver import allocate_bits
+from speechbrain_mpq.evaluation.si_snr import si_snr
+from speechbrain_mpq.experiments.talker_separation import (
+    Separation,
+    starting_separator,
 )
-from speechbrain_mpq.training.experiment import read_hparams  # noqa: E402
-from speechbrain_mpq.utils import read_json, write_json  # noqa: E402
-from train import Separation, starting_separator  # noqa: E402
+from speechbrain_mpq.lobes.models.separator import apply_mask
+from speechbrain_mpq.quantization.quant_api import quantize_
+from speechbrain_mpq.simulation.dataio import dataio_prep, prepare_data
+from speechbrain_mpq.training.experiment import read_hparams
+from speechbrain_mpq.utils import read_json, write_json
 
 SCORES = (
     "SizeScores:largest_first=true",

@@ -26,9 +26,9 @@ from speechbrain_mpq import Quantizer, choose_bits
 from speechbrain_mpq.allocation.scores import ScoreTable
 from speechbrain_mpq.ptq.calibration_data import (
     batch_of,
+    evenly_spaced,
     read_items,
     read_manifest,
-    spread,
 )
 from speechbrain_mpq.ptq.pretrained_interfaces import (
     CTCOutputs,
@@ -107,7 +107,7 @@ def setting():
 def items_of(options, split, count):
     """Utterances of a split, evenly spread."""
     entries = read_manifest(options.data / f"{split}_speech.json")
-    return read_items(spread(entries, count), RATE)
+    return read_items(evenly_spaced(entries, count), RATE)
 
 
 def batches_of(items):

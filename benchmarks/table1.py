@@ -18,15 +18,10 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from speechbrain_mpq.evaluation.results_table import results_table
+from speechbrain_mpq.evaluation.runs import load_run, table_order
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # where the package is not installed
-
-from speechbrain_mpq.evaluation.results_table import results_table  # noqa: E402
-from speechbrain_mpq.evaluation.runs import (  # noqa: E402
-    load_run,
-    table_order,
-)
-
 TRAIN = (sys.executable, "train.py")
 FILES = {
     "fp32": "hparams/fp32.yaml",

@@ -49,24 +49,24 @@ def score(separators, maker, count, recognize):
         mixture = torch.from_numpy(signals["mixture"])
         target = torch.from_numpy(signals["target"])
         doa = torch.tensor([[drawn["doa_given"]]])
-        heard = {"mixture": mixture[:, 0]}
+        signals = {"mixture": mixture[:, 0]}
         for name, separator in separators.items():
-            heard[name] = separator(mixture[None], doa)[0, 0]
+            signals[name] = separator(mixture[None], doa)[0, 0]
         row = {
             "bucket": [low <= drawn["angle"] < high for low, high in BUCKETS],
-            "si_snr": {n: si_snr(s, target).item() for n, s in heard.items()},
+            "si_snr": {n: si_snr(s, target).item() for n, s in signals.items()},
             "said": maker.speech[drawn["target"]]["words"],
         }
         if recognize:
-            heard["target"] = target
-            row["heard"] = {n: recognize(s) for n, s in heard.items()}
+            signals["target"] = target
+            row["heard"] = {n: recognize(s) for n, s in signals.items()}
         rows.append(row)
     return rows
 
 
 def word_error_rate(pairs):
     """Of (reference, hypothesis) pairs, in percent."""
-    counts = [word_errors(reference, heard) for reference, heard in pairs]
+    counts = [word_errors(*pair) for pair in pairs]
     return 100 * sum(c.errors for c in counts) / sum(c.words for c in counts)
 
 

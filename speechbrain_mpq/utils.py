@@ -16,6 +16,8 @@ from uuid import uuid4
 
 PARTIAL = ".partial"  # ending of a file that is being written
 SAMPLE_RATE = 16000  # Hz, of all speech here
+# Degrees between two talkers, [low, high); 180 belongs to the last.
+BUCKETS = ((0, 15), (15, 45), (45, 90), (90, 180))
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_mpq.evaluation.metrics import summarise
 from speechbrain_mpq.evaluation.plots import SUBLAYERS
-from speechbrain_mpq.evaluation.report import write_report
+from speechbrain_mpq.evaluation.report import Evidence, write_report
 from speechbrain_mpq.inference.demo_server import Demo, serve
 from speechbrain_mpq.inference.folder import save_separator, with_current_names
 from speechbrain_mpq.inference.separation import QuantizedSeparator
@@ -172,8 +172,8 @@ def make_scores(clusters):
     }
 
 
-def written(path, *arguments, **keywords):
-    write_report(path, *arguments, **keywords)
+def written(path, metrics, **evidence):
+    write_report(path, metrics, Evidence(**evidence))
     return path.read_text(encoding="utf-8")
 
 

@@ -32,9 +32,10 @@ def main():
     own = subprocess.run(
         [python, "-c", code], capture_output=True, text=True, check=True
     )
-    # A path file puts the project's packages behind the peers' own.
+    # A path file puts the project's packages behind the peers' own. What is
+    # installed there in editable form has path files, which are not followed.
     link = Path(own.stdout.strip(), "project.pth")
-    link.write_text(sysconfig.get_path("purelib") + "\n")
+    link.write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")
     install = [python, "-m", "pip", "install", "--quiet"]
     install += ["-c", ROOT / "constraints.txt", "-r", HERE / "requirements.txt"]
     subprocess.run(install, check=True)

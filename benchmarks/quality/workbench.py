@@ -1,32 +1,27 @@
-"""What every system is made from and measured with, the same for all.
+"""Make, calibrate and score every system from the same things.
 
-The separator, its calibration and its training data come from `train.py`
-itself; a system is scored by the functions that score our own.
+The separator, its calibration and its training data are those of our own
+experiments; a system is scored by the functions that score our own.
 """
 
 import hashlib
 import random
-import sys
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # train.py
-
-from speechbrain_mpq.evaluation.metrics import bucket_of  # noqa: E402
-from speechbrain_mpq.evaluation.scoring import (  # noqa: E402
-    Recognizer,
-    score_separation,
+from speechbrain_mpq.evaluation.scoring import Recognizer, score_separation
+from speechbrain_mpq.evaluation.separation_task import bucket_of
+from speechbrain_mpq.experiments.talker_separation import (
+    Separation,
+    starting_separator,
 )
-from speechbrain_mpq.evaluation.si_snr import si_snr  # noqa: E402
-from speechbrain_mpq.lobes.models.separator import apply_mask  # noqa: E402
-from speechbrain_mpq.simulation.dataio import dataio_prep  # noqa: E402
-from speechbrain_mpq.training.experiment import read_hparams  # noqa: E402
-from train import starting_separator  # noqa: E402
+from speechbrain_mpq.simulation.dataio import dataio_prep
+from speechbrain_mpq.training.experiment import read_hparams
 
+ROOT = Path(__file__).parents[2]
 HPARAMS = "hparams/kl_4bit.yaml"
 RESAMPLES = 2000  # of the bootstrap
 
@@ -91,22 +86,11 @@ class Workbench:
             items)` is the summed negative SI-SNR in dB of network outputs
             for a slice of the items.
         """
+        brain = Separation(
+            {"separator": self.separator()}, None, self.hparams, {}
+        )
         count = self.hparams["calibration_mixtures"]
-        items = [self.data[0]["train"][i] for i in range(count)]
-        mixtures = torch.stack([item["mixture"] for item in items])
-        targets = torch.stack([item["targets"][:, 0] for item in items])
-        doa = torch.stack([item["doa"][0] for item in items])
-        separator = self.separator()
-        with torch.no_grad():
-            inputs, reference = separator.analyse(mixtures, doa)
-
-        def loss(output, items):
-            spectrum = apply_mask(output, reference[items])
-            signal = separator.features.istft(spectrum, targets.shape[1])
-            return -si_snr(signal, targets[items]).sum()
-
-        weights = reference.abs().square()
-        return {"inputs": inputs, "weights": weights, "loss": loss}
+        return brain.calibration(self.data[0]["train"], count)
 
     def score(self, separator):
         """Results of every test mixture, see `evaluation.metrics`.

@@ -24,7 +24,8 @@ def main():
     torch.set_num_threads(1)
     if engine != "torch":  # what importing the libraries takes is not ours
         __import__(
-            f"speechbrain_mpq.engines.{engine}_engine", fromlist=["compiled"]
+            f"speechbrain_mpq.inference.engines.{engine}_engine",
+            fromlist=["compiled"],
         )
     imported = peak_mib()
     start = time.perf_counter()

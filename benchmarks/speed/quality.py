@@ -10,31 +10,20 @@ shows engines beside PyTorch. Calibrated on training mixtures.
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # train.py
-
-from speechbrain_mpq.evaluation.results import write_results  # noqa: E402
-from speechbrain_mpq.evaluation.scoring import (  # noqa: E402
-    Recognizer,
-    score_separation,
-)
-from speechbrain_mpq.inference.engines.activations import (  # noqa: E402
-    write_ranges,
-)
-from speechbrain_mpq.inference.engines.lowered import lower  # noqa: E402
-from speechbrain_mpq.inference.exporting import engine_ranges  # noqa: E402
-from speechbrain_mpq.inference.folder import repack  # noqa: E402
-from speechbrain_mpq.inference.separation import (  # noqa: E402
-    QuantizedSeparator,
-)
-from speechbrain_mpq.simulation.dataio import dataio_prep  # noqa: E402
-from speechbrain_mpq.training.experiment import read_hparams  # noqa: E402
+from speechbrain_mpq.evaluation.results import write_results
+from speechbrain_mpq.evaluation.scoring import Recognizer, score_separation
+from speechbrain_mpq.inference.engines.activations import write_ranges
+from speechbrain_mpq.inference.engines.lowered import lower
+from speechbrain_mpq.inference.exporting import engine_ranges
+from speechbrain_mpq.inference.folder import repack
+from speechbrain_mpq.inference.separation import QuantizedSeparator
+from speechbrain_mpq.simulation.dataio import dataio_prep
+from speechbrain_mpq.training.experiment import read_hparams
 
 CALIBRATION = 16  # training mixtures
 

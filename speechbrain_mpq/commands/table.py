@@ -7,7 +7,13 @@ EXAMPLE = "speechbrain-mpq table results/ --against fp32 uniform_4bit"
 
 
 def add_arguments(parser):
-    """Say what the command line may hold."""
+    """Add the command's options to a parser.
+
+    Arguments
+    ---------
+    parser : argparse.ArgumentParser
+        Of this command.
+    """
     parser.add_argument("folders", nargs="*", metavar="folder")
     parser.add_argument(
         "--against",

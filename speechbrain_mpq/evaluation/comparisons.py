@@ -1,27 +1,26 @@
-"""Which word error rates do not differ: the marks of the paper's Table 1.
+"""Compare systems: significance marks, and differences over the seeds.
 
-The paper marks a system that does not differ significantly in WER from full
-precision, from uniform 4-bit and from uniform 8-bit precision (its systems 1,
-3 and 4). Runs are compared with the baseline's run of the same seed.
-
-Runs of one system with several seeds: means, and differences by seed.
+The paper's Table 1 marks a system that does not differ significantly in WER
+from full precision, from uniform 4-bit and from uniform 8-bit precision (its
+systems 1, 3 and 4). Runs are compared with the baseline's run of the same
+seed, by the significance test of their task.
 """
 
 from itertools import combinations
 from statistics import fmean, stdev
 
 from .mapsswe import SIGNIFICANCE_LEVEL
-from .metrics import AVERAGED, significance
-from .runs import FULL_PRECISION, full_label, label, system_key
+from .metrics import significance
+from .runs import FULL_PRECISION, full_label, label, system_key, task_of
 
 MARKS = "*†‡§¶#"
 _PAPER_BASELINES = (("fp32", 32), ("uniform", 4), ("uniform", 8))
 
 
 def compare(run, baseline):
-    """Significance of the WER difference between two runs.
+    """Test the difference between two runs, as their task tests it.
 
-    It is computed where both hold their items, else taken from `mapsswe`.
+    It is computed where both hold their items, else taken from the metrics.
 
     Arguments
     ---------
@@ -44,16 +43,44 @@ def compare(run, baseline):
     >>> compare(kl, {"system": "uniform", "bits": 4}) is None
     True
     """
+    task = task_of(run)
+    if task.tested is None:
+        return None
     if run.get("items") and baseline.get("items"):
-        return significance(run["items"], baseline["items"], baseline["system"])
-    test = run.get("mapsswe")
+        items = run["items"], baseline["items"]
+        return significance(*items, baseline["system"], task)
+    test = run.get(task.tested.test.key)
     # Only full precision is sure to be the one system of its name.
     known = test and baseline["bits"] >= FULL_PRECISION
     return test if known and test["against"] == baseline["system"] else None
 
 
 def choose_baselines(runs, against=None):
-    """Systems that the others are tested against."""
+    """Choose the systems that the others are tested against.
+
+    Arguments
+    ---------
+    runs : sequence of dict
+        Contents of metrics.json files.
+    against : sequence of str | None
+        Systems by name, as "fp32", or by name and bits as folders are named,
+        "uniform_4bit" or, to tell estimators apart, "uniform_4bit_ADMM".
+        None: those of the paper's Table 1 that are there.
+
+    Returns
+    -------
+    dict
+        Mark -> system key (see `runs.system_key`).
+
+    Example
+    -------
+    >>> runs = [("fp32", 32), ("uniform", 3), ("uniform", 4), ("kl", 4)]
+    >>> runs = [{"system": name, "bits": bits} for name, bits in runs]
+    >>> choose_baselines(runs)
+    {'*': ('fp32', 32, None), '†': ('uniform', 4, None)}
+    >>> choose_baselines(runs, ["uniform_3bit"])
+    {'*': ('uniform', 3, None)}
+    """
     known = list(dict.fromkeys(map(system_key, runs)))
     if against is None:
         paper = [[k for k in known if k[:2] == row] for row in _PAPER_BASELINES]
@@ -66,7 +93,22 @@ def choose_baselines(runs, against=None):
 
 
 def significance_marks(run, runs, baselines):
-    """Marks of one run: baselines that it does not differ from in WER.
+    """Mark the baselines that a run does not differ from significantly.
+
+    Arguments
+    ---------
+    run : dict
+        Metrics of the system.
+    runs : sequence of dict
+        All runs, among them the baselines'.
+    baselines : dict
+        From `choose_baselines`.
+
+    Returns
+    -------
+    dict
+        Mark -> True (no significant difference), False, or None where it was
+        not tested. Of two baselines the later one is marked.
 
     Example
     -------
@@ -109,7 +151,28 @@ EQUAL_BYTES = 0.01  # largest relative difference of sizes called equal
 
 
 def by_system(runs):
-    """Runs of every system, in the order of their first run."""
+    """Group runs by system, in the order of their first run.
+
+    Arguments
+    ---------
+    runs : sequence of dict
+        Contents of metrics.json files.
+
+    Returns
+    -------
+    list of list of dict
+        One list a system; two runs with one seed are refused.
+
+    Example
+    -------
+    >>> runs = [{"system": "kl", "bits": 4, "seed": seed} for seed in (1, 2)]
+    >>> [len(system) for system in by_system(runs)]
+    [2]
+    >>> by_system([*runs, runs[0]])
+    Traceback (most recent call last):
+    ...
+    ValueError: two runs of kl 4 bit have the seed 1: ...
+    """
     systems = {}
     for run in runs:
         others = systems.setdefault(system_key(run), [])
@@ -125,12 +188,68 @@ def by_system(runs):
 
 
 def mean_and_spread(runs):
-    """Mean and standard deviation of a system's runs over its seeds."""
+    """Average a system's runs over its seeds, with standard deviations.
+
+    Arguments
+    ---------
+    runs : sequence of dict
+        Runs of one system, at least two.
+
+    Returns
+    -------
+    tuple of dict
+        Two dicts of a run's shape with the numbers of the table; None where
+        one of the runs does not know a number.
+
+    Example
+    -------
+    >>> runs = [
+    ...     {"buckets": {}, "average": {"si_snr": x, "pesq": 2.0, "wer": None}}
+    ...     for x in (8.0, 9.0)
+    ... ]
+    >>> mean, spread = mean_and_spread(runs)
+    >>> mean["average"]
+    {'si_snr': 8.5, 'pesq': 2.0, 'wer': None}
+    >>> round(spread["average"]["si_snr"], 3)
+    0.707
+    """
     return tuple(_over_seeds(runs, merge) for merge in (fmean, stdev))
 
 
 def paired_differences(runs, tolerance=EQUAL_BYTES):
-    """Differences between systems of equal bytes, seed by seed."""
+    """Compare systems of equal bytes, seed by seed.
+
+    Arguments
+    ---------
+    runs : sequence of dict
+        Contents of metrics.json files.
+    tolerance : float
+        Largest difference of two sizes over the larger.
+
+    Returns
+    -------
+    list of dict
+        `{"system", "against", "n"}` and the task's measures for every pair
+        with two common seeds or more; a measure is (mean, standard deviation)
+        of system minus against, or None where not all are known.
+
+    Example
+    -------
+    >>> def run(system, seed, wer):
+    ...     average = {"si_snr": 7.0, "pesq": None, "wer": wer}
+    ...     return {
+    ...         "system": system,
+    ...         "bits": 4,
+    ...         "seed": seed,
+    ...         "model_bytes": 1000,
+    ...         "average": average,
+    ...     }
+    >>> runs = [run("uniform", 1, 28.0), run("uniform", 2, 29.0)]
+    >>> runs += [run("kl", 1, 26.0), run("kl", 2, 26.0)]
+    >>> pair = paired_differences(runs)[0]
+    >>> pair["system"], pair["against"], pair["n"], pair["wer"][0]
+    ('kl 4 bit', 'uniform 4 bit', 2, -2.5)
+    """
     pairs = []
     for first, second in combinations(by_system(runs), 2):
         theirs = {run.get("seed"): run for run in first}
@@ -145,7 +264,7 @@ def paired_differences(runs, tolerance=EQUAL_BYTES):
             continue
         row = {"system": full_label(second[0], runs), "n": len(common)}
         row["against"] = full_label(first[0], runs)
-        for key in AVERAGED:
+        for key in task_of(second[0]).keys:
             row[key] = _difference_of(common, key)
         pairs.append(row)
     return pairs
@@ -168,12 +287,13 @@ def _over_seeds(runs, merge):
             values.append(run)
         return None if None in values else merge(values)
 
+    keys = task_of(runs[0]).keys
     return {
         "buckets": {
-            name: {key: merged("buckets", name, key) for key in AVERAGED}
+            name: {key: merged("buckets", name, key) for key in keys}
             for name in runs[0]["buckets"]
         },
-        "average": {key: merged("average", key) for key in AVERAGED},
+        "average": {key: merged("average", key) for key in keys},
         "model_bytes": merged("model_bytes"),
         "seconds_per_hour": merged("seconds_per_hour"),
     }

@@ -1,15 +1,13 @@
-"""Matched pairs sentence-segment word error test (MAPSSWE).
+"""Test word errors for significance: matched pairs of segments (MAPSSWE).
 
 Two systems are compared on the same utterances. Errors are counted in
 segments that lie between words both have right, so that the segments can be
 taken as independent; the mean difference is then tested against zero.
 
-Segments and test are those of NIST's SCTK (sclite and sc_stats). It looks for
-insertions behind the last word only where its first system has some, so that
-its outcome depends on the order of the systems; here both are counted unless
-`sctk_end` asks for the same. Alignments are those of least cost under sclite's
-weights, which can hold more errors than the least number that word error
-rates count; which of several with equal cost is taken, `wer.align` says.
+Segments and test are those of NIST's SCTK (sclite and sc_stats). Alignments
+are those of least cost under sclite's weights, which can hold more errors than
+the least number that word error rates count; which of several with equal cost
+is taken, `wer.align` says.
 """
 
 import math
@@ -24,7 +22,7 @@ SIGNIFICANCE_LEVEL = 0.05
 
 
 class Segment(NamedTuple):
-    """Reference words [start, stop) and the errors of both systems there."""
+    """Span of reference words [start, stop) with both systems' errors."""
 
     start: int
     stop: int
@@ -47,8 +45,8 @@ class MapssweResult(NamedTuple):
         return self.p < SIGNIFICANCE_LEVEL
 
 
-def segments(reference, hypothesis_1, hypothesis_2, min_good=2, sctk_end=False):
-    """Segments of one utterance that hold errors of either system.
+def segments(reference, hypothesis_1, hypothesis_2, min_good=2):
+    """Find the segments of one utterance with errors of either system.
 
     A segment begins with up to `min_good` words before the first error that
     both systems have right, and ends when `min_good` such words follow in a
@@ -59,6 +57,8 @@ def segments(reference, hypothesis_1, hypothesis_2, min_good=2, sctk_end=False):
     ---------
     reference, hypothesis_1, hypothesis_2 : str | list[str]
         Words said, and recognised by either system.
+    min_good : int
+        Right words in a row that end a segment.
 
     Returns
     -------
@@ -70,8 +70,6 @@ def segments(reference, hypothesis_1, hypothesis_2, min_good=2, sctk_end=False):
     reference = _words(reference)
     errors_1 = _errors_by_word(reference, _words(hypothesis_1))
     errors_2 = _errors_by_word(reference, _words(hypothesis_2))
-    if sctk_end and errors_1[-1] == (0, 0):
-        errors_2 = [*errors_2[:-1], (0, 0)]
     words = len(errors_1) - 1
     found, good = [], min_good
     for word, (here_1, here_2) in enumerate(zip(errors_1, errors_2)):
@@ -96,7 +94,7 @@ def segments(reference, hypothesis_1, hypothesis_2, min_good=2, sctk_end=False):
     return found
 
 
-def mapsswe(pairs, min_good=2, sctk_end=False):
+def mapsswe(pairs, min_good=2):
     """Test whether two systems differ in word errors, two-tailed.
 
     As in SCTK, z is 0 where the differences do not vary or there are fewer
@@ -107,11 +105,24 @@ def mapsswe(pairs, min_good=2, sctk_end=False):
     pairs : iterable[tuple]
         (reference, hypothesis of system 1, hypothesis of system 2), each a
         string or a list of words.
+    min_good : int
+        Right words in a row that end a segment.
+
+    Returns
+    -------
+    MapssweResult
+        z, p and the number of segments.
+
+    Example
+    -------
+    >>> result = mapsswe([("a b c d", "a x c d", "a b c d")] * 2)
+    >>> result.z, result.segments  # the same in all: nothing to tell from
+    (0.0, 2)
     """
     differences = [
         segment.errors_1 - segment.errors_2
         for pair in pairs
-        for segment in segments(*pair, min_good, sctk_end)
+        for segment in segments(*pair, min_good)
     ]
     n = len(differences)
     mean = fmean(differences) if n else 0.0

@@ -1,6 +1,7 @@
-"""Pictures and sounds as text that stands inside one HTML file.
+"""Show test items: pictures and sounds that stand inside one HTML file.
 
-Test items of the report: where the speakers are, what is heard.
+An item is shown with where the speakers are, spectrograms, players and the
+transcripts with their errors marked.
 """
 
 import base64
@@ -24,7 +25,7 @@ PEAK = 0.9  # of full scale, the loudest sample of an example
 
 
 def picture(draw, text):
-    """A figure as an HTML element that follows the page's light or dark.
+    """Embed a figure that follows the page's light or dark.
 
     Arguments
     ---------
@@ -44,7 +45,7 @@ def picture(draw, text):
 
 
 def spectrogram(waveform, sample_rate, loudest, text):
-    """Log-magnitude spectrogram of a waveform as an HTML image.
+    """Embed the log-magnitude spectrogram of a waveform.
 
     Arguments
     ---------
@@ -53,7 +54,7 @@ def spectrogram(waveform, sample_rate, loudest, text):
     sample_rate : int
         Hz.
     loudest : float
-        Magnitude that gets the brightest colour, see `loudest_magnitude`.
+        Magnitude that gets the brightest colour, see `_loudest_magnitude`.
     text : str
         What it shows.
 
@@ -75,16 +76,8 @@ def spectrogram(waveform, sample_rate, loudest, text):
     return tag("img", src=source, alt=text, class_="spectrogram")
 
 
-def loudest_magnitude(waveforms, sample_rate):
-    """Largest magnitude in the spectrograms of some waveforms.
-
-    Arguments
-    ---------
-    waveforms : iterable[numpy.ndarray]
-        Samples [time] each.
-    sample_rate : int
-        Hz.
-    """
+def _loudest_magnitude(waveforms, sample_rate):
+    """Largest magnitude in the spectrograms of some waveforms."""
     peaks = [_magnitudes(x, sample_rate).max() for x in waveforms]
     return float(max([*peaks, 1e-9]))
 
@@ -101,14 +94,8 @@ def _player(waveform, sample_rate):
     return tag("audio", "", controls="", preload="metadata", src=source)
 
 
-def equal_loudness(waveforms):
-    """Scale waveforms to one energy, as a separator's scale is free.
-
-    Arguments
-    ---------
-    waveforms : dict
-        Name -> samples [time].
-    """
+def _equal_loudness(waveforms):
+    """Waveforms at one energy, as a separator's scale is free."""
     scaled = {}
     for name, samples in waveforms.items():
         samples = np.asarray(samples, dtype=np.float64)
@@ -161,16 +148,29 @@ def _magnitudes(waveform, sample_rate):
     return np.abs(spectrum)
 
 
-def example_section(example):
-    """HTML of one test item with all of its signals."""
+def example_section(example, measure):
+    """Write the HTML of one test item with all of its signals.
+
+    Arguments
+    ---------
+    example : dict
+        See `report.Evidence`.
+    measure : Measure
+        What each signal is scored by, with values in `example[measure.key]`.
+
+    Returns
+    -------
+    str
+        A `<section>` element.
+    """
     rate = example["sample_rate"]
     try:
-        signals = equal_loudness(example["signals"])
+        signals = _equal_loudness(example["signals"])
     except ValueError as error:
         raise ValueError(f"example {example['id']}: {error}") from error
-    loudest = loudest_magnitude(signals.values(), rate)
+    loudest = _loudest_magnitude(signals.values(), rate)
     cards = "".join(
-        _signal_card(example, name, samples, rate, loudest)
+        _signal_card(example, name, samples, loudest, measure)
         for name, samples in signals.items()
     )
     head = tag("div", _head(example) + _directions(example), class_="head")
@@ -181,7 +181,7 @@ def example_section(example):
     )
 
 
-def marked_words(reference, hypothesis):
+def _marked_words(reference, hypothesis):
     """A transcript with its errors marked, as HTML."""
     words = []
     for edit in align(reference, hypothesis):
@@ -201,11 +201,10 @@ def _head(example):
     """Name, angle and reference of an item."""
     angle = example.get("angle")
     apart = "" if angle is None else f": speakers {angle:.0f}° apart"
-    return tag(
-        "div",
-        tag("h3", text(f"{example['id']}{apart}"))
-        + tag("p", "said: " + tag("b", text(example["reference"]))),
-    )
+    head = tag("h3", text(f"{example['id']}{apart}"))
+    if "reference" in example:
+        head += tag("p", "said: " + tag("b", text(example["reference"])))
+    return tag("div", head)
 
 
 def _directions(example):
@@ -214,21 +213,22 @@ def _directions(example):
     other = example.get("doa_interferer")
     if target is None:
         return ""
-    described = f"target at {target:.0f} degrees"
+    caption = f"target at {target:.0f} degrees"
     if other is not None:
-        described += f", interferer at {other:.0f} degrees"
-    return picture(partial(top_view, target, other), described)
+        caption += f", interferer at {other:.0f} degrees"
+    return picture(partial(top_view, target, other), caption)
 
 
-def _signal_card(example, name, samples, rate, loudest):
-    """Spectrogram, player, SI-SNR and transcript of one signal."""
-    si_snr = example.get("si_snr", {}).get(name)
-    value = "" if si_snr is None else f"{si_snr:.1f} dB"
+def _signal_card(example, name, samples, loudest, measure):
+    """Spectrogram, player, quality and transcript of one signal."""
+    rate = example["sample_rate"]
+    quality = example.get(measure.key, {}).get(name)
+    value = "" if quality is None else f"{quality:.1f} {measure.unit}".rstrip()
     header = tag("h4", text(name)) + tag("span", text(value), class_="soft")
-    described = f"spectrogram of {name}, {len(samples) / rate:.1f} s"
+    caption = f"spectrogram of {name}, {len(samples) / rate:.1f} s"
     parts = [
         tag("header", header),
-        spectrogram(samples, rate, loudest, described),
+        spectrogram(samples, rate, loudest, caption),
         _player(samples, rate),
     ]
     hypothesis = example.get("hypotheses", {}).get(name)
@@ -240,7 +240,7 @@ def _signal_card(example, name, samples, rate, loudest):
 def _transcript(reference, hypothesis):
     """Marked words with the number of errors."""
     counts = word_errors(reference, hypothesis)
-    marked = marked_words(reference, hypothesis)
+    marked = _marked_words(reference, hypothesis)
     return tag("p", marked, class_="words") + tag(
         "p", text(_count(counts)), class_="soft"
     )

@@ -1,86 +1,70 @@
-"""Averages over the test set by angle bucket, as metrics.json holds them.
+"""Summarise the test items of one system as metrics.json holds them.
 
-An item is a dict with the results of one test mixture:
-`{"id", "angle", "si_snr", "si_snr_mixture", "pesq", "reference",
-"hypothesis"}` and, where these were recognised too, `"hypothesis_mixture"` and
-`"hypothesis_target"`, which give `wer_mixture` and `wer_target`. The angle is
-the one between the two speakers in degrees; `pesq` may be None where it is
-undefined or was not measured.
+The `Task` says what an item is and which measures it has. Items are averaged
+by condition; the average of a run is the unweighted mean over these.
 """
 
 import hashlib
 import json
 import math
-from statistics import fmean
 
-from .mapsswe import mapsswe
-from .wer import WordErrors, word_errors
-
-# Degrees between the speakers, [low, high); 180 belongs to the last.
-BUCKETS = ((0, 15), (15, 45), (45, 90), (90, 180))
-BUCKET_NAMES = tuple(f"{low}-{high}" for low, high in BUCKETS)
-AVERAGED = ("si_snr", "pesq", "wer")
-SAME_DB = 0.01  # more between two mixtures: they are not the same one
-_ITEM_KEYS = (
-    "id",
-    "angle",
-    "si_snr",
-    "si_snr_mixture",
-    "pesq",
-    "reference",
-    "hypothesis",
-)
+from .separation_task import SEPARATION
+from .task import DEFAULT_TASK, mean
 
 
-def bucket_of(angle):
-    """Name of the bucket that an angle between two speakers falls in."""
-    for name, (low, high) in zip(BUCKET_NAMES, BUCKETS):
-        if low <= angle < high or angle == high == 180:
-            return name
-    raise ValueError(f"an angle of {angle} degrees is not within 0 to 180")
+def summarise(items, task=SEPARATION):
+    """Average the items of one system by condition, as metrics.json has it.
 
-
-def summarise(items):
-    """Average the items of one system by bucket, as metrics.json has it.
-
-    A bucket without items has None for every average, and so has then the
-    average over the buckets, which is the unweighted mean of all four.
+    A condition without items has None for every average, and so has then the
+    average over the conditions, which is the unweighted mean of all.
 
     Arguments
     ---------
     items : list[dict]
-        One dict per test mixture, see the module's text.
+        One dict per test item, with the fields of the task.
+    task : Task
+        What is scored.
 
     Returns
     -------
     dict
-        `{"test_set": hash, "buckets": {name: {...}}, "average": {...}}`.
-        `confusions` is the share of items with an SI-SNR below 0 dB, `wer` is
-        in percent, `pesq_n` counts the items with a PESQ.
+        `{"test_set": hash, "buckets": {name: {...}}, "average": {...}}`, and
+        before these the "task", unless it is separation.
     """
-    by_bucket = {name: [] for name in BUCKET_NAMES}
+    by_condition = {name: [] for name in task.condition_names}
     for item in items:
-        _check_item(item)
-        by_bucket[bucket_of(item["angle"])].append(item)
-    buckets = {name: _bucket(inside) for name, inside in by_bucket.items()}
-    average = {
-        key: _mean([bucket[key] for bucket in buckets.values()])
-        for key in AVERAGED
+        _check_item(item, task)
+        by_condition[task.condition_of(item)].append(item)
+    blocks = {
+        name: task.summarise(inside) for name, inside in by_condition.items()
     }
+    # Files of separation are older than tasks and stay as they are.
+    named = {} if task.name == DEFAULT_TASK else {"task": task.name}
     return {
-        "test_set": hash_test_set(items),
-        "buckets": buckets,
-        "average": average,
+        **named,
+        "test_set": hash_test_set(items, task),
+        "buckets": blocks,
+        "average": {
+            key: mean([block[key] for block in blocks.values()])
+            for key in task.keys
+        },
     }
 
 
-def hash_test_set(items):
-    """Hash of what was tested: ids, buckets and references, in any order.
+def hash_test_set(items, task=SEPARATION):
+    """Hash what was tested: ids, conditions and references, in any order.
 
     Arguments
     ---------
     items : list[dict]
-        One dict per test mixture.
+        One dict per test item.
+    task : Task
+        What is scored.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
 
     Example
     -------
@@ -91,7 +75,7 @@ def hash_test_set(items):
     False
     """
     rows = sorted(
-        [str(item["id"]), bucket_of(item["angle"]), item["reference"]]
+        [str(item["id"]), task.condition_of(item), item[task.reference]]
         for item in items
     )
     ids = [row[0] for row in rows]
@@ -102,8 +86,8 @@ def hash_test_set(items):
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def significance(items, baseline_items, against="fp32"):
-    """MAPSSWE of a system against a baseline, as metrics.json has it.
+def significance(items, baseline_items, against="fp32", task=SEPARATION):
+    """Test a system against a baseline, as metrics.json has the outcome.
 
     Arguments
     ---------
@@ -111,82 +95,50 @@ def significance(items, baseline_items, against="fp32"):
         Items of the system.
     baseline_items : list[dict]
         Items of the baseline on the same test set, in any order.
+    against : str
+        Name of the baseline.
+    task : Task
+        What is scored; one of its measures has a significance test.
+
+    Returns
+    -------
+    dict
+        "against", "z", "p" and the number of samples that were paired.
     """
-    if hash_test_set(items) != hash_test_set(baseline_items):
+    if hash_test_set(items, task) != hash_test_set(baseline_items, task):
         raise ValueError(
             f"this system and {against} were scored on different test sets: "
             "evaluate both again on one"
         )
     theirs = {str(item["id"]): item for item in baseline_items}
     pairs = [(item, theirs[str(item["id"])]) for item in items]
-    for own, other in pairs:
-        levels = [item.get("si_snr_mixture", 0.0) for item in (own, other)]
-        if abs(levels[0] - levels[1]) > SAME_DB:
-            raise ValueError(
-                f"{own['id']} was another mixture when {against} was scored: "
-                "evaluate both again on one test set"
-            )
-    result = mapsswe(
-        (own["reference"], own["hypothesis"], other["hypothesis"])
-        for own, other in pairs
-    )
-    return {
-        "against": against,
-        "z": result.z,
-        "p": result.p,
-        "segments": result.segments,
-    }
+    if task.same_input:
+        for own, other in pairs:
+            _check_same_input(own, other, against, task)
+    return {"against": against, **task.tested.test.run(pairs)}
 
 
-def _check_item(item):
+def _check_same_input(own, other, against, task):
+    """Raise where two items of one name had another input."""
+    key, tolerance = task.same_input.key, task.same_input.tolerance
+    if abs(own.get(key, 0.0) - other.get(key, 0.0)) > tolerance:
+        raise ValueError(
+            f"{own['id']} was another {task.unprocessed or 'item'} when "
+            f"{against} was scored: evaluate both again on one test set"
+        )
+
+
+def _check_item(item, task):
     """Raise where an item lacks a key or holds a number that is none."""
-    missing = [key for key in _ITEM_KEYS if key not in item]
+    keys = ["id", *(field.key for field in task.fields)]
+    missing = [key for key in keys if key not in item]
     if missing:
         raise ValueError(
             f"item {item.get('id', '?')!r} lacks {', '.join(missing)}"
         )
-    for key in ("si_snr", "si_snr_mixture", "pesq"):
-        value = item[key]
-        if value is None and key == "pesq":
+    for field in task.fields:
+        value = item[field.key]
+        if field.kind is str or value is None and field.optional:
             continue
         if not math.isfinite(value):
-            raise ValueError(f"item {item['id']!r}: {key} is {value}")
-
-
-def _bucket(items):
-    """Averages of the items of one bucket."""
-    said = [item["reference"] for item in items]
-    words = _errors(said, [item["hypothesis"] for item in items])
-    pesq = [item["pesq"] for item in items if item["pesq"] is not None]
-    low = [item["si_snr"] < 0 for item in items]
-    bucket = {
-        "n": len(items),
-        "si_snr": _mean([item["si_snr"] for item in items]),
-        "si_snr_mixture": _mean([item["si_snr_mixture"] for item in items]),
-        "pesq": _mean(pesq),
-        "pesq_n": len(pesq),
-        "wer": words.rate if words.words else None,
-        "words": words.words,
-        "substitutions": words.substitutions,
-        "deletions": words.deletions,
-        "insertions": words.insertions,
-        "confusions": _mean(low),
-    }
-    for signal in ("mixture", "target"):
-        heard = [item.get(f"hypothesis_{signal}") for item in items]
-        if words.words and None not in heard:
-            bucket[f"wer_{signal}"] = _errors(said, heard).rate
-    return bucket
-
-
-def _errors(references, hypotheses):
-    """Word errors of many utterances together."""
-    pairs = zip(references, hypotheses)
-    return sum((word_errors(*pair) for pair in pairs), WordErrors())
-
-
-def _mean(values):
-    """Mean, or None where there is no value or one is None."""
-    if not values or None in values:
-        return None
-    return float(fmean(values))
+            raise ValueError(f"item {item['id']!r}: {field.key} is {value}")

@@ -1,4 +1,4 @@
-"""The skeleton and the looks of the report page: plain HTML, no script."""
+"""Write the skeleton and the style of an HTML page, without any script."""
 
 from html import escape
 
@@ -63,7 +63,21 @@ audio { width: 100%; height: 36px; margin: .4rem 0 .2rem; }
 
 
 def tag(element, content=None, /, **attributes):
-    """An HTML element.
+    """Write an HTML element.
+
+    Arguments
+    ---------
+    element : str
+        Element name.
+    content : str | None
+        Inner HTML, already escaped; None for an element without an end.
+    **attributes
+        Attribute values, which are escaped here; `class_` is class.
+
+    Returns
+    -------
+    str
+        The element.
 
     Example
     -------
@@ -80,7 +94,17 @@ def tag(element, content=None, /, **attributes):
 
 
 def text(value):
-    """Any value as escaped text.
+    """Escape any value as text.
+
+    Arguments
+    ---------
+    value : object
+        What to show.
+
+    Returns
+    -------
+    str
+        HTML that shows it as it is.
 
     Example
     -------
@@ -91,7 +115,7 @@ def text(value):
 
 
 def page(title, body):
-    """A whole HTML page.
+    """Write a whole HTML page.
 
     Arguments
     ---------

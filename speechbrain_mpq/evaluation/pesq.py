@@ -1,4 +1,4 @@
-"""Wide-band PESQ (ITU-T P.862.2), through the `pesq` package."""
+"""Compute wide-band PESQ (ITU-T P.862.2), through the `pesq` package."""
 
 import multiprocessing
 
@@ -9,7 +9,7 @@ SHORTEST = 0.25  # seconds; PESQ is not defined below
 
 
 def wideband_pesq(estimate, target, sample_rate=16000):
-    """Wide-band PESQ of one waveform, as MOS-LQO from about 1.0 to 4.64.
+    """Compute wide-band PESQ as MOS-LQO, from about 1.0 to 4.64.
 
     The score does not depend on the level of either waveform.
 
@@ -21,6 +21,23 @@ def wideband_pesq(estimate, target, sample_rate=16000):
         Clean waveform [time].
     sample_rate : int
         Hz; the wide-band measure is defined at 16000 only.
+
+    Returns
+    -------
+    float
+        The score.
+
+    Example
+    -------
+    >>> rng = np.random.default_rng(0)
+    >>> bursts = np.sin(np.arange(16000) / 600) > 0
+    >>> target = rng.standard_normal(16000) * bursts
+    >>> round(wideband_pesq(target, target), 2)
+    4.64
+    >>> wideband_pesq(0 * target, target)
+    Traceback (most recent call last):
+    ...
+    ValueError: PESQ is undefined: the estimate is silent
     """
     if sample_rate != 16000:
         raise ValueError(
@@ -49,7 +66,7 @@ def wideband_pesq(estimate, target, sample_rate=16000):
 
 
 def pesq_many(pairs, sample_rate=16000, workers=2, skip_undefined=False):
-    """Wide-band PESQ of many waveforms in several processes.
+    """Compute wide-band PESQ of many waveforms in several processes.
 
     Arguments
     ---------
@@ -57,11 +74,26 @@ def pesq_many(pairs, sample_rate=16000, workers=2, skip_undefined=False):
         (estimate, target), each as for `wideband_pesq`.
     sample_rate : int
         Hz, of all waveforms.
+    workers : int
+        Processes; with 1 the work is done in this one.
+    skip_undefined : bool
+        Give None for a pair without a defined score, as a silent estimate,
+        instead of raising ValueError.
 
     Returns
     -------
     list[float | None]
         Scores in the order of the pairs.
+
+    Example
+    -------
+    >>> rng = np.random.default_rng(0)
+    >>> bursts = np.sin(np.arange(16000) / 600) > 0
+    >>> target = rng.standard_normal(16000) * bursts
+    >>> pairs = [(target, target), (0 * target, target)]
+    >>> scores = pesq_many(pairs, workers=1, skip_undefined=True)
+    >>> [score and round(score, 2) for score in scores]
+    [4.64, None]
     """
     jobs = [
         (np.asarray(estimate), np.asarray(target), sample_rate)

@@ -1,18 +1,10 @@
-"""Figures of the report: quality by bucket, training, directions.
+"""Draw the figures of the report.
 
 Every function takes plain data and gives a matplotlib figure. Colours of text
 and grid are matplotlib's settings, so that one figure can be drawn for light
-and for dark pages.
-
-Curves of the report: size against quality, scores against what came out.
-
-Every function takes plain data and gives a matplotlib figure, in the colours
-that matplotlib is set to.
-
-Figures of the report: bits and sensitivity of every cluster.
-
-Names as `mask_net.tcn_0_3.d_conv` are drawn by ConvBlock and sublayer as in
-the paper's Fig. 3, which counts from 1; any other name gets a plain place.
+and for dark pages. Clusters named as `mask_net.tcn_0_3.d_conv` are drawn by
+ConvBlock and sublayer as in the paper's Fig. 3, which counts from 1; any other
+name gets a plain place.
 """
 
 import math
@@ -26,23 +18,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from .comparisons import by_system
-from .metrics import BUCKET_NAMES
-from .runs import FULL_PRECISION, KIB, bits_text, full_label
+from .runs import FULL_PRECISION, KIB, bits_text, full_label, task_of
 
 GREY = "#8a8f98"
 PALETTE = ("#e4572e", "#2e86de", "#17a589", "#b07cc6", "#d9a404", "#5dade2")
 
 
-# Title, its key and the mixture's in a bucket, least height of the axis.
-_PANELS = (
-    ("SI-SNR, dB (higher is better)", "si_snr", "si_snr_mixture", 3),
-    ("PESQ, wide band (higher is better)", "pesq", None, 0.5),
-    ("word error rate, % (lower is better)", "wer", "wer_mixture", 10),
-)
-
-
-def quality_by_bucket(names, metrics):
-    """SI-SNR, PESQ and word error rate by angle bucket.
+def quality_by_condition(names, metrics):
+    """Draw every measure by condition, as SI-SNR by angle bucket.
 
     Arguments
     ---------
@@ -51,34 +34,42 @@ def quality_by_bucket(names, metrics):
     metrics : list[dict]
         Contents of metrics.json files; the first system stands out.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A panel for each measure.
+
     Example
     -------
     >>> empty = dict.fromkeys(["si_snr", "si_snr_mixture", "pesq", "wer"])
-    >>> metrics = {"buckets": dict.fromkeys(BUCKET_NAMES, empty)}
-    >>> len(quality_by_bucket(["kl"], [metrics]).axes)
+    >>> buckets = dict.fromkeys(["0-15", "15-45", "45-90", "90-180"], empty)
+    >>> len(quality_by_condition(["kl"], [{"buckets": buckets}]).axes)
     3
     """
-    figure = Figure(figsize=(10.5, 3.6), layout="constrained")
-    panels = figure.subplots(1, 3)
-    for axes, panel in zip(panels, _PANELS):
-        title, key, mixture, least_span = panel
-        if mixture:
-            values = _by_bucket(metrics[0], mixture)
+    task = task_of(metrics[0])
+    count = len(task.measures)
+    figure = Figure(figsize=(3.5 * count, 3.6), layout="constrained")
+    panels = figure.subplots(1, count, squeeze=False)[0]
+    for axes, measure in zip(panels, task.measures):
+        if measure.unprocessed:
+            values = _by_condition(task, metrics[0], measure.unprocessed)
             style = {"color": GREY, "ls": "--", "marker": ".", "lw": 1.2}
-            axes.plot(BUCKET_NAMES, values, label="mixture", **style)
+            axes.plot(
+                task.condition_names, values, label=task.unprocessed, **style
+            )
         for index in reversed(range(len(metrics))):
             axes.plot(
-                BUCKET_NAMES,
-                _by_bucket(metrics[index], key),
+                task.condition_names,
+                _by_condition(task, metrics[index], measure.key),
                 label=names[index],
                 color=PALETTE[index % len(PALETTE)],
                 marker="o" if index == 0 else "s",
                 lw=2.6 if index == 0 else 1.5,
                 ms=6 if index == 0 else 4,
             )
-        _widen(axes, least_span)
-        axes.set_title(title, loc="left")
-        axes.set_xlabel("angle between the speakers, degrees")
+        _widen(axes, measure.least_span)
+        axes.set_title(measure.axis_title, loc="left")
+        axes.set_xlabel(task.conditions.axis)
         axes.grid(axis="y")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
@@ -88,13 +79,24 @@ def quality_by_bucket(names, metrics):
 
 
 def training_curve(curve):
-    """Losses and scores over the epochs of a training.
+    """Draw losses and scores over the epochs of a training.
 
     Arguments
     ---------
     curve : list[dict] | list[float]
         One dict of numbers per epoch, with "epoch" or counted from 1; or the
         losses alone.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One panel per number.
+
+    Example
+    -------
+    >>> curve = [{"epoch": 1, "train loss": -3.0, "valid SI-SNR": 2.5}]
+    >>> len(training_curve(curve).axes)
+    2
     """
     rows = [x if isinstance(x, dict) else {"loss": x} for x in curve]
     keys = dict.fromkeys(key for row in rows for key in row)
@@ -115,12 +117,24 @@ def training_curve(curve):
 
 
 def top_view(target, interferer=None):
-    """Directions of the speakers seen from above, the array at the bottom.
+    """Draw the speakers' directions from above, the array at the bottom.
 
     Arguments
     ---------
     target : float
         Direction of arrival in degrees: 0 is the last microphone's end.
+    interferer : float | None
+        The same for the other speaker.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A half circle with one arrow per speaker; distances are not drawn.
+
+    Example
+    -------
+    >>> len(top_view(30, 120).axes)
+    1
     """
     figure = Figure(figsize=(3.0, 1.9), layout="constrained")
     axes = figure.subplots()
@@ -155,9 +169,11 @@ def _widen(axes, least_span):
     axes.set_ylim(low - missing, high + missing)
 
 
-def _by_bucket(metrics, key):
-    """Values of the buckets; NaN, which leaves a gap, where unknown."""
-    values = (metrics["buckets"][name].get(key) for name in BUCKET_NAMES)
+def _by_condition(task, metrics, key):
+    """Values by condition; NaN, which leaves a gap, where unknown."""
+    values = (
+        metrics["buckets"][name].get(key) for name in task.condition_names
+    )
     return [math.nan if value is None else value for value in values]
 
 
@@ -170,38 +186,50 @@ def _on_circle(angle, radius):
 MARKERS = "osD^vPX"
 
 
-# Title and key of the measured panels.
-_MEASURED = (
-    ("SI-SNR, dB (higher is better)", "si_snr"),
-    ("word error rate, % (lower is better)", "wer"),
-)
-
-
 def pareto(runs, predicted=None, own=True):
-    """Quality against the bytes of the file.
+    """Draw quality against the bytes of the file.
 
     Arguments
     ---------
     runs : list[dict]
         Contents of metrics.json files. Systems with several seeds are drawn
         at their mean, with the span of their runs.
+    predicted : dict | None
+        Content of pareto.json: "points" and "chosen", each point a dict of
+        "bytes" and "score", the summed score of the best plan of that size.
+    own : bool
+        Whether the first run stands out.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The measures with columns of their own and the predicted score.
+
+    Example
+    -------
+    >>> average = {"si_snr": 8.0, "pesq": 2.0, "wer": 25.0}
+    >>> run = {"system": "kl", "bits": 4, "model_bytes": 1024}
+    >>> figure = pareto([{**run, "average": average}])
+    >>> figure.axes[0].lines[0].get_xydata().tolist()
+    [[1.0, 8.0]]
     """
-    panels = 2 + bool(predicted)
+    measures = task_of(runs[0]).columns
+    panels = len(measures) + bool(predicted)
     figure = Figure(figsize=(4.4 * panels, 3.8), layout="constrained")
-    axes = figure.subplots(1, panels)
-    for panel, (title, key) in zip(axes, _MEASURED):
-        _draw_measured(panel, runs, key, own)
-        _size_axis(panel, title)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    for panel, measure in zip(axes, measures):
+        _draw_measured(panel, runs, measure.key, own)
+        _size_axis(panel, measure.axis_title)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6)
     if predicted:
-        _draw_predicted(axes[2], predicted)
-        _size_axis(axes[2], "predicted score (lower is better)")
+        _draw_predicted(axes[-1], predicted)
+        _size_axis(axes[-1], "predicted score (lower is better)")
     return figure
 
 
 def predicted_and_measured(rows):
-    """Predicted against measured loss of whole plans.
+    """Draw predicted against measured loss of whole plans.
 
     Arguments
     ---------
@@ -209,6 +237,19 @@ def predicted_and_measured(rows):
         Content of additivity.json: dicts of "plan" (a name), "predicted" (the
         sum of its clusters' scores) and "measured" in the same unit. Plans
         without a prediction are left out.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        On the dashed line both are equal. Axes are logarithmic unless a value
+        is zero or less.
+
+    Example
+    -------
+    >>> rows = [{"plan": "uniform 4", "predicted": 2.0, "measured": 2.5}]
+    >>> axes = predicted_and_measured(rows).axes[0]
+    >>> axes.get_xscale(), axes.texts[0].get_text()
+    ('log', 'uniform 4')
     """
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.subplots()
@@ -230,7 +271,7 @@ def predicted_and_measured(rows):
 
 
 def convergence(rows):
-    """Convergence of ADMM over its iterations.
+    """Draw the convergence of ADMM over its iterations.
 
     Arguments
     ---------
@@ -238,6 +279,17 @@ def convergence(rows):
         Content of admm.json: dicts of "iteration", "primal_residual" and
         "valid_loss", None where an iteration was not validated; the residual
         is relative to the weights.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Residual and loss over the iterations.
+
+    Example
+    -------
+    >>> row = {"iteration": 1, "primal_residual": 0.1, "valid_loss": -8.0}
+    >>> [axes.get_yscale() for axes in convergence([row]).axes]
+    ['log', 'linear']
     """
     figure = Figure(figsize=(8.0, 3.0), layout="constrained")
     panels = figure.subplots(1, 2)
@@ -260,7 +312,25 @@ def convergence(rows):
 
 
 def trace_errors(traces):
-    """Hessian traces of the clusters with their standard errors."""
+    """Draw Hessian traces of the clusters with their standard errors.
+
+    Arguments
+    ---------
+    traces : dict
+        Cluster -> {"trace", "standard_error"}, in the order of the signal.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Estimates of zero or less are drawn as hollow marks at the size of
+        their standard error, which is all that is known of them.
+
+    Example
+    -------
+    >>> traces = {"fc": {"trace": 20.0, "standard_error": 1.0}}
+    >>> len(trace_errors(traces).axes)
+    1
+    """
     figure = Figure(figsize=(11, 2.8), layout="constrained")
     axes = figure.subplots()
     rows = [(row["trace"], row["standard_error"]) for row in traces.values()]
@@ -363,7 +433,24 @@ _MOST_LABELS = 60  # tick labels that still can be read
 
 
 def bits_per_cluster(clusters):
-    """Bits of every cluster, drawn as the paper's Fig. 3 where names allow."""
+    """Draw the bits of every cluster, as the paper's Fig. 3 if it can.
+
+    Arguments
+    ---------
+    clusters : dict
+        `clusters` of plan.json: name -> {"bits", "parameters"}, in order.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Seven coloured bars per ConvBlock, or a plain bar per cluster.
+
+    Example
+    -------
+    >>> plan = {"encoder.fc": {"bits": 4, "parameters": 9}}
+    >>> bits_per_cluster(plan).axes[0].get_xticklabels()[0].get_text()
+    'encoder.fc'
+    """
     places = [_place(name) for name in clusters]
     blocks = list(dict.fromkeys(block for block, _ in places))
     known = None not in blocks
@@ -383,7 +470,24 @@ def bits_per_cluster(clusters):
 
 
 def sensitivity_map(scores):
-    """Heat map of the sensitivity of every cluster at every bit width."""
+    """Draw the sensitivity of every cluster at every bit width.
+
+    Arguments
+    ---------
+    scores : dict
+        Content of scores.json: `clusters` maps names to {"scores": {bits: x}}.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Colours are logarithmic; scores of zero or less stay empty.
+
+    Example
+    -------
+    >>> row = {"scores": {"2": 1.0, "4": 0.1}}
+    >>> len(sensitivity_map({"clusters": {"fc": row}}).axes)  # map, colour bar
+    2
+    """
     names = list(scores["clusters"])
     rows = [
         {float(bits): float(x) for bits, x in cluster["scores"].items()}

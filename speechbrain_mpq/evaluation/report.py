@@ -1,30 +1,11 @@
-"""What the numbers of a system say against its baselines, in words.
+"""Write the report page of a system: its numbers, in words and figures.
 
-Sections of the report page, each from the content of one file.
-
-The results table as a part of a page.
-
-Pages of results: one HTML file each, with all it shows inside.
+A page is one HTML file with all it shows inside. The task of the runs says
+which measures and conditions there are; a section is there where its file is.
 """
 
+from dataclasses import dataclass
 from functools import partial
-
-from .comparisons import compare
-from .mapsswe import SIGNIFICANCE_LEVEL
-from .media import picture
-from .page import tag, text
-from .plots import (
-    bits_per_cluster,
-    convergence,
-    pareto,
-    predicted_and_measured,
-    quality_by_bucket,
-    sensitivity_map,
-    trace_errors,
-)
-from .plots import training_curve as draw_training
-from .results_table import difference_cells, table_cells, table_notes
-from .runs import FULL_PRECISION, bits_text, label, size_text
 
 try:
     import matplotlib  # noqa: F401
@@ -33,23 +14,63 @@ except ImportError as error:
         'the report needs matplotlib: pip install "speechbrain_mpq[evaluate]"'
     ) from error
 from ..utils import write_text
-from .media import example_section
-from .page import page
+from . import plots
+from .comparisons import compare
+from .mapsswe import SIGNIFICANCE_LEVEL
+from .media import example_section, picture
+from .page import page, tag, text
+from .results_table import difference_cells, table_cells, table_notes
+from .runs import FULL_PRECISION, bits_text, label, size_text, task_of
 
 
-def verdict(metrics):
-    """Headline and sentences on the first of several systems.
+@dataclass
+class Evidence:
+    """What a report shows beside the metrics; each may be missing.
 
     Arguments
     ---------
-    metrics : list[dict]
-        Metrics of the system, then of its baselines.
+    plan : dict or None
+        Content of plan.json.
+    scores : dict or None
+        Content of scores.json.
+    ceiling : dict or None
+        Content of ceiling.json: the coding gain.
+    pareto : dict or None
+        Content of pareto.json.
+    additivity : list[dict] or None
+        Content of additivity.json: "plan", "predicted" and "measured".
+    admm : list[dict] or None
+        Content of admm.json: "iteration", "primal_residual", "valid_loss".
+    training_curve : list or None
+        Losses of every epoch, see `plots.training_curve`.
+    neighbours : sequence[dict]
+        Metrics of more systems, drawn beside these by their size.
+    examples : sequence[dict]
+        Test items to look at and to listen to: {"id", "sample_rate",
+        "signals"} and what else is known of "reference", "hypotheses",
+        "doa_target", "doa_interferer", "angle" and the first measure, as
+        "si_snr"; signals, hypotheses and the measure are dicts by "mixture",
+        "target" and system.
 
-    Returns
+    Example
     -------
-    tuple[str, list[str]]
-        One line, and sentences with the numbers.
+    >>> Evidence(plan={"clusters": {}}).scores is None
+    True
     """
+
+    plan: dict | None = None
+    scores: dict | None = None
+    ceiling: dict | None = None
+    pareto: dict | None = None
+    additivity: list | None = None
+    admm: list | None = None
+    training_curve: list | None = None
+    neighbours: tuple = ()
+    examples: tuple = ()
+
+
+def _verdict(metrics):
+    """Headline and sentences on the first system, against the others."""
     system, *baselines = metrics
     full = [m for m in baselines if m["bits"] >= FULL_PRECISION]
     headline = label(system)
@@ -66,59 +87,81 @@ def _headline(system, full):
     if system.get("model_bytes") and full.get("model_bytes"):
         ratio = full["model_bytes"] / system["model_bytes"]
         parts.append(f"{ratio:.1f} times smaller")
-    test = compare(system, full)
-    if test is None:
-        difference = _difference(system, full, "wer")
+    task = task_of(system)
+    measure = task.tested or task.measures[0]
+    outcome = compare(system, full)
+    if outcome is None:
+        difference = _difference(system, full, measure.key)
         if difference is not None:
-            parts.append(f"word error rate {difference:+.1f} points")
-    elif test["p"] >= SIGNIFICANCE_LEVEL:
-        parts.append("no significant change in word errors")
+            amount = _signed(difference, measure)
+            parts.append(f"{measure.spoken} {amount}")
+    elif outcome["p"] >= SIGNIFICANCE_LEVEL:
+        parts.append(f"no significant change in {measure.test.counted}")
     else:
-        more = "more" if test["z"] > 0 else "fewer"
-        parts.append(f"significantly {more} word errors")
+        more = "more" if outcome["z"] > 0 else "fewer"
+        parts.append(f"significantly {more} {measure.test.counted}")
     return ", ".join(parts)
 
 
 def _gain(system):
-    """Sentence on what separation does to the mixture."""
-    before = [b["si_snr_mixture"] for b in system["buckets"].values()]
-    after = system["average"]["si_snr"]
+    """Sentence on what the system does to its input."""
+    task = task_of(system)
+    measure = task.measures[0]
+    if not (task.unprocessed and measure.unprocessed):
+        return None
+    blocks = system["buckets"].values()
+    before = [block[measure.unprocessed] for block in blocks]
+    after = system["average"][measure.key]
     if not before or None in before or after is None:
         return None
     before = sum(before) / len(before)
+    together = task.conditions and task.conditions.together
+    over = f", the mean of {together}" if together else ""
+    shown = [
+        f"{value:.{measure.decimals}f} {measure.unit}".rstrip()
+        for value in (before, after)
+    ]
     return (
-        f"Separation takes the SI-SNR from {before:.2f} dB in the mixture to "
-        f"{after:.2f} dB, the mean of the four angle buckets."
+        f"{task.name.capitalize()} takes the {measure.name} from {shown[0]} in "
+        f"the {task.unprocessed} to {shown[1]}{over}."
     )
 
 
 def _comparison(system, baseline):
     """Sentence on the system against one baseline."""
+    task = task_of(system)
+    # What is tested comes first.
+    measures = sorted(task.measures, key=lambda measure: not measure.test)
     parts = []
-    for key, unit, decimals in (
-        ("wer", "points WER", 1),
-        ("si_snr", "dB SI-SNR", 2),
-        ("pesq", "PESQ", 2),
-    ):
-        difference = _difference(system, baseline, key)
+    for measure in measures:
+        difference = _difference(system, baseline, measure.key)
         if difference is not None:
-            parts.append(f"{difference:+.{decimals}f} {unit}")
+            parts.append(f"{_signed(difference, measure)} {measure.name}")
     sizes = [m.get("model_bytes") for m in (system, baseline)]
     size = ""
     if all(sizes):
         size = f" ({size_text(sizes[0])} against {size_text(sizes[1])})"
     if not parts:
         return None
-    text = f"Against {label(baseline)}{size}: {', '.join(parts)}."
-    test = compare(system, baseline)
-    if test is None:
-        return f"{text} The difference in word errors was not tested."
-    outcome = "is" if test["p"] < SIGNIFICANCE_LEVEL else "is not"
+    sentence = f"Against {label(baseline)}{size}: {', '.join(parts)}."
+    if task.tested is None:
+        return sentence
+    test = task.tested.test
+    result = compare(system, baseline)
+    if result is None:
+        return f"{sentence} The difference in {test.counted} was not tested."
+    outcome = "is" if result["p"] < SIGNIFICANCE_LEVEL else "is not"
     return (
-        f"{text} The difference in word errors {outcome} significant "
-        f"(MAPSSWE, z = {test['z']:.2f}, {_p_text(test['p'])}, "
-        f"{test['segments']} segments)."
+        f"{sentence} The difference in {test.counted} {outcome} significant "
+        f"({test.name}, z = {result['z']:.2f}, {_p_text(result['p'])}, "
+        f"{result[test.samples]} {test.samples})."
     )
+
+
+def _signed(difference, measure):
+    """A difference with its unit."""
+    shown = f"{difference:+.{measure.decimals}f}"
+    return f"{shown} {measure.difference_unit}".rstrip()
 
 
 def _p_text(p):
@@ -133,9 +176,14 @@ def _difference(system, baseline, key):
 
 
 def _quality_section(names, runs):
-    """Plots of the table's numbers."""
-    draw = partial(quality_by_bucket, names, runs)
-    return _figure(draw, "SI-SNR, PESQ and word error rate by angle bucket")
+    """Plots of the table's numbers by condition, where there are several."""
+    task = task_of(runs[0])
+    if not task.conditions:
+        return ""
+    draw = partial(plots.quality_by_condition, names, runs)
+    *most, last = [measure.spoken for measure in task.measures]
+    measures = f"{', '.join(most)} and {last}" if most else last
+    return _figure(draw, f"{measures} by {task.conditions.noun}")
 
 
 def _pareto_section(runs, predicted=None, own=True):
@@ -151,7 +199,7 @@ def _pareto_section(runs, predicted=None, own=True):
             " On the right, the least sum of scores that a file of each size "
             "allows, and the plan that was chosen."
         )
-    draw = partial(pareto, runs, predicted, own)
+    draw = partial(plots.pareto, runs, predicted, own)
     return (
         tag("h2", "Size against quality")
         + tag("p", text(note))
@@ -171,7 +219,9 @@ def _plan_section(plan, ceiling=None):
     if ceiling:
         parts.append(tag("p", text(_ceiling_note(ceiling))))
     caption = "Bits of every cluster, in the order of the signal"
-    parts.append(_figure(partial(bits_per_cluster, clusters), caption, "wide"))
+    parts.append(
+        _figure(partial(plots.bits_per_cluster, clusters), caption, "wide")
+    )
     parts.append(tag("div", _bits_table(clusters), class_="scroll"))
     return "".join(parts)
 
@@ -186,7 +236,7 @@ def _scores_section(scores):
         tag("h2", "Sensitivity to quantization"),
         tag("p", text(note)),
         _figure(
-            partial(sensitivity_map, scores),
+            partial(plots.sensitivity_map, scores),
             "Sensitivity of every cluster by bits",
             "map",
         ),
@@ -194,7 +244,7 @@ def _scores_section(scores):
     traces = scores.get("details", {}).get("traces")
     if traces:
         caption = "Hessian trace of every cluster with its standard error"
-        parts.append(_figure(partial(trace_errors, traces), caption))
+        parts.append(_figure(partial(plots.trace_errors, traces), caption))
     return "".join(parts)
 
 
@@ -205,7 +255,7 @@ def _additivity_section(rows):
         "should lose if clusters did not act on each other. Above the dashed "
         "line a plan loses more than that."
     )
-    draw = partial(predicted_and_measured, rows)
+    draw = partial(plots.predicted_and_measured, rows)
     return (
         tag("h2", "Predicted and measured loss")
         + tag("p", text(note))
@@ -222,13 +272,13 @@ def _admm_section(rows):
     return (
         tag("h2", "Convergence of ADMM")
         + tag("p", text(note))
-        + _figure(partial(convergence, rows), "ADMM by iteration")
+        + _figure(partial(plots.convergence, rows), "ADMM by iteration")
     )
 
 
 def _training_section(curve):
     """Curves of the training."""
-    draw = partial(draw_training, curve)
+    draw = partial(plots.training_curve, curve)
     return tag("h2", "Training") + _figure(draw, "Training by epoch")
 
 
@@ -264,16 +314,15 @@ def _bits_table(clusters):
 def _ceiling_note(ceiling):
     """What mixed precision can win here, and what the plan wins."""
     note = (
-        "By the scores, mixed precision can do at most "
-        f"{ceiling['am_gm_db']:.1f} dB less damage than uniform precision of "
-        "the same bytes: the arithmetic over the geometric mean of the "
-        "sensitivities."
+        "By the scores, mixed precision can lose at most "
+        f"{ceiling['am_gm_db']:.1f} dB less than uniform precision of the same "
+        "bytes: the arithmetic over the geometric mean of the sensitivities."
     )
     limited, planned = ceiling.get("limited_db"), ceiling.get("planned_db")
     if limited is not None:
         note += f" Within the candidate bits it is {limited:.1f} dB."
     if planned is not None:
-        note += f" This plan is predicted to do {planned:.1f} dB less."
+        note += f" This plan is predicted to lose {planned:.1f} dB less."
     return note
 
 
@@ -293,13 +342,18 @@ def _table_section(runs, against=None, seeds="all", ours=False):
         starts.add(column)
         column += columns
     starts.discard(0)
-    titles = "".join(
-        tag("th", text(title), colspan=columns) for title, columns in groups
-    )
-    head = tag("tr", titles) + _table_row(header, starts, "th")
-    # Row 0 is the mixture, row 1 the first run.
+    head = _table_row(header, starts, "th")
+    if any(title for title, _ in groups):
+        titles = "".join(
+            tag("th", text(title), colspan=columns) for title, columns in groups
+        )
+        head = tag("tr", titles) + head
+    # The unprocessed input, where it is scored, stands above the first run.
+    first = 1 if task_of(runs[0]).unprocessed else 0
     body = "".join(
-        _table_row(row, starts, class_="ours" if ours and index == 1 else "")
+        _table_row(
+            row, starts, class_="ours" if ours and index == first else ""
+        )
         for index, row in enumerate(rows)
     )
     notes = table_notes(runs, against, seeds)
@@ -333,66 +387,54 @@ def _table(head, body, **attributes):
     return tag("div", tag("table", inner, **attributes), class_="scroll")
 
 
-def write_report(
-    path,
-    metrics,
-    plan=None,
-    scores=None,
-    examples=(),
-    training_curve=None,
-    neighbours=(),
-    ceiling=None,
-    pareto=None,
-    additivity=None,
-    admm=None,
-):
+def write_report(path, metrics, evidence=None):
     """Write the report of a system and its baselines as one HTML file.
 
     Arguments
     ---------
+    path : str or Path
+        The file.
     metrics : list[dict]
         Contents of metrics.json: the system first, then baselines such as
         full and uniform precision, all scored on one test set.
-    examples : list[dict]
-        Test items to look at and to listen to: {"id", "doa_target",
-        "doa_interferer", "angle", "sample_rate", "reference", "signals",
-        "hypotheses", "si_snr"}; signals, hypotheses and si_snr are dicts by
-        "mixture", "target" and system.
-    neighbours : list[dict]
-        Metrics of more systems, drawn beside these by their size.
-    additivity : list[dict] | None
-        Content of additivity.json: "plan", "predicted" and "measured".
-    admm : list[dict] | None
-        Content of admm.json: "iteration", "primal_residual", "valid_loss".
+    evidence : Evidence or None
+        What else is shown.
     """
-    headline, sentences = verdict(metrics)
+    evidence = evidence or Evidence()
+    task = task_of(metrics[0])
+    headline, sentences = _verdict(metrics)
     names = [label(m) for m in metrics]
+    title = f"{task.name.capitalize()} report"
+    by = f" by {task.conditions.title}" if task.conditions else ""
     sections = [
-        tag("h1", tag("small", "Separation report") + text(headline)),
+        tag("h1", tag("small", text(title)) + text(headline)),
         *(tag("p", text(sentence)) for sentence in sentences),
         tag("p", text(_origin(metrics[0])), class_="soft"),
-        tag("h2", "Results by angle between the speakers"),
+        tag("h2", text(f"Results{by}")),
         _table_section(metrics, ours=True),
         _quality_section(names, metrics),
     ]
-    if neighbours or pareto:
-        runs = [*metrics, *neighbours]
-        sections.append(_pareto_section(runs, pareto))
-    if plan:
-        sections.append(_plan_section(plan, ceiling))
-    if scores:
-        sections.append(_scores_section(scores))
-    if additivity:
-        sections.append(_additivity_section(additivity))
-    if admm:
-        sections.append(_admm_section(admm))
-    if training_curve:
-        sections.append(_training_section(training_curve))
-    if examples:
+    if evidence.neighbours or evidence.pareto:
+        runs = [*metrics, *evidence.neighbours]
+        sections.append(_pareto_section(runs, evidence.pareto))
+    if evidence.plan:
+        sections.append(_plan_section(evidence.plan, evidence.ceiling))
+    if evidence.scores:
+        sections.append(_scores_section(evidence.scores))
+    if evidence.additivity:
+        sections.append(_additivity_section(evidence.additivity))
+    if evidence.admm:
+        sections.append(_admm_section(evidence.admm))
+    if evidence.training_curve:
+        sections.append(_training_section(evidence.training_curve))
+    if evidence.examples:
         sections.append(tag("h2", "Look and listen"))
         sections.append(tag("p", _EXAMPLES_NOTE, class_="soft"))
-        sections += [example_section(example) for example in examples]
-    write_text(path, page(headline, "\n".join(sections)))
+        sections += [
+            example_section(example, task.measures[0])
+            for example in evidence.examples
+        ]
+    write_text(path, page(headline, "\n".join(filter(None, sections))))
 
 
 def write_table(path, runs, against=None, seeds="all"):
@@ -400,8 +442,14 @@ def write_table(path, runs, against=None, seeds="all"):
 
     Arguments
     ---------
+    path : str | Path
+        The file; its folder must exist.
     runs : list[dict]
         Contents of metrics.json files, as `runs.gather` gives them.
+    against : sequence of str | None
+        Baselines of the marks, see `choose_baselines`.
+    seeds : str
+        "all" or "mean", see `table_cells`.
     """
     sections = [
         tag("h1", tag("small", "Results") + "Systems on one test set"),
@@ -428,7 +476,8 @@ def _origin(metrics, keys=("corpus", "seed", "test_set")):
     parts = [f"{key.replace('_', ' ')} {metrics[key]}" for key in shown]
     parts.insert(
         len(parts) - ("test_set" in shown),
-        f"{sum(b['n'] for b in metrics['buckets'].values())} mixtures",
+        f"{sum(b['n'] for b in metrics['buckets'].values())} "
+        f"{task_of(metrics).items}",
     )
     if "seed" in keys:
         parts += [

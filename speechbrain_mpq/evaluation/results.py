@@ -1,4 +1,4 @@
-"""What an experiment leaves behind: items, examples, metrics, report."""
+"""Write what an experiment leaves behind: items, examples, metrics, report."""
 
 import re
 from pathlib import Path
@@ -8,9 +8,10 @@ from speechbrain.utils.logger import get_logger
 
 from ..utils import read_json, write_json
 from .metrics import significance, summarise
-from .report import write_report
+from .report import Evidence, write_report
 from .results_table import results_table
-from .runs import label, load_run, system_key, table_order
+from .runs import label, load_run, system_key, table_order, task_of
+from .separation_task import SEPARATION
 
 logger = get_logger(__name__)
 
@@ -23,47 +24,73 @@ _SHOWN = ("plan", "scores", "ceiling", "pareto", "additivity", "admm")
 _LOGGED = re.compile(r"(\w[\w ]*): (-?[\d.]+(?:e[-+]?\d+)?)")
 
 
-def write_results(folder, system, scored, baselines=(), results_folder=None):
+def write_results(
+    folder, system, scored, baselines=(), results_folder=None, task=SEPARATION
+):
     """Write test_items.json, examples/, report.html and metrics.json.
 
     metrics.json comes last: where it is, everything else is.
 
     Arguments
     ---------
+    folder : str or Path
+        Folder of the experiment.
     system : dict
         What metrics.json says of the system beside its scores: "system",
         "bits", "average_bits", "estimator", "model_bytes", "fp32_bytes",
         "corpus", "seed", "wall_seconds".
+    scored : Scored
+        Test items, examples and speed.
+    baselines : sequence[str or Path]
+        Folders of finished runs on the same test set; the system is tested
+        against the first.
+    results_folder : str or Path or None
+        Where other finished runs lie, shown beside this one by their size.
+    task : Task
+        What is scored.
+
+    Returns
+    -------
+    dict
+        Content of metrics.json.
     """
     folder = Path(folder)
     write_json(folder / "test_items.json", scored.items)
-    metrics = {
-        **system,
-        **summarise(scored.items),
-        "seconds_per_hour": scored.seconds_per_hour,
-    }
+    metrics = {**system, **summarise(scored.items, task)}
+    if task.speed:
+        metrics["seconds_per_hour"] = scored.seconds_per_hour
     others = [load_run(path, with_items=True) for path in baselines]
-    if others:
-        metrics["mapsswe"] = significance(
-            scored.items, others[0]["items"], others[0]["system"]
+    if others and task.tested:
+        metrics[task.tested.test.key] = significance(
+            scored.items, others[0]["items"], others[0]["system"], task
         )
     _write_examples(folder, scored.examples)
     runs = [{**metrics, "items": scored.items, "folder": folder}, *others]
     files = [folder / f"{name}.json" for name in _SHOWN]
-    write_report(
-        folder / "report.html",
-        runs,
+    evidence = Evidence(
         examples=[_shown(example, runs) for example in scored.examples],
         training_curve=_training_curve(folder / "train_log.txt"),
         neighbours=_neighbours(results_folder, runs),
         **{path.stem: read_json(path) for path in files if path.exists()},
     )
+    write_report(folder / "report.html", runs, evidence)
     write_json(folder / "metrics.json", metrics)
     return metrics
 
 
 def show_results(folders):
-    """The table of some finished experiments, as text."""
+    """Lay out the table of some finished experiments as text.
+
+    Arguments
+    ---------
+    folders : sequence[str or Path]
+        Folders with metrics.json, all on one test set.
+
+    Returns
+    -------
+    str
+        The table.
+    """
     return results_table([load_run(path) for path in folders])
 
 
@@ -91,9 +118,11 @@ def _neighbours(results_folder, runs):
         if path.parent.resolve() in known:
             continue
         try:
+            if _task_name(path) != runs[0].get("task"):
+                continue
             run = load_run(path.parent)
         except ValueError as error:
-            # Theirs to mend: this experiment's own results are sound.
+            # Not fatal: this experiment's own results are sound.
             logger.warning(f"Left out of the report: {error}")
             continue
         name = system_key(run), run.get("seed")
@@ -109,6 +138,12 @@ def _neighbours(results_folder, runs):
     return sorted(found, key=table_order)
 
 
+def _task_name(path):
+    """What a metrics.json says of its task; None: separation."""
+    metrics = read_json(path)
+    return metrics.get("task") if isinstance(metrics, dict) else None
+
+
 def _example_file(folder, key):
     """Where the separated speech of a test mixture is kept."""
     return Path(folder, "examples", f"{key}.flac")
@@ -116,6 +151,8 @@ def _example_file(folder, key):
 
 def _write_examples(folder, examples):
     """Keep the estimates, for this report and those of other systems."""
+    if not examples:
+        return
     (folder / "examples").mkdir(exist_ok=True)
     for example in examples:
         estimate = example["signals"]["estimate"].clip(-1, 1)
@@ -125,20 +162,28 @@ def _write_examples(folder, examples):
 
 def _shown(example, runs):
     """An example with the estimates and words of several systems."""
-    signals = {name: example["signals"][name] for name in ("mixture", "target")}
-    hypotheses, ratios = {}, {}
+    key = task_of(runs[0]).measures[0].key
+    signals = {
+        name: signal
+        for name, signal in example["signals"].items()
+        if name != "estimate"
+    }
+    inputs = list(signals)  # the same for all systems
+    hypotheses, quality = {}, {}
     for run in runs:
         item = next(i for i in run["items"] if i["id"] == example["id"])
-        hypotheses.setdefault("mixture", item["hypothesis_mixture"])
-        hypotheses.setdefault("target", item["hypothesis_target"])
-        ratios.setdefault("mixture", item["si_snr_mixture"])
+        for name in inputs:
+            if f"hypothesis_{name}" in item:
+                hypotheses.setdefault(name, item[f"hypothesis_{name}"])
+            if f"{key}_{name}" in item:
+                quality.setdefault(name, item[f"{key}_{name}"])
         name = label(run)
         path = _example_file(run["folder"], item["id"])
         signals[name], _ = soundfile.read(path)
-        hypotheses[name], ratios[name] = item["hypothesis"], item["si_snr"]
+        hypotheses[name], quality[name] = item.get("hypothesis"), item[key]
     return {
         **example,
         "signals": signals,
         "hypotheses": hypotheses,
-        "si_snr": ratios,
+        key: quality,
     }

@@ -1,6 +1,7 @@
-"""Cells of the results table: the columns of the paper's Table 1, as text.
+"""Lay out the results of several systems as in the paper's Table 1.
 
-The results table as plain text, laid out like Table 1 of the paper.
+Columns are the measures of the task by condition; rows are systems, and their
+mean and standard deviation where there are several seeds.
 """
 
 from statistics import fmean
@@ -13,7 +14,6 @@ from .comparisons import (
     significance_marks,
 )
 from .mapsswe import SIGNIFICANCE_LEVEL
-from .metrics import BUCKET_NAMES, BUCKETS
 from .runs import (
     FULL_PRECISION,
     KIB,
@@ -22,6 +22,7 @@ from .runs import (
     check_same_test_set,
     full_label,
     system_key,
+    task_of,
 )
 
 NOTHING = "-"  # shown where a value is not known
@@ -29,18 +30,51 @@ SEEDS = ("all", "mean")  # rows of every run, or of every system only
 
 
 def table_cells(runs, against=None, seeds="all"):
-    """Cells of the results table.
+    """Lay out the cells of the results table.
 
     Arguments
     ---------
     runs : list[dict]
         Contents of metrics.json files on one test set, in order.
+    against : sequence of str | None
+        Baselines of the marks, see `choose_baselines`.
+    seeds : str
+        "all": a row for each run, and the mean and the standard deviation
+        over the seeds of a system below. "mean": only these for systems with
+        several seeds.
+
+    Returns
+    -------
+    tuple
+        (groups, header, rows): groups are (title, number of columns) and lie
+        over the header; the first row is the unprocessed input's, where the
+        task has one. Columns of estimations and seeds are there where these
+        differ or are known.
+
+    Example
+    -------
+    >>> from .metrics import summarise
+    >>> item = {
+    ...     "id": "a",
+    ...     "angle": 7.0,
+    ...     "si_snr": 9.0,
+    ...     "si_snr_mixture": 0.0,
+    ...     "pesq": 2.0,
+    ...     "reference": "set red",
+    ...     "hypothesis": "set blue",
+    ... }
+    >>> run = {"system": "kl", "bits": 4, **summarise([item])}
+    >>> groups, header, rows = table_cells([run])
+    >>> groups[1], rows[1][:4], rows[1][8:10]
+    (('SI-SNR dB (PESQ)', 5), ['1', 'kl', '4', '9.00(2.00)'], ['50.0', '-'])
     """
     if seeds not in SEEDS:
         raise ValueError(f"seeds must be one of {SEEDS}, not {seeds!r}")
     check_same_test_set(runs)
     layout = _Layout(runs, against)
-    rows = [layout.mixture_row(runs[0])]
+    rows = []
+    if layout.task.unprocessed:
+        rows.append(layout.input_row(runs[0]))
     for number, system in enumerate(by_system(runs), 1):
         several = len(system) > 1
         if seeds == "all" or not several:
@@ -51,12 +85,17 @@ def table_cells(runs, against=None, seeds="all"):
 
 
 def difference_cells(runs):
-    """Cells of the differences between systems of equal bytes.
+    """Lay out the differences between systems of equal bytes.
 
     Arguments
     ---------
     runs : list[dict]
         Contents of metrics.json files.
+
+    Returns
+    -------
+    tuple
+        (header, rows); no row where no pair has two common seeds.
 
     Example
     -------
@@ -66,17 +105,18 @@ def difference_cells(runs):
     ...     for s in ("uniform", "kl")
     ...     for n in (1, 2)
     ... ]
-    >>> difference_cells([{**run, "model_bytes": 500} for run in runs])[1][0][
-    ...     :2
-    ... ]
+    >>> _, rows = difference_cells([{**r, "model_bytes": 500} for r in runs])
+    >>> rows[0][:2]
     ['kl 4 bit - uniform 4 bit', '+0.00 ± 0.00']
     """
-    header = ["same size, by seed", "SI-SNR dB", "PESQ", "WER points", "seeds"]
+    measures = task_of(runs[0]).measures
+    titles = [f"{m.name} {m.difference_unit}".strip() for m in measures]
+    header = ["same size, by seed", *titles, "seeds"]
     rows = []
     for pair in paired_differences(runs):
         cells = [f"{pair['system']} - {pair['against']}"]
-        for key, decimals in (("si_snr", 2), ("pesq", 2), ("wer", 1)):
-            cells.append(_plus_minus(pair[key], decimals))
+        for measure in measures:
+            cells.append(_plus_minus(pair[measure.key], measure.decimals))
         rows.append([*cells, str(pair["n"])])
     return header, rows
 
@@ -86,6 +126,7 @@ class _Layout:
 
     def __init__(self, runs, against):
         self.runs = runs
+        self.task = task_of(runs[0])
         self.baselines = choose_baselines(runs, against)
         self.with_estimation = any(run.get("estimator") for run in runs)
         self.with_seed = len({run.get("seed") for run in runs}) > 1
@@ -94,28 +135,52 @@ class _Layout:
         self.unit, unit_name = (KIB, "KiB") if small else (MIB, "MiB")
         full = [r for r in runs if r["bits"] >= FULL_PRECISION]
         self.full_bytes = full[0].get("model_bytes") if full else None
-        names = [*BUCKET_NAMES, "avg."]
         lead = self._lead("sys", "system", "estimation", "#bit", "seed")
-        tail = [unit_name, "ratio", "s/hour"]
-        self.header = [*lead, *names, *names, *tail]
+        tail = [unit_name, "ratio"]
+        if self.task.speed:
+            tail.append(self.task.speed)
+        titles = [self._title(measure) for measure in self.task.columns]
+        if self.task.conditions:
+            names = [*self.task.condition_names, "avg."]
+            columns = names * len(titles)
+        else:
+            names, columns = [""], titles
+            titles = [""] * len(titles)
+        self.header = [*lead, *columns, *tail]
         self.groups = [
             ("", len(lead)),
-            ("SI-SNR dB (PESQ)", len(BUCKETS) + 1),
-            ("WER %", len(BUCKETS) + 1),
+            *((title, len(names)) for title in titles),
             ("", len(tail)),
         ]
 
-    def mixture_row(self, run):
-        """Cells of the unprocessed mixture."""
-        buckets = [run["buckets"][name] for name in BUCKET_NAMES]
-        si_snr = [bucket["si_snr_mixture"] for bucket in buckets]
-        wer = [bucket.get("wer_mixture") for bucket in buckets]
+    def _title(self, measure):
+        """Head of a measure's columns, with what is beside it."""
+        beside = [f" ({m.title})" for m in self.task.beside(measure)]
+        return measure.title + "".join(beside)
+
+    def _blocks(self, run):
+        """Blocks of numbers of a run, one for every column of a measure."""
+        names = self.task.condition_names if self.task.conditions else ()
+        return [*(run["buckets"][name] for name in names), run["average"]]
+
+    def input_row(self, run):
+        """Cells of the unprocessed input."""
+        cells = []
+        for measure in self.task.columns:
+            key = measure.unprocessed
+            names = self.task.condition_names
+            values = [run["buckets"][name].get(key) for name in names]
+            shown = [*values, _mean(values)]
+            if not self.task.conditions:
+                shown = shown[-1:]
+            row = [_number(value, measure.decimals) for value in shown]
+            if measure.test:
+                row[-1] = self._marked(row[-1], {})
+            cells += row
         return [
-            *self._lead("", "mixture", "", NOTHING, ""),
-            *(_number(value, 2) for value in [*si_snr, _mean(si_snr)]),
-            *(_number(value, 1) for value in wer),
-            self._marked(_number(_mean(wer), 1), {}),
-            *[NOTHING] * 3,
+            *self._lead("", self.task.unprocessed, "", NOTHING, ""),
+            *cells,
+            *[NOTHING] * self.groups[-1][1],
         ]
 
     def run_row(self, number, run):
@@ -160,29 +225,34 @@ class _Layout:
 
     def _cells(self, lead, run, marks, ratio):
         """Cells of the numbers of a run, or of several merged to one."""
-        blocks = [run["buckets"][name] for name in BUCKET_NAMES]
-        blocks.append(run["average"])
-        quality = [_number(block["si_snr"], 2) for block in blocks]
-        for index, block in enumerate(blocks):
-            if block["pesq"] is not None:
-                quality[index] += f"({block['pesq']:.2f})"
-        wer = [_number(block["wer"], 1) for block in blocks]
-        wer[-1] = self._marked(wer[-1], marks)
+        numbers = []
+        for measure in self.task.columns:
+            row = [self._cell(measure, block) for block in self._blocks(run)]
+            if measure.test:
+                row[-1] = self._marked(row[-1], marks)
+            numbers += row
         size = run.get("model_bytes")
         decimals = 1 if self.unit == KIB else 2
-        return [
-            *lead,
-            *quality,
-            *wer,
+        tail = [
             _number(None if size is None else size / self.unit, decimals),
             _number(ratio or None, 1),
-            _number(run.get("seconds_per_hour"), 1),
         ]
+        if self.task.speed:
+            tail.append(_number(run.get("seconds_per_hour"), 1))
+        return [*lead, *numbers, *tail]
 
-    def _marked(self, wer, marks):
-        """An average WER with its marks, the digits in one column."""
+    def _cell(self, measure, block):
+        """A number, with those beside it in parentheses."""
+        cell = _number(block[measure.key], measure.decimals)
+        for other in self.task.beside(measure):
+            if block[other.key] is not None:
+                cell += f"({block[other.key]:.{other.decimals}f})"
+        return cell
+
+    def _marked(self, number, marks):
+        """A tested average with its marks, the digits in one column."""
         shown = "".join(mark for mark, same in marks.items() if same)
-        return wer + shown.ljust(len(self.baselines))
+        return number + shown.ljust(len(self.baselines))
 
 
 def _plus_minus(mean_and_sd, decimals):
@@ -207,16 +277,28 @@ _TO_THE_LEFT = ("sys", "system", "estimation", "same size, by seed")
 
 
 def results_table(runs, against=None, seeds="all"):
-    """Table of several systems scored on one test set, as plain text.
+    """Lay out systems scored on one test set as plain text.
 
     Arguments
     ---------
     runs : list[dict]
         Contents of metrics.json files, in the order of the rows.
+    against : sequence of str | None
+        Baselines that marks refer to, see `choose_baselines`.
+    seeds : str
+        "all" or "mean", see `table_cells`.
+
+    Returns
+    -------
+    str
+        The task's measures by condition, size, compression ratio and time;
+        below it what the marks say and, where systems have several seeds, the
+        differences between those of equal bytes.
     """
     groups, header, rows = table_cells(runs, against, seeds)
     lines = _aligned(header, rows)
-    lines.insert(0, _group_line(groups, _widths(header, rows)))
+    if any(title for title, _ in groups):
+        lines.insert(0, _group_line(groups, _widths(header, rows)))
     lines += table_notes(runs, against, seeds)
     header, rows = difference_cells(runs)
     if rows:
@@ -225,12 +307,16 @@ def results_table(runs, against=None, seeds="all"):
 
 
 def table_notes(runs, against=None, seeds="all"):
-    """Lines below the table on what the marks say.
+    """Explain the marks of a table, in lines below it.
 
     Arguments
     ---------
     runs : list[dict]
         Contents of metrics.json files.
+    against : sequence of str | None
+        Baselines, see `choose_baselines`.
+    seeds : str
+        "all" or "mean".
 
     Returns
     -------
@@ -245,6 +331,7 @@ def table_notes(runs, against=None, seeds="all"):
     >>> table_notes([kl, {"system": "fp32", "bits": 32}])
     ['* no significant WER difference from sys 2, fp32 (MAPSSWE, p >= 0.05)']
     """
+    tested = task_of(runs[0]).tested
     baselines = choose_baselines(runs, against)
     marks = [significance_marks(run, runs, baselines) for run in runs]
     systems = by_system(runs)
@@ -256,8 +343,9 @@ def table_notes(runs, against=None, seeds="all"):
         if set(outcomes) <= {None}:
             continue
         note = (
-            f"{mark} no significant WER difference from sys {numbers[key]}, "
-            f"{names[key]} (MAPSSWE, p >= {SIGNIFICANCE_LEVEL})"
+            f"{mark} no significant {tested.name} difference from sys "
+            f"{numbers[key]}, {names[key]} ({tested.test.name}, p >= "
+            f"{SIGNIFICANCE_LEVEL})"
         )
         untested = [
             names[system_key(run)]

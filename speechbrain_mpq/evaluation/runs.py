@@ -1,12 +1,8 @@
-"""Systems and their runs: names, order and sizes in words.
+"""Name, order and read finished runs.
 
-A run is the content of one metrics.json, a dict. Runs that differ in nothing
-but their seed are one system.
-
-Finished runs as they lie on the disk, checked when they are read.
-
-A run is the content of its metrics.json, a dict; reading adds its "folder" and
-where test_items.json lies beside it, its "items".
+A run is the content of one metrics.json, a dict, checked when it is read;
+reading adds its "folder" and, where test_items.json lies beside it, its
+"items". Runs that differ in nothing but their seed are one system.
 """
 
 import math
@@ -16,7 +12,8 @@ from statistics import fmean
 import numpy as np
 
 from ..utils import read_json
-from .metrics import AVERAGED, BUCKET_NAMES, SAME_DB, hash_test_set
+from .metrics import hash_test_set
+from .task import DEFAULT_TASK, find_task
 
 FULL_PRECISION = 32  # bits
 KIB = 2**10  # bytes
@@ -27,8 +24,28 @@ MIB = 2**20  # bytes
 _PAPER_ORDER = ("uniform", "hes", "kl", "nas")
 
 
+def task_of(run):
+    """Find the task that a run is of.
+
+    Example
+    -------
+    >>> task_of({"system": "kl", "bits": 4}).name
+    'separation'
+    """
+    return find_task(run.get("task"))
+
+
 def bits_text(run):
-    """Average bits of a run, without needless decimals.
+    """Format the average bits of a run, without needless decimals.
+
+    Arguments
+    ---------
+    run : dict
+        With "bits" and, where it is known, "average_bits".
+
+    Returns
+    -------
+    str
 
     Example
     -------
@@ -40,7 +57,17 @@ def bits_text(run):
 
 
 def label(run):
-    """Name of a system with its bits.
+    """Name a system with its bits.
+
+    Arguments
+    ---------
+    run : dict
+        Content of metrics.json.
+
+    Returns
+    -------
+    str
+        As "kl 4.03 bit"; full precision goes without bits.
 
     Example
     -------
@@ -55,7 +82,17 @@ def label(run):
 
 
 def size_text(size):
-    """Bytes as text, in KiB below one MiB.
+    """Format bytes, in KiB below one MiB.
+
+    Arguments
+    ---------
+    size : int
+        Bytes.
+
+    Returns
+    -------
+    str
+        As "293 KiB" or "2.00 MiB".
 
     Example
     -------
@@ -66,7 +103,18 @@ def size_text(size):
 
 
 def table_order(run):
-    """Sort key that puts runs into the order of the paper's Table 1.
+    """Sort runs into the order of the paper's Table 1.
+
+    Arguments
+    ---------
+    run : dict
+        Content of metrics.json.
+
+    Returns
+    -------
+    tuple
+        Full precision first, then uniform precision by bits, then the other
+        methods, each by bits and seed.
 
     Example
     -------
@@ -88,12 +136,33 @@ def table_order(run):
 
 
 def system_key(run):
-    """What makes two runs one system: all but the seed."""
+    """Identify the system of a run: all but its seed.
+
+    Arguments
+    ---------
+    run : dict
+        Content of metrics.json.
+
+    Returns
+    -------
+    tuple
+    """
     return run["system"], run["bits"], run.get("estimator")
 
 
 def full_label(run, runs):
-    """Label of a run, with its estimation where others need it to differ.
+    """Name a run with its estimation, where others need it to differ.
+
+    Arguments
+    ---------
+    run : dict
+        Content of metrics.json.
+    runs : sequence of dict
+        All that are shown together.
+
+    Returns
+    -------
+    str
 
     Example
     -------
@@ -114,11 +183,22 @@ def full_label(run, runs):
 
 
 _NUMBERS = ("average_bits", "model_bytes", "fp32_bytes", "seconds_per_hour")
-_TEXTS = ("test_set", "estimator", "corpus")
+_TEXTS = ("task", "test_set", "estimator", "corpus")
 
 
 def load_metrics(path):
-    """Read and check a metrics.json file."""
+    """Read and check a metrics.json file.
+
+    Arguments
+    ---------
+    path : str | Path
+        The file.
+
+    Returns
+    -------
+    dict
+        Its content.
+    """
     metrics = read_json(path)
     problem = _problem(metrics)
     if problem:
@@ -128,30 +208,51 @@ def load_metrics(path):
     return metrics
 
 
-def _load_items(folder):
-    """Read the results of every test mixture of a finished run."""
+def _load_items(folder, task):
+    """Read the results of every test item of a finished run."""
     path = Path(folder, "test_items.json")
     items = read_json(path)
     try:
-        hash_test_set(items)
-        complete = all(isinstance(item["hypothesis"], str) for item in items)
+        hash_test_set(items, task)
+        lacking = [
+            field.plural or field.key
+            for field in task.fields
+            if field.kind is str
+            and not all(isinstance(item[field.key], str) for item in items)
+        ]
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} holds no test items ({error!r}): evaluate again"
         ) from error
-    if not items or not complete:
-        raise ValueError(f"{path} lacks hypotheses: evaluate again")
+    if not items:
+        raise ValueError(f"{path} holds no test items: evaluate again")
+    if lacking:
+        raise ValueError(f"{path} lacks {', '.join(lacking)}: evaluate again")
     return items
 
 
 def load_run(folder, with_items=False):
-    """Read a finished run."""
+    """Read a finished run.
+
+    Arguments
+    ---------
+    folder : str | Path
+        Output folder of the experiment, which holds a metrics.json.
+    with_items : bool
+        Whether it must hold a test_items.json too.
+
+    Returns
+    -------
+    dict
+        The metrics, with "folder" and, where there are any, "items".
+    """
     folder = Path(folder)
     run = {**load_metrics(folder / "metrics.json"), "folder": folder}
     path = folder / "test_items.json"
     if with_items or path.exists():
-        items = _load_items(folder)
-        if run.get("test_set") not in (None, hash_test_set(items)):
+        task = task_of(run)
+        items = _load_items(folder, task)
+        if run.get("test_set") not in (None, hash_test_set(items, task)):
             raise ValueError(
                 f"{path} does not belong to the metrics.json beside it: they "
                 "tell of different test sets; evaluate again"
@@ -162,6 +263,11 @@ def load_run(folder, with_items=False):
 
 def gather(*folders):
     """Read every finished run below some folders.
+
+    Arguments
+    ---------
+    *folders : str | Path
+        As `results`, with one folder per experiment.
 
     Returns
     -------
@@ -194,6 +300,15 @@ def check_same_test_set(runs):
         raise ValueError("a table needs the metrics of at least one system")
     if len(runs) == 1:
         return
+    named = {run.get("task", DEFAULT_TASK): run for run in runs}
+    if len(named) > 1:
+        sides = ", ".join(
+            f"{_place(run)} of {name}" for name, run in named.items()
+        )
+        raise ValueError(
+            f"runs are of different tasks ({sides}): make a table of each"
+        )
+    task = task_of(runs[0])
     tested = {}
     for run in runs:
         tested.setdefault(_test_set(run), []).append(_place(run))
@@ -206,22 +321,28 @@ def check_same_test_set(runs):
             f"systems were scored on different test sets ({sides}): "
             "evaluate them again on one, or leave one side out"
         )
+    if task.same_input:
+        _check_same_inputs(runs, task)
+
+
+def _check_same_inputs(runs, task):
+    """Refuse runs whose inputs had the same ids and words, but were others."""
     # Ids and words may be those of other rooms or interferers
-    heard = {_place(run): _mixture_levels(run) for run in runs}
-    first, levels = next(iter(heard.items()))
-    for place, others in heard.items():
-        if not np.allclose(levels, others, atol=SAME_DB, equal_nan=True):
+    same = task.same_input
+    inputs = {_place(run): _input_levels(run, task) for run in runs}
+    first, levels = next(iter(inputs.items()))
+    for place, others in inputs.items():
+        if not np.allclose(levels, others, atol=same.tolerance, equal_nan=True):
             raise ValueError(
-                f"{first} and {place} were scored on other mixtures of the "
-                "same words: theirs have another SI-SNR before separation; "
+                f"{first} and {place} were scored on other {same.difference}; "
                 "evaluate them again on one test set"
             )
 
 
-def _mixture_levels(run):
-    """SI-SNR of the mixtures in every bucket; NaN: not known."""
-    buckets = [run["buckets"].get(name) or {} for name in BUCKET_NAMES]
-    levels = [bucket.get("si_snr_mixture") for bucket in buckets]
+def _input_levels(run, task):
+    """What tells inputs apart, by condition; NaN: not known."""
+    blocks = [run["buckets"].get(name) or {} for name in task.condition_names]
+    levels = [block.get(task.same_input.key) for block in blocks]
     return [np.nan if level is None else level for level in levels]
 
 
@@ -242,22 +363,28 @@ def _problem(metrics):
     for key in (*_NUMBERS, "seed"):
         if metrics.get(key) is not None and not _is_number(metrics[key]):
             return f"`{key}` is {metrics[key]!r}"
+    try:
+        task = task_of(metrics)
+    except ValueError as error:
+        return str(error)
     return (
-        _buckets_problem(metrics["buckets"])
-        or _block_problem(metrics["average"], "average", AVERAGED)
-        or _average_problem(metrics)
-        or _test_problem(metrics.get("mapsswe"))
+        _buckets_problem(metrics["buckets"], task)
+        or _block_problem(metrics["average"], "average", task.keys)
+        or _average_problem(metrics, task)
+        or _test_problem(metrics, task)
     )
 
 
-def _buckets_problem(buckets):
-    """What is wrong with the averages by bucket, or None."""
+def _buckets_problem(buckets, task):
+    """What is wrong with the averages by condition, or None."""
     if not isinstance(buckets, dict):
         return f"buckets holds a {type(buckets).__name__}"
-    for name in BUCKET_NAMES:
+    keys = ["n", *task.counts, *task.keys]
+    if task.same_input:
+        keys.append(task.same_input.key)
+    for name in task.condition_names:
         if name not in buckets:
             return f"bucket {name} is missing"
-        keys = ("n", "si_snr_mixture", "words", *AVERAGED)
         problem = _block_problem(buckets[name], f"bucket {name}", keys)
         if problem:
             return problem
@@ -276,10 +403,11 @@ def _block_problem(block, name, keys):
     return None
 
 
-def _average_problem(metrics):
-    """Whether an average is not the mean of the four buckets, or None."""
-    for key in AVERAGED:
-        values = [metrics["buckets"][name][key] for name in BUCKET_NAMES]
+def _average_problem(metrics, task):
+    """Whether an average is not the mean of the conditions, or None."""
+    for key in task.keys:
+        blocks = metrics["buckets"]
+        values = [blocks[name][key] for name in task.condition_names]
         mean = None if None in values else fmean(values)
         found = metrics["average"][key]
         if mean is None and found is None:
@@ -291,17 +419,19 @@ def _average_problem(metrics):
     return None
 
 
-def _test_problem(test):
+def _test_problem(metrics, task):
     """What is wrong with the significance test, or None."""
-    if test is None:
+    test = task.tested and task.tested.test
+    outcome = metrics.get(test.key) if test else None
+    if outcome is None:
         return None
-    problem = _block_problem(test, "mapsswe", ("z", "p", "segments"))
+    problem = _block_problem(outcome, test.key, ("z", "p", test.samples))
     if problem:
         return problem
-    if not isinstance(test.get("against"), str):
-        return f"`against` of mapsswe is {test.get('against')!r}"
-    if None in (test["z"], test["p"]):
-        return "`z` or `p` of mapsswe is not known"
+    if not isinstance(outcome.get("against"), str):
+        return f"`against` of {test.key} is {outcome.get('against')!r}"
+    if None in (outcome["z"], outcome["p"]):
+        return f"`z` or `p` of {test.key} is not known"
     return None
 
 
@@ -316,7 +446,7 @@ def _test_set(run):
     if run.get("test_set"):
         return run["test_set"]
     if run.get("items"):
-        return hash_test_set(run["items"])
+        return hash_test_set(run["items"], task_of(run))
     raise ValueError(
         f"the metrics of {_place(run)} tell no `test_set`: evaluate it again"
     )

@@ -1,4 +1,4 @@
-"""Scoring separated speech: SI-SNR, PESQ and the words of a recognizer."""
+"""Score separated speech: SI-SNR, PESQ and the words of a recognizer."""
 
 import time
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from .si_snr import si_snr
 
 
 class Recognizer:
-    """A SpeechBrain CTC model that turns waveforms into words.
+    """Turn waveforms into words by a SpeechBrain CTC model.
 
     Arguments
     ---------
@@ -46,7 +46,7 @@ class Recognizer:
 
 @dataclass
 class Scored:
-    """What scoring a test set gives.
+    """Scores of a test set, with examples and speed.
 
     Arguments
     ---------
@@ -73,6 +73,20 @@ def score_separation(
     separate : callable
         Maps waveforms [1, samples, mics], DOA [1, 1] and, where the test set
         has them, lips [1, 1, pictures, height, width] to [1, 1, samples].
+    dataset : DynamicItemDataset
+        From `dataio.listed_mixtures`.
+    recognize : callable
+        Maps a waveform to words.
+    workers : int
+        Processes for PESQ.
+    keep : int
+        Waveforms of this many first items are kept as examples.
+    progress : bool or None
+        Show a progress bar; None shows it on terminals only.
+
+    Returns
+    -------
+    scored : Scored
     """
     scored, pairs = Scored(), []
     seconds = audio = 0.0

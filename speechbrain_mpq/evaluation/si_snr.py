@@ -1,4 +1,4 @@
-"""Scale-invariant signal-to-noise ratio, as a measure and as a loss.
+"""Compute the scale-invariant signal-to-noise ratio, a measure and a loss.
 
 Tensor layout: waveforms are [..., time].
 """
@@ -7,7 +7,7 @@ import torch
 
 
 def si_snr(estimate, target, zero_mean=True, eps=1e-8):
-    """Scale-invariant signal-to-noise ratio in dB.
+    """Compute the scale-invariant signal-to-noise ratio in dB.
 
     The estimate is split into its projection on the target and the rest, and
     their energies are compared. The negative of the mean is a training loss.
@@ -20,11 +20,26 @@ def si_snr(estimate, target, zero_mean=True, eps=1e-8):
     ---------
     estimate : torch.Tensor
         Estimated waveforms [..., time].
+    target : torch.Tensor
+        Target waveforms of the same shape.
+    zero_mean : bool
+        Take the mean over time away from both first.
+    eps : float
+        Energy added to both sides of the ratio, and to the target's.
 
     Returns
     -------
     torch.Tensor
         dB, one value for every waveform [...].
+
+    Example
+    -------
+    >>> target = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    >>> noise = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    >>> round(si_snr(5 * target + 0.5 * noise, target).item(), 2)
+    20.0
+    >>> round(si_snr(target, torch.zeros(4)).item(), 1)  # silent target
+    -86.0
     """
     if estimate.shape != target.shape:
         raise ValueError(

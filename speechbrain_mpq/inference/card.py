@@ -1,58 +1,16 @@
-"""The model card: README.md of a packed folder, from plain dictionaries."""
+"""Write the model card: README.md of a packed folder, from plain dicts.
+
+The `Task` says what the model is for, how it is called and what its measures
+are.
+"""
 
 from collections import defaultdict
 
 import yaml
 
+from ..evaluation.separation_task import SEPARATION
+
 MIB = 2**20  # bytes
-_USE = """\
-## How to use
-
-It takes speechbrain_mpq, a plugin for SpeechBrain.
-
-Safely, from this folder or from the hub (JSON and safetensors are read,
-nothing is executed):
-
-```python
-from speechbrain_mpq import QuantizedSeparator
-
-model = QuantizedSeparator.from_pretrained("FOLDER or user/name")
-{call}
-```
-
-In SpeechBrain's way, which executes what `hyperparams.yaml` says:
-
-```python
-model = QuantizedSeparator.from_hparams(source="FOLDER or user/name")
-```
-
-Into a module that is there already:
-
-```python
-from speechbrain_mpq import load_packed_
-
-load_packed_(separator, "FOLDER")
-```
-
-The DOA is the direction of the talker in degrees from the array's axis: 0
-towards the last microphone, 90 straight ahead. Recordings have 16 kHz and all
-microphones of the array, or those that `model.microphones` names.
-"""
-
-
-_CALL = 'model.separate_file({sample}, doa=60, out="talker.wav")'
-_CALL_WITH_LIPS = (
-    'model.separate_file({sample}, doa=60, lips=lips, out="talker.wav")'
-)
-
-
-_LIPS = """\
-`lips` are grey pictures of the talker's mouth, {height} x {width} pixels,
-uint8, 25 a second from the first sample of the recording on: [pictures,
-height, width]. Zeros are no picture, and `lips=None` none at all.
-`speechbrain_mpq.vision.mouth` cuts them out of a video; `speechbrain-mpq
-separate --track track.json --video talk.mp4` does that and the rest.
-"""
 
 
 def model_card(
@@ -63,24 +21,52 @@ def model_card(
     base_model=None,
     license="apache-2.0",
     has_sample=False,
+    task=SEPARATION,
 ):
-    """The text of README.md.
+    """Write the text of README.md.
 
+    Arguments
+    ---------
+    config : dict
+        Content of quantization_config.json.
+    model_bytes : int
+        Size of model.safetensors.
+    metrics : dict or None
+        Content of metrics.json.
+    reference : dict or None
+        The same of the model in full precision.
+    base_model : str or None
+        Name of the model that was quantized.
+    license : str
+        Name of the license, as the hub has it.
+    has_sample : bool
+        Whether a recording lies beside the card.
+    task : Task
+        What the model does and is scored by.
+
+    Returns
+    -------
+    str
+        Markdown with the front matter that the hub reads.
+
+    Example
+    -------
+    >>> config = {"plan": {"average_bits": 4.0, "clusters": {}}}
     >>> print(model_card(config, 2**20, base_model="separator_mini")[:136])
-    -----------------------------------------------------------------------
+    ---
     library_name: speechbrain
     license: apache-2.0
     pipeline_tag: audio-to-audio
     base_model: separator_mini
     base_model_relation: quantized
     """
-    plan = config.get("plan")
+    plan, card = config.get("plan"), task.card(config)
     sample = '"sample.flac"' if has_sample else '"recording.wav"'
     parts = [
-        _front_matter(plan, base_model, license),
-        _summary(config, model_bytes, metrics),
-        *([_results(metrics, reference)] if metrics else []),
-        *_use(_visual(config), sample),
+        _front_matter(card, plan, base_model, license),
+        _summary(card, config, model_bytes, metrics),
+        *([_results(task, metrics, reference)] if metrics else []),
+        card.use.replace("{sample}", sample),
         *([_plan_table(plan)] if plan else []),
         "The bytes of the file are explained in docs/packed_format.md of "
         "speechbrain_mpq;\n`speechbrain-mpq verify FOLDER` checks them. The "
@@ -95,9 +81,9 @@ def _bits_word(bits):
     return f"{bits:.1f}".removesuffix(".0")
 
 
-def _front_matter(plan, base_model, license):
+def _front_matter(card, plan, base_model, license):
     """What the hub reads of a card."""
-    tags = ["speechbrain_mpq", "speech-separation", "multi-channel"]
+    tags = ["speechbrain_mpq", *card.tags]
     if plan:
         tags += ["quantized", f"{_bits_word(plan['average_bits'])}-bit"]
         bits = {cluster["bits"] for cluster in plan["clusters"].values()}
@@ -105,7 +91,7 @@ def _front_matter(plan, base_model, license):
     matter = {
         "library_name": "speechbrain",
         "license": license,
-        "pipeline_tag": "audio-to-audio",
+        "pipeline_tag": card.pipeline_tag,
     }
     if plan and base_model is not None:
         matter["base_model"] = base_model
@@ -114,7 +100,7 @@ def _front_matter(plan, base_model, license):
     return f"---\n{text}---\n"
 
 
-def _summary(config, model_bytes, metrics):
+def _summary(card, config, model_bytes, metrics):
     """Title and the numbers of the file."""
     plan, metrics = config.get("plan"), metrics or {}
     bits = _bits_word(plan["average_bits"]) if plan else "32"
@@ -140,78 +126,60 @@ def _summary(config, model_bytes, metrics):
         for key, label in names.items()
         if found.get(key) is not None
     ]
-    lips = bool(_visual(config))
-    title = "# Multichannel speech separator"
-    title += f"{' with lips' if lips else ''}, {bits} bits\n\n"
-    about = (
-        "Separates the talker in a given direction from the recording of a "
-        "microphone\narray"
-        + (
-            ", and watches the talker's mouth where there is video"
-            if lips
-            else ""
-        )
-        + ". Written by speechbrain_mpq.\n\n"
-    )
-    return title + about + _table(("", ""), rows)
+    head = f"# {card.title}, {bits} bits\n\n{card.about}\n\n"
+    return head + _table(("", ""), rows)
 
 
-def _visual(config):
-    """Settings of the lip stream; None where there is none."""
-    architecture = config.get("architecture") or {}
-    return architecture.get("arguments", {}).get("visual")
-
-
-def _use(visual, sample):
-    """How to load and run the model."""
-    call = (_CALL_WITH_LIPS if visual else _CALL).format(sample=sample)
-    lips = [_LIPS.format(**visual)] if visual else []
-    return [_USE.format(call=call), *lips]
-
-
-def _results(metrics, reference):
-    """Quality, against full precision and by angle."""
+def _results(task, metrics, reference):
+    """Quality, against full precision and by condition."""
     systems = {"this model": metrics}
     if reference:
         systems["full precision"] = reference
+    titles = [measure.title for measure in task.measures]
     rows = []
     for name, system in systems.items():
         size = system.get("model_bytes")
         size = f"{size / MIB:.2f}" if size else "-"
         bits = _bits_word(system.get("average_bits", 32))
-        rows.append((name, bits, size, *_quality(system["average"])))
-    parts = [
-        "## Results\n\nMean of the four angle buckets below.\n",
-        _table(("system", "bits", "MiB", *_QUALITY), rows),
-        "Angle between the talkers, in degrees.\n",
-        _table(
-            ("angle", "system", *_QUALITY),
-            [
-                (angle, name, *_quality(system["buckets"][angle]))
-                for angle in metrics["buckets"]
-                for name, system in systems.items()
-                if angle in system["buckets"]
-            ],
-        ),
-    ]
-    test = metrics.get("mapsswe")
-    if test:
+        rows.append((name, bits, size, *_quality(task, system["average"])))
+    parts = ["## Results\n"]
+    table = _table(("system", "bits", "MiB", *titles), rows)
+    if task.conditions:
+        parts[0] += f"\nMean of {task.conditions.together} below.\n"
+        parts += [table, *_by_condition(task, systems, titles)]
+    else:
+        parts.append(table)
+    test = task.tested and task.tested.test
+    outcome = metrics.get(test.key) if test else None
+    if outcome:
         parts.append(
-            f"Word errors against {test['against']} (MAPSSWE): p = "
-            f"{test['p']:.3g} over {test['segments']} segments.\n"
+            f"{test.counted.capitalize()} against {outcome['against']} "
+            f"({test.name}): p = {outcome['p']:.3g} over "
+            f"{outcome[test.samples]} {test.samples}.\n"
         )
     return "\n".join(parts)
 
 
-_QUALITY = ("SI-SNR dB", "PESQ", "WER %")
+def _by_condition(task, systems, titles):
+    """Heading and table of the quality in each condition."""
+    names = next(iter(systems.values()))["buckets"]
+    rows = [
+        (name, system, *_quality(task, metrics["buckets"][name]))
+        for name in names
+        for system, metrics in systems.items()
+        if name in metrics["buckets"]
+    ]
+    header = (task.conditions.column, "system", *titles)
+    return [f"{task.conditions.note}\n", _table(header, rows)]
 
 
-def _quality(scores):
-    """Cells of the three measures."""
-    digits = {"si_snr": 2, "pesq": 2, "wer": 1}
+def _quality(task, scores):
+    """Cells of the measures."""
     return [
-        "-" if scores.get(key) is None else f"{scores[key]:.{count}f}"
-        for key, count in digits.items()
+        "-"
+        if scores.get(measure.key) is None
+        else f"{scores[measure.key]:.{measure.decimals}f}"
+        for measure in task.measures
     ]
 
 

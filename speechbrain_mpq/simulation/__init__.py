@@ -1,0 +1,1 @@
+"""Simulate speech, rooms, mixtures and talking faces: data for experiments."""

@@ -1,14 +1,11 @@
-"""Sentences of a small closed grammar: names, digits, colours, places and
-a few spoken letters that do not sound alike.
+"""Synthesize a small single-channel corpus: FLAC files and manifests.
 
-The grammar has no spelling that a recognizer could confuse by chance (the
-letters of the rhyming sets b, c, d, e, ... and a, j, k are left out), so that
-errors measure the acoustics and not the language.
-
-Synthetic single-channel corpus: FLAC files and SpeechBrain manifests.
-
-Utterance i of a split depends only on (seed, split, i): a larger corpus
-extends a smaller one, and an interrupted preparation continues.
+Sentences follow a closed grammar of names, digits, colours, places and a few
+letters. No spelling could be confused by chance (the letters of the rhyming
+sets b, c, d, e, ... and a, j, k are left out), so that errors measure the
+acoustics and not the language. Utterance i of a split depends on (seed, split,
+i) alone: a larger corpus extends a smaller one, and an interrupted preparation
+continues.
 """
 
 import functools
@@ -47,15 +44,14 @@ PATTERNS = [
         "name verb letter digit digit preposition article place adverb",
     )
 ]
-
-
-def vocabulary():
-    """Every word of the grammar, sorted."""
-    return sorted({word for words in WORDS.values() for word in words})
+SPLITS = ("train", "valid", "test")
+RMS = 0.05  # level of every utterance
+PEAK = 0.95  # highest sample allowed
+CHUNK = 50  # utterances written between two marks of progress
 
 
 def sentence(rng):
-    """One sentence of the grammar.
+    """Draw one sentence of the grammar.
 
     Arguments
     ---------
@@ -79,12 +75,6 @@ def sentence(rng):
     )
 
 
-SPLITS = ("train", "valid", "test")
-RMS = 0.05  # level of every utterance
-PEAK = 0.95  # highest sample allowed
-CHUNK = 50  # utterances written between two marks of progress
-
-
 def prepare_speech(
     data_folder,
     train=4000,
@@ -94,10 +84,27 @@ def prepare_speech(
     workers=2,
     progress=None,
 ):
-    """Speak the corpus into `data_folder`, or what is missing of it.
+    """Synthesize the corpus into `data_folder`, or what is missing of it.
 
     Writes ``speech/<split>/*.flac`` (16 kHz, mono, 16 bits) and
     ``<split>_speech.json``.
+
+    Arguments
+    ---------
+    data_folder : str or Path
+        Where to write; it may hold a part of the same corpus.
+    train, valid, test : int
+        Utterances per split.
+    seed : int
+        Another seed gives other speakers and sentences.
+    workers : int
+        Processes to use.
+    progress : bool or None
+        Show a progress bar; None shows it on terminals only.
+
+    Example
+    -------
+    >>> prepare_speech("data/embedded", train=4000)  # doctest: +SKIP
     """
     data_folder = Path(data_folder)
     _check_parameters(data_folder / "speech" / "parameters.json", seed)
@@ -129,7 +136,7 @@ def prepare_speech(
 
 
 def utterance(split, index, seed=1234):
-    """One utterance of the corpus, made without any file.
+    """Synthesize one utterance of the corpus, without any file.
 
     Arguments
     ---------

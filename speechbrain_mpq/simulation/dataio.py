@@ -1,13 +1,9 @@
-"""Mixtures made on the device that trains, from voices and a bank of rooms.
+"""Make datasets of mixtures, as an experiment's hparams file asks for them.
 
-Convolving every channel is most of the work of a mixture: a loader that does
-it starves a GPU. Here the loader reads, places and pads the voices, and the
-device, which holds all impulse responses, does the rest. The mixtures are
-those of `MixtureMaker.render`, up to rounding.
-
-SpeechBrain datasets of mixtures that are made when they are asked for.
-
-Data of the separation experiment, as its hparams file asks for it.
+Mixtures are made when they are asked for. Convolving every channel is most of
+the work: a loader that does it starves a GPU. So the loader may read, place
+and pad the voices only, and the device, which holds all impulse responses,
+does the rest; its mixtures are those of `MixtureMaker.render`, up to rounding.
 """
 
 import sys
@@ -36,7 +32,16 @@ def _scene_of(mixture):
 
 
 def mix_batch_(mixer, batch, device):
-    """Give a batch of voices its mixtures and targets."""
+    """Mix a batch of voices in place.
+
+    Arguments
+    ---------
+    mixer : DeviceMixer
+    batch : speechbrain.dataio.batch.PaddedBatch
+        With "voices" and "scene" (see `dataio.training_mixtures`);
+        "mixture" and "targets" are added.
+    device : str or torch.device
+    """
     voices, shares = batch.voices
     lengths = (shares * voices.shape[1]).round().long()
     mixed = mixer(*(t.to(device) for t in (voices, lengths, batch.scene.data)))
@@ -45,7 +50,7 @@ def mix_batch_(mixer, batch, device):
 
 
 class DeviceMixer(torch.nn.Module):
-    """Convolves and adds up batches of two voices each.
+    """Convolve and add up batches of two voices each, on one device.
 
     Arguments
     ---------
@@ -109,9 +114,11 @@ class DeviceMixer(torch.nn.Module):
         n_fft = scipy.fft.next_fast_len(longest + rirs.shape[3], real=True)
         dry = torch.fft.rfft(voices.transpose(1, 2), n_fft)  # [B, 2, bins]
         spectra = dry[:, :, None] * torch.fft.rfft(rirs, n_fft)
-        heard = torch.fft.irfft(spectra[:, :, 0], n_fft)[..., :longest]
-        heard = heard * talking[:, None]  # [B, 2, samples], at the reference
-        target, interferer = heard.square().sum(2).unbind(1)
+        reverberant = torch.fft.irfft(spectra[:, :, 0], n_fft)[..., :longest]
+        reverberant = (
+            reverberant * talking[:, None]
+        )  # [B, 2, samples], at the reference
+        target, interferer = reverberant.square().sum(2).unbind(1)
         gain = (target / interferer.clamp_min(1e-12)).sqrt()
         gain = gain * 10 ** (-sir.float() / 20)
         total = spectra[:, 0] + gain[:, None, None] * spectra[:, 1]
@@ -124,7 +131,7 @@ class DeviceMixer(torch.nn.Module):
         start = (cut * (lengths - self.samples).clamp_min(0)).round().long()
         return (
             self._cut(mixture * scale, start),
-            self._cut(heard * gains * scale, start),
+            self._cut(reverberant * gains * scale, start),
         )
 
     def _cut(self, signals, start):
@@ -143,15 +150,22 @@ OUTPUT_KEYS = ["id", "mixture", "targets", "doa"]
 
 
 def training_mixtures(maker, seconds, count=None, videos=None, dry=False):
-    """Mixtures of a fixed length, both talkers being targets.
+    """Make a dataset of mixtures of a fixed length, both talkers targets.
 
     What is drawn depends on `maker.epoch`; set it before the loader of an
     epoch is started.
 
     Arguments
     ---------
+    maker : MixtureMaker
     seconds : float
         Length: longer mixtures are cut at random, shorter ones padded.
+    count : int or None
+        Mixtures per epoch; None: one for each utterance.
+    videos : LipVideos or None
+        Of the same maker.
+    dry : bool
+        Leave the mixing to a `DeviceMixer`.
 
     Returns
     -------
@@ -204,7 +218,15 @@ def training_mixtures(maker, seconds, count=None, videos=None, dry=False):
 
 
 def listed_mixtures(maker, mixtures, videos=None):
-    """The mixtures of a list, at full length.
+    """Make a dataset of listed mixtures, at full length.
+
+    Arguments
+    ---------
+    maker : MixtureMaker
+    mixtures : dict
+        From `mixtures.fixed_mixtures`.
+    videos : LipVideos or None
+        Of the same maker.
 
     Returns
     -------
@@ -247,7 +269,13 @@ logger = get_logger(__name__)
 
 
 def prepare_data(hparams):
-    """Speak the corpus and simulate the rooms, or what is missing of them."""
+    """Synthesize the corpus and simulate the rooms, where missing.
+
+    Arguments
+    ---------
+    hparams : dict
+        Those of the experiment, and the separator's `microphones`.
+    """
     folder, seed = hparams["data_folder"], hparams["corpus_seed"]
     show = sys.stderr.isatty()
     if not hparams["skip_prep"]:
@@ -260,7 +288,21 @@ def prepare_data(hparams):
 
 
 def dataio_prep(hparams):
-    """Datasets of the three splits, and the maker of training mixtures."""
+    """Make the datasets of the three splits.
+
+    Arguments
+    ---------
+    hparams : dict
+        Those of the experiment, and the separator's `lips_size`.
+
+    Returns
+    -------
+    datasets : dict
+        "train", "valid" and "test"; "voices" is "train" before it is mixed,
+        for a device that does it.
+    maker : MixtureMaker
+        Its `epoch` says which training mixtures are drawn.
+    """
     folder = hparams["data_folder"]
     makers = {
         split: MixtureMaker(
@@ -299,7 +341,19 @@ def dataio_prep(hparams):
 
 
 def device_mixer(hparams, rooms, device):
-    """What mixes on the device; None: the loader mixes."""
+    """Make the mixer of a device; None where the loader mixes.
+
+    Arguments
+    ---------
+    hparams : dict
+        `mix_on_device` says True or False; None: where it is a GPU.
+    rooms : RoomBank
+    device : str or torch.device
+
+    Returns
+    -------
+    mixer : DeviceMixer or None
+    """
     wanted = hparams["mix_on_device"]
     if wanted is None:
         wanted = torch.device(device).type == "cuda"

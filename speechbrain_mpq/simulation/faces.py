@@ -1,21 +1,11 @@
-"""Mouth shapes from phoneme times, with co-articulation.
+"""Draw mouths and faces that speak given phonemes.
 
-A shape is five numbers: opening, width (-1 narrow to 1 spread), rounding,
-teeth and tongue (how much of them shows). Every phoneme pulls the mouth to
-its shape with a strength that fades before and after it; the mouth is their
-weighted mean (dominance functions, Cohen and Massaro, 1993). Lips that must
-close do, vowels between them give way, rounding begins early.
-
-Drawn mouths: grey pictures of the lower face from mouth shapes.
-
-Places are measured in picture widths from the middle of the mouth, x to the
-right and y downwards; edges are as soft as a pixel, whatever the size.
-
-Drawn faces around drawn mouths, plain enough to be made in no time and
-lifelike enough for a detector of real ones.
-
-Places are measured in face boxes (what a detector would return) from the
-middle of the box, x to the right and y downwards.
+A mouth's shape is five numbers: opening, width (-1 narrow to 1 spread),
+rounding, teeth and tongue. Every phoneme pulls the mouth to its shape with a
+strength that fades before and after it; the mouth is their weighted mean
+(dominance functions, Cohen and Massaro, 1993). Places in mouth pictures are in
+picture widths from the middle of the mouth, places in faces in face boxes from
+the middle of the box; x to the right, y downwards.
 """
 
 import dataclasses
@@ -80,7 +70,7 @@ DIGRAPHS = {"tS": "S", "dZ": "Z"}
 _MARKS = re.compile(r"[',%=:#;\-|~^\"`.!2]|(?<=[^@'])[45678]")
 
 
-def mouth_symbols(phoneme):
+def _mouth_symbols(phoneme):
     """The mouth shapes that an espeak-ng phoneme passes through."""
     plain = _MARKS.sub("", phoneme)
     for pair, alike in DIGRAPHS.items():
@@ -91,13 +81,13 @@ def mouth_symbols(phoneme):
         if symbol not in SHAPES:
             raise ValueError(
                 f"no mouth shape for the phoneme {phoneme!r} (symbol "
-                f"{symbol!r}): add it to simulation.visemes.SHAPES"
+                f"{symbol!r}): add it to simulation.faces.SHAPES"
             )
     return symbols
 
 
 def targets(phonemes):
-    """What pulls the mouth where and when.
+    """Find what pulls the mouth where and when.
 
     Arguments
     ---------
@@ -121,7 +111,7 @@ def targets(phonemes):
     """
     rows = []
     for start, end, phoneme in phonemes:
-        symbols = mouth_symbols(phoneme)
+        symbols = _mouth_symbols(phoneme)
         for i, symbol in enumerate(symbols):
             centre = start + (end - start) * (i + 0.5) / len(symbols)
             rows.append((centre, *SHAPES[symbol]))
@@ -132,7 +122,7 @@ def targets(phonemes):
 
 
 def mouth_shapes(phonemes, times):
-    """The mouth at given times.
+    """Compute the mouth's shapes at given times.
 
     Arguments
     ---------
@@ -145,6 +135,13 @@ def mouth_shapes(phonemes, times):
     -------
     shapes : numpy.ndarray
         [pictures, 5], see `SHAPE`; opening and the last three 0 to 1.
+
+    Example
+    -------
+    >>> phonemes = [(0.0, 0.2, "A"), (0.2, 0.3, "p"), (0.3, 0.5, "i:")]
+    >>> shapes = mouth_shapes(phonemes, np.array([0.1, 0.25, 0.4, 9.0]))
+    >>> shapes[:, 0].round(1)  # open, closed, nearly closed, at rest
+    array([0.9, 0. , 0.2, 0. ])
     """
     centres, shapes, strengths, widths = targets(phonemes)
     distance = np.abs(times[:, None] - centres)  # [pictures, targets]
@@ -160,7 +157,7 @@ ASPECT = (24, 32)  # height to width that a picture of a mouth is meant for
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What does not change while someone speaks.
+    """A mouth's traits that do not change while someone speaks.
 
     Arguments
     ---------
@@ -197,7 +194,21 @@ class Look:
 
 
 def draw_look(rng):
-    """Someone's mouth."""
+    """Draw the traits of someone's mouth.
+
+    Arguments
+    ---------
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    look : Look
+
+    Example
+    -------
+    >>> 0.3 < draw_look(np.random.default_rng(0)).skin < 0.9
+    True
+    """
     skin = rng.uniform(0.3, 0.9)
     return Look(
         skin=skin,
@@ -214,7 +225,7 @@ def draw_look(rng):
 
 @dataclasses.dataclass(frozen=True)
 class Pose:
-    """Where the mouth is in every picture.
+    """Place, size and angle of the mouth in every picture.
 
     Arguments
     ---------
@@ -238,7 +249,7 @@ class Pose:
 
 
 def still(pictures):
-    """A mouth in the middle of all pictures.
+    """Make the pose of a mouth in the middle of all pictures.
 
     Arguments
     ---------
@@ -263,12 +274,24 @@ def draw_mouths(shapes, look, pose, size):
     Arguments
     ---------
     shapes : numpy.ndarray
-        [pictures, 5], from `visemes.mouth_shapes`.
+        [pictures, 5], from `mouth_shapes`.
+    look : Look
+    pose : Pose
+    size : (int, int)
+        Height and width in pixels.
 
     Returns
     -------
     pictures : numpy.ndarray
         [pictures, height, width], float32, 0 to 1.
+
+    Example
+    -------
+    >>> look = draw_look(np.random.default_rng(0))
+    >>> shapes = np.array([[0.0, 0, 0, 0, 0], [1.0, 0, 0, 0, 0]])
+    >>> closed, open_ = draw_mouths(shapes, look, still(2), (24, 32))
+    >>> bool(closed[12, 16] > open_[12, 16])  # it is dark in there
+    True
     """
     x, y = _places(pose, size)
     pixel = 1 / size[1]
@@ -328,14 +351,8 @@ MOUTH = (0.31, 0.45)  # middle and width of the picture of the mouth
 MOUTH_ASPECT = 0.75  # its height to its width
 
 
-def draw_face(look, rng, size):
-    """A face without a mouth, and what of the canvas it covers.
-
-    Returns
-    -------
-    face : numpy.ndarray
-        [pixels, pixels], the canvas of 1.5 face boxes, 0 to 1.
-    """
+def _draw_face(look, rng, size):
+    """A face without a mouth, and its mask, each [pixels, pixels]."""
     pixels = round(CANVAS * size)
     axis = (np.arange(pixels) + 0.5) / size - CANVAS / 2
     x, y = axis[None, :], axis[:, None]
@@ -371,21 +388,25 @@ def _drawn_eyes(face, x, y, rng, skin, hair, size):
 
 
 def draw_talker(shapes, look, rng, size):
-    """A talking face.
+    """Draw a talking face.
 
     Arguments
     ---------
     shapes : numpy.ndarray
-        [pictures, 5], from `visemes.mouth_shapes`.
+        [pictures, 5], from `mouth_shapes`.
+    look : Look
+    rng : numpy.random.Generator
+    size : int
+        Pixels of the face box.
 
     Returns
     -------
     faces : numpy.ndarray
         [pictures, pixels, pixels], 0 to 1.
     cover : numpy.ndarray
-        [pixels, pixels], see `draw_face`.
+        [pixels, pixels], see `_draw_face`.
     """
-    face, cover = draw_face(look, rng, size)
+    face, cover = _draw_face(look, rng, size)
     middle, width = MOUTH
     across = round(width * size)
     down = round(across * MOUTH_ASPECT)

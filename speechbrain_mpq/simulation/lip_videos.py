@@ -1,12 +1,8 @@
-"""What a camera and its cable do to pictures of a talker.
+"""Render the lips of both talkers of a mixture, in time with the sound.
 
-Everything is drawn from one generator per clip: the same seed gives the same
-clip.
-
-The lips of both talkers of a mixture, in time with what is heard.
-
-Drawn from the phoneme times of the manifest, or taken from files that hold
-pictures. What is drawn depends on (seed, epoch, mixture) alone.
+They are drawn from the phoneme times of the manifest, or taken from files that
+hold pictures, and corrupted as a camera and its cable do. What is drawn
+depends on (seed, epoch, mixture) alone.
 """
 
 import dataclasses
@@ -22,7 +18,7 @@ from .mixtures import place
 
 @dataclasses.dataclass(frozen=True)
 class Corruption:
-    """How often and how badly things go wrong. The default: an ordinary call.
+    """How often and how badly pictures go wrong; default: an ordinary call.
 
     Arguments
     ---------
@@ -68,7 +64,24 @@ PERFECT = Corruption((0.0, 0.0), *[0.0] * 8)
 
 
 def draw_pose(rng, pictures, jitter):
-    """A mouth that is framed somehow and moves a little."""
+    """Draw the pose of a mouth that is framed somehow and moves a little.
+
+    Arguments
+    ---------
+    rng : numpy.random.Generator
+    pictures : int
+    jitter : float
+        Deviation of the mouth's place, in picture widths; 0: in the middle.
+
+    Returns
+    -------
+    pose : Pose
+
+    Example
+    -------
+    >>> draw_pose(np.random.default_rng(0), 3, 0.0).x
+    array([0., 0., 0.])
+    """
     place = rng.normal(0, jitter, (4, 1))
     sway = _smooth(rng.normal(0, jitter / 2, (4, pictures)))
     x, y, scale, angle = place + sway
@@ -83,18 +96,12 @@ def _smooth(values, width=9):
     return np.stack(rows)
 
 
-def corrupt(pictures, rng, faults):
-    """Noise, flicker, a hand, missing and standing pictures.
-
-    Arguments
-    ---------
-    pictures : numpy.ndarray
-        [pictures, height, width], 0 to 1.
-    """
+def _corrupt(pictures, rng, faults):
+    """Add noise, flicker, a hand, missing and frozen pictures."""
     count, height, width = pictures.shape
     # Drawn whether used or not: one fault does not change the others
     chance = rng.uniform(size=4)
-    spans = [draw_span(rng, count) for _ in range(3)]
+    spans = [_draw_span(rng, count) for _ in range(3)]
     noise = rng.standard_normal(pictures.shape, np.float32)
     light = 1 + faults.flicker * rng.standard_normal((count, 1, 1), np.float32)
     cover = rng.uniform(size=4)
@@ -111,8 +118,8 @@ def corrupt(pictures, rng, faults):
     return pictures
 
 
-def draw_span(rng, pictures, shortest=2, longest=30):
-    """A stretch of pictures during which something lasts."""
+def _draw_span(rng, pictures, shortest=2, longest=30):
+    """Draw a stretch of pictures during which something lasts."""
     length = min(int(rng.integers(shortest, longest + 1)), pictures)
     start = int(rng.integers(pictures - length + 1))
     return slice(start, start + length)
@@ -132,7 +139,7 @@ SHOWN = ("own", "none", "frozen", "other", "interferer")
 
 
 class LipVideos:
-    """Renders the lips that belong to the mixtures of a maker.
+    """Render the lips that belong to the mixtures of a maker.
 
     Arguments
     ---------
@@ -173,7 +180,16 @@ class LipVideos:
         self._ids = sorted(maker.speech)
 
     def render(self, mixture, start=0, samples=None):
-        """Pictures of both talkers.
+        """Render the pictures of both talkers.
+
+        Arguments
+        ---------
+        mixture : dict
+            From `MixtureMaker.draw`.
+        start : int
+            First sample of the mixture that is used.
+        samples : int or None
+            How many are; None: all.
 
         Returns
         -------
@@ -190,7 +206,16 @@ class LipVideos:
         return np.stack(clips)
 
     def utterance(self, key, start=0, pictures=None):
-        """Pictures of a talker alone.
+        """Render the pictures of a talker alone.
+
+        Arguments
+        ---------
+        key : str
+            Utterance.
+        start : int
+            First sample that is used.
+        pictures : int or None
+            How many; None: until the end.
 
         Returns
         -------
@@ -205,7 +230,18 @@ class LipVideos:
         return self._clip(alone, "target", times)
 
     def times(self, mixture, role, start=0, samples=None):
-        """When the pictures are taken, on the clock of an utterance.
+        """Compute when pictures are taken, on the clock of an utterance.
+
+        Arguments
+        ---------
+        mixture : dict
+            From `MixtureMaker.draw`.
+        role : str
+            "target" or "interferer".
+        start : int
+            First sample of the mixture that is used.
+        samples : int or None
+            How many are; None: all.
 
         Returns
         -------
@@ -219,7 +255,17 @@ class LipVideos:
         return (first + PERIOD * pictures) / SAMPLE_RATE
 
     def samples(self, mixture):
-        """Samples of a whole mixture."""
+        """Count the samples of a whole mixture.
+
+        Arguments
+        ---------
+        mixture : dict
+            From `MixtureMaker.draw`.
+
+        Returns
+        -------
+        samples : int
+        """
         return max(end for _, end in self._spans(mixture).values())
 
     def _spans(self, mixture):
@@ -252,7 +298,7 @@ class LipVideos:
         else:
             who = self.maker.speech[mixture[role]]["speaker"]
             pictures = self._drawn(key, who, times, rng)
-        clip = corrupt(pictures, rng, self.faults)
+        clip = _corrupt(pictures, rng, self.faults)
         if self.shown == "frozen":
             clip[:] = clip[0]
         return clip
@@ -297,7 +343,18 @@ class LipVideos:
 
 
 def videos_of_splits(makers, size):
-    """Lips for the mixtures of every split, with faults in training only.
+    """Make the lip videos of every split, corrupted in training most.
+
+    Arguments
+    ---------
+    makers : dict of str -> MixtureMaker
+        By split.
+    size : (int, int) or None
+        Height and width of a picture; None: no lips.
+
+    Returns
+    -------
+    videos : dict of str -> LipVideos or None
 
     Example
     -------

@@ -1,10 +1,9 @@
-"""Two voices and their impulse responses to the sound of both.
-
-Two talkers in a room, made on the fly from utterances and impulse responses.
+"""Draw and render mixtures of two talkers in a room.
 
 A mixture is first drawn as a small dict (who, where, how loud, how much
-overlap), then rendered to waveforms. The draw depends on (seed, epoch, key)
-alone: an epoch can be repeated exactly, and every epoch is different.
+overlap), then rendered from utterances and impulse responses. The draw depends
+on (seed, epoch, key) alone: an epoch can be repeated exactly, and every epoch
+is different.
 """
 
 import json
@@ -15,13 +14,13 @@ import numpy as np
 import scipy.fft
 import soundfile
 
-from ..utils import SAMPLE_RATE
+from ..utils import BUCKETS, SAMPLE_RATE
 
 PEAK = 0.9  # full scale = 1
 
 
 def place(lengths, overlap, target_first):
-    """Start times so that the shorter utterance is overlapped by a share.
+    """Place two utterances so that the shorter one is overlapped by a share.
 
     Arguments
     ---------
@@ -51,19 +50,8 @@ def place(lengths, overlap, target_first):
     return interferer - common, 0
 
 
-def at_offsets(voices, offsets):
-    """Voices in one array, each where it begins.
-
-    Arguments
-    ---------
-    voices : (numpy.ndarray, numpy.ndarray)
-        [samples] each.
-
-    Returns
-    -------
-    placed : numpy.ndarray
-        [2, samples], float32.
-    """
+def _at_offsets(voices, offsets):
+    """Voices [2, samples] in one array, each where it begins."""
     samples = max(o + len(v) for o, v in zip(offsets, voices))
     placed = np.zeros((len(voices), samples), np.float32)
     for row, offset, voice in zip(placed, offsets, voices):
@@ -77,7 +65,7 @@ def mix(voices, rirs, sir):
     Arguments
     ---------
     voices : numpy.ndarray
-        Target and interferer, [2, samples], from `at_offsets`.
+        Target and interferer, [2, samples], each where it begins.
     rirs : numpy.ndarray
         [2, mics, taps].
     sir : float
@@ -92,7 +80,7 @@ def mix(voices, rirs, sir):
 
     Example
     -------
-    >>> clicks = at_offsets((np.ones(1), np.ones(1)), (0, 1))
+    >>> clicks = np.eye(2, dtype=np.float32)  # one after the other
     >>> rirs = np.ones((2, 3, 1), np.float32)
     >>> signals = mix(clicks, rirs, sir=0.0)
     >>> signals["mixture"].shape, f"{signals['target'][0]:.2f}"
@@ -117,12 +105,11 @@ def mix(voices, rirs, sir):
 
 SIRS = (-6.0, 0.0, 6.0)  # dB
 OVERLAP = (0.6, 1.0)  # of the shorter utterance
-BUCKETS = ((0, 15), (15, 45), (45, 90), (90, 180))  # degrees between talkers
 MIN_SAMPLES = 512  # one window of the separator
 
 
 class MixtureMaker:
-    """Draws and renders mixtures of one split.
+    """Draw and render mixtures of one split.
 
     Arguments
     ---------
@@ -165,7 +152,23 @@ class MixtureMaker:
                 )
 
     def draw(self, target, bucket=None):
-        """Draw the circumstances of one mixture."""
+        """Draw the circumstances of one mixture.
+
+        Arguments
+        ---------
+        target : str
+            Utterance to be separated.
+        bucket : int or None
+            Index of the angle bucket; None draws it evenly.
+
+        Returns
+        -------
+        mixture : dict
+            JSON-ready: "target", "interferer", "room", "talkers", "sir",
+            "overlap", "target_first", "doa", "doa_interferer", "angle",
+            "mirrored", "cut" (where training crops, 0 to 1), "doa_given" (with
+            the camera's error).
+        """
         # crc32, not hash(): the same in every process
         key = zlib.crc32(target.encode())
         rng = np.random.default_rng([self.seed, self.epoch, key])
@@ -202,6 +205,11 @@ class MixtureMaker:
     def render(self, mixture):
         """Make the waveforms of a drawn mixture.
 
+        Arguments
+        ---------
+        mixture : dict
+            From `draw`.
+
         Returns
         -------
         signals : dict
@@ -215,7 +223,12 @@ class MixtureMaker:
         return mix(self.voices(mixture), rirs, mixture["sir"])
 
     def voices(self, mixture):
-        """The dry voices of a drawn mixture, placed in time.
+        """Place the dry voices of a drawn mixture in time.
+
+        Arguments
+        ---------
+        mixture : dict
+            From `draw`.
 
         Returns
         -------
@@ -230,7 +243,7 @@ class MixtureMaker:
             mixture["overlap"],
             mixture["target_first"],
         )
-        return at_offsets(voices, offsets)
+        return _at_offsets(voices, offsets)
 
     def _read(self, utterance):
         """Waveform of an utterance, float32."""
@@ -260,9 +273,20 @@ class MixtureMaker:
 
 
 def fixed_mixtures(maker, count):
-    """A list of mixtures that every system is scored on.
+    """List the mixtures that every system is scored on.
 
     Targets are taken in the manifest's order; the angle buckets take turns.
+
+    Arguments
+    ---------
+    maker : MixtureMaker
+    count : int
+        Number of mixtures.
+
+    Returns
+    -------
+    mixtures : dict
+        id -> mixture, JSON-ready, SpeechBrain's manifest format.
     """
     targets = sorted(maker.speech)
     if count > len(targets):
@@ -280,7 +304,20 @@ def fixed_mixtures(maker, count):
 
 
 def load_speech(manifest, data_root):
-    """Read a speech manifest and resolve its {data_root}."""
+    """Read a speech manifest and resolve its {data_root}.
+
+    Arguments
+    ---------
+    manifest : str
+        JSON file.
+    data_root : str
+        Folder that replaces "{data_root}".
+
+    Returns
+    -------
+    speech : dict
+        id -> {"wav", "length", "words", "speaker"}.
+    """
     manifest = Path(manifest)
     if not manifest.exists():
         raise FileNotFoundError(

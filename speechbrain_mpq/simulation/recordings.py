@@ -1,4 +1,4 @@
-"""Speech of a recorded corpus: its sound out of any file, and its manifests.
+"""Read the sound of a recorded corpus, and write its manifests.
 
 Sound is decoded by the ffmpeg program: the one on the path, or the one that
 the package imageio-ffmpeg carries.
@@ -22,7 +22,17 @@ NEEDED = ("wav", "words", "speaker", "length")
 
 
 def ffmpeg_program():
-    """Path of the ffmpeg program, or an error that says how to get it."""
+    """Find the ffmpeg program, or say how to get it.
+
+    Returns
+    -------
+    path : str
+
+    Example
+    -------
+    >>> ffmpeg_program()  # doctest: +SKIP
+    '/usr/bin/ffmpeg'
+    """
     found = shutil.which("ffmpeg")
     if found:
         return found
@@ -38,7 +48,13 @@ def ffmpeg_program():
 
 
 def read_sound(path):
-    """The sound of a video or audio file, mono at 16 kHz.
+    """Read the sound of a video or audio file, mono at 16 kHz.
+
+    Arguments
+    ---------
+    path : str or Path
+        Any container and codec that ffmpeg reads; its first sound track,
+        channels averaged.
 
     Returns
     -------
@@ -57,12 +73,12 @@ def read_sound(path):
     command = [ffmpeg_program(), "-nostdin", "-v", "error", "-i", str(path)]
     command += ["-map", "0:a:0", "-ac", "1", "-ar", str(SAMPLE_RATE)]
     done = subprocess.run([*command, "-f", "s16le", "-"], capture_output=True)
-    said = done.stderr.decode(errors="replace").strip()
+    problem = done.stderr.decode(errors="replace").strip()
     # ffmpeg ends with 0 where it has skipped what it could not decode
-    if done.returncode or said:
+    if done.returncode or problem:
         raise ValueError(
-            f"{path} cannot be decoded whole: {said.splitlines()[0]}: copy it "
-            "again from the corpus"
+            f"{path} cannot be decoded whole: {problem.splitlines()[0]}: "
+            "copy it again from the corpus"
         )
     samples = np.frombuffer(done.stdout, np.int16)
     if len(samples) < MIN_SAMPLES or not samples.any():
@@ -74,10 +90,12 @@ def read_sound(path):
 
 
 def write_flac(path, samples):
-    """Write speech so that it is there whole or not at all.
+    """Write speech atomically, as FLAC.
 
     Arguments
     ---------
+    path : Path
+        Its folder is made.
     samples : numpy.ndarray
         [samples] at 16 kHz, int16 or float.
     """
@@ -87,7 +105,11 @@ def write_flac(path, samples):
 
 
 def seconds_of(path):
-    """Length of an audio file that may be missing.
+    """Measure an audio file that may be missing.
+
+    Arguments
+    ---------
+    path : Path
 
     Returns
     -------
@@ -107,7 +129,24 @@ def seconds_of(path):
 
 
 def run_jobs(work, jobs, workers, description):
-    """Do jobs in several processes; what fails is told, not raised."""
+    """Run jobs in several processes; failures are returned, not raised.
+
+    Arguments
+    ---------
+    work : callable
+        Takes a job; OSError and ValueError count as its failure.
+    jobs : list
+        Arguments of `work`.
+    workers : int
+        Processes.
+    description : str
+        For the progress bar, which terminals show.
+
+    Returns
+    -------
+    failures : dict
+        Job -> what was wrong with it.
+    """
     failures = {}
     if not jobs:
         return failures
@@ -139,9 +178,16 @@ class _Attempt:
 
 
 def write_manifests(data_folder, splits):
-    """Write the manifests that train.py takes, each whole or not at all.
+    """Write the manifests that train.py takes, atomically.
 
     Nothing is written where one of them could not be mixed.
+
+    Arguments
+    ---------
+    data_folder : str or Path
+        `<split>_speech.json` goes there.
+    splits : dict
+        Split -> (id -> entry with "wav", "words", "speaker" and "length").
     """
     for split, entries in splits.items():
         for key, entry in entries.items():

@@ -1,12 +1,9 @@
-"""Rooms with an array and talkers in them, and their impulse responses.
+"""Simulate rooms with an array and talkers, and keep a bank of responses.
 
 Image-source simulation by pyroomacoustics of the paper's rooms (4 x 4 x 2.5
-to 10 x 8 x 6 metres, T60 0.05 to 0.7 s, talkers 1 to 5 metres away).
-
-A bank of room impulse responses on disk, and the rooms of one split.
-
-Only the microphones that a separator uses are simulated. Room i of a split
-depends on (seed, split, i) alone, so a larger bank extends a smaller one.
+to 10 x 8 x 6 metres, T60 0.05 to 0.7 s, talkers 1 to 5 metres away). Only the
+microphones that a separator uses are simulated. Room i of a split depends on
+(seed, split, i) alone, so that a larger bank extends a smaller one.
 """
 
 import json
@@ -22,61 +19,25 @@ from ..utils import SAMPLE_RATE, atomic_write, remove_partial, write_text
 
 SMALLEST_ROOM = (4.0, 4.0, 2.5)  # metres
 LARGEST_ROOM = (10.0, 8.0, 6.0)  # metres
-
-
 T60 = (0.05, 0.7)  # seconds
-
-
 DISTANCE = (1.0, 5.0)  # metres from the array's centre to a talker
 TALKERS = 4  # positions simulated in each room
 
 
-def eyring_absorption(dimensions, t60):
-    """Energy absorption of the walls for a reverberation time (Eyring).
-
-    Arguments
-    ---------
-    t60 : float
-        Reverberation time in seconds.
-
-    Example
-    -------
-    >>> round(eyring_absorption((6, 5, 3), 0.4), 3)
-    0.25
-    """
+def _eyring_absorption(dimensions, t60):
+    """Energy absorption of the walls for a T60 in seconds (Eyring)."""
     x, y, z = dimensions
     surface = 2 * (x * y + y * z + z * x)
     return 1 - math.exp(-0.161 * x * y * z / (surface * t60))
 
 
-def image_order(dimensions, t60):
-    """Reflection order that covers the first ~33 dB of the decay.
-
-    Full order costs an order of magnitude more; what is cut lies under the
-    direct sound of the next phoneme.
-
-    Arguments
-    ---------
-    t60 : float
-        Reverberation time in seconds.
-
-    Example
-    -------
-    >>> image_order((6, 5, 3), 0.4)
-    26
-    """
+def _image_order(dimensions, t60):
+    """Reflection order that covers the first ~33 dB of the decay."""
     return int(math.ceil(0.55 * SPEED_OF_SOUND * t60 / min(dimensions)))
 
 
-def draw_room(rng):
-    """Draw room, array and talkers.
-
-    Returns
-    -------
-    room : dict
-        "dimensions", "t60", "centre" and "axis" of the array, "talkers"
-        (positions), "doa" (degrees) and "distance" (metres) of each talker.
-    """
+def _draw_room(rng):
+    """Draw a room, its array and talkers with their DOAs."""
     dimensions = rng.uniform(SMALLEST_ROOM, LARGEST_ROOM)
     t60 = rng.uniform(*T60)
     while True:  # an array and talkers that fit into the room
@@ -119,12 +80,12 @@ def _draw_talkers(rng, dimensions, centre, axis, front, tries=60):
 
 
 def simulate(room, microphones):
-    """Impulse responses from every talker to every microphone.
+    """Simulate the responses from every talker to every microphone.
 
     Arguments
     ---------
     room : dict
-        From `draw_room`.
+        From `_draw_room`.
     microphones : sequence of int
         Microphone numbers of the 15-microphone array, from 1.
 
@@ -138,12 +99,12 @@ def simulate(room, microphones):
     positions = linear_array().numpy()
     along = positions[np.array(microphones) - 1] - positions[-1] / 2
     mics = room["centre"][:, None] + room["axis"][:, None] * along
-    absorption = eyring_absorption(room["dimensions"], room["t60"])
+    absorption = _eyring_absorption(room["dimensions"], room["t60"])
     shoebox = pyroomacoustics.ShoeBox(
         room["dimensions"],
         fs=SAMPLE_RATE,
         materials=pyroomacoustics.Material(absorption),
-        max_order=image_order(room["dimensions"], room["t60"]),
+        max_order=_image_order(room["dimensions"], room["t60"]),
     )
     for talker in room["talkers"]:
         shoebox.add_source(talker)
@@ -176,7 +137,22 @@ SPLITS = ("train", "valid", "test")
 def prepare_rooms(
     data_folder, counts, microphones, seed=1234, workers=2, progress=True
 ):
-    """Simulate the bank; what is there already is kept."""
+    """Simulate the bank; what is there already is kept.
+
+    Arguments
+    ---------
+    data_folder : str
+        The bank goes to `data_folder/rooms`.
+    counts : dict
+        Split ("train", "valid", "test") -> number of rooms.
+    microphones : sequence of int
+        Microphone numbers, from 1.
+    seed : int
+    workers : int
+        Processes.
+    progress : bool
+        Show a progress bar.
+    """
     folder = Path(data_folder) / "rooms"
     settings = {"seed": seed, "microphones": list(microphones)}
     _check_settings(folder, settings)
@@ -227,7 +203,7 @@ def _simulate_shard(job):
     for i in range(ROOMS_PER_SHARD):
         index = shard * ROOMS_PER_SHARD + i
         rng = np.random.default_rng([seed, SPLITS.index(split), index])
-        room = draw_room(rng)
+        room = _draw_room(rng)
         rirs = simulate(room, microphones)
         arrays[f"rirs_{i}"] = rirs.astype(np.float16)
         arrays[f"doa_{i}"] = room["doa"]
@@ -246,7 +222,7 @@ def _simulate_shard(job):
 
 
 class RoomBank:
-    """The rooms of one split, in memory.
+    """Hold the rooms of one split in memory.
 
     Arguments
     ---------
@@ -285,7 +261,14 @@ class RoomBank:
         return len(self._rirs)
 
     def rirs(self, room, talkers):
-        """Responses of some talkers of a room.
+        """Get the responses of some talkers of a room.
+
+        Arguments
+        ---------
+        room : int
+            Index of the room.
+        talkers : sequence of int
+            Indices of the talkers.
 
         Returns
         -------
@@ -295,13 +278,17 @@ class RoomBank:
         return self._rirs[room][list(talkers)].astype(np.float32)
 
     def pairs(self, bucket):
-        """All (room, talker, other talker) with an angle in a bucket.
+        """List all (room, talker, other talker) with an angle in a bucket.
 
         Arguments
         ---------
         bucket : (float, float)
             Lowest and highest angle between the talkers, degrees; the lowest
             belongs to it, the highest does not (but for 180).
+
+        Returns
+        -------
+        pairs : list of (int, int, int)
         """
         low, high = bucket
         found = []
@@ -314,6 +301,6 @@ class RoomBank:
         return found
 
     def mean_t60(self):
-        """Nominal and measured mean reverberation time in seconds."""
+        """Average nominal and measured reverberation time, in seconds."""
         info = np.stack(self.info)
         return float(info[:, 0].mean()), float(info[:, 1].mean())

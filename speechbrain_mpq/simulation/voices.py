@@ -1,17 +1,11 @@
-"""espeak-ng through ctypes, each call in a process of its own.
-
-espeak-ng carries state from call to call, so that the same call gives other
-samples the second time. Each utterance is therefore spoken by a forked child
-of a process that has initialised the library and never spoken: the same
-arguments then give the same bytes in any process.
-
-The library comes with the wheel `espeakng-loader` (espeak-ng is GPL, hence an
-extra: ``pip install speechbrain_mpq[simulate]``).
-
-Synthetic speakers on top of espeak-ng, with transcribed phoneme times.
+"""Synthesize speakers by espeak-ng, with phoneme times.
 
 A speaker is an accent, a timbre ("variant"), pitch, range and rate, and the
-length of the vocal tract, which is changed by resampling.
+length of the vocal tract, changed by resampling. espeak-ng carries state from
+call to call, so each utterance is spoken by a forked child of a process that
+has initialised the library and never spoken: the same arguments then give the
+same bytes in any process. The library comes with the wheel `espeakng-loader`
+(GPL, hence an extra: ``pip install speechbrain_mpq[simulate]``).
 """
 
 import ctypes
@@ -61,7 +55,25 @@ _LIST_END, _PHONEME = 0, 7  # espeak_EVENT_TYPE
 
 
 def speak(text, voice, rate, pitch, range):
-    """Speak a text.
+    """Speak a text by espeak-ng.
+
+    Arguments
+    ---------
+    text : str
+        What to say.
+    voice : str
+        Voice and variant, e.g. "en-us+m3".
+    rate : int
+        Words per minute.
+    pitch, range : int
+        0 to 99, 50 is the voice's own.
+
+    Returns
+    -------
+    samples : numpy.ndarray
+        int16 at 22.05 kHz.
+    events : list of tuple
+        (first sample, symbol) of every phoneme, in espeak-ng's alphabet.
 
     Example
     -------
@@ -106,7 +118,11 @@ def _in_child(function, *arguments):
 
 @functools.cache
 def library():
-    """The initialised library, once per process.
+    """Initialise the library, once per process.
+
+    Returns
+    -------
+    ctypes.CDLL
 
     Example
     -------
@@ -226,7 +242,7 @@ class Speaker:
 
 
 def speakers(split, seed=1234):
-    """All speakers of a split; no two splits share a variant.
+    """List the speakers of a split; no two splits share a variant.
 
     Arguments
     ---------
@@ -271,7 +287,18 @@ def speakers(split, seed=1234):
 
 
 def vary(speaker, rng):
-    """The same speaker in the mood of one utterance.
+    """Change a speaker to the mood of one utterance.
+
+    Arguments
+    ---------
+    speaker : Speaker
+        Who speaks.
+    rng : numpy.random.Generator
+        Draws up to 8 % of rate, 4 steps of pitch and 10 of range.
+
+    Returns
+    -------
+    Speaker
 
     Example
     -------
@@ -288,10 +315,19 @@ def vary(speaker, rng):
 
 
 def synthesize(text, speaker):
-    """Speak a text.
+    """Synthesize a text with a speaker's voice.
+
+    Arguments
+    ---------
+    text : str
+        What to say.
+    speaker : Speaker
+        Who says it.
 
     Returns
     -------
+    waveform : numpy.ndarray
+        float32 samples at 16 kHz between -1 and 1.
     phonemes : list of tuple
         (start, end, symbol) in seconds, in espeak-ng's alphabet.
 

@@ -1,0 +1,1 @@
+"""Find faces in videos: their directions, and pictures of their mouths."""

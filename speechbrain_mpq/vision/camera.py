@@ -1,17 +1,11 @@
-"""Lenses: from a point of the picture to the angles of its ray.
+"""Turn points of a picture into directions of arrival.
 
-Points are (x, y) in pixels from the picture's upper left corner, x to the
-right and y down; the centre of a box is x + width / 2. Azimuth and elevation
-are measured from the optical axis, positive to the right and upwards.
-
-Cameras: from a point of the picture to a direction of arrival.
-
-The camera stands at the middle of the array and looks straight ahead, at 90
-degrees; its left edge is the side of 0 degrees. A linear array cannot tell
-directions on a cone around its axis apart, so that a talker who stands at
-azimuth `a` and elevation `e` has the direction of arrival
-
-    cos(doa) = cos(e) * cos(a).
+Points are (x, y) in pixels from the upper left corner, x to the right and y
+down. Azimuth and elevation are measured from the optical axis, positive to the
+right and upwards. The camera stands at the middle of the array and looks
+straight ahead, at 90 degrees; its left edge is the side of 0 degrees. A linear
+array cannot tell directions on a cone around its axis apart: a talker at
+azimuth `a` and elevation `e` has cos(doa) = cos(e) * cos(a).
 """
 
 import math
@@ -51,14 +45,14 @@ def _fisheye_angles(x, y, focal, center):
     return np.degrees(azimuth), np.degrees(elevation)
 
 
-def cone_angle(azimuth, elevation):
+def _cone_angle(azimuth, elevation):
     """Direction of arrival at a linear array: acos(cos(e) * cos(a))."""
     cosine = np.cos(np.radians(elevation)) * np.cos(np.radians(azimuth))
     return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
 
 
 class Camera:
-    """What all cameras share: where they look, which side is 0 degrees.
+    """Base of all cameras: where they look, which side is 0 degrees.
 
     Arguments
     ---------
@@ -77,13 +71,35 @@ class Camera:
         self.reverse = reverse
 
     def angles(self, x, y):
-        """Azimuth and elevation from the optical axis, in degrees."""
+        """Compute azimuth and elevation from the optical axis, in degrees.
+
+        Arguments
+        ---------
+        x, y : np.ndarray
+            Points in pixels.
+
+        Returns
+        -------
+        azimuth, elevation : np.ndarray
+            Degrees, positive to the right and upwards.
+        """
         raise NotImplementedError
 
     def doa(self, x, y):
-        """Direction of arrival of points of the picture."""
+        """Compute the direction of arrival of points of the picture.
+
+        Arguments
+        ---------
+        x, y : np.ndarray
+            Points in pixels; NaN gives NaN.
+
+        Returns
+        -------
+        doa : np.ndarray
+            Degrees from the array's axis, 0 to 180.
+        """
         azimuth, elevation = self.angles(np.asarray(x), np.asarray(y))
-        doa = cone_angle(90 + self.yaw + azimuth, elevation)
+        doa = _cone_angle(90 + self.yaw + azimuth, elevation)
         return 180 - doa if self.reverse else doa
 
 

@@ -1,4 +1,4 @@
-"""Faces in a picture, by the cascade that comes with OpenCV.
+"""Find faces in a picture by the cascade that comes with OpenCV.
 
 This is the detector of Viola and Jones (2001) with OpenCV's trained file
 `haarcascade_frontalface_alt2`, which needs no download. It finds upright
@@ -18,7 +18,7 @@ FACE = 24  # pixels: pictures are shrunk until the smallest face is this wide
 
 
 class CascadeDetector:
-    """OpenCV's bundled frontal-face cascade.
+    """Find faces by OpenCV's bundled frontal-face cascade.
 
     Arguments
     ---------

@@ -1,4 +1,4 @@
-"""From a face's track to the direction that the separator takes.
+"""Turn a face's track into the directions that the separator takes.
 
 A video frame stands at its number divided by the frame rate; the frame t of
 the spectrogram has its middle at t hops. Tracks of any frame rate fit.
@@ -11,13 +11,13 @@ SLACK = 0.5  # seconds that sound and picture may differ in length
 TOLERANCE = 15.0  # degrees: the width of the paper's nearest angle bucket
 
 
-def doa_at(track, times):
+def _doa_at(track, times):
     """Direction at any time; before and after the track its ends."""
     return np.interp(times, np.arange(len(track.doas)) / track.fps, track.doas)
 
 
 def frame_doas(track, frames, frame_rate=FRAME_RATE, slack=SLACK):
-    """A direction for every frame of the spectrogram.
+    """Interpolate a direction for every frame of the spectrogram.
 
     Arguments
     ---------
@@ -43,7 +43,7 @@ def frame_doas(track, frames, frame_rate=FRAME_RATE, slack=SLACK):
     (63,)
     """
     check_length(track, (frames - 1) / frame_rate, slack)
-    return doa_at(track, np.arange(frames) / frame_rate).astype(np.float32)
+    return _doa_at(track, np.arange(frames) / frame_rate).astype(np.float32)
 
 
 def check_length(track, seconds, slack=SLACK):
@@ -51,8 +51,22 @@ def check_length(track, seconds, slack=SLACK):
 
     Arguments
     ---------
+    track : FaceTrack
+        Of the target.
     seconds : float
         Duration of the sound.
+    slack : float
+        Seconds that may be missing: the last direction is held for them,
+        and what the track has beyond the sound is not used.
+
+    Example
+    -------
+    >>> from speechbrain_mpq.vision.face_track import FaceTrack
+    >>> track = FaceTrack(np.full(25, 70.0), np.ones((25, 4)), 25, 360, 288)
+    >>> check_length(track, seconds=1.3)
+    >>> check_length(track, seconds=3.0)
+    Traceback (most recent call last):
+    ValueError: the sound lasts 3.00 s, the face's track 1.00 s: give the ...
     """
     if abs(track.seconds - seconds) > slack:
         raise ValueError(

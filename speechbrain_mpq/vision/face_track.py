@@ -1,17 +1,11 @@
-"""Face boxes that some other detector has found, from a file.
+"""Read face boxes, choose the target's face, and store its track.
 
-JSON: {"fps": 25, "width": 360, "height": 288, "frames": [[[x, y, w, h], ...],
-[], ...]}, a list of boxes for each frame, in pixels. Or a NumPy file `.npy`,
-[frames, 4] or [frames, faces, 4], NaN for a box that is not there.
-
-Which of several faces is the talker that is wanted.
-
-The track of a talker's face: boxes, and the direction that they give.
-
-A track file is JSON: {"version", "source", "fps", "width", "height",
-"faces" (how many there were), "target" (which of them, from the left, from
-1), "doa" (the utterance's, degrees), "doas" (a frame each), "visible" (a
-frame each), "boxes" (a frame each: [x, y, width, height] as found, or null)}.
+Boxes come as JSON, {"fps": 25, "width": 360, "height": 288, "frames":
+[[[x, y, w, h], ...], [], ...]}, in pixels, or as .npy, [frames, 4] or [frames,
+faces, 4], NaN for a box that is not there. A track file is JSON: "version",
+"source", "fps", "width", "height", "faces" (how many there were), "target"
+(which of them, from the left, from 1), "doa" (the utterance's, degrees), and a
+frame each "doas", "visible" and "boxes" ([x, y, width, height] or null).
 """
 
 import json
@@ -24,12 +18,26 @@ from ..utils import write_text
 
 
 def read_boxes(path):
-    """Boxes of all frames, with frame rate and size where the file says.
+    """Read the boxes of all frames, with frame rate and size if given.
+
+    Arguments
+    ---------
+    path : str | Path
+        `.json` or `.npy`, see the module.
 
     Returns
     -------
     detections : list of np.ndarray
         For each frame [boxes, 4].
+    about : dict
+        "fps", "width" and "height", as far as the file says.
+
+    Example
+    -------
+    >>> path = Path(getfixture("tmpdir")) / "boxes.npy"
+    >>> np.save(path, [[1.0, 2, 3, 4], [np.nan] * 4])
+    >>> read_boxes(path)
+    ([array([[1., 2., 3., 4.]]), array([], shape=(0, 4), dtype=float64)], {})
     """
     path, about = Path(path), {}
     try:
@@ -78,14 +86,34 @@ def _check_boxes(boxes):
 
 
 def choose_face(doas, widths, target=None, near=None):
-    """Index of the target's face.
+    """Choose the target's face.
 
     Arguments
     ---------
     doas : sequence of float
         Direction of each face in degrees, faces from left to right.
+    widths : sequence of float
+        Width of each face in pixels.
+    target : int | str | None
+        Number of the face in the picture, from the left, from 1; or
+        "largest". None: there must be one face only.
     near : float | None
         Instead of `target`: the face nearest to this direction, in degrees.
+
+    Returns
+    -------
+    index : int
+        From 0.
+
+    Example
+    -------
+    >>> doas, widths = [30.0, 80.0, 140.0], [50.0, 60.0, 40.0]
+    >>> choose_face(doas, widths, target=3)
+    2
+    >>> choose_face(doas, widths, target="largest")
+    1
+    >>> choose_face(doas, widths, near=40.0)
+    0
     """
     if target is not None and near is not None:
         raise ValueError("give a target or a direction near it, not both")
@@ -168,7 +196,13 @@ class FaceTrack:
         return len(self.doas) / self.fps
 
     def save(self, path):
-        """Write the track file, whole or not at all."""
+        """Write the track file atomically.
+
+        Arguments
+        ---------
+        path : str | Path
+            Where to.
+        """
         boxes = self.boxes.round(2).tolist()
         content = {
             "version": VERSION,
@@ -187,7 +221,18 @@ class FaceTrack:
 
     @classmethod
     def load(cls, path):
-        """Read a track file."""
+        """Read a track file.
+
+        Arguments
+        ---------
+        path : str | Path
+            Written by `save`.
+
+        Returns
+        -------
+        track : FaceTrack
+            As it was, directions to a thousandth of a degree.
+        """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             if content["version"] != VERSION:
@@ -205,14 +250,20 @@ class FaceTrack:
         return track
 
     def check_video(self, video):
-        """Raise ValueError unless a video may be what the track is from."""
+        """Raise ValueError unless a video may be what the track is from.
+
+        Arguments
+        ---------
+        video : Video
+            By its width, height and fps.
+        """
         own = self.width, self.height, self.fps
         given = video.width, video.height, video.fps
         if own[:2] != given[:2] or abs(own[2] - given[2]) > 0.01 * own[2]:
-            said = "{:g} x {:g} pixels at {:g} frames a second"
+            video_text = "{:g} x {:g} pixels at {:g} frames a second"
             raise ValueError(
-                f"the track is from a video of {said.format(*own)}, "
-                f"{video.path} has {said.format(*given)}: run "
+                f"the track is from a video of {video_text.format(*own)}, "
+                f"{video.path} has {video_text.format(*given)}: run "
                 "`speechbrain-mpq track` on this one"
             )
 

@@ -1,24 +1,11 @@
-"""Smoothing of a direction that was measured frame by frame.
+"""Track a face through a video and smooth the direction that it gives.
 
-The smooth track z keeps near the measurements y where there are any (w = 1)
-and bends little (Whittaker 1923; the batch form of a Kalman smoother that
-expects constant velocity):
-
-    minimise  sum_t w_t (z_t - y_t)^2 + penalty * sum_t (z_t'')^2
-
-It looks at the whole track, so that nothing is delayed, and needs the whole
-track, so that it is not for live use.
-
-Which box of a frame is the same face as which box of the frame before.
-
-A face goes on where it is expected: at its last box, moved on by its speed.
-Faces and boxes are paired so that the distances add up to the least
-(Hungarian algorithm); pairs that are too far apart, or of too different a
-size, are none. Faces have no identity beyond that: two that hide each other
-for long may come out exchanged, and one that comes back after long is another
-one.
-
-From the faces of all frames to the track of the talker that is wanted.
+Faces are expected at their last box, moved on by their speed, and paired with
+the boxes of a frame so that distances add up to the least (Hungarian
+algorithm); they have no identity beyond that. The direction z keeps near the
+measurements y where there are any (w = 1) and bends little (Whittaker 1923):
+minimise sum_t w_t (z_t - y_t)^2 + penalty * sum_t (z_t'')^2. It takes the whole
+track: nothing is delayed, and it is not for live use.
 """
 
 import math
@@ -31,17 +18,8 @@ from .camera import PanoramaCamera
 from .face_track import FaceTrack, choose_face
 
 
-def bend_penalty(bandwidth, fps):
-    """Penalty that halves a sway of `bandwidth`.
-
-    On a long track without gaps the gain is 1 / (1 + penalty * d^2) with
-    d = 2 - 2 cos(2 pi f / fps).
-
-    Arguments
-    ---------
-    bandwidth : float
-        Frequency in Hz.
-    """
+def _bend_penalty(bandwidth, fps):
+    """Penalty that halves a sway of `bandwidth` Hz."""
     if not 0 < bandwidth <= fps / 2:
         raise ValueError(
             f"bandwidth must lie in 0 to {fps / 2:g} Hz, half the frame rate, "
@@ -57,6 +35,8 @@ def smooth(values, penalty):
     ---------
     values : np.ndarray
         [frames], NaN where nothing was measured.
+    penalty : float
+        From `_bend_penalty`; 0 leaves the measurements as they are.
 
     Returns
     -------
@@ -64,6 +44,12 @@ def smooth(values, penalty):
         [frames]. Across a gap it goes straight from the last to the next
         smoothed value; before the first and after the last measurement it
         stays.
+
+    Example
+    -------
+    >>> values = np.array([np.nan, 10.0, np.nan, 30.0, np.nan])
+    >>> smooth(values, penalty=100.0).round(6)
+    array([10., 10., 20., 30., 30.])
     """
     seen = np.flatnonzero(np.isfinite(values))
     if not len(seen):
@@ -101,7 +87,7 @@ LONGEST_GAP = 5.0  # seconds: a look aside, not the next person on the chair
 
 
 def centers(boxes):
-    """Centres of boxes.
+    """Compute the centres of boxes.
 
     Arguments
     ---------
@@ -112,30 +98,24 @@ def centers(boxes):
     -------
     centers : np.ndarray
         [..., 2].
+
+    Example
+    -------
+    >>> centers(np.array([10.0, 20.0, 4.0, 6.0]))
+    array([12., 23.])
     """
     return boxes[..., :2] + boxes[..., 2:] / 2
 
 
-def pair_boxes(expected, found, reach):
-    """Pair the expected boxes of faces with those that were found.
-
-    Arguments
-    ---------
-    expected : np.ndarray
-        [faces, 4].
-    found : np.ndarray
-        [boxes, 4].
-    reach : np.ndarray
-        [faces], how far each may be from where it was expected, in its
-        widths.
-    """
+def _pair_boxes(expected, found, radius):
+    """Pair the expected boxes of faces with those that were found."""
     if not len(expected) or not len(found):
         return []
     gap = centers(expected)[:, None] - centers(found)[None]  # [faces, boxes, 2]
     widths = expected[:, None, 2], found[None, :, 2]
     distance = np.linalg.norm(gap, axis=-1) / ((widths[0] + widths[1]) / 2)
     ratio = np.maximum(widths[0] / widths[1], widths[1] / widths[0])
-    allowed = (distance < reach[:, None]) & (ratio < RATIO)
+    allowed = (distance < radius[:, None]) & (ratio < RATIO)
     # Pairs that are not allowed cost more than all others together
     cost = np.where(allowed, distance, 1 + FURTHEST * len(found))
     rows, columns = linear_sum_assignment(cost)
@@ -157,7 +137,7 @@ class _Face:
         box[:2] += self.speed * min(frame - self.last, 5)
         return box
 
-    def reach(self, frame, fps):
+    def radius(self, frame, fps):
         """How far from there it may be, in its widths."""
         return min(MAX_DISTANCE + GROWTH * (frame - self.last) / fps, FURTHEST)
 
@@ -170,27 +150,15 @@ class _Face:
         self.last = frame
 
 
-def link_faces(detections, fps, persistence=0.1, longest_gap=LONGEST_GAP):
-    """Follow all faces through the frames.
-
-    Arguments
-    ---------
-    detections : sequence of np.ndarray
-        For each frame [boxes, 4], in any order.
-
-    Returns
-    -------
-    faces : np.ndarray
-        [faces, frames, 4], from left to right (by their median position);
-        NaN where a face was not found.
-    """
+def _link_faces(detections, fps, persistence=0.1, longest_gap=LONGEST_GAP):
+    """Follow faces through the frames: [faces, frames, 4], NaN: not found."""
     faces = []
     for frame, boxes in enumerate(detections):
         boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)
         awaited = [f for f in faces if frame - f.last <= longest_gap * fps]
         expected = np.array([face.expected(frame) for face in awaited])
-        reach = np.array([face.reach(frame, fps) for face in awaited])
-        pairs = pair_boxes(expected, boxes, reach)
+        radius = np.array([face.radius(frame, fps) for face in awaited])
+        pairs = _pair_boxes(expected, boxes, radius)
         for face, box in pairs:
             awaited[face].add(frame, boxes[box])
         taken = {box for _, box in pairs}
@@ -220,18 +188,40 @@ def track_boxes(
     bandwidth=1.0,
     source="boxes",
 ):
-    """Boxes of all frames to the track of the target's face.
+    """Track the target's face through the boxes of all frames.
 
     Arguments
     ---------
     detections : sequence of np.ndarray
         For each frame [boxes, 4]: x, y, width, height in pixels.
+    fps : float
+        Frames per second.
+    size : (int, int)
+        Width and height of the picture in pixels.
+    camera : Camera | None
+        The paper's 180-degree camera if not given.
+    target, near : int | str | None, float | None
+        Which face, see `target.choose_face`.
     bandwidth : float
         Hz: sways of this frequency are halved, slower ones stay.
+    source : str
+        What to call it in errors and in the track file.
+
+    Returns
+    -------
+    track : FaceTrack
+        Of the target.
+
+    Example
+    -------
+    >>> boxes = [np.array([[80.0 + t, 50, 20, 20]]) for t in range(3)]
+    >>> track = track_boxes(boxes, fps=25, size=(360, 288))
+    >>> track.doas.round(6)  # x / width * 180
+    array([45. , 45.5, 46. ])
     """
     camera = PanoramaCamera(size[0]) if camera is None else camera
     penalty = _penalty(bandwidth, fps, source)
-    faces = link_faces(detections, fps)  # [faces, frames, 4]
+    faces = _link_faces(detections, fps)  # [faces, frames, 4]
     if not len(faces):
         raise ValueError(
             f"{source}: no face in any of its {len(detections)} frames (or "
@@ -297,7 +287,7 @@ def _penalty(bandwidth, fps, source):
     if not 1 <= fps <= 1000:
         raise ValueError(f"{source}: {fps} is no number of frames per second")
     try:
-        return bend_penalty(bandwidth, fps)
+        return _bend_penalty(bandwidth, fps)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Pictures of a talker's mouth, cut out of a video by the boxes of the face.
+"""Crop pictures of a talker's mouth from a video, by the boxes of the face.
 
 In the boxes of a frontal-face detector the mouth is a little below three
 quarters of the height and a quarter of the width wide (measured on GRID).
@@ -14,19 +14,8 @@ HEIGHT_OF_MOUTH = 0.81  # its middle, in face boxes
 WIDTH_OF_PICTURE = 0.45  # in face boxes
 
 
-def mouth_boxes(faces, size):
-    """Where the pictures are, from where the faces are.
-
-    Arguments
-    ---------
-    faces : np.ndarray
-        [frames, 4], x, y, width and height in pixels; NaN: no face.
-
-    Returns
-    -------
-    boxes : np.ndarray
-        [frames, 4], x, y, width and height in pixels.
-    """
+def _mouth_boxes(faces, size):
+    """Boxes of the mouth's pictures, from those of the face."""
     faces = np.asarray(faces, dtype=float)
     if faces.ndim != 2 or faces.shape[1] != 4:
         raise ValueError(
@@ -40,14 +29,8 @@ def mouth_boxes(faces, size):
     return np.stack([left, top, width, height], axis=1)
 
 
-def steady(boxes, frames=STEADY):
-    """Boxes averaged over the frames around, where there are any.
-
-    Arguments
-    ---------
-    boxes : np.ndarray
-        [frames, 4]; NaN: none.
-    """
+def _steady(boxes, frames=STEADY):
+    """Boxes averaged over the frames around, where there are any."""
     found = np.isfinite(boxes).all(axis=1)
     margin = [(frames // 2, frames // 2), (0, 0)]
     values = np.pad(np.where(found[:, None], boxes, 0), margin)
@@ -58,30 +41,8 @@ def steady(boxes, frames=STEADY):
     return np.where(found[:, None], total / np.maximum(count, 1), np.nan)
 
 
-def bridged(boxes, longest):
-    """Boxes of short gaps, on a line between the boxes around them.
-
-    Detectors miss faces that are there to see. Where one is really hidden, the
-    picture shows what hides it.
-
-    Arguments
-    ---------
-    boxes : np.ndarray
-        [frames, 4]; NaN: none.
-    longest : float
-        Frames of the longest gap that is bridged.
-
-    Returns
-    -------
-    boxes : np.ndarray
-        Same shape; NaN in longer gaps, before the first and after the last.
-
-    Example
-    -------
-    >>> boxes = np.array([[1.0] * 4, [np.nan] * 4, [5.0] * 4, [np.nan] * 4])
-    >>> bridged(boxes, 1)[:, 0]
-    array([ 1.,  3.,  5., nan])
-    """
+def _bridged(boxes, longest):
+    """Fill short gaps on a line between the boxes around them."""
     boxes = np.array(boxes, dtype=float)
     found = np.flatnonzero(np.isfinite(boxes).all(axis=1))
     for before, after in zip(found[:-1], found[1:]):
@@ -92,14 +53,8 @@ def bridged(boxes, longest):
     return boxes
 
 
-def frames_on_view(frames, fps):
-    """The frame that is on view at each picture's time.
-
-    Returns
-    -------
-    index : np.ndarray
-        [pictures].
-    """
+def _frames_on_view(frames, fps):
+    """Index of the frame that is on view at each picture's time."""
     if not fps > 0:
         raise ValueError(f"a frame rate must be above 0, got {fps}")
     pictures = max(1, int(frames * FPS / fps + 1e-6))
@@ -107,22 +62,8 @@ def frames_on_view(frames, fps):
     return np.minimum(index, frames - 1)
 
 
-def crop_mouth(frame, box, size):
-    """One picture of a mouth.
-
-    Arguments
-    ---------
-    frame : np.ndarray
-        [height, width, 3] (blue, green, red) or [height, width], bytes.
-    box : np.ndarray
-        [4] from `mouth_boxes`; what it has outside of the frame repeats its
-        edge. NaN: no face.
-
-    Returns
-    -------
-    picture : np.ndarray
-        [height, width], bytes, 1 to 255; zeros where there is no face.
-    """
+def _crop_mouth(frame, box, size):
+    """One picture of a mouth, 1 to 255; zeros where there is no face."""
     if np.isnan(box).any():
         return np.zeros(size, np.uint8)
     left, top = np.floor(box[:2]).astype(int)
@@ -136,12 +77,12 @@ def crop_mouth(frame, box, size):
 
 
 def mouth_pictures(frames, faces, size, fps=FPS, bridge=BRIDGE):
-    """Pictures of a mouth at 25 a second, as a lip stream takes them.
+    """Crop pictures of a mouth at 25 a second, as a lip stream takes them.
 
     Arguments
     ---------
     frames : iterable of np.ndarray
-        A video's frames, see `crop_mouth`.
+        A video's frames, see `_crop_mouth`.
     faces : np.ndarray
         [frames, 4], the face's boxes in pixels; NaN: not found.
     size : (int, int)
@@ -149,7 +90,7 @@ def mouth_pictures(frames, faces, size, fps=FPS, bridge=BRIDGE):
     fps : float
         Frames a second.
     bridge : float
-        Seconds: shorter gaps are filled in, see `bridged`.
+        Seconds: shorter gaps are filled in, see `_bridged`.
 
     Returns
     -------
@@ -163,15 +104,15 @@ def mouth_pictures(frames, faces, size, fps=FPS, bridge=BRIDGE):
     >>> mouth_pictures(frames, faces, (24, 32), fps=50).shape
     (2, 24, 32)
     """
-    boxes = steady(bridged(mouth_boxes(faces, size), bridge * fps))
+    boxes = _steady(_bridged(_mouth_boxes(faces, size), bridge * fps))
     found = []
     for frame in frames:
         if len(found) == len(boxes):
             raise _wrong_count(len(boxes), "more")
-        found.append(crop_mouth(frame, boxes[len(found)], size))
+        found.append(_crop_mouth(frame, boxes[len(found)], size))
     if len(found) < len(boxes):
         raise _wrong_count(len(boxes), f"only {len(found)}")
-    return np.stack(found)[frames_on_view(len(found), fps)]
+    return np.stack(found)[_frames_on_view(len(found), fps)]
 
 
 def _wrong_count(boxes, frames):

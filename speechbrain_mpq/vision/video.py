@@ -1,4 +1,4 @@
-"""Video files, frame by frame, with what is broken in them named."""
+"""Read video files frame by frame, and name what is broken in them."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,18 @@ HINT = 'pip install "speechbrain_mpq[video]"'
 
 
 def import_opencv():
-    """OpenCV, or an error that says how to get it."""
+    """Import OpenCV, or say how to get it.
+
+    Returns
+    -------
+    cv2 : module
+        OpenCV.
+
+    Example
+    -------
+    >>> hasattr(import_opencv(), "VideoCapture")
+    True
+    """
     # Their own complaints on standard error would bury ours
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
@@ -21,7 +32,7 @@ def import_opencv():
 
 
 class Video:
-    """A video file: its size, its frame rate, and its frames in order.
+    """Read a video file: its size, its frame rate, its frames in order.
 
     Arguments
     ---------

@@ -58,11 +58,12 @@ def test_files_differ_only_in_the_method(path):
 def test_every_key_is_used(path):
     text = path.read_text(encoding="utf-8")
     package = ROOT / "speechbrain_mpq"
-    readers = [ROOT / "train.py", package / "simulation/dataio.py"]
-    sources = "".join(
-        file.read_text(encoding="utf-8")
-        for file in [*readers, *package.glob("training/*.py")]
-    )
+    readers = [
+        *(ROOT / "train.py", package / "simulation/dataio.py"),
+        *package.glob("training/*.py"),
+        *package.glob("experiments/*.py"),
+    ]
+    sources = "".join(file.read_text(encoding="utf-8") for file in readers)
     for key in entries(path):
         used = (
             key.startswith("__")

@@ -17,20 +17,11 @@ ALLOWED = {
     "evaluation": set(),
     "vision": set(),  # faces, directions, lips: knows no model
     "simulation": {"lobes"},  # what a separator's features are
-    "inference": {"quantization", "lobes"},
-    # What a user types: each command may use whatever it serves.
-    "commands": {
-        "quantization",
-        "allocation",
-        "training",
-        "ptq",
-        "lobes",
-        "evaluation",
-        "inference",
-        "vision",
-        "simulation",
-    },
+    # evaluation: the task, which a model card tells of
+    "inference": {"quantization", "lobes", "evaluation"},
 }
+# What a user types, and whole experiments, may use whatever they serve.
+ALLOWED |= {name: set(ALLOWED) for name in ("commands", "experiments")}
 
 
 def modules():

@@ -10,12 +10,7 @@ import json
 
 import torch
 from linear_form import convolutions, to_linear_
-from optimum.quanto import (
-    HqqOptimizer,
-    freeze,
-    quantization_map,
-    quantize,
-)
+from optimum.quanto import HqqOptimizer, freeze, quantization_map, quantize
 from optimum.quanto.nn import QModuleMixin, register_qmodule
 from safetensors.torch import save_file
 from stored import System, fill_, safetensors_bytes

@@ -90,62 +90,6 @@ def check_doa(doa):
 EPS = 1e-8
 
 
-def _phasors(spectra):
-    """Unit phasors y / |y|; zero where the bin is silent."""
-    power = spectra.real.square() + spectra.imag.square()
-    return spectra * torch.rsqrt(power.clamp_min(1e-20))
-
-
-def log_power(spectrum):
-    """Log-power spectrum in bels (log10), the paper's LPS."""
-    power = spectrum.real.square() + spectrum.imag.square()
-    return torch.log10(power + EPS)
-
-
-def interchannel_phase(spectra, first, second):
-    """Unit phasors of y_m / y_n; their angle is the IPD of Eq. 1.
-
-    Arguments
-    ---------
-    spectra : torch.Tensor
-        [batch, mics, bins, frames], complex.
-    first, second : torch.Tensor
-        [pairs], indices of m and n among the channels.
-
-    Returns
-    -------
-    ratio : torch.Tensor
-        [batch, pairs, bins, frames], complex, magnitude 1 (0 when silent).
-    """
-    unit = _phasors(spectra)
-    return unit[:, first] * unit[:, second].conj()
-
-
-def steer(ratio, phase):
-    """Rotate the phase ratios by what the target's direction would cause.
-
-    The cosine is that of Eq. 3 for each pair (1 where the bin comes from the
-    target's direction); the sine tells on which side of the target it lies.
-
-    Arguments
-    ---------
-    ratio : torch.Tensor
-        [batch, pairs, bins, frames], complex, from `interchannel_phase`.
-    phase : torch.Tensor
-        [batch, targets, pairs, bins, frames], from `pair_phase`; or without
-        frames, or with a single one, for all.
-
-    Returns
-    -------
-    cosine, sine : torch.Tensor
-        [batch, targets, pairs, bins, frames].
-    """
-    phase = phase[..., None] if phase.dim() == 4 else phase
-    return _times_conjugate(
-        (ratio.real[:, None], ratio.imag[:, None]), (phase.cos(), phase.sin())
-    )
-
-
 def _times_conjugate(one, other):
     """One complex number times another's conjugate."""
     (a, b), (c, d) = one, other
@@ -294,23 +238,6 @@ class SpatialFeatures(nn.Module):
             spectrum, self.n_fft, self.hop, window=self.window, length=samples
         )
 
-    def angle_feature(self, spectra, doa):
-        """Eq. 3, as the mean over the pairs: 1 towards the target.
-
-        Arguments
-        ---------
-        spectra : torch.Tensor
-            [batch, mics, bins, frames], complex.
-        doa : torch.Tensor
-            [batch, targets] or [batch, targets, frames], degrees.
-
-        Returns
-        -------
-        af : torch.Tensor
-            [batch, targets, bins, frames], -1 to 1.
-        """
-        return self._steered(spectra, doa)[0].mean(2)
-
     def forward(self, spectra, doa):
         """Features for the talkers at `doa`.
 
@@ -365,22 +292,16 @@ class SpatialFeatures(nn.Module):
         maps[..., -1, :] = cosine.mean(3)
 
     def _turned(self, ratio, doa):
-        """Phase ratios, turned to the targets as `steer` does."""
+        """Cosine and sine of the phase ratios, turned to the targets (Eq. 3).
+
+        The cosine is 1 where a bin comes from the target's direction, the
+        sine tells on which side of it it lies.
+        """
         phase = pair_phase(doa, self.distances, self.frequencies)
         if doa.dim() == 2:
             phase = phase[:, :, None]  # [B, K, frames, pairs, bins]
         ratio = [part.transpose(1, 2)[:, None] for part in ratio]
         return _times_conjugate(ratio, (phase.cos(), phase.sin()))
-
-    def _steered(self, spectra, doa):
-        """Cosine and sine of the pairs' phases, turned to the targets."""
-        _check_frames(doa, spectra.shape[-1])
-        check_doa(doa)
-        ratio = interchannel_phase(spectra, self.first, self.second)
-        phase = pair_phase(doa, self.distances, self.frequencies)
-        if doa.dim() == 3:  # [B, K, frames, pairs, bins]
-            phase = phase.movedim(2, -1)
-        return steer(ratio, phase)
 
 
 def _map_names(pairs, phase):

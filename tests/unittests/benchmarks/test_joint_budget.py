@@ -18,18 +18,17 @@ from speechbrain_mpq.quantization.quant_api import cluster_quantized
 ROOT = Path(__file__).parents[3]
 
 
-NAMES = ("joint_chain", "joint_plans", "joint_table")
+NAMES = ("chain", "budget")
 
 
 @pytest.fixture(scope="module")
 def scripts():
     """The scripts, which are in no package."""
-    before = list(sys.path)
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks/joint")
         yield {name: importlib.import_module(name) for name in NAMES}
-    finally:
-        sys.path[:] = before
+    for name in NAMES:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
@@ -45,26 +44,26 @@ def models():
 
 
 @pytest.fixture(scope="module")
-def heard(models):
-    """What the chain needs of three mixtures."""
+def mixed(models):
+    """What the chain needs of three mixtures, and what it should give."""
     torch.manual_seed(1)
     mixtures, doa = torch.randn(3, 4000, 2), torch.tensor([20.0, 70.0, 150.0])
     with torch.no_grad():
         inputs, reference = models[0].analyse(mixtures, doa)
-        said = models[1](models[0](mixtures, doa))
-    return inputs, (reference, mixtures[..., 0]), said
+        expected = models[1](models[0](mixtures, doa))
+    return inputs, (reference, mixtures[..., 0]), expected
 
 
 @pytest.fixture(scope="module")
-def chain(scripts, models, heard):
-    chain = scripts["joint_chain"].joint_chain(*models)
-    chain.hearing.listen(*heard[1])
+def chain(scripts, models, mixed):
+    chain = scripts["chain"].joint_chain(*models)
+    chain.bridge.set_mixtures(*mixed[1])
     return chain
 
 
 @pytest.fixture(scope="module")
-def tables(models, chain, heard):
-    (inputs, (reference, _), _) = heard
+def tables(models, chain, mixed):
+    (inputs, (reference, _), _) = mixed
     scores = KLScores((2, 4, 8), "categorical", chunk=len(inputs))
     where = {"prefix": "", "progress": False}
     end = scores(chain, inputs, **where)
@@ -75,17 +74,17 @@ def tables(models, chain, heard):
 
 
 @torch.no_grad()
-def test_chain_is_separator_and_recognizer(chain, heard):
-    inputs, _, said = heard
-    assert torch.equal(chain(inputs), said)
+def test_chain_is_separator_and_recognizer(chain, mixed):
+    inputs, _, expected = mixed
+    assert torch.equal(chain(inputs), expected)
     twice = chain(torch.cat([inputs, inputs]))  # two tries side by side
-    torch.testing.assert_close(twice, torch.cat([said, said]))
+    torch.testing.assert_close(twice, torch.cat([expected, expected]))
 
 
 @torch.no_grad()
-def test_scores_are_the_recognizers_divergence(chain, tables, heard):
+def test_scores_are_the_recognizers_divergence(chain, tables, mixed):
     """Against one whole pass for a cluster, and torch's own divergence."""
-    inputs, _, said = heard
+    inputs, _, reference = mixed
     for cluster in (
         "conv_in",
         "tcn_0_1.d_conv",
@@ -94,32 +93,37 @@ def test_scores_are_the_recognizers_divergence(chain, tables, heard):
         with cluster_quantized(chain, cluster, 2):
             output = chain(inputs)
         expected = F.kl_div(
-            output.double(), said.double(), log_target=True, reduction="sum"
+            output.double(),
+            reference.double(),
+            log_target=True,
+            reduction="sum",
         )
         found = tables["end"].scores[cluster][2]
-        assert found == pytest.approx(expected.item() / said[..., 0].numel())
+        assert found == pytest.approx(
+            expected.item() / reference[..., 0].numel()
+        )
         assert found > 0
 
 
 def test_plans_share_the_bytes_and_joint_is_best_by_the_end(
     scripts, chain, tables
 ):
-    stages = scripts["joint_chain"].separator_stages(chain)
+    stages = scripts["chain"].separator_stages(chain)
     assert stages == ["conv_in", "tcn_0_0", "tcn_0_1", "conv_out"]
-    plans = scripts["joint_plans"].plans_of(tables, stages, 4)
+    plans = scripts["budget"].plans_of(tables, stages, 4)
     uniform = plans["uniform"]
     assert list(plans) == ["uniform", "own", "end", "joint"]
-    damage = {}
+    loss = {}
     for name, plan in plans.items():
         assert set(plan.clusters) == set(tables["end"].scores)
         assert plan.bytes <= uniform.bytes
-        damage[name] = sum(
+        loss[name] = sum(
             tables["end"].scores[c][entry.bits]
             for c, entry in plan.clusters.items()
         )
-    assert damage["joint"] <= damage["end"] <= damage["own"]
-    assert damage["joint"] < damage["uniform"]
-    shares = scripts["joint_plans"].shares
+    assert loss["joint"] <= loss["end"] <= loss["own"]
+    assert loss["joint"] < loss["uniform"]
+    shares = scripts["budget"].shares
     assert shares(uniform, stages)["recognizer_bits"] == 4
     for name in ("own", "end"):
         halves = shares(plans[name], stages)
@@ -128,6 +132,5 @@ def test_plans_share_the_bytes_and_joint_is_best_by_the_end(
 
 def test_doctests(scripts):
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    for name in ("joint_plans", "joint_table"):
-        done = doctest.testmod(scripts[name], optionflags=flags)
-        assert done.attempted and not done.failed
+    done = doctest.testmod(scripts["budget"], optionflags=flags)
+    assert done.attempted and not done.failed

@@ -18,12 +18,9 @@ BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 @pytest.fixture(scope="module")
 def plans():
     """The script, which is in no package."""
-    before = list(sys.path)
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
         yield importlib.import_module("plans")
-    finally:
-        sys.path[:] = before
 
 
 class StubBench:

@@ -9,8 +9,8 @@ from speechbrain_mpq.evaluation.comparisons import (
     mean_and_spread,
     paired_differences,
 )
-from speechbrain_mpq.evaluation.metrics import BUCKET_NAMES
 from speechbrain_mpq.evaluation.results_table import results_table
+from speechbrain_mpq.evaluation.separation_task import BUCKET_NAMES
 
 KEYS = ("si_snr", "pesq", "wer")
 

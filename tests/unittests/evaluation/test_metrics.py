@@ -6,12 +6,8 @@ import numpy as np
 import pytest
 from helpers import make_items
 
-from speechbrain_mpq.evaluation.metrics import (
-    BUCKET_NAMES,
-    bucket_of,
-    significance,
-    summarise,
-)
+from speechbrain_mpq.evaluation.metrics import significance, summarise
+from speechbrain_mpq.evaluation.separation_task import BUCKET_NAMES, bucket_of
 
 
 def test_bucket_bounds():

@@ -42,6 +42,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         (lambda m: {**m, "average": 3}, "average holds"),
         (lambda m: {**m, "buckets": [1]}, "buckets holds"),
         (lambda m: {**m, "test_set": 5}, "`test_set` is 5"),
+        (lambda m: {**m, "task": 5}, "`task` is 5"),
+        (lambda m: {**m, "task": "singing"}, "no task 'singing', only separ"),
         (lambda m: {**m, "system": 5}, "`system` is 5"),
         (lambda m: {**m, "estimator": ["x"]}, "`estimator` is"),
         (lambda m: {**m, "model_bytes": "9"}, "`model_bytes` is '9'"),
@@ -100,7 +102,7 @@ def test_items_are_read_with_the_run(tmp_path):
     "content, reason",
     [
         ("[{", "no JSON"),
-        ("[]", "lacks hypotheses"),
+        ("[]", "no test items"),
         ('{"a": 1}', "no test items"),
         ('[{"id": 1}]', "no test items"),
         (json.dumps(make_items(seed=5)), "different test sets"),

@@ -1,7 +1,4 @@
-"""Geometry of the array.
-
-Features against plane waves that are simulated independently.
-"""
+"""Array geometry, and features against plane waves and plain formulas."""
 
 import math
 
@@ -15,11 +12,8 @@ from speechbrain_mpq.lobes.models.spatial_features import (
     PHASES,
     SpatialFeatures,
     check_doa,
-    interchannel_phase,
     linear_array,
-    log_power,
     pair_phase,
-    steer,
     used_microphones,
 )
 
@@ -64,6 +58,11 @@ def plane_wave(doa, microphones, samples=16000):
     return torch.from_numpy(np.fft.irfft(shifted, samples).T).float()[None]
 
 
+def angle_feature(features, spectra, doa):
+    """The last of the maps, [batch, targets, bins, frames]."""
+    return features(spectra, doa).unflatten(2, (-1, features.bins))[:, :, -1]
+
+
 @pytest.mark.parametrize("pairs", [MINI_PAIRS, PAPER_PAIRS])
 @pytest.mark.parametrize("doa", [0.0, 25.0, 90.0, 160.0])
 def test_angle_feature_is_one_towards_the_source_only(pairs, doa):
@@ -71,7 +70,7 @@ def test_angle_feature_is_one_towards_the_source_only(pairs, doa):
     spectra = features.stft(plane_wave(doa, features.microphones))
     away = 180.0 - doa if abs(doa - 90) > 20 else doa + 60
     directions = torch.tensor([[doa, away]])
-    towards, other = features.angle_feature(spectra, directions)[0]
+    towards, other = angle_feature(features, spectra, directions)[0]
     assert towards[:, 2:-2].mean() > 0.95
     assert other[:, 2:-2].mean() < 0.4
 
@@ -100,7 +99,7 @@ def test_angle_feature_follows_a_moving_talker():
     assert len(followed) == frames
     late = followed.roll(20)
     directions = torch.stack([followed, torch.full((frames,), 85.0), late])
-    towards, still, late = features.angle_feature(spectra, directions[None])[0]
+    towards, still, late = angle_feature(features, spectra, directions[None])[0]
     assert towards[:, 2:-2].mean() > 0.93
     assert still[:, 2:-2].mean() < 0.5 and late[:, 2:-2].mean() < 0.4
 
@@ -134,13 +133,22 @@ def test_directions_that_fit_no_frame_are_refused():
             features(spectra, moving)
 
 
-def test_ipd_is_the_angle_of_the_ratio():
-    torch.manual_seed(0)
-    spectra = torch.randn(2, 3, 5, 4, dtype=torch.complex64)
-    first, second = torch.tensor([0, 2]), torch.tensor([1, 0])
-    ratio = interchannel_phase(spectra, first, second)
-    expected = (spectra[:, [0, 2]] / spectra[:, [1, 0]]).angle()
-    torch.testing.assert_close(ratio.angle(), expected)
+def plain_maps(features, spectra, doa):
+    """All maps by Eqs. 1 to 3, each [batch, targets, maps, bins, frames]."""
+    shape = (*doa.shape[:2], -1, -1, -1)
+    ratio = spectra[:, features.first] * spectra[:, features.second].conj()
+    ratio = torch.polar(torch.ones_like(ratio.real), ratio.angle())
+    phase = pair_phase(doa, features.distances, features.frequencies)
+    phase = phase.movedim(2, -1) if doa.dim() == 3 else phase[..., None]
+    turned = ratio[:, None] * torch.polar(torch.ones_like(phase), -phase)
+    power = torch.log10(spectra[:, :1].abs().square() + 1e-8)
+    return {
+        "lps": power[:, None].expand(shape),
+        "ipd": ratio.angle()[:, None].expand(shape),
+        "cosine": turned.real,
+        "sine": turned.imag,
+        "af": turned.real.mean(2, keepdim=True),
+    }
 
 
 def test_paper_features_are_2056_in_the_order_lps_ipd_af():
@@ -153,9 +161,8 @@ def test_paper_features_are_2056_in_the_order_lps_ipd_af():
     torch.testing.assert_close(maps[0], torch.log10(power + 1e-8))
     expected = spectra[0, features.first[2]] / spectra[0, features.second[2]]
     torch.testing.assert_close(maps[3].cos(), expected.angle().cos())
-    torch.testing.assert_close(
-        maps[7], features.angle_feature(spectra, doa)[0, 0]
-    )
+    expected = plain_maps(features, spectra, doa)["af"][0, 0, 0]
+    torch.testing.assert_close(maps[7], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_several_targets_equal_one_at_a_time():
@@ -192,29 +199,22 @@ def test_unknown_phase_and_microphone_are_refused():
 
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("moving", [False, True])
-def test_forward_is_its_public_parts_together(phase, moving):
+def test_features_are_those_of_the_plain_formulas(phase, moving):
     features = SpatialFeatures(phase=phase)
     torch.manual_seed(0)
     spectra = features.stft(torch.randn(2, 256 * 150, 7))  # over one block
     frames = spectra.shape[-1]
     doa = torch.rand(2, 3, frames) * 180 if moving else torch.rand(2, 3) * 180
-    ratio = interchannel_phase(spectra, features.first, features.second)
-    expected = pair_phase(doa, features.distances, features.frequencies)
-    expected = expected.movedim(2, -1) if moving else expected[..., None]
-    cosine, sine = steer(ratio, expected)
-    lps = log_power(spectra[:, :1])[:, None].expand(2, 3, 1, -1, -1)
-    angle = ratio.angle()[:, None].expand(2, 3, -1, -1, -1)
-    phases = {"steered": [cosine, sine], "cosine": [cosine], "ipd": [angle]}
-    maps = torch.cat([lps, *phases[phase], cosine.mean(2, keepdim=True)], dim=2)
-    given = features(spectra, doa)
-    assert given.shape == (2, 3, features.inputs, frames)
-    given = given.unflatten(2, (-1, features.bins))
-    difference = given - maps
+    maps = plain_maps(features, spectra, doa)
+    kinds = {"steered": ("cosine", "sine")}.get(phase, (phase,))
+    expected = torch.cat([maps[k] for k in ("lps", *kinds, "af")], dim=2)
+    result = features(spectra, doa)
+    assert result.shape == (2, 3, features.inputs, frames)
+    difference = result.unflatten(2, (-1, features.bins)) - expected
     if phase == "ipd":  # angles next to the cut may fall on either side
         turns = difference[:, :, 1:-1]
         turns -= 2 * math.pi * torch.round(turns / (2 * math.pi))
     assert difference.abs().max() < 1e-5
-    assert torch.equal(features.angle_feature(spectra, doa), cosine.mean(2))
 
 
 def test_no_frames_give_no_features():

@@ -1,7 +1,4 @@
-"""Mouth shapes from phonemes, drawn mouths, and what a camera does to them.
-
-Drawn faces, panoramas, and the way back from them to the mouth.
-"""
+"""Mouth shapes from phonemes, drawn mouths and faces, corrupted pictures."""
 
 import dataclasses
 
@@ -13,12 +10,12 @@ from speechbrain_mpq.simulation.faces import (
     CANVAS,
     REST_STRENGTH,
     SHAPES,
-    draw_face,
+    _draw_face,
+    _mouth_symbols,
     draw_look,
     draw_mouths,
     draw_talker,
     mouth_shapes,
-    mouth_symbols,
     still,
     targets,
 )
@@ -27,9 +24,9 @@ from speechbrain_mpq.simulation.lip_videos import (
     TRAINING,
     Corruption,
     LipVideos,
-    corrupt,
+    _corrupt,
+    _draw_span,
     draw_pose,
-    draw_span,
 )
 from speechbrain_mpq.simulation.mixtures import MixtureMaker
 from speechbrain_mpq.vision.camera import PanoramaCamera
@@ -46,14 +43,14 @@ PHONEMES = (
 
 @pytest.mark.parametrize("phoneme", PHONEMES)
 def test_every_phoneme_has_a_mouth(phoneme):
-    symbols = mouth_symbols(phoneme)
+    symbols = _mouth_symbols(phoneme)
     assert (phoneme == ";") == (not symbols)
     assert set(symbols) <= set(SHAPES)
 
 
 def test_an_unknown_phoneme_is_named():
     with pytest.raises(ValueError, match="'q@'"):
-        mouth_symbols("q@")
+        _mouth_symbols("q@")
 
 
 def test_weighted_mean_against_a_slow_one():
@@ -128,7 +125,7 @@ def test_size_only_changes_the_resolution(look):
 
 def test_perfect_is_only_rounded_to_bytes():
     pictures = np.random.default_rng(0).uniform(0.01, 1, (5, 4, 6))
-    found = corrupt(pictures.astype(np.float32), rng(), PERFECT)
+    found = _corrupt(pictures.astype(np.float32), rng(), PERFECT)
     assert np.abs(found / 255 - pictures).max() < 0.0021
     pose = draw_pose(rng(), 5, PERFECT.jitter)
     assert not pose.x.any() and (pose.scale == 1).all()
@@ -144,8 +141,8 @@ def test_each_fault_does_what_it_is_called(name):
     pictures = np.random.default_rng(0).uniform(0.1, 1, (75, 8, 8))
     pictures = pictures.astype(np.float32)
     faults = dataclasses.replace(PERFECT, **{name: 1.0})
-    found = corrupt(pictures.copy(), rng(), faults)
-    changed = (found != corrupt(pictures.copy(), rng(), PERFECT)).any((1, 2))
+    found = _corrupt(pictures.copy(), rng(), faults)
+    changed = (found != _corrupt(pictures.copy(), rng(), PERFECT)).any((1, 2))
     lasts = changed.sum()
     if name == "absent":
         assert not found.any()
@@ -164,12 +161,14 @@ def test_each_fault_does_what_it_is_called(name):
 
 def test_dark_pictures_are_not_taken_for_missing_ones():
     black = np.zeros((3, 4, 4), np.float32)
-    assert corrupt(black, rng(), Corruption(dropped=0.0)).min() == 1
+    assert _corrupt(black, rng(), Corruption(dropped=0.0)).min() == 1
 
 
 def test_the_same_seed_gives_the_same_clip():
     pictures = np.full((20, 6, 8), 0.5, np.float32)
-    first, again = (corrupt(pictures.copy(), rng(), TRAINING) for _ in range(2))
+    first, again = (
+        _corrupt(pictures.copy(), rng(), TRAINING) for _ in range(2)
+    )
     assert (first == again).all()
 
 
@@ -177,7 +176,7 @@ def test_the_same_seed_gives_the_same_clip():
 def test_spans_lie_inside(pictures):
     generator = rng()
     for _ in range(50):
-        span = draw_span(generator, pictures)
+        span = _draw_span(generator, pictures)
         assert 0 <= span.start < span.stop <= pictures
 
 
@@ -261,7 +260,7 @@ def test_the_same_mixture_gives_the_same_pictures(videos):
 @pytest.mark.parametrize("size", [24, 48, 131])
 def test_a_face_fills_its_canvas_and_hides_what_is_behind(size):
     rng = np.random.default_rng(0)
-    face, cover = draw_face(draw_look(rng), rng, size)
+    face, cover = _draw_face(draw_look(rng), rng, size)
     assert face.shape == cover.shape == (round(CANVAS * size),) * 2
     assert 0 <= face.min() and face.max() <= 1
     middle = round(CANVAS * size / 2)

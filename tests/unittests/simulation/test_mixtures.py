@@ -11,7 +11,7 @@ from speechbrain_mpq.simulation.mixtures import (
     BUCKETS,
     SIRS,
     MixtureMaker,
-    at_offsets,
+    _at_offsets,
     fixed_mixtures,
     load_speech,
     mix,
@@ -79,7 +79,7 @@ def test_convolution_against_the_slow_one():
     rng = np.random.default_rng(0)
     voices = [rng.standard_normal(n).astype(np.float32) for n in (50, 30)]
     rirs = rng.standard_normal((2, 2, 9)).astype(np.float32)
-    signals = mix(at_offsets(voices, (0, 35)), rirs, sir=3.0)
+    signals = mix(_at_offsets(voices, (0, 35)), rirs, sir=3.0)
     first = np.zeros(65)
     first[:58] = np.convolve(voices[0], rirs[0, 0])
     peak = np.abs(first).argmax()

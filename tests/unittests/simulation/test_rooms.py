@@ -29,7 +29,7 @@ def small_bank():
 
 def test_drawn_rooms_are_as_in_the_paper():
     for index in range(20):
-        room = rooms.draw_room(np.random.default_rng([7, index]))
+        room = rooms._draw_room(np.random.default_rng([7, index]))
         assert (room["dimensions"] >= rooms.SMALLEST_ROOM).all()
         assert (room["dimensions"] <= rooms.LARGEST_ROOM).all()
         assert (room["talkers"] > 0).all()
@@ -39,7 +39,7 @@ def test_drawn_rooms_are_as_in_the_paper():
 
 
 def test_direct_sound_arrives_in_the_order_of_the_distances():
-    room = rooms.draw_room(np.random.default_rng(3))
+    room = rooms._draw_room(np.random.default_rng(3))
     rirs = rooms.simulate(room, MICROPHONES)
     along = linear_array().numpy()[np.array(MICROPHONES) - 1]
     along = along - linear_array()[-1].item() / 2
@@ -54,10 +54,10 @@ def test_direct_sound_arrives_in_the_order_of_the_distances():
 
 def test_absorption_and_order_follow_the_reverberation_time():
     room = (6.0, 5.0, 3.0)
-    assert rooms.eyring_absorption(room, 0.2) > rooms.eyring_absorption(
+    assert rooms._eyring_absorption(room, 0.2) > rooms._eyring_absorption(
         room, 0.6
     )
-    assert rooms.image_order(room, 0.6) > rooms.image_order(room, 0.2)
+    assert rooms._image_order(room, 0.6) > rooms._image_order(room, 0.2)
 
 
 def test_bank_is_repeatable_resumable_and_grows(tmp_path):

@@ -18,7 +18,7 @@ from speechbrain_mpq.vision.camera import (
     FisheyeCamera,
     PanoramaCamera,
     PinholeCamera,
-    cone_angle,
+    _cone_angle,
 )
 
 LAST_AT_LEFT = np.array([-1.0, 0.0, 0.0])  # from microphone 1 to the last
@@ -107,7 +107,7 @@ def test_elevation_makes_a_cone():
     place = np.array([-0.5, 1.0, 0.8])
     azimuth = math.degrees(math.atan2(1.0, 0.5))  # from the array's axis
     elevation = math.degrees(math.atan2(0.8, math.hypot(0.5, 1.0)))
-    assert cone_angle(azimuth, elevation) == pytest.approx(true_doa(place))
+    assert _cone_angle(azimuth, elevation) == pytest.approx(true_doa(place))
 
 
 def test_yaw_past_the_end_comes_back_from_the_other_side():

@@ -8,9 +8,9 @@ import pytest
 from speechbrain_mpq.__main__ import main
 from speechbrain_mpq.vision.camera import PinholeCamera
 from speechbrain_mpq.vision.direction import (
+    _doa_at,
     check_agreement,
     check_length,
-    doa_at,
     frame_doas,
 )
 from speechbrain_mpq.vision.face_track import FaceTrack, read_boxes
@@ -103,7 +103,7 @@ def test_boxes_of_another_picture_are_refused():
 def test_sound_and_picture_of_other_lengths(track):
     check_length(track, 3.4)
     check_length(track, 2.6)
-    assert doa_at(track, np.array([3.4])) == track.doas[-1]
+    assert _doa_at(track, np.array([3.4])) == track.doas[-1]
     for seconds in (2.4, 3.6):
         with pytest.raises(ValueError, match="sound lasts .* track 3.00 s"):
             check_length(track, seconds)

@@ -1,7 +1,4 @@
-"""Following several faces through the frames.
-
-Smoothing against dense least squares and its own promise.
-"""
+"""Several faces followed through frames, and directions smoothed."""
 
 from itertools import permutations
 
@@ -10,9 +7,9 @@ import pytest
 
 from speechbrain_mpq.vision.face_track import choose_face
 from speechbrain_mpq.vision.face_tracking import (
-    bend_penalty,
-    link_faces,
-    pair_boxes,
+    _bend_penalty,
+    _link_faces,
+    _pair_boxes,
     smooth,
 )
 
@@ -45,15 +42,15 @@ def test_pairing_is_the_best_of_all():
         )
         gap = np.linalg.norm(expected[:, None, :2] - found[None, :, :2], axis=2)
         best = min(permutations(range(4)), key=lambda p: gap[range(4), p].sum())
-        pairs = pair_boxes(expected, found, reach=np.full(4, 100.0))
+        pairs = _pair_boxes(expected, found, radius=np.full(4, 100.0))
         assert pairs == list(enumerate(best))
 
 
 def test_faces_far_off_or_of_another_size_are_not_paired():
     expected = np.array([box(100)])
     for found in (box(140), box(100, width=60), box(100, width=15)):
-        assert pair_boxes(expected, found[None], reach=np.ones(1)) == []
-    assert pair_boxes(expected, box(110)[None], reach=np.ones(1)) == [(0, 0)]
+        assert _pair_boxes(expected, found[None], radius=np.ones(1)) == []
+    assert _pair_boxes(expected, box(110)[None], radius=np.ones(1)) == [(0, 0)]
 
 
 def test_two_faces_keep_their_rows_through_noise_gaps_and_disorder():
@@ -62,7 +59,7 @@ def test_two_faces_keep_their_rows_through_noise_gaps_and_disorder():
     for t in range(100):
         both = [box(80 + rng.normal()), box(220 + rng.normal(), width=40)]
         frames.append([b for b, seen in zip(both, found[t]) if seen])
-    faces = link_faces(shuffled(frames), fps=25)
+    faces = _link_faces(shuffled(frames), fps=25)
     assert len(faces) == 2
     assert (np.isfinite(faces[:, :, 0]) == found.T).all()
     assert abs(np.nanmean(middle(faces), axis=1) - [80, 220]).max() < 1
@@ -73,7 +70,7 @@ def test_faces_that_pass_each_other_are_not_exchanged():
     frames = [[box(x), box(300 - x, 108)] for x in right]
     for t in range(28, 32):  # one hides the other
         frames[t] = frames[t][:1]
-    faces = link_faces(shuffled(frames), fps=25)
+    faces = _link_faces(shuffled(frames), fps=25)
     assert len(faces) == 2
     starts = [row[np.isfinite(row)][0] for row in middle(faces)]
     ends = [row[np.isfinite(row)][-1] for row in middle(faces)]
@@ -83,32 +80,32 @@ def test_faces_that_pass_each_other_are_not_exchanged():
 
 def test_a_face_that_was_lost_for_a_second_is_the_same_one():
     frames = [[box(100)]] * 20 + [[]] * 25 + [[box(120)]] * 20
-    faces = link_faces(shuffled(frames), fps=25)
+    faces = _link_faces(shuffled(frames), fps=25)
     assert faces.shape == (1, 65, 4)
     assert np.isnan(faces[0, 20:45]).all()
 
 
 def test_who_comes_to_a_place_that_was_left_long_ago_is_another_face():
     frames = [[box(100)]] * 30 + [[]] * 126 + [[box(105)]] * 30
-    faces = link_faces(shuffled(frames), fps=25)
+    faces = _link_faces(shuffled(frames), fps=25)
     assert len(faces) == 2
     assert np.isnan(faces[0, 30:]).all() and np.isnan(faces[1, :156]).all()
     del frames[100]  # five seconds from the one sight to the other
     frames = frames[:30] + frames[31:]
-    assert len(link_faces(shuffled(frames), fps=25)) == 1
-    assert len(link_faces(shuffled(frames), fps=25, longest_gap=4)) == 2
+    assert len(_link_faces(shuffled(frames), fps=25)) == 1
+    assert len(_link_faces(shuffled(frames), fps=25, longest_gap=4)) == 2
 
 
 def test_a_forgotten_face_takes_no_box_from_one_beside_it():
     """The nearest, but gone for long: the box is that of the other one."""
     both, one = [[box(100), box(118)]] * 20, [[box(118)]] * 150
-    faces = link_faces(shuffled(both + one + [[box(108)]]), fps=25)
+    faces = _link_faces(shuffled(both + one + [[box(108)]]), fps=25)
     assert np.isfinite(middle(faces)[:, -1]).tolist() == [False, True]
 
 
 def test_a_cut_to_elsewhere_is_another_face():
     frames = [[box(50)]] * 20 + [[box(250)]] * 20
-    assert len(link_faces(shuffled(frames), fps=25)) == 2
+    assert len(_link_faces(shuffled(frames), fps=25)) == 2
 
 
 def test_false_detections_are_left_out():
@@ -117,11 +114,11 @@ def test_false_detections_are_left_out():
         [box(100)] + ([box(*rng.uniform(0, 700, 2))] if t % 6 == 0 else [])
         for t in range(60)
     ]
-    assert len(link_faces(shuffled(frames), fps=25)) == 1
+    assert len(_link_faces(shuffled(frames), fps=25)) == 1
 
 
 def test_no_faces_at_all():
-    assert link_faces([np.empty((0, 4))] * 5, fps=25).shape == (0, 5, 4)
+    assert _link_faces([np.empty((0, 4))] * 5, fps=25).shape == (0, 5, 4)
 
 
 def test_target_must_be_named_among_several():
@@ -156,7 +153,7 @@ def test_it_is_the_least_squares_solution():
 def test_a_sway_of_the_bandwidth_is_halved_and_not_delayed(fps):
     time = np.arange(0, 40, 1 / fps)
     sway = np.sin(2 * np.pi * 1.0 * time)
-    smoothed = smooth(90 + 10 * sway, bend_penalty(1.0, fps)) - 90
+    smoothed = smooth(90 + 10 * sway, _bend_penalty(1.0, fps)) - 90
     middle = slice(len(time) // 4, -len(time) // 4)
     np.testing.assert_allclose(smoothed[middle], 5 * sway[middle], atol=0.02)
 
@@ -170,7 +167,7 @@ def test_noise_gets_less_and_a_slow_walk_stays():
     rng = np.random.default_rng(1)
     time = np.arange(250) / 25
     walk = 90 + 40 * np.sin(2 * np.pi * 0.1 * time)
-    smoothed = smooth(walk + rng.normal(0, 2, 250), bend_penalty(1.0, 25))
+    smoothed = smooth(walk + rng.normal(0, 2, 250), _bend_penalty(1.0, 25))
     assert np.sqrt(np.mean((smoothed - walk) ** 2)) < 0.8
 
 
@@ -195,4 +192,4 @@ def test_nothing_measured_and_impossible_bandwidths_are_refused():
         smooth(np.full(3, np.nan), 1.0)
     for bandwidth in (0.0, 13.0, float("nan")):
         with pytest.raises(ValueError, match="12.5 Hz"):
-            bend_penalty(bandwidth, fps=25)
+            _bend_penalty(bandwidth, fps=25)

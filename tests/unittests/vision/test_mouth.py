@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from speechbrain_mpq.vision.mouth import (
-    bridged,
-    crop_mouth,
-    frames_on_view,
-    mouth_boxes,
+    _bridged,
+    _crop_mouth,
+    _frames_on_view,
+    _mouth_boxes,
+    _steady,
     mouth_pictures,
-    steady,
 )
 
 GRID = Path(__file__).parents[4] / "shared/data/grid"
@@ -24,21 +24,21 @@ def test_crop_shows_what_is_in_the_box():
     frame = np.zeros((100, 200), np.uint8)
     frame[40:55, 80:100] = 200  # exactly the box below
     box = np.array([80.0, 40, 20, 15])
-    assert (crop_mouth(frame, box, (15, 20)) == 200).all()
-    shifted = crop_mouth(frame, box + [10, 0, 0, 0], (15, 20))
+    assert (_crop_mouth(frame, box, (15, 20)) == 200).all()
+    shifted = _crop_mouth(frame, box + [10, 0, 0, 0], (15, 20))
     assert (shifted[:, :9] == 200).all() and (shifted[:, 11:] == 1).all()
 
 
 def test_shrinking_averages():
     frame = np.tile(np.array([[0, 200]], np.uint8), (60, 40))
-    picture = crop_mouth(frame, np.array([0.0, 0, 80, 60]), (6, 8))
+    picture = _crop_mouth(frame, np.array([0.0, 0, 80, 60]), (6, 8))
     assert np.abs(picture.astype(int) - 100).max() <= 6
 
 
 def test_colours_become_grey():
     frame = np.zeros((10, 10, 3), np.uint8)
     frame[..., 1] = 100  # green
-    assert (crop_mouth(frame, np.array([1.0, 1, 4, 4]), (4, 4)) == 59).all()
+    assert (_crop_mouth(frame, np.array([1.0, 1, 4, 4]), (4, 4)) == 59).all()
 
 
 def test_lost_faces_are_no_pictures_and_black_frames_are():
@@ -75,23 +75,23 @@ def test_bridges_are_straight_and_have_two_ends():
     line = np.stack(
         [np.interp(np.arange(60), found, b[found]) for b in boxes.T], axis=1
     )
-    long = bridged(boxes, 10)
+    long = _bridged(boxes, 10)
     inside = np.r_[found[0] : 20, 31 : found[-1] + 1]
     np.testing.assert_allclose(long[inside], line[inside])
     assert np.isnan(long[: found[0]]).all() and np.isnan(long[20:31]).all()
-    np.testing.assert_array_equal(bridged(boxes, 0), boxes)
+    np.testing.assert_array_equal(_bridged(boxes, 0), boxes)
 
 
 def test_outside_of_the_frame_its_edge_is_repeated():
     frame = np.full((60, 60), 70, np.uint8)
-    box = mouth_boxes([[40.0, 30, 60, 60]], (6, 8))[0]
-    assert (crop_mouth(frame, box, (6, 8)) == 70).all()
+    box = _mouth_boxes([[40.0, 30, 60, 60]], (6, 8))[0]
+    assert (_crop_mouth(frame, box, (6, 8)) == 70).all()
 
 
 @pytest.mark.parametrize("fps", [12.5, 24, 25, 29.97, 30, 50])
 def test_other_frame_rates(fps):
     frames = round(4 * fps)
-    index = frames_on_view(frames, fps)
+    index = _frames_on_view(frames, fps)
     assert abs(len(index) - 100) <= 1
     clock = [int(v / 25 * fps + 1e-6) for v in range(len(index))]
     assert index.tolist() == [min(f, frames - 1) for f in clock]
@@ -106,16 +106,16 @@ def test_boxes_of_another_video_are_refused(frames):
 
 def test_wrong_boxes_and_rates_are_refused():
     with pytest.raises(ValueError, match=r"\[frames, 4\]"):
-        mouth_boxes([1.0, 2.0, 3.0, 4.0], (6, 8))
+        _mouth_boxes([1.0, 2.0, 3.0, 4.0], (6, 8))
     with pytest.raises(ValueError, match="above 0"):
-        frames_on_view(3, 0)
+        _frames_on_view(3, 0)
 
 
 def test_trembling_boxes_are_steadied_and_lost_ones_stay_lost():
     rng = np.random.default_rng(0)
     boxes = np.full((50, 4), 20.0) + rng.normal(0, 1, (50, 4))
     boxes[20:23] = np.nan
-    calm = steady(boxes)
+    calm = _steady(boxes)
     assert np.isnan(calm[20:23]).all() and np.isfinite(calm[:20]).all()
     assert np.nanstd(calm) < 0.5 * np.nanstd(boxes)
     for i in (4, 19, 30):

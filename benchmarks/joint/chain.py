@@ -1,36 +1,120 @@
-"""Both models, calibration and test mixtures: what is measured on."""
+"""Chain separator and recognizer, and measure what plans do to both.
+
+Layout: the mask network's inputs [items, features, frames] go in, the
+recognizer's log-probabilities [items, frames, characters] come out.
+"""
 
 import copy
 import sys
-from pathlib import Path
+from collections import OrderedDict
 
 import torch
-from joint_chain import joint_chain
-from joint_plans import CODEBOOK
+import torch.nn as nn
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # for train.py
-
-from speechbrain_mpq.allocation.output_scores import (  # noqa: E402
+from speechbrain_mpq.allocation.output_scores import (
     KLScores,
-    MaskErrorScores,  # noqa: E402
+    MaskErrorScores,
     categorical_kl,
 )
-from speechbrain_mpq.evaluation.scoring import Recognizer  # noqa: E402
-from speechbrain_mpq.evaluation.si_snr import si_snr  # noqa: E402
-from speechbrain_mpq.quantization.quant_api import (  # noqa: E402
-    dequantize_,
-    quantize_,
-)
-from speechbrain_mpq.simulation.dataio import (  # noqa: E402
-    dataio_prep,
-    prepare_data,
-)
-from speechbrain_mpq.training.rounding import round_calibrated_  # noqa: E402
-from train import starting_separator  # noqa: E402
+from speechbrain_mpq.evaluation.scoring import Recognizer
+from speechbrain_mpq.evaluation.si_snr import si_snr
+from speechbrain_mpq.experiments.talker_separation import starting_separator
+from speechbrain_mpq.lobes.models.separator import apply_mask, match_level
+from speechbrain_mpq.quantization.quant_api import dequantize_, quantize_
+from speechbrain_mpq.simulation.dataio import dataio_prep, prepare_data
+from speechbrain_mpq.training.rounding import round_calibrated_
 
+CODEBOOK = "midrise"
 EXCLUDE = ["conv_in.bias", "conv_out.bias"]  # as the experiments at the root
 DAMPINGS = (1.0,)  # of calibrated rounding: no choice among several, to be fast
+BRIDGE = "bridge"  # the stage between the two networks
+
+
+class FeatureBridge(nn.Module):
+    """Turn masks into the recognizer's features; it has no weights.
+
+    Arguments
+    ---------
+    spatial : SpatialFeatures
+        Of the separator.
+    compute_features, normalize : torch.nn.Module
+        Of the recognizer.
+    """
+
+    def __init__(self, spatial, compute_features, normalize):
+        super().__init__()
+        self.spatial = spatial
+        self.compute_features = compute_features
+        self.normalize = normalize
+
+    def set_mixtures(self, reference, mixture):
+        """Set the mixtures that the next masks are for.
+
+        Arguments
+        ---------
+        reference : torch.Tensor
+            [items, bins, frames], complex spectra at unit level.
+        mixture : torch.Tensor
+            [items, samples], first microphone.
+        """
+        self.reference, self.mixture = reference, mixture
+
+    def forward(self, mask):
+        """Features [n * items, frames, filters] of masks for n * items.
+
+        `mean_errors` puts several tries of all items side by side.
+        """
+        times = len(mask) // len(self.reference)
+        spectrum = apply_mask(mask, self.reference.repeat(times, 1, 1))
+        mixture = self.mixture.repeat(times, 1)
+        speech = self.spatial.istft(spectrum, mixture.shape[1])
+        self.speech = match_level(speech, mixture)  # [n * items, samples]
+        lengths = torch.ones(len(mask), device=mask.device)
+        return self.normalize(self.compute_features(self.speech), lengths)
+
+
+def joint_chain(separator, encoder):
+    """Make one network of both, whose stages are those of the two.
+
+    Arguments
+    ---------
+    separator : Separator
+    encoder : torch.nn.Module
+        That of a recognizer with convolutions in a row, as in
+        recipes/Embedded/ASR/CTC/hparams/inference.yaml.
+
+    Returns
+    -------
+    chain : torch.nn.Sequential
+        Sharing all weights with the two; in eval mode.
+    """
+    bridge = FeatureBridge(
+        separator.features, encoder.compute_features, encoder.normalize
+    )
+    stages = [
+        *separator.mask_net.named_children(),
+        (BRIDGE, bridge),
+        *encoder.convolutions.named_children(),
+        ("output", encoder.output),
+        ("log_softmax", encoder.log_softmax),
+    ]
+    return nn.Sequential(OrderedDict(stages)).eval()
+
+
+def separator_stages(chain):
+    """List the stages in front of the bridge.
+
+    Arguments
+    ---------
+    chain : torch.nn.Sequential
+        From `joint_chain`.
+
+    Returns
+    -------
+    names : list of str
+    """
+    names = [name for name, _ in chain.named_children()]
+    return names[: names.index(BRIDGE)]
 
 
 class Bench:
@@ -78,8 +162,8 @@ class Bench:
             "end": of the chain; "own": of the mask network.
         """
         inputs, reference, mixture = self.calibration
-        self.chain.hearing.listen(reference, mixture)
-        # One chunk: the hearing knows one set of mixtures.
+        self.chain.bridge.set_mixtures(reference, mixture)
+        # One chunk: the bridge knows one set of mixtures.
         shared = {"codebook": CODEBOOK, "chunk": len(inputs)}
         where = {"prefix": "", "progress": sys.stderr.isatty()}
         end = KLScores(candidate_bits, "categorical", **shared)(
@@ -107,7 +191,7 @@ class Bench:
         chain : torch.nn.Sequential
         """
         inputs, reference, mixture = self.calibration
-        self.chain.hearing.listen(reference, mixture)
+        self.chain.bridge.set_mixtures(reference, mixture)
         chain = copy.deepcopy(self.chain)
         quantize_(chain, plan, exclude=EXCLUDE)
         if calibrated:
@@ -132,7 +216,7 @@ class Bench:
         """
         inputs, reference, mixture = self.calibration
         for network in (self.chain, chain):
-            network.hearing.listen(reference, mixture)
+            network.bridge.set_mixtures(reference, mixture)
         expected, found = self.chain(inputs), chain(inputs)
         total = categorical_kl(expected, found).sum()
         return total.item() / expected[..., 0].numel()
@@ -154,8 +238,8 @@ class Bench:
 
     def _item(self, chain, item):
         """Scores of one test mixture."""
-        inputs, *heard = self.analysed(item["mixture"][None], item["doa"])
-        chain.hearing.listen(*heard)
+        inputs, *mixtures = self.analysed(item["mixture"][None], item["doa"])
+        chain.bridge.set_mixtures(*mixtures)
         log_probs = chain(inputs)
         target = item["targets"][:, 0]
         sequences = self.recognizer.decoding_function(log_probs, torch.ones(1))
@@ -163,8 +247,8 @@ class Bench:
         return {
             "id": item["id"],
             "angle": item["drawn"]["angle"],
-            "si_snr": si_snr(chain.hearing.speech[0], target).item(),
-            "si_snr_mixture": si_snr(heard[1][0], target).item(),
+            "si_snr": si_snr(chain.bridge.speech[0], target).item(),
+            "si_snr_mixture": si_snr(mixtures[1][0], target).item(),
             "pesq": None,
             "reference": item["drawn"]["words"],
             "hypothesis": "".join(words).strip().lower(),

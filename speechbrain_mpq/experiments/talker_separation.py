@@ -1,0 +1,386 @@
+"""Quantize a separator, from its full-precision weights to a scored package.
+
+The stages of train.py, in their order: start from weights, choose bits,
+quantize and train, pack, load what a stranger would load and score that.
+"""
+
+import copy
+from functools import partial
+from pathlib import Path
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.distributed import run_on_main
+
+from ..evaluation.results import write_results
+from ..evaluation.scoring import Recognizer, score_separation
+from ..evaluation.si_snr import si_snr
+from ..inference.folder import write_card, write_hyperparams
+from ..inference.loading import (
+    check_describable,
+    initial_separator,
+    weights_file,
+)
+from ..inference.registry import describe
+from ..lobes.models.separator import apply_mask, build_separator
+from ..lobes.models.tcn import fold_norms_
+from ..quantization.packing import load_packed_
+from ..simulation.dataio import (
+    dataio_prep,
+    device_mixer,
+    mix_batch_,
+    prepare_data,
+)
+from ..training.brain import QuantizationBrain
+from ..utils import read_json
+
+
+class Separation(QuantizationBrain):
+    """Train, quantize and score a separator of one talker by direction.
+
+    `teacher` is the full-precision separator that is distilled from, or None;
+    `training_maker` draws the training mixtures; `mixer` makes them on the
+    device, or is None. The rest is as in `QuantizationBrain`.
+
+    Arguments
+    ---------
+    modules : dict
+        {"separator": Separator}.
+    opt_class : callable or None
+        Makes the optimizer; None where nothing is trained.
+    hparams : dict
+        See `QuantizationBrain`; further "distillation".
+    run_opts : dict
+        SpeechBrain's run options.
+
+    Example
+    -------
+    >>> from speechbrain_mpq.lobes.models.separator import build_separator
+    >>> separator = build_separator("hparams/models/separator_mini.yaml")
+    >>> brain = Separation({"separator": separator}, None, {"bits": 32}, {})
+    >>> brain.modules.separator is separator
+    True
+    """
+
+    teacher = None
+    training_maker = None
+    mixer = None
+
+    def compute_forward(self, batch, stage):
+        """Estimates [batch, targets, samples]."""
+        if hasattr(batch, "voices") and not hasattr(batch, "mixture"):
+            mix_batch_(self.mixer, batch, self.device)
+        return self.modules.separator(*self.inputs(batch))
+
+    def inputs(self, batch):
+        """What the separator takes: waveforms, DOA and, if there are, lips."""
+        names = [n for n in ("mixture", "doa", "lips") if hasattr(batch, n)]
+        return [getattr(batch, name).data.to(self.device) for name in names]
+
+    def compute_objectives(self, estimates, batch, stage):
+        """Negative SI-SNR in dB against the reverberant targets.
+
+        In training, a share of it is against the estimates of the
+        full-precision separator (distillation).
+        """
+        targets = batch.targets.data.transpose(1, 2)  # [B, targets, samples]
+        loss = -si_snr(estimates, targets.to(self.device)).mean()
+        share = self.hparams.distillation
+        if stage != sb.Stage.TRAIN or not share or self.teacher is None:
+            return loss
+        with torch.no_grad():
+            distilled = self.teacher(*self.inputs(batch))
+        return (1 - share) * loss - share * si_snr(estimates, distilled).mean()
+
+    def on_stage_start(self, stage, epoch=None):
+        """Draw new mixtures in every epoch, the same when it is repeated."""
+        super().on_stage_start(stage, epoch)
+        if stage == sb.Stage.TRAIN:
+            self.training_maker.epoch = epoch
+        training = stage == sb.Stage.TRAIN
+        torch.compiler.set_stance("default" if training else "force_eager")
+
+    def calibration(self, dataset, count):
+        """Collect what scores may need, from mixtures that no epoch trains on.
+
+        Arguments
+        ---------
+        dataset : sequence of dict
+            Mixtures, such as the training set before its first epoch.
+        count : int
+            How many of them, from the first on.
+
+        Returns
+        -------
+        calibration : dict
+            "inputs" of the mask network [B, features, frames], "weights": the
+            energies of the mixtures [B, bins, frames], and "loss" of the
+            network's output: negative SI-SNR in dB, summed over items.
+        """
+        items = [dataset[i] for i in range(count)]
+        mixtures = torch.stack([item["mixture"] for item in items])
+        doa = torch.stack([item["doa"][0] for item in items])  # [B]
+        targets = torch.stack([item["targets"][:, 0] for item in items])
+        targets = targets.to(self.device)  # [B, samples]
+        inputs = [mixtures, doa]
+        if "lips" in items[0]:
+            inputs.append(torch.stack([item["lips"][0] for item in items]))
+        separator = self.modules.separator
+        with torch.no_grad():
+            features, reference = separator.analyse(
+                *(values.to(self.device) for values in inputs)
+            )
+
+        def loss(output, chunk):
+            estimate = apply_mask(output, reference[chunk])
+            signal = separator.features.istft(estimate, targets.shape[1])
+            return -si_snr(signal, targets[chunk]).sum()
+
+        weights = reference.abs().square()
+        return {"inputs": features, "weights": weights, "loss": loss}
+
+
+def starting_separator(hparams):
+    """Make a new separator, or load the shipped one in full precision.
+
+    Arguments
+    ---------
+    hparams : dict
+        Loaded hyper-parameters of an experiment.
+
+    Returns
+    -------
+    separator : Separator
+        What the experiment starts from.
+    """
+    return initial_separator(
+        hparams["separator_file"],
+        hparams["pretrained_separator"],
+        full_precision=hparams["bits"] == 32,
+        equalize=hparams["equalize_inputs"],
+    )
+
+
+def input_files(hparams, prototypes):
+    """List the files that an experiment's result depends on.
+
+    Arguments
+    ---------
+    hparams : dict
+        Loaded hyper-parameters of an experiment.
+    prototypes : dict
+        Bits -> packed folder of a uniform system that it inherits from.
+
+    Returns
+    -------
+    files : list
+        Architecture and weights.
+    """
+    return [
+        hparams["separator_file"],
+        weights_file(hparams["pretrained_separator"]),
+        *map(weights_file, prototypes.values()),
+    ]
+
+
+def make_brain(separator, hparams, run_opts):
+    """Make the Brain of a separator; impossible settings are refused.
+
+    Arguments
+    ---------
+    separator : Separator
+        What the experiment starts from.
+    hparams : dict
+        Loaded hyper-parameters; what the data must fit is noted in them.
+    run_opts : dict
+        SpeechBrain's run options.
+
+    Returns
+    -------
+    brain : Separation
+        Ready for `load_data`.
+    """
+    check_describable(separator)
+    hparams["microphones"] = separator.features.microphones
+    hparams["lips_size"] = separator.lips_size
+    brain = Separation(
+        modules={"separator": separator},
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    brain.checkpointer.add_recoverable("separator", separator)
+    brain.check_settings(separator)
+    return brain
+
+
+def load_data(brain, hparams):
+    """Prepare speech and rooms, and make the datasets.
+
+    Arguments
+    ---------
+    brain : Separation
+        It is told who draws its training mixtures, and where.
+    hparams : dict
+        Loaded hyper-parameters.
+
+    Returns
+    -------
+    datasets : dict
+        "train", "valid", "test", and "voices" to mix on the device.
+    """
+    run_on_main(prepare_data, args=[hparams])
+    datasets, maker = dataio_prep(hparams)
+    brain.training_maker = maker
+    if brain.trains:
+        brain.mixer = device_mixer(hparams, maker.rooms, brain.device)
+    return datasets
+
+
+def estimate(brain, separator, datasets, prototypes):
+    """Choose the bits, quantize in place and train.
+
+    Arguments
+    ---------
+    brain : Separation
+        Of the separator.
+    separator : Separator
+        In full precision; its values become those of the plan.
+    datasets : dict
+        From `load_data`.
+    prototypes : dict
+        Bits -> packed folder of a uniform system that it inherits from.
+
+    Returns
+    -------
+    plan : BitPlan or None
+        None in full precision.
+    """
+    hparams = brain.hparams
+    if hparams.distillation and brain.trains:
+        brain.teacher = copy.deepcopy(separator).eval().requires_grad_(False)
+    calibrate = partial(
+        brain.calibration, datasets["train"], hparams.calibration_mixtures
+    )
+    brain.quantize(separator, "mask_net", calibrate, prototypes)
+    if brain.trains:
+        if hparams.compile_network:
+            separator.mask_net.compile(dynamic=False)
+        brain.fit(
+            hparams.epoch_counter,
+            datasets["voices" if brain.mixer else "train"],
+            datasets["valid"],
+            train_loader_kwargs=hparams.train_loader,
+            valid_loader_kwargs=hparams.valid_loader,
+        )
+    return brain.recover_best(separator)
+
+
+def pack(brain, separator, hparams):
+    """Write the packed folder; the scores are put on its card later.
+
+    Arguments
+    ---------
+    brain : Separation
+        Of the separator.
+    separator : Separator
+        With its final values; its norms are folded in place.
+    hparams : dict
+        Loaded hyper-parameters.
+
+    Returns
+    -------
+    folder : Path
+        The packed folder.
+    """
+    fold_norms_(separator)
+    architecture = describe(separator)
+    kept = {key: hparams[key] for key in ("system", "corpus", "seed")}
+    folder = brain.pack(separator, kept, architecture)
+    run_on_main(write_hyperparams, args=[folder, architecture])
+    run_on_main(write_card, args=[folder])
+    return folder
+
+
+def describe_system(brain, hparams, plan, packed, fp32_bytes):
+    """Say what metrics.json says of the system beside its scores.
+
+    Arguments
+    ---------
+    brain : Separation
+        It knows the seconds that each stage took.
+    hparams : dict
+        Loaded hyper-parameters.
+    plan : BitPlan or None
+        None in full precision.
+    packed : Path
+        The packed folder.
+    fp32_bytes : int
+        Size of the separator's parameters in full precision.
+
+    Returns
+    -------
+    system : dict
+        See `write_results`.
+    """
+    return {
+        "system": hparams["system"],
+        "bits": hparams["bits"],
+        "average_bits": plan.average_bits if plan else 32,
+        "estimator": hparams["estimator"].__name__ if plan else None,
+        "model_bytes": weights_file(packed).stat().st_size,
+        "fp32_bytes": fp32_bytes,
+        "corpus": hparams["corpus"],
+        "seed": hparams["seed"],
+        "wall_seconds": brain.times(),
+    }
+
+
+def score_packed(packed, system, hparams, dataset, device, baselines=()):
+    """Score what a fresh process would load; leave the results.
+
+    Arguments
+    ---------
+    packed : Path
+        The packed folder, inside that of the experiment.
+    system : dict
+        From `describe_system`.
+    hparams : dict
+        Loaded hyper-parameters.
+    dataset : sequence of dict
+        Test mixtures.
+    device : str or torch.device
+        Where to compute.
+    baselines : sequence of Path
+        Folders of the experiments that this one is compared with.
+    """
+    separator = build_separator(packed / "hyperparams.yaml").eval()
+    fold_norms_(separator)
+    load_packed_(separator, packed)
+    scored = score_separation(
+        separator.to(device),
+        dataset,
+        Recognizer(hparams["asr_source"], device),
+        workers=hparams["workers"],
+        keep=hparams["examples"],
+    )
+    metrics = write_results(
+        packed.parent, system, scored, baselines, hparams["results_folder"]
+    )
+    _complete_card(packed, metrics, baselines, hparams)
+
+
+def _complete_card(packed, metrics, baselines, hparams):
+    """Put the scores on the card, beside those of full precision."""
+    others = [read_json(folder / "metrics.json") for folder in baselines]
+    full = [other for other in others if other["system"] == "fp32"]
+    start = Path(hparams["pretrained_separator"] or "")
+    if start.name == "packed" and len(start.parts) > 2:
+        start = start.parents[1]  # the experiment that wrote it
+    write_card(
+        packed,
+        metrics=metrics,
+        reference=full[0] if full else None,
+        base_model=start.name or None,
+    )
