@@ -32,22 +32,23 @@ from speechbrain_mpq.ptq.calibration_data import (
 )
 from speechbrain_mpq.ptq.pretrained import (
     CANDIDATES,
+    InterfaceCalibration,
     chosen_names,
-    round_interface_,
-    score_interface,
 )
 from speechbrain_mpq.ptq.pretrained_folder import packable
 from speechbrain_mpq.ptq.pretrained_interfaces import (
     CTCOutputs,
-    InterfaceOutputs,
     divergence,
     find_class,
     load_interface,
 )
 from speechbrain_mpq.ptq.task_metrics import WordErrorRate
 from speechbrain_mpq.quantization.plan import BitPlan
-from speechbrain_mpq.quantization.quant_api import dequantize_
+from speechbrain_mpq.quantization.quant_api import dequantize_, quantize_
+from speechbrain_mpq.quantization.scheme import Scheme, Selection
 from speechbrain_mpq.simulation.rooms import RoomBank
+from speechbrain_mpq.training.choose import scorer_of
+from speechbrain_mpq.training.rounding import CalibratedRounding
 from speechbrain_mpq.utils import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -108,14 +109,14 @@ def score(options):
         return ScoreTable.load(path)
     interface, comparison = load(options)
     modules, _ = packable(interface)
-    names = chosen_names(InterfaceOutputs(comparison), modules)
-    table = score_interface(
-        comparison,
-        modules,
-        names,
-        candidate_bits=CANDIDATES,
-        codebook=CODEBOOK,
+    calibration = InterfaceCalibration(comparison, modules)
+    selection = Selection(chosen_names(calibration.model, modules))
+    scheme = Scheme(codebook=CODEBOOK)
+    scorer, network, values = calibration.prepared(
+        scorer_of("kl", scheme, CANDIDATES)
     )
+    table = scorer.score(network, values, selection)
+    table = calibration.completed(table, scorer)
     path.parent.mkdir(parents=True, exist_ok=True)
     table.save(path)
     return table
@@ -142,7 +143,11 @@ def measure(options, plan, tests):
     entry, started = {"bits": 32, "kl": 0.0}, time.perf_counter()
     if plan:
         reference, _ = load_interface(type(interface), options.source)
-        round_interface_(comparison, plan)
+        rounding = CalibratedRounding(
+            InterfaceCalibration(comparison, interface.mods)
+        )
+        quantize_(interface.mods, plan)
+        rounding.apply_()
         dequantize_(interface.mods, keep_quantized=True)
         entry["bits"] = plan.average_bits
         entry["bytes"] = plan.bytes

@@ -36,12 +36,12 @@ class Ceiling:
     bits : float
         Average bits.
     am_gm_db : float
-        Less damage at best, in dB, with bits of any size and sign.
+        Less harm at best, in dB, with bits of any size and sign.
     limited_db : float
         The same with real-valued bits between the least and the most
         candidate.
     insensitive : int
-        Clusters without measurable damage, counted at the least sensitivity
+        Clusters without measurable harm, counted at the least sensitivity
         of the others.
 
     Example
@@ -166,7 +166,7 @@ def uniform_plan(table, bits):
 
 
 def predicted_score(table, plan):
-    """The score of a whole plan, if the damages of its clusters add up."""
+    """The score of a whole plan, if the harm of its clusters adds up."""
     if set(plan.clusters) != set(table.scores):
         odd = sorted(set(plan.clusters) ^ set(table.scores))
         raise ValueError(
@@ -262,11 +262,11 @@ def expected_gain(table, plan, bits=None):
         bits = min(max(plan.average_bits, least), most)
     best, planned = coding_gain(table, bits), planned_gain_db(table, plan)
     said = (
-        "Against uniform precision of the same bytes, mixed precision can "
-        f"save at most {best.limited_db:.1f} dB of damage by these scores"
+        "Over uniform precision of the same bytes these scores put the most "
+        f"that mixed precision can gain at about {best.limited_db:.1f} dB"
     )
     if planned is not None:
-        said += f"; this plan saves {planned:.1f} dB"
+        said += f"; this plan gains {planned:.1f} dB"
     return {**asdict(best), "planned_db": planned}, said
 
 
@@ -290,7 +290,7 @@ def write_expected_gain(folder, table, plan, bits, min_bits):
 
 
 def write_additivity(folder, table, plan, scorer, network, values, **where):
-    """Write additivity.json: predicted and measured damage of some plans."""
+    """Write additivity.json: predicted and measured scores of some plans."""
     plans = {
         f"uniform {bits}": uniform_plan(table, bits)
         for bits in table.candidate_bits

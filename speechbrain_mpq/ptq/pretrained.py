@@ -5,6 +5,7 @@ training, so that rounding is all that finds weights.
 """
 
 import shutil
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from ..training.calibration import Calibration
 from ..training.choose import check_scores, scorer_of
 from ..training.methods import EstimationMethod
 from ..training.pipeline import Pipeline
+from ..training.plan_store import PlanStore, logger
 from ..training.rounding import check_rounding
 from .calibration_data import (
     evenly_spaced,
@@ -291,6 +293,7 @@ def quantize_pretrained(
         scheme=scheme,
         limits={**budget, "min_bits": min(candidate_bits)},
         scorer=scorer_of(scores, scheme, candidate_bits),
+        store=PlanStore(None, tell=_tell if progress else logger.info),
         method=EstimationMethod(FakeQuantize),
         rounding=rounding,
         prototypes=None,
@@ -301,6 +304,11 @@ def quantize_pretrained(
     return _written(
         comparison, quantized, hparams_path, output, evaluate, known
     )
+
+
+def _tell(sentence):
+    """Print beside the progress bars."""
+    print(sentence, file=sys.stderr)
 
 
 def _written(comparison, quantized, hparams_path, output, evaluate, known):

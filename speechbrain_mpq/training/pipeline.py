@@ -97,15 +97,17 @@ class Pipeline:
                 'scores="kl"'
             )
         if self.method.keeps_plan:
-            check_limits(self.model, self.selection, self.scorer, self.limits)
             self._check_file()
+            check_limits(
+                self.calibration, self.selection, self.scorer, self.limits
+            )
         else:
             self.method.first_plan(self.limits)
 
     def _check_file(self):
         """Refuse a budget in bytes that no file can keep."""
         budget = self.limits.get("budget_bytes")
-        if budget is None:
+        if budget is None or self.scorer is None:
             return
         low = max(self.scorer.candidate_bits[0], self.limits["min_bits"])
         plan = self._uniform(low)
@@ -202,13 +204,13 @@ class Pipeline:
         inherit_(self.model, plan, loaded)
 
 
-def check_limits(model, selection, scorer, limits):
+def check_limits(calibration, selection, scorer, limits):
     """Refuse limits that no plan can keep, before any scoring.
 
     Arguments
     ---------
-    model : torch.nn.Module
-        In full precision.
+    calibration : Calibration
+        Of the model in full precision.
     selection : Selection
         What is quantized.
     scorer : Scorer or None
@@ -219,9 +221,9 @@ def check_limits(model, selection, scorer, limits):
     Example
     -------
     >>> from speechbrain_mpq import KLScores
-    >>> from speechbrain_mpq.quantization.scheme import Selection
-    >>> model, scorer = torch.nn.Linear(8, 8), KLScores((2, 4))
-    >>> check_limits(model, Selection(), scorer, {"average_bits": 8})
+    >>> calibration = Calibration(torch.nn.Linear(8, 8))
+    >>> scorer, limits = KLScores((2, 4)), {"average_bits": 8}
+    >>> check_limits(calibration, Selection(), scorer, limits)
     Traceback (most recent call last):
     ...
     ValueError: a budget of 80 bytes is out of reach: with 2 to 4 bits this ...
@@ -236,7 +238,10 @@ def check_limits(model, selection, scorer, limits):
         return
     # Any scores will do: whether there is a plan depends on sizes only.
     random = RandomScores(scorer.candidate_bits, scheme=scorer.scheme)
-    allocate_bits(random.score(model, {}, selection), **limits)
+    network = calibration.model.get_submodule(calibration.prefix)
+    table = random.score(network, {}, selection)
+    table = calibration.completed(table, random)
+    allocate_within(table, limits, packed_bytes=lambda plan: 0)
 
 
 def allocate_within(table, limits, packed_bytes):

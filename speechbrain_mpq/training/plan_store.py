@@ -27,9 +27,14 @@ class PlanStore:
     settings : dict or None
         What a plan depends on, for JSON; None: whoever has the folder takes
         care that it is of the same settings.
+    tell : callable
+        Takes the sentence on what mixed precision can win.
     """
 
-    def __init__(self, folder, checkpointer=None, settings=None):
+    def __init__(
+        self, folder, checkpointer=None, settings=None, tell=logger.info
+    ):
+        self.tell = tell
         self.folder = Path(folder) if folder else None
         self.checkpointer = checkpointer
         self.settings = settings
@@ -100,7 +105,7 @@ class PlanStore:
             bits, least = limits["average_bits"], limits["min_bits"]
             write_expected_gain(self.folder, table, plan, bits, least)
         else:
-            logger.info(expected_gain(table, plan)[1])
+            self.tell(expected_gain(table, plan)[1])
 
     def save_plan(self, plan):
         """Keep the plan, which a resumed training needs."""

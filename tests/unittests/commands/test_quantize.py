@@ -85,7 +85,7 @@ def test_recognizer(ctc, manifest, tmp_path, capsys):
     out = tmp_path / "packed"
     assert command(ctc, "EncoderASR", manifest, out) == 0
     printed, said = capsys.readouterr()
-    assert re.search(r"at most [\d.]+ dB of damage(.*)saves [\d.]+ dB", said)
+    assert re.search(r"can gain at about [\d.]+ dB(.*)gains [\d.]+ dB", said)
     assert "WER, % (3 items)" in printed and "MAPSSWE" in printed
     assert sorted(path.name for path in out.iterdir()) == [
         "README.md",

@@ -28,6 +28,7 @@ from speechbrain_mpq import (
     quantize_,
 )
 from speechbrain_mpq.allocation.budget import parse_budget
+from speechbrain_mpq.training.calibration import Calibration
 from speechbrain_mpq.training.distributions import (
     distribution_type,
     find_distributions,
@@ -317,7 +318,8 @@ def test_options_that_are_used_later(kind, options, match):
 )
 def test_limits_that_no_plan_keeps(limits, match):
     quantizer = Quantizer(plain_modules(), bits=None)
-    checked = quantizer.model, quantizer.selection, KLScores((2, 4))
+    calibration = Calibration(quantizer.model)
+    checked = calibration, quantizer.selection, KLScores((2, 4))
     check_limits(*checked, {"average_bits": 4, "min_bits": 2})
     with pytest.raises(ValueError, match=match):
         check_limits(*checked, limits)
