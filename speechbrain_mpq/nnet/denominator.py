@@ -1,0 +1,319 @@
+"""Denominator of LF-MMI: sum over all phone sequences, in the linear domain.
+
+Each frame is a product with the arcs of the graph, scaled to sum one. The
+products are dense ones or sums of segments, in a fixed order, hence
+deterministic on a GPU as well. B utterances, T frames, S states, K outputs;
+time comes first where a recursion runs along it.
+"""
+
+import numpy as np
+import torch
+
+from ..decoders.chain_graphs import leak_distribution
+from .path_sums import Leak, PaddedGraphs, Recursion, at_frame, pad_graphs
+
+DENSE_STATES = 512  # up to here, a product with all S^2 weights is faster
+
+
+class DenseTransitions(torch.nn.Module):
+    """All arcs of a small graph, such as a bigram's, as one matrix.
+
+    Arguments
+    ---------
+    graph : ChainGraph
+        The denominator.
+    dtype : torch.dtype
+        Of the weights.
+    """
+
+    def __init__(self, graph, dtype):
+        super().__init__()
+        matrix = np.zeros((graph.states, graph.states))
+        np.add.at(
+            matrix, (graph.sources, graph.targets), np.exp(graph.log_weights)
+        )
+        matrix = torch.as_tensor(matrix, dtype=dtype)
+        self.register_buffer("matrix", matrix, persistent=False)
+
+    def forward(self, alpha):
+        """Weight that enters each state, [B, S]."""
+        return alpha @ self.matrix
+
+    def backward(self, beta):
+        """Weight ahead of each state, [B, S]."""
+        return beta @ self.matrix.T
+
+
+class PairTransitions(torch.nn.Module):
+    """Arcs of a trigram: from the pair (p, q) to (q, r), a matrix for each q.
+
+    Arguments
+    ---------
+    graph : ChainGraph
+        The denominator, its states as denominator_graph has them.
+    dtype : torch.dtype
+        Of the weights.
+    """
+
+    def __init__(self, graph, dtype):
+        super().__init__()
+        self.phones = pairs_of(graph)
+        weights = np.zeros((self.phones, self.phones + 1, self.phones))
+        head, middle = np.divmod(graph.sources, self.phones)
+        weights[middle, head, graph.targets % self.phones] = np.exp(
+            graph.log_weights
+        )
+        weights = torch.as_tensor(weights, dtype=dtype)  # [q, p, r]
+        self.register_buffer("weights", weights, persistent=False)
+
+    def forward(self, alpha):
+        """Weight that enters each state, [B, S]."""
+        pairs = alpha.view(len(alpha), self.phones + 1, self.phones)
+        entered = pairs.permute(2, 0, 1) @ self.weights  # [q, B, r]
+        # Nothing enters a pair that begins with the start.
+        return torch.nn.functional.pad(
+            entered.transpose(0, 1).flatten(1), (0, self.phones)
+        )
+
+    def backward(self, beta):
+        """Weight ahead of each state, [B, S]."""
+        pairs = beta.view(len(beta), self.phones + 1, self.phones)[:, :-1]
+        ahead = pairs.transpose(0, 1) @ self.weights.mT  # [q, B, p]
+        return ahead.permute(1, 2, 0).flatten(1)
+
+
+def pairs_of(graph):
+    """Phones P of a graph whose states are the pairs of a trigram, or None.
+
+    Arguments
+    ---------
+    graph : ChainGraph
+        Any graph.
+
+    Returns
+    -------
+    phones : int or None
+    """
+    phones = int((graph.states + 0.25) ** 0.5 - 0.5)  # P (P + 1) states
+    if phones * (phones + 1) != graph.states:
+        return None
+    follows = graph.targets // phones == graph.sources % phones
+    return phones if follows.all() else None
+
+
+class SparseTransitions(torch.nn.Module):
+    """Arcs of a large graph, such as a 4-gram's, as sums of segments.
+
+    Arguments
+    ---------
+    graph : ChainGraph
+        The denominator.
+    dtype : torch.dtype
+        Of the weights.
+    """
+
+    def __init__(self, graph, dtype):
+        super().__init__()
+        for name, owners, others in (
+            ("entering", graph.targets, graph.sources),
+            ("leaving", graph.sources, graph.targets),
+        ):
+            order = np.argsort(owners, kind="stable")
+            counts = np.bincount(owners, minlength=graph.states)
+            weights = np.exp(graph.log_weights[order])[:, None]
+            for part, values in (
+                ("others", torch.as_tensor(others[order])),
+                ("counts", torch.as_tensor(counts)),
+                ("weights", torch.as_tensor(weights, dtype=dtype)),
+            ):
+                self.register_buffer(f"{name}_{part}", values, persistent=False)
+
+    def forward(self, alpha):
+        """Weight that enters each state, [B, S]."""
+        return _segment_sums(
+            alpha,
+            self.entering_others,
+            self.entering_weights,
+            self.entering_counts,
+        )
+
+    def backward(self, beta):
+        """Weight ahead of each state, [B, S]."""
+        return _segment_sums(
+            beta,
+            self.leaving_others,
+            self.leaving_weights,
+            self.leaving_counts,
+        )
+
+
+def _segment_sums(values, others, weights, counts):
+    """Weighted sum over the arcs of each state, [B, S]."""
+    arcs = values.T[others] * weights  # [arcs, B]
+    return torch.segment_reduce(
+        arcs, "sum", lengths=counts, axis=0, initial=0.0
+    ).T
+
+
+class Denominator(torch.nn.Module):
+    """Sum over all phone sequences, in the linear domain.
+
+    Chooses the product by the graph: dense for a bigram, small dense ones for
+    a trigram, sparse for longer histories.
+
+    Arguments
+    ---------
+    graph : ChainGraph
+        As denominator_graph gives it.
+    leak : float
+        Coefficient of the leaky HMM: 0.1 in Kaldi's recipes, 1e-5 in PyChain.
+    dtype : torch.dtype
+        Of the recursion. float64 loses nothing, whatever the outputs are;
+        float32 takes half the memory, and on a GPU wants
+        torch.backends.cuda.matmul.allow_tf32 off.
+
+    Example
+    -------
+    >>> from speechbrain_mpq.decoders.chain_graphs import (
+    ...     denominator_graph,
+    ...     estimate_ngram,
+    ...     phone_lattice,
+    ... )
+    >>> said = [phone_lattice([[[0, 1]]])]
+    >>> ngram = estimate_ngram(said, phones=2, smoothing=0)
+    >>> denominator = Denominator(denominator_graph(ngram), leak=0)
+    >>> outputs = torch.zeros(2, 4, 4, dtype=torch.float64)
+    >>> denominator(outputs, torch.tensor([2, 4])).log_sum.exp()  # 2 phones
+    tensor([1.0000, 3.0000], dtype=torch.float64)
+    """
+
+    def __init__(self, graph, leak=1e-5, dtype=torch.float64):
+        super().__init__()
+        if leak < 0:
+            raise ValueError(f"leak {leak}: a share of 0 or more")
+        self.graph = graph
+        self.dtype = dtype
+        self.leak = leak
+        if graph.states <= DENSE_STATES:
+            self.transitions = DenseTransitions(graph, dtype)
+        elif pairs_of(graph):
+            self.transitions = PairTransitions(graph, dtype)
+        else:
+            self.transitions = SparseTransitions(graph, dtype)
+        for name, values in (
+            ("entry", torch.as_tensor(graph.entry)),
+            ("loop", torch.as_tensor(graph.loop)),
+            ("initial", torch.as_tensor(np.exp(graph.initial), dtype=dtype)),
+            ("final", torch.as_tensor(np.exp(graph.final), dtype=dtype)),
+            (
+                "occupancy",
+                torch.as_tensor(leak_distribution(graph), dtype=dtype),
+            ),
+        ):
+            self.register_buffer(name, values, persistent=False)
+
+    def forward(self, outputs, lengths):
+        """Log-sum of all paths.
+
+        Arguments
+        ---------
+        outputs : torch.Tensor
+            [B, T, K].
+        lengths : torch.Tensor
+            [B], frames.
+
+        Returns
+        -------
+        recursion : Recursion
+            Its alphas sum to one.
+        """
+        peaks = outputs.amax(2)  # [B, T]; with it, no exponential is infinite
+        emitted = (outputs - peaks[:, :, None]).exp().transpose(0, 1)
+        restart = self.leak * self.occupancy
+        alphas = emitted.new_empty(*emitted.shape[:2], len(self.entry))
+        scales = emitted.new_empty(emitted.shape[:2])  # [T, B]
+        tiny = torch.finfo(emitted.dtype).tiny
+        alpha = self.initial * emitted[0][:, self.entry]
+        for t, emission in enumerate(emitted):
+            if t:
+                before = alpha + restart
+                alpha = self.transitions(before) * emission[:, self.entry]
+                alpha += before * emission[:, self.loop]
+            scale = alpha.sum(1).clamp(min=tiny)
+            alpha = alpha / scale[:, None]
+            alphas[t], scales[t] = alpha, scale
+        log_scales = (scales.double().log() + peaks.T).cumsum(0)
+        end = (at_frame(alphas, lengths - 1) * self.final).sum(1)
+        log_sum = end.clamp(min=tiny).log() + at_frame(log_scales, lengths - 1)
+        return Recursion(log_sum, alphas, scales)
+
+    def occupancies(self, outputs, lengths, recursion):
+        """Posterior of each output, by the recursion backward.
+
+        Arguments
+        ---------
+        outputs : torch.Tensor
+            [B, T, K].
+        lengths : torch.Tensor
+            [B], frames.
+        recursion : Recursion
+            What forward has returned.
+
+        Returns
+        -------
+        occupancy : torch.Tensor
+            [B, T, K], gamma.
+        log_sum : torch.Tensor
+            [B], of all paths once more: it is another number than forward's
+            only where one of the two has lost paths to underflow.
+        """
+        peaks = outputs.amax(2)
+        emitted = (outputs - peaks[:, :, None]).exp().transpose(0, 1)
+        last = (lengths - 1)[:, None]
+        tiny = torch.finfo(emitted.dtype).tiny
+        beta = self.final.expand(len(outputs), -1)
+        betas = torch.empty_like(recursion.alphas)
+        betas[-1] = beta
+        log_sum = 0.0  # float64, whatever the recursion is
+        for t in range(len(emitted) - 2, -1, -1):
+            emission = emitted[t + 1]
+            ahead = self.transitions.backward(beta * emission[:, self.entry])
+            ahead = ahead + beta * emission[:, self.loop]
+            if self.leak:
+                restart = (ahead @ self.occupancy)[:, None]
+                ahead = ahead + self.leak * restart
+            scale = ahead.amax(1, keepdim=True).clamp(min=tiny)
+            beta = torch.where(last <= t, self.final, ahead / scale)
+            log_sum = log_sum + torch.where(last > t, scale.double().log(), 0.0)
+            betas[t] = beta
+        first = self.initial * emitted[0][:, self.entry]
+        log_sum = log_sum + (first * beta).sum(1, True).clamp(min=tiny).log()
+        heard = torch.arange(outputs.shape[1], device=last.device) <= last
+        log_sum = log_sum[:, 0] + (peaks * heard).sum(1)
+        return self._posteriors(emitted, recursion, betas, heard), log_sum
+
+    def _posteriors(self, emitted, recursion, betas, heard):
+        """Posterior of each output from those of the states, [B, T, K]."""
+        alphas = recursion.alphas
+        tiny = torch.finfo(emitted.dtype).tiny
+        occupancy = betas.mul_(alphas)  # [T, B, S]
+        occupancy /= occupancy.sum(2, keepdim=True).clamp(min=tiny)
+        # Of the weight of being in a state, the share that was there before.
+        stayed = alphas[:-1] + self.leak * self.occupancy
+        stayed *= emitted[1:][:, :, self.loop]
+        stayed /= (alphas[1:] * recursion.scales[1:, :, None]).clamp(min=tiny)
+        staying = torch.zeros_like(occupancy)
+        staying[1:] = occupancy[1:] * stayed.clamp_(max=1)
+        size = emitted.shape[2]
+        one_hot = torch.nn.functional.one_hot
+        posteriors = (occupancy - staying) @ one_hot(self.entry, size).to(
+            occupancy.dtype
+        )
+        posteriors += staying @ one_hot(self.loop, size).to(occupancy.dtype)
+        return posteriors.transpose(0, 1) * heard[:, :, None]
+
+    def log_graph(self, batch):
+        """The graph and leak in the log domain, for a batch of that size."""
+        padded = pad_graphs([self.graph], self.entry.device, self.dtype)
+        repeated = (part.expand(batch, *part.shape[1:]) for part in padded)
+        return PaddedGraphs(*repeated), Leak(self.leak, self.occupancy)
