@@ -1,10 +1,12 @@
 """Denominator of LF-MMI: sum over all phone sequences, in the linear domain.
 
 Each frame is a product with the arcs of the graph, scaled to sum one. The
-products are dense ones or sums of segments, in a fixed order, hence
-deterministic on a GPU as well. B utterances, T frames, S states, K outputs;
+products are dense ones or, on a GPU, sums of segments: in a fixed order, hence
+deterministic. B utterances, T frames, S states, K outputs;
 time comes first where a recursion runs along it.
 """
+
+import warnings
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from ..decoders.chain_graphs import leak_distribution
 from .path_sums import Leak, PaddedGraphs, Recursion, at_frame, pad_graphs
 
 DENSE_STATES = 512  # up to here, a product with all S^2 weights is faster
+BLOCK = 2**16  # values of temporary tensors, which then stay in the cache
 
 
 class DenseTransitions(torch.nn.Module):
@@ -102,7 +105,7 @@ def pairs_of(graph):
 
 
 class SparseTransitions(torch.nn.Module):
-    """Arcs of a large graph, such as a 4-gram's, as sums of segments.
+    """Arcs of a large graph, such as a 4-gram's, sorted by state.
 
     Arguments
     ---------
@@ -120,39 +123,53 @@ class SparseTransitions(torch.nn.Module):
         ):
             order = np.argsort(owners, kind="stable")
             counts = np.bincount(owners, minlength=graph.states)
-            weights = np.exp(graph.log_weights[order])[:, None]
+            weights = np.exp(graph.log_weights[order])
             for part, values in (
                 ("others", torch.as_tensor(others[order])),
-                ("counts", torch.as_tensor(counts)),
+                ("offsets", torch.as_tensor(np.append(0, counts.cumsum()))),
                 ("weights", torch.as_tensor(weights, dtype=dtype)),
             ):
                 self.register_buffer(f"{name}_{part}", values, persistent=False)
 
     def forward(self, alpha):
         """Weight that enters each state, [B, S]."""
-        return _segment_sums(
+        return _sum_arcs(
             alpha,
             self.entering_others,
             self.entering_weights,
-            self.entering_counts,
+            self.entering_offsets,
         )
 
     def backward(self, beta):
         """Weight ahead of each state, [B, S]."""
-        return _segment_sums(
+        return _sum_arcs(
             beta,
             self.leaving_others,
             self.leaving_weights,
-            self.leaving_counts,
+            self.leaving_offsets,
         )
 
 
-def _segment_sums(values, others, weights, counts):
+def _sum_arcs(values, others, weights, offsets):
     """Weighted sum over the arcs of each state, [B, S]."""
-    arcs = values.T[others] * weights  # [arcs, B]
+    if values.is_cuda:  # where products of sparse matrices have no fixed order
+        return _sum_segments(values, others, weights, offsets)
+    size = len(offsets) - 1
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support")
+        warnings.filterwarnings("ignore", "Sparse invariant checks")
+        arcs = torch.sparse_csr_tensor(
+            offsets, others, weights, (size, size), check_invariants=False
+        )
+    return (arcs @ values.T).T.contiguous()
+
+
+def _sum_segments(values, others, weights, offsets):
+    """The same, 30 times slower on a CPU."""
+    arcs = values.T[others] * weights[:, None]  # [arcs, B]
     return torch.segment_reduce(
-        arcs, "sum", lengths=counts, axis=0, initial=0.0
-    ).T
+        arcs, "sum", offsets=offsets, axis=0, initial=0.0
+    ).T.contiguous()
 
 
 class Denominator(torch.nn.Module):
@@ -294,22 +311,31 @@ class Denominator(torch.nn.Module):
 
     def _posteriors(self, emitted, recursion, betas, heard):
         """Posterior of each output from those of the states, [B, T, K]."""
-        alphas = recursion.alphas
+        frames, batch, size = emitted.shape
         tiny = torch.finfo(emitted.dtype).tiny
-        occupancy = betas.mul_(alphas)  # [T, B, S]
-        occupancy /= occupancy.sum(2, keepdim=True).clamp(min=tiny)
-        # Of the weight of being in a state, the share that was there before.
-        stayed = alphas[:-1] + self.leak * self.occupancy
-        stayed *= emitted[1:][:, :, self.loop]
-        stayed /= (alphas[1:] * recursion.scales[1:, :, None]).clamp(min=tiny)
-        staying = torch.zeros_like(occupancy)
-        staying[1:] = occupancy[1:] * stayed.clamp_(max=1)
-        size = emitted.shape[2]
-        one_hot = torch.nn.functional.one_hot
-        posteriors = (occupancy - staying) @ one_hot(self.entry, size).to(
-            occupancy.dtype
-        )
-        posteriors += staying @ one_hot(self.loop, size).to(occupancy.dtype)
+        pdfs = torch.stack([self.entry, self.loop])
+        pdfs = torch.nn.functional.one_hot(pdfs, size).to(emitted.dtype)
+        posteriors = torch.empty_like(emitted)
+        # Without alphas before it, the first frame has entered every state.
+        first = torch.zeros_like(recursion.alphas[:1])
+        length = max(1, BLOCK // (batch * len(self.entry)))
+        for begin in range(0, frames, length):
+            block = slice(begin, min(begin + length, frames))
+            alphas = recursion.alphas[block]
+            occupancy = alphas * betas[block]  # [frames, B, S]
+            occupancy /= occupancy.sum(2, keepdim=True).clamp(min=tiny)
+            # Of the weight of being in a state, what was there before.
+            before = recursion.alphas[max(begin - 1, 0) : block.stop - 1]
+            stayed = before + self.leak * self.occupancy
+            if begin == 0:
+                stayed = torch.cat([first, stayed])
+            stayed *= emitted[block][:, :, self.loop]
+            stayed /= (alphas * recursion.scales[block][:, :, None]).clamp(
+                min=tiny
+            )
+            staying = occupancy * stayed.clamp_(max=1)
+            posteriors[block] = (occupancy - staying) @ pdfs[0]
+            posteriors[block] += staying @ pdfs[1]
         return posteriors.transpose(0, 1) * heard[:, :, None]
 
     def log_graph(self, batch):
