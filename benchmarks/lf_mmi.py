@@ -6,7 +6,8 @@
 Loss and gradient of random outputs at 30 ms, for transcripts of random phones
 at 12 in a second, without the network. Each row runs in a process of its own.
 Seconds are those of the process (on a GPU, of the clock); memory is what it
-holds at most beyond what it held before (on a GPU, what torch has allocated). CTC has the phones and a blank as its outputs.
+holds at most beyond what it held before (on a GPU, what torch has allocated).
+CTC has the phones and a blank as its outputs.
 """
 
 import argparse
