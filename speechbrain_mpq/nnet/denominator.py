@@ -27,6 +27,19 @@ class DenseTransitions(torch.nn.Module):
         The denominator.
     dtype : torch.dtype
         Of the weights.
+
+    Example
+    -------
+    >>> from speechbrain_mpq.decoders.chain_graphs import (
+    ...     denominator_graph,
+    ...     estimate_ngram,
+    ...     phone_lattice,
+    ... )
+    >>> said = [phone_lattice([[[0, 1, 1]]])]
+    >>> ngram = estimate_ngram(said, 2, order=2, smoothing=0)
+    >>> transitions = DenseTransitions(denominator_graph(ngram), torch.float64)
+    >>> transitions.backward(torch.ones(1, 2).double())  # without the end
+    tensor([[1.0000, 0.5000]], dtype=torch.float64)
     """
 
     def __init__(self, graph, dtype):
@@ -56,6 +69,19 @@ class PairTransitions(torch.nn.Module):
         The denominator, its states as denominator_graph has them.
     dtype : torch.dtype
         Of the weights.
+
+    Example
+    -------
+    >>> from speechbrain_mpq.decoders.chain_graphs import (
+    ...     denominator_graph,
+    ...     estimate_ngram,
+    ...     phone_lattice,
+    ... )
+    >>> said = [phone_lattice([[[0, 1, 1]]])]
+    >>> ngram = estimate_ngram(said, 2, order=3, smoothing=0)
+    >>> transitions = PairTransitions(denominator_graph(ngram), torch.float64)
+    >>> transitions.weights.shape  # [q, p, r]
+    torch.Size([2, 3, 2])
     """
 
     def __init__(self, graph, dtype):
@@ -96,6 +122,20 @@ def pairs_of(graph):
     Returns
     -------
     phones : int or None
+
+    Example
+    -------
+    >>> from speechbrain_mpq.decoders.chain_graphs import (
+    ...     denominator_graph,
+    ...     estimate_ngram,
+    ...     phone_lattice,
+    ... )
+    >>> said = [phone_lattice([[[0, 1, 1]]])]
+    >>> for order in (2, 3, 4):
+    ...     print(pairs_of(denominator_graph(estimate_ngram(said, 2, order))))
+    None
+    2
+    None
     """
     phones = int((graph.states + 0.25) ** 0.5 - 0.5)  # P (P + 1) states
     if phones * (phones + 1) != graph.states:
@@ -113,6 +153,19 @@ class SparseTransitions(torch.nn.Module):
         The denominator.
     dtype : torch.dtype
         Of the weights.
+
+    Example
+    -------
+    >>> from speechbrain_mpq.decoders.chain_graphs import (
+    ...     denominator_graph,
+    ...     estimate_ngram,
+    ...     phone_lattice,
+    ... )
+    >>> said = [phone_lattice([[[0, 1, 1]]])]
+    >>> ngram = estimate_ngram(said, 2, order=4, smoothing=0)
+    >>> transitions = SparseTransitions(denominator_graph(ngram), torch.float64)
+    >>> transitions(torch.ones(1, 7).double())[0, :2]
+    tensor([1.1429, 0.0000], dtype=torch.float64)
     """
 
     def __init__(self, graph, dtype):
@@ -229,6 +282,7 @@ class Denominator(torch.nn.Module):
         ):
             self.register_buffer(name, values, persistent=False)
 
+    @torch.no_grad()  # the gradient comes from occupancies
     def forward(self, outputs, lengths):
         """Log-sum of all paths.
 
@@ -264,6 +318,7 @@ class Denominator(torch.nn.Module):
         log_sum = end.clamp(min=tiny).log() + at_frame(log_scales, lengths - 1)
         return Recursion(log_sum, alphas, scales)
 
+    @torch.no_grad()
     def occupancies(self, outputs, lengths, recursion):
         """Posterior of each output, by the recursion backward.
 

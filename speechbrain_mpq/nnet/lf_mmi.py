@@ -92,6 +92,23 @@ def lf_mmi(outputs, lengths, numerators, denominator, double_backward=False):
         [B], log-probability ratio in nats, at most 0.
     occupancy : torch.Tensor
         [B, T, K], gamma_num, without gradient.
+
+    Example
+    -------
+    >>> from speechbrain_mpq.decoders.chain_graphs import (
+    ...     denominator_graph,
+    ...     estimate_ngram,
+    ...     numerator_graph,
+    ...     phone_lattice,
+    ... )
+    >>> lattices = [phone_lattice([[phones]]) for phones in ([0, 1], [1, 0])]
+    >>> ngram = estimate_ngram(lattices, phones=2, smoothing=0)
+    >>> denominator = Denominator(denominator_graph(ngram), leak=0)
+    >>> said = [numerator_graph(lattice, ngram) for lattice in lattices]
+    >>> outputs, lengths = torch.zeros(2, 2, 4), torch.tensor([2, 2])
+    >>> objective, _ = lf_mmi(outputs, lengths, said, denominator)
+    >>> objective.exp()  # 1/8 of 3/4: two frames may be one phone, too
+    tensor([0.1667, 0.1667], dtype=torch.float64)
     """
     heard = torch.arange(outputs.shape[1], device=outputs.device)
     heard = (heard < lengths[:, None])[:, :, None]

@@ -42,6 +42,20 @@ def pad_graphs(graphs, device=None, dtype=torch.float64):
     Returns
     -------
     padded : PaddedGraphs
+
+    Example
+    -------
+    >>> from speechbrain_mpq.decoders.chain_graphs import (
+    ...     estimate_ngram,
+    ...     numerator_graph,
+    ...     phone_lattice,
+    ... )
+    >>> lattices = [phone_lattice([[phones]]) for phones in ([0], [1, 1, 0])]
+    >>> ngram = estimate_ngram(lattices, phones=2)
+    >>> graphs = [numerator_graph(lattice, ngram) for lattice in lattices]
+    >>> pad_graphs(graphs).entry
+    tensor([[0, 0, 0],
+            [2, 2, 0]])
     """
     states = max(graph.states for graph in graphs)
 
@@ -184,6 +198,23 @@ def log_occupancy(graphs, outputs, lengths, recursion, leak=NO_LEAK):
     occupancy : torch.Tensor
         [B, T, K], gamma. The rows of an utterance's frames sum to one, those
         of the padding are zero.
+
+    Example
+    -------
+    >>> from speechbrain_mpq.decoders.chain_graphs import (
+    ...     estimate_ngram,
+    ...     numerator_graph,
+    ...     phone_lattice,
+    ... )
+    >>> lattice = phone_lattice([[[0, 1]]])
+    >>> ngram = estimate_ngram([lattice], phones=2, smoothing=0)
+    >>> graphs = pad_graphs([numerator_graph(lattice, ngram)])
+    >>> outputs, lengths = torch.zeros(1, 3, 4), torch.tensor([3])
+    >>> recursion = log_forward(graphs, outputs, lengths)
+    >>> log_occupancy(graphs, outputs, lengths, recursion)[0].float()
+    tensor([[1.0000, 0.0000, 0.0000, 0.0000],
+            [0.0000, 0.5000, 0.5000, 0.0000],
+            [0.0000, 0.0000, 0.5000, 0.5000]])
     """
     entry = _of_states(outputs, graphs.entry).transpose(0, 1)  # [T, B, S]
     loop = _of_states(outputs, graphs.loop).transpose(0, 1)
@@ -253,6 +284,11 @@ def at_frame(values, frames):
     -------
     picked : torch.Tensor
         [B, ...].
+
+    Example
+    -------
+    >>> at_frame(torch.tensor([[1, 2], [3, 4]]), torch.tensor([1, 0]))
+    tensor([3, 2])
     """
     return values[frames, torch.arange(len(frames), device=values.device)]
 
