@@ -33,9 +33,9 @@ def lattice(words=WORDS):
     return phone_lattice(words, silence=0)
 
 
-def ngram(order=2, smoothing=1.0, phones=PHONES):
+def ngram(order=2, smoothing=1.0, extra_states=2000):
     corpus = [lattice(), lattice(WORDS[:2]), lattice(WORDS[1:])]
-    return estimate_ngram(corpus, phones, order, smoothing=smoothing)
+    return estimate_ngram(corpus, PHONES, order, extra_states, smoothing)
 
 
 def random_outputs(batch, frames, size=2 * PHONES, scale=1.0):
@@ -96,9 +96,11 @@ def said_sequences(words):
 
 
 @pytest.mark.parametrize("order", [2, 3, 4])
-@pytest.mark.parametrize("smoothing", [0.0, 1.0])
-def test_denominator_is_sum_over_all_sequences(order, smoothing):
-    model = ngram(order, smoothing)
+@pytest.mark.parametrize(
+    "smoothing, extra", [(0.0, 2000), (1.0, 2000), (0.5, 3)]
+)
+def test_denominator_is_sum_over_all_sequences(order, smoothing, extra):
+    model = ngram(order, smoothing, extra)
     outputs = random_outputs(2, 5)
     lengths = torch.tensor([5, 4])
     found = Denominator(denominator_graph(model), leak=0)(outputs, lengths)
@@ -312,6 +314,25 @@ def test_two_runs_are_the_same_to_the_bit():
         results.append((objective.detach(), outputs.grad))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("order", [2, 3, 4])
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_gpu_is_deterministic_and_agrees(order, scale, monkeypatch):
+    monkeypatch.setattr(denominator_module, "DENSE_STATES", 3)
+    results = []
+    for device in ("cpu", "cuda", "cuda"):
+        outputs, lengths, numerators, denominator = batch_of(order)
+        outputs = (scale * outputs).to(device).requires_grad_()
+        objective, _ = lf_mmi(
+            outputs, lengths.to(device), numerators, denominator.to(device)
+        )
+        objective.sum().backward()
+        results.append((objective.detach().cpu(), outputs.grad.cpu()))
+    torch.testing.assert_close(results[0], results[1])
+    assert torch.equal(results[1][0], results[2][0])
+    assert torch.equal(results[1][1], results[2][1])
 
 
 # CTC: labels emit one output, on entering and staying; between labels, a blank
