@@ -84,7 +84,8 @@ def lf_mmi(outputs, lengths, numerators, denominator, double_backward=False):
         What they are told from.
     double_backward : bool
         Whether F shall have second derivatives (for a Hessian). That keeps all
-        of the recursions for autograd: several times slower.
+        of the recursions for autograd: several times slower, and on a GPU
+        not the same to the last bit in two runs.
 
     Returns
     -------
