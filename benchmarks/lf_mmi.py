@@ -1,0 +1,134 @@
+"""Seconds and memory of a training step's loss: LF-MMI against torch's CTC.
+
+> python benchmarks/lf_mmi.py
+> python benchmarks/lf_mmi.py --batch 32 --seconds 10 --device cuda
+
+Loss and gradient of random outputs at 30 ms, for transcripts of random phones
+at 12 in a second, without the network. Each row runs in a process of its own.
+Seconds are those of the process (on a GPU, of the clock); memory is what it
+holds at most beyond what it held before (on a GPU, what torch has allocated).
+CTC has the phones and a blank as its outputs.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import time
+
+import numpy as np
+import torch
+
+from speechbrain_mpq.decoders.chain_graphs import (
+    denominator_graph,
+    estimate_ngram,
+    numerator_graph,
+    phone_lattice,
+)
+from speechbrain_mpq.nnet.lf_mmi import LFMMILoss
+
+FRAME = 0.03  # seconds, after subsampling by three
+RATE = 12  # phones in a second
+SYSTEMS = {
+    "torch CTC": None,
+    "LF-MMI, bigram": (2, torch.float64),
+    "LF-MMI, bigram, float32": (2, torch.float32),
+    "LF-MMI, trigram": (3, torch.float64),
+    "LF-MMI, trigram, float32": (3, torch.float32),
+    "LF-MMI, 4-gram": (4, torch.float64),
+}
+
+
+def transcripts(asked, count, rng):
+    """Phones of random sentences, not all equally frequent."""
+    frequency = 1 / (1 + np.arange(asked.phones - 1))
+    frequency /= frequency.sum()
+    length = int(RATE * asked.seconds)
+    return [
+        (1 + rng.choice(asked.phones - 1, length, p=frequency)).tolist()
+        for _ in range(count)
+    ]
+
+
+def loss_of(system, asked):
+    """Number of outputs, and loss as a function of them."""
+    rng = np.random.default_rng(0)
+    said = transcripts(asked, asked.batch, rng)
+    if system is None:
+        phones = torch.tensor(said, device=asked.device)
+        frames = torch.full((asked.batch,), int(asked.seconds / FRAME))
+        lengths = torch.full((asked.batch,), phones.shape[1])
+        ctc = torch.nn.CTCLoss()
+        return asked.phones + 1, lambda outputs: ctc(
+            outputs.log_softmax(2).transpose(0, 1),
+            phones[: len(outputs)],
+            frames[: len(outputs)],
+            lengths[: len(outputs)],
+        )
+    order, dtype = system
+    lattices = [
+        phone_lattice([[sentence]], silence=0)
+        for sentence in said + transcripts(asked, asked.text, rng)
+    ]
+    ngram = estimate_ngram(lattices, asked.phones, order)
+    loss = LFMMILoss(denominator_graph(ngram), dtype=dtype).to(asked.device)
+    said = [
+        numerator_graph(lattice, ngram) for lattice in lattices[: asked.batch]
+    ]
+    whole = torch.ones(asked.batch, device=asked.device)
+    return 2 * asked.phones, lambda outputs: loss(
+        outputs, said[: len(outputs)], whole[: len(outputs)]
+    )
+
+
+def held(device):
+    """Most memory so far, in MiB."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def measure(name, asked, queue):
+    """Put the least seconds of a step, and MiB."""
+    torch.set_num_threads(asked.threads)
+    torch.manual_seed(0)
+    size, loss = loss_of(SYSTEMS[name], asked)
+    outputs = torch.randn(asked.batch, int(asked.seconds / FRAME), size)
+    outputs = outputs.to(asked.device).requires_grad_()
+    loss(outputs[:1]).backward()  # loads what torch loads late
+    clock = time.perf_counter if outputs.is_cuda else time.process_time
+    before, seconds = held(asked.device), []
+    for _ in range(asked.repeats):
+        outputs.grad = None
+        start = clock()
+        value = loss(outputs)
+        value.backward()
+        value.item()  # waits for a GPU
+        seconds.append(clock() - start)
+    queue.put((min(seconds), held(asked.device) - before))
+
+
+def main():
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--phones", type=int, default=42)
+    parser.add_argument("--text", type=int, default=200, help="sentences")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    asked = parser.parse_args()
+    print("| loss | ms a step | MiB |")
+    print("| --- | --- | --- |")
+    context = multiprocessing.get_context("spawn")
+    for name in SYSTEMS:
+        queue = context.Queue()
+        process = context.Process(target=measure, args=(name, asked, queue))
+        process.start()
+        seconds, mib = queue.get()
+        process.join()
+        print(f"| {name} | {1e3 * seconds:.0f} | {mib:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Exact search for the most probable words of a small vocabulary.
+
+The whole graph of words, pronunciations and word bigram is searched without a
+beam: slow, for tasks of a few hundred words and to check faster decoders.
+"""
+
+import numpy as np
+
+from .chain_graphs import ChainGraph, chain_topology
+
+
+def word_graph(lexicon, words, ngram, scale=1.0, silence_weight=0.5):
+    """Graph of all word sequences, each word with its pronunciations.
+
+    Arguments
+    ---------
+    lexicon : Lexicon
+        Pronunciations of the words.
+    words : list of str
+        The vocabulary.
+    ngram : PhoneNgram
+        Of order 2, with the numbers of words for phones.
+    scale : float
+        Of the n-gram's log-probabilities; LF-MMI is made for 1. Zero lets all
+        words follow each other alike.
+    silence_weight : float
+        Weight of silence after a word and at the start, the rest is that of
+        none.
+
+    Returns
+    -------
+    graph : ChainGraph
+    labels : list
+        For each state, the number of the word that begins with it, or None.
+
+    Example
+    -------
+    >>> from .chain_graphs import estimate_ngram, phone_lattice
+    >>> from .lexicon import Lexicon
+    >>> lexicon = Lexicon({"a": [["x"]], "b": [["y", "x"]]})
+    >>> said = [phone_lattice([[[0]], [[1]]])]  # a b
+    >>> graph, labels = word_graph(
+    ...     lexicon, ["a", "b"], estimate_ngram(said, phones=2)
+    ... )
+    >>> labels  # after each word and at the start, a silence
+    [None, 0, None, 1, None, None]
+    """
+    if ngram.order != 2 or ngram.phones != len(words):
+        raise ValueError(
+            f"a bigram of {len(words)} words is wanted, this has order "
+            f"{ngram.order} and {ngram.phones} words"
+        )
+    with np.errstate(divide="ignore"):
+        follows = np.log(ngram.probabilities) * scale if scale else None
+    if follows is None:
+        follows = np.zeros_like(ngram.probabilities)
+    quiet, heard = np.log([silence_weight, 1 - silence_weight])
+    phones, labels = [lexicon.silence], [None]
+    begins, ends, arcs = [[] for _ in words], [], []
+    for number, alternatives in enumerate(lexicon.encode(words)):
+        pause = []
+        for alternative in alternatives:
+            begins[number].append(len(phones))
+            for position, phone in enumerate(alternative):
+                if position:
+                    arcs.append((len(phones) - 1, len(phones), 0.0))
+                phones.append(phone)
+                labels.append(None if position else number)
+            pause.append(len(phones) - 1)
+        ends.append((pause, len(phones)))
+        phones.append(lexicon.silence)
+        labels.append(None)
+    initial = np.full(len(phones), -np.inf)
+    final = initial.copy()
+    initial[0] = quiet
+    for number, (pause, silence) in enumerate(ends):
+        arcs += [(state, silence, quiet) for state in pause]
+        leaving = [(state, heard) for state in pause] + [(silence, 0.0)]
+        row = follows[1 + number]
+        for state, weight in leaving:
+            final[state] = weight + row[-1]
+            arcs += [
+                (state, begin, weight + row[other])
+                for other, states in enumerate(begins)
+                for begin in states
+            ]
+        for begin in begins[number]:
+            initial[begin] = heard + follows[0, number]
+            arcs.append((0, begin, follows[0, number]))
+    sources, targets, weights = map(np.array, zip(*arcs))
+    pdfs = chain_topology(len(lexicon.phones))[phones]
+    graph = ChainGraph(
+        pdfs[:, 0], pdfs[:, 1], sources, targets, weights, initial, final
+    )
+    return graph, labels
+
+
+def best_path(graph, outputs):
+    """States of the most probable path (Viterbi algorithm).
+
+    Arguments
+    ---------
+    graph : ChainGraph
+        Any.
+    outputs : numpy.ndarray
+        [frames, outputs] of the network, raw.
+
+    Returns
+    -------
+    states : list of int
+        Those that the path enters, in order; empty if no path has so few
+        frames.
+    score : float
+        Log-weight of the path.
+
+    Example
+    -------
+    >>> from .chain_graphs import (
+    ...     estimate_ngram,
+    ...     numerator_graph,
+    ...     phone_lattice,
+    ... )
+    >>> lattice = phone_lattice([[[1, 0], [0]]])  # two pronunciations
+    >>> graph = numerator_graph(lattice, estimate_ngram([lattice], phones=2))
+    >>> outputs = np.zeros((3, 4))
+    >>> outputs[0, 2] = 5  # phone 1 is entered at once
+    >>> states, score = best_path(graph, outputs)
+    >>> graph.entry[states] // 2
+    array([1, 0])
+    """
+    outputs = np.asarray(outputs, dtype=np.float64)
+    sources, weights = graph.predecessors
+    rows = np.arange(graph.states)
+    came = np.empty((len(outputs), graph.states), dtype=np.int64)
+    score = graph.initial + outputs[0, graph.entry]
+    for t in range(1, len(outputs)):
+        choices = score[sources] + weights  # [states, arcs]
+        best = choices.argmax(1)
+        entered = choices[rows, best] + outputs[t, graph.entry]
+        stayed = score + outputs[t, graph.loop]
+        came[t] = np.where(stayed >= entered, -1, sources[rows, best])
+        score = np.maximum(stayed, entered)
+    score = score + graph.final
+    state = int(score.argmax())
+    total = float(score[state])
+    if total == -np.inf:
+        return [], total
+    states = [state]
+    for t in range(len(outputs) - 1, 0, -1):
+        if came[t, state] >= 0:
+            state = int(came[t, state])
+            states.append(state)
+    return states[::-1], total
