@@ -338,8 +338,9 @@ class StoredWeights:
             return self.codes.astype(np.float32)
         count = math.prod(self.shape)
         digits = np.unpackbits(self.codes, count=count * self.bits)
-        digits = digits.reshape(count, self.bits).astype(np.int32)
-        codes = digits @ (1 << np.arange(self.bits, dtype=np.int32))
+        # bytes all the way: the working memory is to be small as well
+        places = 1 << np.arange(self.bits)
+        codes = digits.reshape(count, self.bits) @ places.astype(np.uint8)
         return self.table[codes].reshape(self.shape)
 
     @property
