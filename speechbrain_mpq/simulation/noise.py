@@ -167,10 +167,13 @@ def rain(rng, samples, sample_rate=16000):
 
 
 def wind(rng, samples, sample_rate=16000):
-    """Low rumble in gusts."""
-    noise = coloured(rng, samples, sample_rate, exponent=rng.uniform(2, 3.5))
-    gusts = _slow(rng, samples, sample_rate, seconds=rng.uniform(0.3, 1))
-    return _unit(noise * np.exp(rng.uniform(0.5, 1.2) * gusts))
+    """Rumble in gusts, and a howl that comes with them."""
+    rumble = coloured(rng, samples, sample_rate, exponent=rng.uniform(1.5, 3))
+    slow = _slow(rng, samples, sample_rate, seconds=rng.uniform(0.3, 1))
+    angle = 2 * np.pi * rng.uniform(300, 1200) / sample_rate
+    howl = _unit(_resonance(rng.standard_normal(samples), angle, 0.98))
+    howl *= rng.uniform(0.3, 1) * np.exp(0.5 * slow)  # most of it in gusts
+    return _unit((rumble + howl) * np.exp(rng.uniform(0.5, 1.2) * slow))
 
 
 OF_VOICES = {"babble": babble, "speech_shaped": speech_shaped}
@@ -565,10 +568,14 @@ def _bursts(rng, samples, sample_rate, times, decays):
     # white noise under the envelope of the hits, then one resonance
     envelope = lfilter([1], [1, -decay], hits)
     burst = envelope * rng.standard_normal(samples)
-    radius = 0.9
-    poles = [1, -2 * radius * np.cos(angle), radius**2]
-    burst = _unit(lfilter([1], poles, burst))
+    burst = _unit(_resonance(burst, angle, radius=0.9))
     return _unit(burst + 0.01 * rng.standard_normal(samples))
+
+
+def _resonance(waveform, angle, radius):
+    """Two poles at an angle, closer to the circle for a clearer tone."""
+    poles = [1, -2 * radius * np.cos(angle), radius**2]
+    return lfilter([1], poles, waveform)
 
 
 def _lower(noise, rate, sample_rate):

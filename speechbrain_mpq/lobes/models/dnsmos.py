@@ -245,6 +245,36 @@ class BitDNSMOS:
         return np.float32(self.dense[-1](x)[0])
 
 
+def quality_network(
+    binary_maps=False, signed=False, beta=1.0, binary_weights=False, **options
+):
+    """The network that an hparams file asks for.
+
+    Arguments
+    ---------
+    binary_maps : bool
+        `BinaryDNSMOS` instead of `DNSMOS`.
+    signed, beta, binary_weights
+        See `BinaryDNSMOS`.
+    **options
+        Those of `DNSMOS`.
+
+    Returns
+    -------
+    DNSMOS
+
+    Example
+    -------
+    >>> type(quality_network(binary_maps=True)).__name__
+    'BinaryDNSMOS'
+    """
+    if binary_maps:
+        return BinaryDNSMOS(signed, beta, binary_weights, **options)
+    if signed or binary_weights:
+        raise ValueError("signed maps and binary weights need binary_maps")
+    return DNSMOS(**options)
+
+
 def memory(network, frames=249, n_mels=120, weight_bits=8):
     """Bytes of weights and activation maps, by four ways of counting.
 
