@@ -12,7 +12,7 @@ pytest.importorskip("espeakng_loader")
 pytest.importorskip("pesq")
 
 ROOT = Path(__file__).parents[2]
-UTTERANCES = "{train: 16, valid: 4, test: 4}"
+UTTERANCES = "{train: 16, valid: 4, test: 2}"
 
 
 @pytest.fixture(scope="module")
