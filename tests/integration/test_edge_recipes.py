@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from speechbrain_mpq.lobes.models.nsnet2 import EarlyExitNsNet2
+
 pytest.importorskip("espeakng_loader")
 pytest.importorskip("pesq")
 
@@ -21,6 +23,19 @@ def corpus(tmp_path_factory):
     return tmp_path_factory.mktemp("embedded")
 
 
+def load_script(recipe, monkeypatch):
+    """A recipe's train.py as a module."""
+    folder = ROOT / "recipes/Embedded" / recipe
+    monkeypatch.syspath_prepend(folder)
+    name = f"{recipe}_train"
+    spec = importlib.util.spec_from_file_location(name, folder / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    # the experiment's folder copies the file of this module
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def run(corpus, monkeypatch):
     """Runs a recipe's script as its command line would."""
@@ -29,20 +44,14 @@ def run(corpus, monkeypatch):
     monkeypatch.chdir(ROOT)
 
     def run_recipe(recipe, output, **flags):
-        folder = ROOT / "recipes/Embedded" / recipe
-        monkeypatch.syspath_prepend(folder)
-        name = f"{recipe}_train"
-        spec = importlib.util.spec_from_file_location(name, folder / "train.py")
-        module = importlib.util.module_from_spec(spec)
-        # the experiment's folder copies the file of this module
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
+        script = load_script(recipe, monkeypatch)
+        hparams = Path(script.__file__).parent / "hparams/train.yaml"
         flags = {"data_folder": corpus, "utterances": UTTERANCES, **flags}
-        arguments = [str(folder / "hparams/train.yaml"), "--device=cpu"]
-        arguments += [f"--output_folder={output}", "--noprogressbar"]
+        arguments = [str(hparams), "--device=cpu", "--noprogressbar"]
+        arguments.append(f"--output_folder={output}")
         for flag, value in flags.items():
             arguments += [f"--{flag}", str(value)]
-        module.main(arguments)
+        script.main(arguments)
         return json.loads((output / "metrics.json").read_text())
 
     yield run_recipe
@@ -79,6 +88,15 @@ def test_enhancement(run, tmp_path):
         *("listening, 50% of the MACs", "chance, 50% of the MACs"),
     }
     assert macs[0] <= streams["listening, 50% of the MACs"]["macs"] <= macs[2]
+
+
+def test_exits_one_after_the_other(monkeypatch):
+    network = EarlyExitNsNet2(bins=9, side=4)
+    hparams = {"network": network, "train_exits": [3], "start_from": None}
+    load_script("Enhancement", monkeypatch).begin(hparams)
+    frozen = {p for part in network.parts_of(1) for p in part.parameters()}
+    for parameter in network.parameters():
+        assert parameter.requires_grad == (parameter not in frozen)
 
 
 def test_speech_quality(run, tmp_path):

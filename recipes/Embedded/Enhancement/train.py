@@ -17,6 +17,7 @@ import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import run_on_main
 from tqdm import tqdm
 
@@ -40,11 +41,12 @@ class Enhancement(sb.Brain):
         """Enhanced spectra {exit: [batch, frames, bins]}."""
         batch = batch.to(self.device)
         spectrum = stft(batch.noisy.data)
-        masks = self.modules.network(log_power(spectrum))
+        exits = self.hparams.train_exits
+        masks = self.modules.network(log_power(spectrum), exits)
         return {exit: mask * spectrum for exit, mask in masks.items()}
 
     def compute_objectives(self, predictions, batch, stage):
-        """Compressed loss, the sum of all exits."""
+        """Compressed loss, the sum of the exits."""
         target = stft(batch.clean.data)
         losses = {
             exit: self.hparams.loss(estimate, target).mean()
@@ -135,6 +137,28 @@ def dataio_prep(hparams):
         noise = NoiseMaker(seed=hparams["seed"])
         data["test_unseen"] = dataset("test", noise, kind=noise.held_out)
     return data
+
+
+def begin(hparams):
+    """Weights of another run; what trained exits build on is frozen.
+
+    Arguments
+    ---------
+    hparams : dict
+        network, train_exits and start_from are used.
+    """
+    network, folder = hparams["network"], hparams["start_from"]
+    if folder is not None:
+        save = Path(folder) / "save"
+        best = Checkpointer(save).find_checkpoint(min_key="loss")
+        if best is None:
+            raise ValueError(f"{save} has no checkpoint: train it first")
+        state = torch.load(best.paramfiles["network"], weights_only=True)
+        network.load_state_dict(state)
+    before = [e for e in network.exits if e < min(hparams["train_exits"])]
+    if before:
+        for part in network.parts_of(before[-1]):
+            part.requires_grad_(False)
 
 
 def measured(pairs, with_pesq):
@@ -270,6 +294,7 @@ def main(arguments):
             kwargs=hparams["utterances"],
         )
     data = dataio_prep(hparams)
+    begin(hparams)
     brain = Enhancement(
         modules=hparams["modules"],
         opt_class=hparams["optimizer"],

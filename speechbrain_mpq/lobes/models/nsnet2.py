@@ -9,9 +9,8 @@ Spectra are [batch, frames, bins], waveforms [batch, samples]. The exits are
 numbered as the layers: 0 FC, 1 GRU, 2 GRU, 3 FC, 4 FC, 5 FC.
 
 References: Braun and Tashev, "Data augmentation and loss normalization for
-deep noise suppression", 2020 (nsNet2 and the loss); Miccini et al., "Dynamic
-nsNet2: Efficient Deep Noise Suppression with Early Exiting", 2023,
-https://arxiv.org/abs/2308.16678
+deep noise suppression", 2020; Miccini et al., "Dynamic nsNet2: Efficient Deep
+Noise Suppression with Early Exiting", 2023, https://arxiv.org/abs/2308.16678
 """
 
 import torch
@@ -89,46 +88,6 @@ def log_power(spectrum):
     """
     power = spectrum.real.square() + spectrum.imag.square()
     return (power + POWER_FLOOR).log()
-
-
-def compressed_loss(estimate, target, alpha=0.3, compression=0.3):
-    """Distance of compressed spectra, partly with their phases.
-
-    alpha | |S|^c e^(j arg S) - |E|^c e^(j arg E) |^2
-    + (1 - alpha) (|S|^c - |E|^c)^2, of spectra at the target's level 1.
-
-    Arguments
-    ---------
-    estimate, target : torch.Tensor
-        Complex [B, frames, bins].
-    alpha : float
-        Share of the term with phases.
-    compression : float
-        c.
-
-    Returns
-    -------
-    torch.Tensor
-        [B], the mean over frames and bins. A silent target has no level: the
-        estimate's own takes its place.
-
-    Example
-    -------
-    >>> target = torch.randn(2, 5, 257, dtype=torch.cfloat)
-    >>> compressed_loss(target, target).tolist()
-    [0.0, 0.0]
-    >>> bool((compressed_loss(-target, target) > 0.1).all())
-    True
-    """
-    level = _level(target)
-    level = torch.where(level > 0, level, _level(estimate.detach()))
-    level = level.clamp(min=1e-8)
-    wanted, wanted_size = _compress(target / level, compression)
-    found, found_size = _compress(estimate / level, compression)
-    difference = wanted - found
-    with_phase = difference.real.square() + difference.imag.square()
-    without = (wanted_size - found_size).square()
-    return (alpha * with_phase + (1 - alpha) * without).mean((1, 2))
 
 
 class _FullyConnected(nn.Linear):
@@ -389,6 +348,33 @@ class EarlyExitNsNet2(_Enhancer):
         return torch.cat([layer.features(y), side.features(z)], dim=-1)
 
 
+def suppression_network(split=True, side=128, concat=True, **options):
+    """The network that an hparams file asks for.
+
+    Arguments
+    ---------
+    split : bool
+        `EarlyExitNsNet2` instead of `NsNet2`.
+    side, concat
+        Of the split layers.
+    **options
+        exits, bins and, where layers are not split, widths.
+
+    Returns
+    -------
+    EarlyExitNsNet2 or NsNet2
+
+    Example
+    -------
+    >>> type(suppression_network(split=False, exits=[5])).__name__
+    'NsNet2'
+    """
+    if split:
+        options.pop("widths", None)
+        return EarlyExitNsNet2(side=side, concat=concat, **options)
+    return NsNet2(**options)
+
+
 class EnhancerStream:
     """Noise suppression of one signal, as its samples come.
 
@@ -583,18 +569,3 @@ def _spectrum(frames):
 def _frames(spectrum):
     """Complex [..., 257] -> [..., 512], to be overlapped and added."""
     return torch.fft.irfft(spectrum, N_FFT) * _window(spectrum.real)
-
-
-def _level(spectrum):
-    """RMS of a spectrum, [B, 1, 1]."""
-    power = spectrum.real.square() + spectrum.imag.square()
-    return power.mean((1, 2), keepdim=True).sqrt()
-
-
-def _compress(spectrum, compression):
-    """Spectrum with compressed magnitudes, and these alone."""
-    power = spectrum.real.square() + spectrum.imag.square()
-    # the root has no gradient at zero: 60 dB below the level is near enough
-    size = (power + 1e-6).sqrt()
-    compressed = size**compression
-    return spectrum / size * compressed, compressed
