@@ -241,7 +241,7 @@ def score_rules(network, data, hparams):
     data : dict
         Datasets; thresholds are found in "valid".
     hparams : dict
-        mac_shares, stream_utterances and pesq are used.
+        mac_shares, threshold_utterances, stream_utterances and pesq are used.
 
     Returns
     -------
@@ -251,7 +251,9 @@ def score_rules(network, data, hparams):
     exits, count = network.exits, hparams["stream_utterances"]
     heard = [
         data["valid"][index]["noisy"]
-        for index in range(min(count, len(data["valid"])))
+        for index in range(
+            min(hparams["threshold_utterances"], len(data["valid"]))
+        )
     ]
     rules = {f"fixed exit {exit}": FixedExit(exit) for exit in exits}
     for share in hparams["mac_shares"] if len(exits) > 1 else []:
