@@ -279,6 +279,10 @@ class ExactLinear(nn.Linear):
     It sums in float64 and rounds its output to steps of 2^-12: layers are
     small where maps end. Inputs are to be below 1024.
 
+    Arguments
+    ---------
+    in_features, out_features : int
+
     Example
     -------
     >>> layer = ExactLinear(2, 1)

@@ -127,7 +127,7 @@ def speech_shaped(rng, samples, voices, sample_rate=16000):
     return _unit(oaconvolve(white, response, "valid"))
 
 
-def hum(rng, samples, sample_rate=16000):
+def _hum(rng, samples, sample_rate=16000):
     """Mains or an engine: a drifting tone, its harmonics and a little hiss."""
     mains = rng.random() < 0.5
     pitch = rng.choice([50.0, 60.0]) if mains else rng.uniform(30, 200)
@@ -143,13 +143,13 @@ def hum(rng, samples, sample_rate=16000):
     return _unit(_unit(noise) + 0.05 * rng.standard_normal(samples))
 
 
-def clicks(rng, samples, sample_rate=16000):
+def _clicks(rng, samples, sample_rate=16000):
     """Single knocks and clicks at random times, on a faint floor."""
     times = _poisson(rng, samples, sample_rate, rate=rng.uniform(2, 12))
     return _bursts(rng, samples, sample_rate, times, (0.001, 0.02))
 
 
-def keyboard(rng, samples, sample_rate=16000):
+def _keyboard(rng, samples, sample_rate=16000):
     """Typing: each key is heard going down and, weaker, coming up."""
     down = _poisson(rng, samples, sample_rate, rate=rng.uniform(4, 9))
     held = rng.uniform(0.06, 0.14, len(down)) * sample_rate
@@ -157,7 +157,7 @@ def keyboard(rng, samples, sample_rate=16000):
     return _bursts(rng, samples, sample_rate, times, (0.003, 0.012))
 
 
-def rain(rng, samples, sample_rate=16000):
+def _rain(rng, samples, sample_rate=16000):
     """A hiss of far drops, and many single ones near by."""
     rate = rng.uniform(100, 600)
     times = _poisson(rng, samples, sample_rate, rate)
@@ -166,7 +166,7 @@ def rain(rng, samples, sample_rate=16000):
     return _unit(near + rng.uniform(0.3, 1) * far)
 
 
-def wind(rng, samples, sample_rate=16000):
+def _wind(rng, samples, sample_rate=16000):
     """Rumble in gusts, and a howl that comes with them."""
     rumble = coloured(rng, samples, sample_rate, exponent=rng.uniform(1.5, 3))
     slow = _slow(rng, samples, sample_rate, seconds=rng.uniform(0.3, 1))
@@ -179,11 +179,11 @@ def wind(rng, samples, sample_rate=16000):
 OF_VOICES = {"babble": babble, "speech_shaped": speech_shaped}
 OF_NOTHING = {
     "coloured": coloured,
-    "hum": hum,
-    "clicks": clicks,
-    "keyboard": keyboard,
-    "rain": rain,
-    "wind": wind,
+    "hum": _hum,
+    "clicks": _clicks,
+    "keyboard": _keyboard,
+    "rain": _rain,
+    "wind": _wind,
 }
 
 

@@ -70,7 +70,7 @@ def test_spectra_are_what_the_names_say():
     shaped = noises.speech_shaped(rng, 8 * RATE, [colour])  # of brown noise
     assert octave_db(shaped, 1000) == pytest.approx(-6, abs=1)
     # bursts: a few samples carry most of the energy
-    typing = np.sort(noises.keyboard(rng, 4 * RATE) ** 2)[::-1]
+    typing = np.sort(noises._keyboard(rng, 4 * RATE) ** 2)[::-1]
     assert typing[: len(typing) // 10].sum() > 0.5 * typing.sum()
 
 
