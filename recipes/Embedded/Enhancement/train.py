@@ -9,7 +9,6 @@ The test scores each exit on whole files, then streams with an exit chosen
 frame by frame, and writes metrics.json.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from speechbrain_mpq.lobes.models.nsnet2 import (
 from speechbrain_mpq.nnet.exit_rules import FixedExit, RandomExit, UncertainMask
 from speechbrain_mpq.simulation.noise import NoiseFolder, NoiseMaker
 from speechbrain_mpq.simulation.noisy_speech import NoisySpeech, Voices
+from speechbrain_mpq.utils import write_json
 
 
 class Enhancement(sb.Brain):
@@ -324,8 +324,7 @@ def main(arguments):
             for name in ("test", "test_unseen")
         }
         metrics["streams"] = score_rules(network, data, hparams)
-    path = Path(hparams["output_folder"]) / "metrics.json"
-    path.write_text(json.dumps(metrics, indent=4), encoding="utf-8")
+    write_json(Path(hparams["output_folder"]) / "metrics.json", metrics)
 
 
 if __name__ == "__main__":

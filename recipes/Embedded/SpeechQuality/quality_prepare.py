@@ -18,6 +18,7 @@ from speechbrain_mpq.evaluation.mos import P808
 from speechbrain_mpq.evaluation.pesq import wideband_pesq
 from speechbrain_mpq.simulation.noise import NoiseFolder, NoiseMaker, draw_by
 from speechbrain_mpq.simulation.noisy_speech import NoisySpeech, Voices
+from speechbrain_mpq.utils import write_json
 
 SPEECH_OF = {"test_unseen": "test"}  # the same voices in other noise
 RMS = 0.05  # level of every clip
@@ -91,7 +92,7 @@ def prepare_quality(
                 )
         kept = {key: entries[key] for key in sorted(entries)[:count]}
         path = data_folder / f"{split}_quality.json"
-        path.write_text(json.dumps(kept, indent=0), encoding="utf-8")
+        write_json(path, kept)
 
 
 def spectral_gate(noisy, strength):
@@ -144,7 +145,7 @@ def _write_chunk(data_folder, parameters, chunk):
         soundfile.write(path, waveform, 16000, "PCM_16")
         wav = f"{{data_root}}/quality/{split}/{key}.flac"
         entries[key] = {"wav": wav, **entry}
-    _chunk_file(data_folder, chunk).write_text(json.dumps(entries))
+    write_json(_chunk_file(data_folder, chunk), entries)
 
 
 def _labelled(clips, key, kind, denoised_share, p808):
@@ -196,4 +197,4 @@ def _check_parameters(path, parameters):
             )
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(parameters), encoding="utf-8")
+    write_json(path, parameters)

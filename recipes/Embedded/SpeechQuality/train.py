@@ -9,7 +9,6 @@ and writes the predictions and metrics.json. FOLDER is the output folder of
 the first command.
 """
 
-import json
 import math
 import sys
 import time
@@ -24,6 +23,7 @@ from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_mpq.evaluation.correlation import mse, pcc, srcc
 from speechbrain_mpq.lobes.models.dnsmos import BinaryDNSMOS, BitDNSMOS, memory
+from speechbrain_mpq.utils import write_json
 
 TESTS = ("test", "test_unseen")
 
@@ -211,16 +211,14 @@ def main(arguments):
         )
         metrics[name] = measured(*zip(*brain.scores.values()))
         # what two runs need to be compared item by item
-        path = output_folder / f"predictions_{name}.json"
-        path.write_text(json.dumps(brain.scores), encoding="utf-8")
+        write_json(output_folder / f"predictions_{name}.json", brain.scores)
     network = hparams["network"].cpu().eval()
     metrics["memory"] = memory(network)
     if isinstance(network, BinaryDNSMOS):
         with torch.no_grad():
             features = hparams["features"].cpu()
             metrics["bits"] = run_bits(network, features, data["test"])
-    path = output_folder / "metrics.json"
-    path.write_text(json.dumps(metrics, indent=4), encoding="utf-8")
+    write_json(output_folder / "metrics.json", metrics)
 
 
 if __name__ == "__main__":
