@@ -1,0 +1,225 @@
+"""Speech quality without a reference: DNSMOS with binary activation maps.
+
+To run this recipe, do the following:
+> python train.py hparams/train.yaml
+> python train.py hparams/train.yaml --binary_maps True --start_from FOLDER
+
+It makes clips of the embedded corpus in noise, labels them by PESQ, trains,
+and writes the predictions and metrics.json. FOLDER is the output folder of
+the first command.
+"""
+
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import speechbrain as sb
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.distributed import run_on_main
+
+from speechbrain_mpq.evaluation.correlation import mse, pcc, srcc
+from speechbrain_mpq.lobes.models.dnsmos import BinaryDNSMOS, BitDNSMOS, memory
+from speechbrain_mpq.utils import write_json
+
+TESTS = ("test", "test_unseen")
+
+
+class Quality(sb.Brain):
+    """Regression of a score."""
+
+    def compute_forward(self, batch, stage):
+        """Scores [batch]."""
+        batch = batch.to(self.device)
+        return self.modules.network(self.modules.features(batch.sig.data))
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Squared error."""
+        labels = batch.label.to(predictions)
+        if stage != sb.Stage.TRAIN:
+            for key, score, label in zip(batch.id, predictions, labels):
+                self.scores[key] = (score.item(), label.item())
+        return (predictions - labels).square().mean()
+
+    def on_stage_start(self, stage, epoch):
+        """Collect scores from nothing."""
+        self.scores = {}
+
+    def on_stage_end(self, stage, stage_loss, epoch):
+        """Log, anneal the learning rate, save a checkpoint."""
+        if stage == sb.Stage.TRAIN:
+            self.train_loss = float(stage_loss)
+            return
+        scores, labels = zip(*self.scores.values())
+        stats = {"loss": float(stage_loss), "PCC": pcc(scores, labels)}
+        if stage == sb.Stage.VALID:
+            old_lr, new_lr = self.hparams.lr_scheduler(
+                [self.optimizer], epoch, stage_loss
+            )
+            sb.nnet.schedulers.update_learning_rate(self.optimizer, new_lr)
+            self.hparams.train_logger.log_stats(
+                stats_meta={"epoch": epoch, "lr": old_lr},
+                train_stats={"loss": self.train_loss},
+                valid_stats=stats,
+            )
+            self.checkpointer.save_and_keep_only(
+                meta={"loss": stats["loss"]}, min_keys=["loss"]
+            )
+        else:
+            self.hparams.train_logger.log_stats(
+                stats_meta={"epoch loaded": self.hparams.epoch_counter.current},
+                test_stats=stats,
+            )
+
+
+def dataio_prep(hparams):
+    """Datasets by name: train, valid, test and test_unseen."""
+
+    @sb.utils.data_pipeline.takes("wav")
+    @sb.utils.data_pipeline.provides("sig")
+    def audio_pipeline(wav):
+        return sb.dataio.dataio.read_audio(wav)
+
+    @sb.utils.data_pipeline.takes(hparams["label"])
+    @sb.utils.data_pipeline.provides("label")
+    def label_pipeline(label):
+        return label
+
+    return {
+        split: DynamicItemDataset.from_json(
+            Path(hparams["data_folder"]) / f"{split}_quality.json",
+            replacements={"data_root": hparams["data_folder"]},
+            dynamic_items=[audio_pipeline, label_pipeline],
+            output_keys=["id", "sig", "label"],
+        )
+        for split in ("train", "valid", *TESTS)
+    }
+
+
+def begin(hparams, train_data):
+    """Weights of another run, or an output that begins at the mean label.
+
+    Arguments
+    ---------
+    hparams : dict
+        network, start_from and label are used.
+    train_data : DynamicItemDataset
+    """
+    network = hparams["network"]
+    if hparams["start_from"] is None:
+        labels = [e[hparams["label"]] for e in train_data.data.values()]
+        network.output.bias.data.fill_(sum(labels) / len(labels))
+        return
+    checkpointer = sb.utils.checkpoints.Checkpointer(
+        Path(hparams["start_from"]) / "save"
+    )
+    best = checkpointer.find_checkpoint(min_key="loss")
+    if best is None:
+        raise ValueError(f"{hparams['start_from']} has no checkpoint: train it")
+    state = torch.load(best.paramfiles["network"], weights_only=True)
+    network.load_state_dict(state)
+
+
+def measured(scores, labels):
+    """Correlations, None where the scores are constant, and the error."""
+    found = {f.__name__: f(scores, labels) for f in (pcc, srcc, mse)}
+    return {k: v if math.isfinite(v) else None for k, v in found.items()}
+
+
+def run_bits(network, features, data, clips=20):
+    """Bytes and time of a clip in bits, beside the training graph.
+
+    Arguments
+    ---------
+    network : BinaryDNSMOS
+    features : LogMel
+    data : DynamicItemDataset
+    clips : int
+        How many are tried.
+
+    Returns
+    -------
+    dict
+        Bytes kept, milliseconds of either way, and whether all scores are
+        the same to the last bit.
+    """
+    small = BitDNSMOS(network)
+    seconds, same = np.zeros(2), True
+    for index in range(min(clips, len(data))):
+        x = features(data[index]["sig"][None])
+        times = [time.perf_counter()]
+        graph = network(x)[0].numpy()
+        times.append(time.perf_counter())
+        bits = small(x[0])
+        times.append(time.perf_counter())
+        seconds += np.diff(times)
+        same = same and bool(graph == bits)
+    graph_ms, bits_ms = (1000 * seconds / min(clips, len(data))).tolist()
+    return {
+        "bytes": small.nbytes,
+        "graph_ms": graph_ms,
+        "bits_ms": bits_ms,
+        "same_scores": same,
+    }
+
+
+def main(arguments):
+    """Prepare, train and test."""
+    hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
+    with open(hparams_file, encoding="utf-8") as fin:
+        hparams = load_hyperpyyaml(fin, overrides)
+    sb.utils.distributed.ddp_init_group(run_opts)
+    output_folder = Path(hparams["output_folder"])
+    sb.create_experiment_directory(
+        experiment_directory=hparams["output_folder"],
+        hyperparams_to_save=hparams_file,
+        overrides=overrides,
+    )
+    if not hparams["skip_prep"]:
+        from quality_prepare import prepare_quality
+
+        from speechbrain_mpq.simulation.corpus import prepare_speech
+
+        folder = [hparams["data_folder"]]
+        run_on_main(prepare_speech, args=folder, kwargs=hparams["utterances"])
+        run_on_main(prepare_quality, args=folder, kwargs=hparams["quality"])
+    data = dataio_prep(hparams)
+    begin(hparams, data["train"])
+    brain = Quality(
+        modules=hparams["modules"],
+        opt_class=hparams["optimizer"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    brain.fit(
+        hparams["epoch_counter"],
+        data["train"],
+        data["valid"],
+        train_loader_kwargs={**hparams["dataloader_opts"], "shuffle": True},
+        valid_loader_kwargs=hparams["dataloader_opts"],
+    )
+    metrics = {}
+    for name in TESTS:
+        brain.evaluate(
+            data[name],
+            min_key="loss",
+            test_loader_kwargs=hparams["dataloader_opts"],
+        )
+        metrics[name] = measured(*zip(*brain.scores.values()))
+        # what two runs need to be compared item by item
+        write_json(output_folder / f"predictions_{name}.json", brain.scores)
+    network = hparams["network"].cpu().eval()
+    metrics["memory"] = memory(network)
+    if isinstance(network, BinaryDNSMOS):
+        with torch.no_grad():
+            features = hparams["features"].cpu()
+            metrics["bits"] = run_bits(network, features, data["test"])
+    write_json(output_folder / "metrics.json", metrics)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,117 @@
+"""Rules that say at which exit a frame leaves a network.
+
+A rule is asked at each exit but the last one, with the mask that the exit
+would give and the noisy spectrum, [1, bins] each, of one signal.
+"""
+
+import torch
+
+
+class FixedExit:
+    """Rule: stop at the same exit in every frame.
+
+    Arguments
+    ---------
+    exit : int
+
+    Example
+    -------
+    >>> rule = FixedExit(1)
+    >>> rule(0, None, None), rule(1, None, None)
+    (False, True)
+    """
+
+    def __init__(self, exit):
+        self.exit = exit
+
+    def reset(self):
+        """Begin another signal."""
+
+    def __call__(self, exit, mask, spectrum):
+        """Whether to stop."""
+        return exit >= self.exit
+
+
+class RandomExit(FixedExit):
+    """Control: leave at one exit or another by chance.
+
+    Its quality lies on the line between two fixed exits: what a rule that
+    listens has to beat.
+
+    Arguments
+    ---------
+    early, late : int
+        The exits.
+    share : float
+        Of the frames that leave early.
+    seed : int
+
+    Example
+    -------
+    >>> rule = RandomExit(1, 5, share=0.5)
+    >>> rule(0, None, None)
+    False
+    """
+
+    def __init__(self, early, late, share, seed=1234):
+        super().__init__(late)
+        self.early, self.share, self.seed = early, share, seed
+        self.reset()
+
+    def reset(self):
+        """Begin another signal."""
+        self.random = torch.Generator().manual_seed(self.seed)
+
+    def __call__(self, exit, mask, spectrum):
+        """Whether to stop."""
+        if exit != self.early:
+            return exit >= self.exit
+        return torch.rand((), generator=self.random).item() < self.share
+
+
+class UncertainMask:
+    """Rule that listens: go on while the mask of what is loud is undecided.
+
+    A mask near 0 or 1 has decided. What is asked is the mean of 4 m (1 - m)
+    over the bins, weighted by the compressed spectrum against its running
+    mean: doubt about a loud frame counts, doubt about a pause does not.
+
+    Arguments
+    ---------
+    threshold : float
+        Stop below it: 0 never stops, a large one always does.
+    first : int
+        First exit at which it may stop.
+    memory : float
+        Frames over which the level is averaged.
+
+    Example
+    -------
+    >>> rule = UncertainMask(threshold=0.5)
+    >>> spectrum = torch.ones(1, 257, dtype=torch.cfloat)
+    >>> rule(0, torch.full((1, 257), 0.9), spectrum)
+    True
+    >>> rule(0, torch.full((1, 257), 0.5), spectrum)
+    False
+    """
+
+    def __init__(self, threshold, first=0, memory=60):
+        self.threshold, self.first, self.memory = threshold, first, memory
+        self.reset()
+
+    def reset(self):
+        """Begin another signal."""
+        self.level, self.frame = None, None
+
+    def __call__(self, exit, mask, spectrum):
+        """Whether to stop."""
+        size = spectrum.abs() ** 0.6
+        if self.frame is not spectrum:  # the first exit of this frame
+            self.frame, now = spectrum, size.mean()
+            self.level = (
+                now
+                if self.level is None
+                else self.level + (now - self.level) / self.memory
+            )
+        doubt = (size * 4 * mask * (1 - mask)).mean() / (self.level + 1e-9)
+        return exit >= self.first and doubt.item() < self.threshold
