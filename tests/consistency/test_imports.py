@@ -13,7 +13,9 @@ ALLOWED = {
     "allocation": {"quantization"},
     "training": {"quantization", "allocation"},
     "ptq": {"quantization", "allocation", "training"},
-    "lobes": set(),
+    "decoders": set(),
+    "nnet": {"decoders"},
+    "lobes": {"nnet"},
     "evaluation": set(),
     "vision": set(),  # faces, directions, lips: knows no model
     "simulation": {"lobes"},  # what a separator's features are

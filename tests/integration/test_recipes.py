@@ -76,6 +76,8 @@ def last_value(log, variable, epoch):
 @pytest.mark.parametrize("row", ROWS, ids=NAMES)
 def test_row(row, shared, one_thread, monkeypatch):
     monkeypatch.chdir(ROOT)
+    script = ROOT / row["Script_file"]
+    monkeypatch.syspath_prepend(script.parent)  # as `python train.py` has it
     output = shared / row["Hparam_file"].removesuffix(".yaml")
     flags = row["test_debug_flags"].replace("tests/tmp", str(shared))
     flags = [*shlex.split(flags), "--device=cpu", f"--output_folder={output}"]
