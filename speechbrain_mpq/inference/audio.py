@@ -1,16 +1,14 @@
-"""Formats of audio files, and streams that can be read twice.
+"""Multichannel audio files in blocks: read, checked, mended, resampled.
 
-Sampling-rate conversion of signals that come in pieces.
-
-Multichannel audio files in blocks: read, checked, written whole.
-
-Layout: [samples, channels]; full scale is 1.
+Layout: [samples, channels]; full scale is 1. A constant offset of a
+microphone carries no speech and is taken off.
 """
 
-import logging
 import math
+import os
+import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,19 +16,416 @@ import numpy as np
 import soundfile
 import torch
 
-from ..utils import SAMPLE_RATE
+from ..utils import SAMPLE_RATE, open_input
+from .audio_headers import ChangedFile, read_header
+
+BLOCK_SECONDS = 3.0
+FILTER_ZEROS = 6  # of the low-pass filter, to either side
+ROLLOFF = 0.99  # of half the lower rate
+MAX_FILTER = 2**24  # taps of a resampler: rates with no common divisor
+CLIPPED = 0.9999  # of full scale
+CLIPPED_SHARE = 1e-4  # of all samples, from where on it is worth a warning
+SAME = 1e-6  # of the peak: channels that differ by less are copies
 
 
-def audio_format(path):
-    """Name of the audio format that a file's ending asks for."""
-    ending = Path(path).suffix
-    name = ending[1:].upper()
-    if name not in soundfile.available_formats() or name == "RAW":
-        raise ValueError(
-            f"{path}: cannot write {ending or 'nameless'} files: name a .wav "
-            "or .flac file"
+class AudioError(ValueError):
+    """Audio that cannot be separated.
+
+    Arguments
+    ---------
+    path : str or Path
+        The file.
+    problem : str
+        What is wrong with it.
+    fix : str
+        What to do.
+
+    Example
+    -------
+    >>> print(AudioError("a.wav", "it is empty", "record it again"))
+    a.wav: it is empty; record it again
+    """
+
+    def __init__(self, path, problem, fix):
+        super().__init__(f"{path}: {problem}; {fix}")
+
+
+def used_channels(channels, microphones, array_size, name="recording"):
+    """Which channels of a recording are the microphones that are used."""
+    if channels == len(microphones):
+        return list(range(channels))
+    if channels == array_size:
+        return [number - 1 for number in microphones]
+    raise AudioError(
+        name,
+        f"{channels} channel{'s' * (channels != 1)}",
+        f"the model needs all {array_size} microphones of its array, or just "
+        f"the {len(microphones)} that it uses, {list(microphones)}, in order",
+    )
+
+
+@dataclass(frozen=True)
+class AudioStats:
+    """What a first pass over a file finds.
+
+    Arguments
+    ---------
+    samples : int
+        Length at 16 kHz.
+    rms : float
+        Of the reference channel; full scale = 1.
+    warnings : tuple of str
+        What is odd but no error.
+
+    Example
+    -------
+    >>> AudioStats(16000, 0.1).warnings
+    ()
+    """
+
+    samples: int
+    rms: float
+    warnings: tuple = ()
+
+
+class AudioFile:
+    """The channels of a file that a separator uses, at 16 kHz.
+
+    Lengths that the header has wrong are mended. `scan` finds the constant
+    offset of every microphone; from then on `blocks` are without it.
+
+    Arguments
+    ---------
+    source : str, Path or binary file
+        Anything that libsndfile reads, pipes too; a binary file must be
+        seekable.
+    microphones : sequence of int
+        Numbers of the microphones that are used, from 1, reference first.
+    array_size : int
+        Microphones of the whole array. The file has these, in order, or
+        just those that are used.
+    name : str or None
+        For messages; None: the source.
+    min_samples : int
+        Shortest signal, at 16 kHz.
+
+    Example
+    -------
+    >>> path = getfixture("tmpdir") / "mix.wav"
+    >>> soundfile.write(path, np.full((16000, 15), 0.25), 16000)
+    >>> file = AudioFile(path, microphones=[1, 4, 15], array_size=15)
+    >>> [tuple(block.shape) for block in file.blocks(9000)]
+    [(9000, 3), (7000, 3)]
+    """
+
+    def __init__(
+        self, source, microphones, array_size, name=None, min_samples=512
+    ):
+        self.name = name or source
+        self.source = _twice_readable(source)
+        self.microphones = list(microphones)
+        with self._opened() as file:
+            self._header = read_header(file)
+        with self._decoded() as file:
+            self.rate, self.frames = file.samplerate, file.frames
+            self.channels = file.channels
+        self._index = used_channels(
+            self.channels, self.microphones, array_size, self.name
         )
-    return name
+        self._check_rate()
+        self._stats = None
+        self._offset = np.zeros(len(self._index))
+        if self._header.open_end:
+            self._count_open_end(min_samples)
+        if self.samples < min_samples:
+            raise AudioError(
+                self.name,
+                f"{self.frames} samples at {self.rate} Hz are shorter than "
+                f"one window of {min_samples} at {SAMPLE_RATE} Hz",
+                "record more",
+            )
+
+    @property
+    def samples(self):
+        """Length at 16 kHz."""
+        return math.ceil(self.frames * SAMPLE_RATE / self.rate)
+
+    @property
+    def seconds(self):
+        """Length."""
+        return self.frames / self.rate
+
+    def blocks(self, samples=int(BLOCK_SECONDS * SAMPLE_RATE)):
+        """Read the file from its beginning.
+
+        Arguments
+        ---------
+        samples : int
+            Of a block, at the rate of the file.
+
+        Returns
+        -------
+        blocks : iterator of torch.Tensor
+            [samples, mics], float32, finite.
+        """
+        resampler = None
+        if self.rate != SAMPLE_RATE:
+            resampler = BlockResampler(self.rate, SAMPLE_RATE)
+        for block, last in self._raw_blocks(max(1, samples)):
+            block = block[:, self._index]
+            if self._offset.any():
+                block = (block - self._offset).astype(np.float32)
+            block = torch.from_numpy(block)  # [samples, mics]
+            if resampler:
+                block = resampler.push(block, last)
+            yield block
+
+    def scan(self):
+        """First pass, once: level, offsets and oddities of the whole file.
+
+        Returns
+        -------
+        stats : AudioStats
+        """
+        if self._stats is None:
+            self._stats = self._scan()
+        return self._stats
+
+    def _scan(self):
+        """As `scan`."""
+        mics, told = len(self.microphones), self.frames
+        moments = np.zeros((2, mics))  # sums of the signal and its square
+        clipped, copies, count = 0, _Copies(), 0
+        resampler = None
+        if self.rate != SAMPLE_RATE:
+            resampler = BlockResampler(self.rate, SAMPLE_RATE)
+        total = np.zeros(mics)  # at the rate of the file
+        raw = int(BLOCK_SECONDS * SAMPLE_RATE)
+        for block, last in self._raw_blocks(raw):
+            block = block[:, self._index]
+            clipped += np.count_nonzero(np.abs(block) >= CLIPPED)
+            copies.update(block)
+            total += block.sum(0, dtype=np.float64)
+            count += len(block)
+            if resampler:
+                block = resampler.push(torch.from_numpy(block), last).numpy()
+            moments[0] += block.sum(0, dtype=np.float64)
+            moments[1] += np.einsum("tm,tm->m", block, block, dtype=np.float64)
+        self.frames = count
+        self._offset = total / count
+        mean, square = moments / self.samples
+        # What is left of a constant is rounding, not sound
+        power = np.where(
+            square - mean**2 > 1e-12 * mean**2, square - mean**2, 0.0
+        )
+        if power.any() and mics > 1 and not copies.differ:
+            raise AudioError(
+                self.name,
+                f"its {mics} channels are the same: one signal, copied, has "
+                "no direction",
+                "use the recording of the array itself",
+            )
+        warnings = [
+            *self._wrong_length(told),
+            *self._silent_channels(power),
+            *self._clipping(clipped / (self.frames * mics)),
+        ]
+        return AudioStats(self.samples, math.sqrt(power[0]), tuple(warnings))
+
+    @contextmanager
+    def _opened(self):
+        """The file's bytes, from the first one."""
+        if hasattr(self.source, "seek"):
+            self.source.seek(0)
+            yield self.source
+        else:
+            with open(self.source, "rb") as file:
+                yield file
+
+    @contextmanager
+    def _decoded(self):
+        """The file's sound; libsndfile's complaints name it."""
+        with ExitStack() as stack:
+            source = self.source
+            if hasattr(source, "seek"):
+                source.seek(0)
+            elif not self._header.changes:
+                source = system_path(source)
+            if self._header.changes:
+                source = stack.enter_context(self._opened())
+                source = ChangedFile(source, self._header.changes)
+            kind = _OpenEnd if self._header.open_end else soundfile.SoundFile
+            try:
+                with kind(source) as file:
+                    yield file
+            except soundfile.LibsndfileError as error:
+                raise AudioError(
+                    self.name,
+                    f"cannot be read as audio ({error.error_string})",
+                    "convert it to WAV or FLAC",
+                ) from error
+
+    def _raw_blocks(self, samples):
+        """[samples, channels] of the file as it is, and which is the last."""
+        position, block = 0, None
+        with self._decoded() as file:
+            while True:
+                following = file.read(samples, dtype="float32", always_2d=True)
+                if not len(following):
+                    break
+                self._check_finite(following, position)
+                if block is not None:
+                    yield block, False
+                position, block = position + len(following), following
+        if position < self.frames:
+            raise AudioError(
+                self.name,
+                f"ends after {position} of {self.frames} samples",
+                "copy it again",
+            )
+        if block is not None:
+            yield block, True
+
+    def _count_open_end(self, min_samples):
+        """Count the samples of a file whose header does not say how many."""
+        self.frames = self._header.frames
+        if self.frames == 0 or self.samples < min_samples:
+            blocks = self._raw_blocks(2**18)
+            self.frames = sum(len(block) for block, _ in blocks)
+
+    def _check_rate(self):
+        """Refuse rates that lack speech, or that no short filter converts."""
+        if self.rate < SAMPLE_RATE:
+            raise AudioError(
+                self.name,
+                f"sampled at {self.rate} Hz",
+                f"the model needs {SAMPLE_RATE} Hz or more",
+            )
+        common = math.gcd(self.rate, SAMPLE_RATE)
+        if self.rate * SAMPLE_RATE // common**2 > MAX_FILTER:
+            raise AudioError(
+                self.name,
+                f"sampled at {self.rate} Hz, an odd rate",
+                f"resample it to {SAMPLE_RATE} Hz first",
+            )
+
+    def _check_finite(self, block, position):
+        """Raise AudioError at the first NaN or infinite sample."""
+        finite = np.isfinite(block)
+        if not finite.all():
+            sample, channel = np.argwhere(~finite)[0]
+            raise AudioError(
+                self.name,
+                f"channel {channel + 1} holds NaN or infinity at "
+                f"{(position + sample) / self.rate:.3f} s",
+                "repair or cut it",
+            )
+
+    def _wrong_length(self, told):
+        """Warnings on a header that lied about the length."""
+        if self._header.warning:
+            yield f"{self.name}: {self._header.warning}"
+        elif self.frames != told:
+            yield (
+                f"{self.name}: its header tells {told} samples, the file "
+                f"holds {self.frames}: all is taken"
+            )
+
+    def _silent_channels(self, power):
+        """Warnings on microphones that hear nothing while others do."""
+        if not power.any():
+            yield f"{self.name} is silent: so is what is separated from it"
+            return
+        for number, value in zip(self.microphones, power):
+            if value == 0:
+                yield (
+                    f"{self.name}: microphone {number} is silent: check its "
+                    "cable; the separation suffers"
+                )
+
+    def _clipping(self, share):
+        """Warning where many samples are at full scale."""
+        if share > CLIPPED_SHARE:
+            yield (
+                f"{self.name}: {100 * share:.2g} % of the samples are "
+                "clipped: record it at a lower level"
+            )
+
+
+class _OpenEnd(soundfile.SoundFile):
+    """A file that is read to its end, wherever that is."""
+
+    def seekable(self):
+        """Not asked for: behind the end, seeking fails."""
+        return False
+
+
+class _Copies:
+    """Whether channels are one signal, offsets aside."""
+
+    def __init__(self):
+        self.differ = False
+        self._least, self._most, self._peak = np.inf, -np.inf, 0.0
+
+    def update(self, block):
+        """Take more of the signal, [samples, mics]."""
+        if self.differ:
+            return
+        apart = block - block[:, :1]
+        self._least = np.minimum(self._least, apart.min(0))
+        self._most = np.maximum(self._most, apart.max(0))
+        self._peak = max(self._peak, float(np.abs(block).max()))
+        spread = (self._most - self._least).max()
+        self.differ = bool(spread > SAME * self._peak)
+
+
+def as_waveforms(signal, name="waveforms"):
+    """Samples of any kind as float32; integers become parts of full scale.
+
+    Arguments
+    ---------
+    signal : torch.Tensor, array or nested sequence
+    name : str
+        For messages.
+
+    Returns
+    -------
+    waveforms : torch.Tensor
+
+    Example
+    -------
+    >>> as_waveforms(np.array([[-16384, 0]], dtype=np.int16))
+    tensor([[-0.5000,  0.0000]])
+    """
+    try:
+        if not isinstance(signal, torch.Tensor):
+            # A copy: other strides and read-only arrays are no matter then
+            signal = torch.as_tensor(np.array(signal))
+    except (TypeError, ValueError) as error:
+        raise AudioError(name, f"no samples ({error})", "give numbers") from (
+            error
+        )
+    if signal.is_floating_point():
+        return signal.float()
+    if signal.dtype in (torch.int16, torch.int32):
+        return signal.float() / -float(torch.iinfo(signal.dtype).min)
+    raise AudioError(
+        name,
+        f"samples of type {signal.dtype}",
+        "give floats, full scale being 1, or 16- or 32-bit integers",
+    )
+
+
+def _twice_readable(source):
+    """A source as it is, or what comes out of a pipe, in a file."""
+    if hasattr(source, "seek"):
+        return source
+    if Path(source).is_file():
+        return source
+    file = tempfile.TemporaryFile()  # without a name: it ends with us
+    with open_input(source) as pipe:
+        shutil.copyfileobj(pipe, file)
+    return file
 
 
 @contextmanager
@@ -43,8 +438,21 @@ def seekable(stream):
         yield file
 
 
-FILTER_ZEROS = 6  # of the low-pass filter, to either side
-ROLLOFF = 0.99  # of half the lower rate
+def system_path(path):
+    """A path as libsndfile takes it, whatever the letters of its name."""
+    return str(path) if os.name == "nt" else os.fsencode(path)
+
+
+def audio_format(path):
+    """Name of the audio format that a file's ending asks for."""
+    ending = Path(path).suffix
+    name = ending[1:].upper()
+    if name not in soundfile.available_formats() or name == "RAW":
+        raise ValueError(
+            f"{path}: cannot write {ending or 'nameless'} files: name a .wav "
+            "or .flac file"
+        )
+    return name
 
 
 class BlockResampler:
@@ -118,247 +526,3 @@ class BlockResampler:
             rolloff=ROLLOFF,
         )
         return channels.T.contiguous()
-
-
-logger = logging.getLogger(__name__)
-BLOCK_SECONDS = 3.0
-MAX_FILTER = 2**24  # taps of a resampler: rates with no common divisor
-CLIPPED = 0.9999  # of full scale
-CLIPPED_SHARE = 1e-4  # of all samples, from where on it is worth a warning
-
-
-class AudioError(ValueError):
-    """Audio that cannot be separated.
-
-    Arguments
-    ---------
-    path : str or Path
-        The file.
-    problem : str
-        What is wrong with it.
-    fix : str
-        What to do.
-
-    Example
-    -------
-    >>> print(AudioError("a.wav", "it is empty", "record it again"))
-    a.wav: it is empty; record it again
-    """
-
-    def __init__(self, path, problem, fix):
-        super().__init__(f"{path}: {problem}; {fix}")
-
-
-def used_channels(channels, microphones, array_size, name="recording"):
-    """Which channels of a recording are the microphones that are used."""
-    if channels == len(microphones):
-        return list(range(channels))
-    if channels == array_size:
-        return [number - 1 for number in microphones]
-    raise AudioError(
-        name,
-        f"{channels} channel{'s' * (channels != 1)}",
-        f"the model needs all {array_size} microphones of its array, or just "
-        f"the {len(microphones)} that it uses, {list(microphones)}, in order",
-    )
-
-
-@dataclass(frozen=True)
-class AudioStats:
-    """What a first pass over a file finds.
-
-    Arguments
-    ---------
-    samples : int
-        Length at 16 kHz.
-    rms : float
-        Of the reference channel; full scale = 1.
-    warnings : tuple of str
-        What is odd but no error.
-
-    Example
-    -------
-    >>> AudioStats(16000, 0.1).warnings
-    ()
-    """
-
-    samples: int
-    rms: float
-    warnings: tuple = ()
-
-
-class AudioFile:
-    """The channels of a file that a separator uses, at 16 kHz.
-
-    Arguments
-    ---------
-    source : str, Path or binary file
-        Anything that libsndfile reads; a stream must be seekable.
-    microphones : sequence of int
-        Numbers of the microphones that are used, from 1, reference first.
-    array_size : int
-        Microphones of the whole array. The file has these, in order, or
-        just those that are used.
-    name : str or None
-        For messages; None: the source.
-    min_samples : int
-        Shortest signal, at 16 kHz.
-
-    Example
-    -------
-    >>> path = getfixture("tmpdir") / "mix.wav"
-    >>> soundfile.write(path, np.full((16000, 15), 0.25), 16000)
-    >>> file = AudioFile(path, microphones=[1, 4, 15], array_size=15)
-    >>> [tuple(block.shape) for block in file.blocks(9000)]
-    [(9000, 3), (7000, 3)]
-    """
-
-    def __init__(
-        self, source, microphones, array_size, name=None, min_samples=512
-    ):
-        self.source = source
-        self.name = name or source
-        self.microphones = list(microphones)
-        with self._open() as file:
-            self.rate, self.frames = file.samplerate, file.frames
-            self.channels = file.channels
-        self._index = used_channels(
-            self.channels, self.microphones, array_size, self.name
-        )
-        self._check_rate()
-        self.samples = math.ceil(self.frames * SAMPLE_RATE / self.rate)
-        if self.samples < min_samples:
-            raise AudioError(
-                self.name,
-                f"{self.frames} samples at {self.rate} Hz are shorter than "
-                f"one window of {min_samples} at {SAMPLE_RATE} Hz",
-                "record more",
-            )
-
-    @property
-    def seconds(self):
-        """Length."""
-        return self.frames / self.rate
-
-    def blocks(self, samples=int(BLOCK_SECONDS * SAMPLE_RATE)):
-        """Read the file from its beginning.
-
-        Returns
-        -------
-        blocks : iterator of torch.Tensor
-            [samples, mics], float32, finite.
-        """
-        resampler = None
-        if self.rate != SAMPLE_RATE:
-            resampler = BlockResampler(self.rate, SAMPLE_RATE)
-        position = 0
-        for block in self._raw_blocks(samples):
-            self._check_finite(block, position)
-            position += len(block)
-            block = torch.from_numpy(block[:, self._index])
-            if resampler:
-                block = resampler.push(block, last=position == self.frames)
-            yield block
-
-    def scan(self):
-        """First pass: level and oddities of the whole file."""
-        mics = len(self.microphones)
-        power, clipped, differs = np.zeros(mics), 0, mics == 1
-        for block in self.blocks():
-            signal = block.numpy()
-            power += np.einsum("tm,tm->m", signal, signal, dtype=np.float64)
-            clipped += np.count_nonzero(np.abs(signal) >= CLIPPED)
-            differs = differs or bool((signal != signal[:, :1]).any())
-        if power.any() and not differs:
-            raise AudioError(
-                self.name,
-                f"its {mics} channels are the same: one signal, copied, has "
-                "no direction",
-                "use the recording of the array itself",
-            )
-        warnings = [
-            *self._silent_channels(power),
-            *self._clipping(clipped / (self.samples * mics)),
-        ]
-        rms = math.sqrt(power[0] / self.samples)
-        return AudioStats(self.samples, rms, tuple(warnings))
-
-    @contextmanager
-    def _open(self):
-        """The file; libsndfile's complaints name it."""
-        if hasattr(self.source, "seek"):
-            self.source.seek(0)
-        elif not Path(self.source).is_file():
-            raise FileNotFoundError(f"{self.source}: no such file")
-        try:
-            with soundfile.SoundFile(self.source) as file:
-                yield file
-        except soundfile.LibsndfileError as error:
-            raise AudioError(
-                self.name,
-                f"cannot be read as audio ({error.error_string})",
-                "convert it to WAV or FLAC",
-            ) from error
-
-    def _raw_blocks(self, samples):
-        """[samples, channels] of the file as it is."""
-        position = 0
-        with self._open() as file:
-            while position < self.frames:
-                block = file.read(samples, dtype="float32", always_2d=True)
-                if not len(block):
-                    raise AudioError(
-                        self.name,
-                        f"ends after {position} of {self.frames} samples",
-                        "copy it again",
-                    )
-                position += len(block)
-                yield block
-
-    def _check_rate(self):
-        """Refuse rates that lack speech, or that no short filter converts."""
-        if self.rate < SAMPLE_RATE:
-            raise AudioError(
-                self.name,
-                f"sampled at {self.rate} Hz",
-                f"the model needs {SAMPLE_RATE} Hz or more",
-            )
-        common = math.gcd(self.rate, SAMPLE_RATE)
-        if self.rate * SAMPLE_RATE // common**2 > MAX_FILTER:
-            raise AudioError(
-                self.name,
-                f"sampled at {self.rate} Hz, an odd rate",
-                f"resample it to {SAMPLE_RATE} Hz first",
-            )
-
-    def _check_finite(self, block, position):
-        """Raise AudioError at the first NaN or infinite sample."""
-        finite = np.isfinite(block)
-        if not finite.all():
-            sample, channel = np.argwhere(~finite)[0]
-            raise AudioError(
-                self.name,
-                f"channel {channel + 1} holds NaN or infinity at "
-                f"{(position + sample) / self.rate:.3f} s",
-                "repair or cut it",
-            )
-
-    def _silent_channels(self, power):
-        """Warnings on microphones that hear nothing while others do."""
-        if not power.any():
-            yield f"{self.name} is silent: so is what is separated from it"
-            return
-        for number, value in zip(self.microphones, power):
-            if value == 0:
-                yield (
-                    f"{self.name}: microphone {number} is silent: check its "
-                    "cable; the separation suffers"
-                )
-
-    def _clipping(self, share):
-        """Warning where many samples are at full scale."""
-        if share > CLIPPED_SHARE:
-            yield (
-                f"{self.name}: {100 * share:.2g} % of the samples are "
-                "clipped: record it at a lower level"
-            )

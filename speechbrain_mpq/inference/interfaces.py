@@ -1,10 +1,7 @@
-"""Where targets are, from whatever a caller says it with.
-
-What a loaded separator offers: batches, files of any length, streams.
-"""
+"""What a loaded separator offers: batches, files of any length, streams."""
 
 import logging
-import os
+import math
 from contextlib import ExitStack
 
 import numpy as np
@@ -15,8 +12,8 @@ from ..lobes.models.lips import check_grey, fit_pictures, frame_of_pictures
 from ..lobes.models.separator import MIN_RMS
 from ..lobes.models.spatial_features import check_doa
 from ..utils import SAMPLE_RATE
-from .audio import AudioFile, used_channels
-from .chunks import ChunkedSeparator, SeparationStream
+from .audio import AudioFile, as_waveforms, used_channels
+from .chunks import ChunkedSeparator, SeparationStream, check_finite
 from .output import TargetOutput, output_paths
 
 
@@ -127,9 +124,11 @@ class SeparationInterface:
     def separate_batch(self, waveforms, doa, lips=None):
         """Separate talkers of mixtures of one length.
 
+        The constant offset of every microphone is taken off first.
+
         Arguments
         ---------
-        waveforms : torch.Tensor
+        waveforms : torch.Tensor or array
             [batch, samples, mics], 16 kHz: all microphones of the array or
             just those that the model uses.
         doa : torch.Tensor or sequence of float
@@ -150,9 +149,14 @@ class SeparationInterface:
         if lips is not None:
             lips = torch.as_tensor(lips).to(self.device)
             lips = lips[:, None] if lips.dim() == 4 else lips
-        waveforms = waveforms[..., self._used(waveforms.shape[-1])]
-        waveforms = waveforms.to(self.device, torch.float32)
-        return self.separator(waveforms, doa, lips)
+        waveforms = as_waveforms(waveforms)
+        if waveforms.dim() == 3:
+            waveforms = waveforms[..., self._used(waveforms.shape[-1])]
+            mean = waveforms.double().mean(1, keepdim=True)
+            waveforms = (waveforms - mean).float()
+        estimates = self.separator(waveforms.to(self.device), doa, lips)
+        check_finite(estimates)
+        return estimates
 
     @torch.inference_mode()
     def separate_file(
@@ -194,17 +198,24 @@ class SeparationInterface:
             The files; without `out` the waveforms, [samples], or [targets,
             samples] for several directions.
         """
+        if not (math.isfinite(chunk_seconds) and chunk_seconds > 0):
+            raise ValueError(
+                f"chunk_seconds must be above 0, not {chunk_seconds!r}"
+            )
         directions = _as_directions(doa)
         single = directions.dim() == 0
         directions = directions.view(-1) if single else directions
         audio = path if isinstance(path, AudioFile) else self.open_audio(path)
         hop = self.separator.features.hop
-        _check_moving(directions, audio.samples // hop + 1)
-        paths = output_paths(out, _median_doas(directions))
+        scan = audio.scan()
+        _check_moving(directions, scan.samples // hop + 1)
+        paths = output_paths(out, _median_doas(directions), audio.source)
+        for warning in scan.warnings:
+            logger.warning(warning)
         with ExitStack() as stack:
             outputs = [
                 stack.enter_context(TargetOutput(name, level, subtype))
-                for name in _not_input(audio, paths)
+                for name in paths
             ]
             pieces = self._pieces(
                 audio, directions, lips, chunk_seconds, progress
@@ -244,15 +255,14 @@ class SeparationInterface:
     def _pieces(self, audio, directions, lips, chunk_seconds, progress):
         """Estimate [targets, samples] and mixture [samples], in order."""
         scan = audio.scan()
-        for warning in scan.warnings:
-            logger.warning(warning)
         rms = max(scan.rms, MIN_RMS)
         frames = scan.samples // self.separator.features.hop + 1
         lips = self._pictures(lips, directions, frames)
         chunks = ChunkedSeparator(
             self.separator, directions.to(self.device)[None], lips=lips
         )
-        samples, left = round(chunk_seconds * audio.rate), scan.samples
+        samples = max(1, round(chunk_seconds * audio.rate))
+        left = scan.samples
         with tqdm(
             total=round(audio.seconds), unit="s", disable=not progress
         ) as bar:
@@ -292,15 +302,3 @@ class SeparationInterface:
                 "this model looks at lips, which a stream of sound lacks: "
                 "use separate_file(path, doa, lips=lips)"
             )
-
-
-def _not_input(audio, paths):
-    """The outputs, none of which is the input."""
-    for path in paths:
-        if path is None or hasattr(audio.source, "read") or not path.exists():
-            continue
-        if os.path.samefile(path, audio.source):
-            raise ValueError(
-                f"{path} is the input: name another file for the output"
-            )
-    return paths

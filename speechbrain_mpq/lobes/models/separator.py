@@ -244,7 +244,20 @@ def match_level(estimate, mixture):
     """
     common = (estimate * mixture).sum(-1, keepdim=True)
     energy = estimate.square().sum(-1, keepdim=True)
-    return estimate * (common / energy.clamp_min(1e-12))
+    return estimate * matching_gain(common, energy)
+
+
+def matching_gain(common, energy):
+    """The gain of `match_level` from sums over the samples.
+
+    Arguments
+    ---------
+    common : torch.Tensor
+        Sum of estimate times mixture.
+    energy : torch.Tensor
+        Sum of the estimate squared.
+    """
+    return common / energy.clamp_min(1e-12)
 
 
 def build_separator(path, **overrides):
