@@ -218,17 +218,27 @@ def open_input(path):
     if stat.S_ISREG(mode):
         return open(path, "rb")
     if not stat.S_ISFIFO(mode):
-        raise FileNotFoundError(f"{path}: no such file, but something else")
+        raise FileNotFoundError(f"{path}: neither a file nor a pipe")
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    poll = select.poll()
-    poll.register(file, select.POLLIN)
-    if not poll.poll(1000 * PIPE_SECONDS):
+    try:
+        poll = select.poll()
+        poll.register(file, select.POLLIN)
+        if not poll.poll(1000 * PIPE_SECONDS):
+            _check_writer(file, path)
+        os.set_blocking(file, True)
+        return os.fdopen(file, "rb")
+    except BaseException:
         os.close(file)
-        raise OSError(
-            f"{path}: nobody wrote to this pipe for {PIPE_SECONDS:.0f} s"
-        )
-    os.set_blocking(file, True)
-    return os.fdopen(file, "rb")
+        raise
+
+
+def _check_writer(file, path):
+    """Raise OSError on a pipe that nobody writes to."""
+    try:  # nothing is there: the end without a writer, to be awaited with one
+        os.read(file, 1)
+    except BlockingIOError:
+        return
+    raise OSError(f"{path}: nobody wrote to this pipe")
 
 
 def read_text(path, most=MAX_JSON):

@@ -1,11 +1,49 @@
-"""The model card: README.md of a packed folder, from plain dictionaries."""
+"""The model card: README.md of a packed folder, from plain dictionaries.
+
+What is said of a class of models, and how one is used, comes from its
+`CardText`; sizes, results and the bit plan are told of all alike.
+"""
 
 from collections import defaultdict
+from dataclasses import dataclass
 
 import yaml
 
 MIB = 2**20  # bytes
-_USE = """\
+
+
+@dataclass(frozen=True)
+class CardText:
+    """What a model card says of a class of models.
+
+    Arguments
+    ---------
+    title : str
+        Headline, as "Speech enhancer".
+    about : str
+        One or two sentences, with a line feed at their end.
+    use : str
+        Markdown from "## How to use" on; `{sample}` in it becomes the name of
+        a recording.
+    tags : tuple of str
+        For the hub, beside those of speechbrain_mpq.
+    task : str
+        The hub's word for what it does.
+
+    Example
+    -------
+    >>> CardText("Speech enhancer", "Takes noise away.\\n").task
+    'audio-to-audio'
+    """
+
+    title: str
+    about: str
+    use: str = ""
+    tags: tuple = ()
+    task: str = "audio-to-audio"
+
+
+_SEPARATOR_USE = """\
 ## How to use
 
 It takes speechbrain_mpq, a plugin for SpeechBrain.
@@ -55,6 +93,26 @@ separate --track track.json --video talk.mp4` does that and the rest.
 """
 
 
+def _separator_text(arguments):
+    """What is said of a separator, with or without a lip stream."""
+    visual = arguments.get("visual")
+    call = _CALL_WITH_LIPS if visual else _CALL
+    watches = ", and watches the talker's mouth where there is video"
+    return CardText(
+        f"Multichannel speech separator{' with lips' if visual else ''}",
+        "Separates the talker in a given direction from the recording of a "
+        f"microphone\narray{watches if visual else ''}.",
+        _SEPARATOR_USE.format(call=call)
+        + (f"\n{_LIPS.format(**visual)}" if visual else ""),
+        ("speech-separation", "multi-channel"),
+    )
+
+
+# Class name -> CardText, or what makes one of a model's arguments
+CARDS = {"Separator": _separator_text}
+_NO_TEXT = CardText("Packed model", "Speech model.")
+
+
 def model_card(
     config,
     model_bytes,
@@ -66,21 +124,46 @@ def model_card(
 ):
     """The text of README.md.
 
+    Arguments
+    ---------
+    config : dict
+        Content of quantization_config.json.
+    model_bytes : int
+        Size of model.safetensors.
+    metrics : dict or None
+        Content of metrics.json.
+    reference : dict or None
+        The same of the full-precision system, on the same test set.
+    base_model : str or None
+        What was quantized: a name on the hub or one that readers know. Left
+        out where nothing is quantized.
+    license : str
+        Of the weights, as the hub writes it.
+    has_sample : bool
+        Whether there is a sample.flac.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> config = {"plan": {"average_bits": 3.998, "bytes": 1, "clusters": {}}}
     >>> print(model_card(config, 2**20, base_model="separator_mini")[:136])
-    -----------------------------------------------------------------------
+    ---
     library_name: speechbrain
     license: apache-2.0
     pipeline_tag: audio-to-audio
     base_model: separator_mini
     base_model_relation: quantized
     """
-    plan = config.get("plan")
+    plan, text = config.get("plan"), _card_text(config)
     sample = '"sample.flac"' if has_sample else '"recording.wav"'
     parts = [
-        _front_matter(plan, base_model, license),
-        _summary(config, model_bytes, metrics),
+        _front_matter(plan, base_model, license, text),
+        _summary(config, model_bytes, metrics, text),
         *([_results(metrics, reference)] if metrics else []),
-        *_use(_visual(config), sample),
+        *([text.use.replace("{sample}", sample)] if text.use else []),
         *([_plan_table(plan)] if plan else []),
         "The bytes of the file are explained in docs/packed_format.md of "
         "speechbrain_mpq;\n`speechbrain-mpq verify FOLDER` checks them. The "
@@ -95,9 +178,17 @@ def _bits_word(bits):
     return f"{bits:.1f}".removesuffix(".0")
 
 
-def _front_matter(plan, base_model, license):
+def _card_text(config):
+    """The text of the class that a configuration names."""
+    architecture = config.get("architecture") or {}
+    # Formats without an architecture were separators' only
+    text = CARDS.get(architecture.get("class", "Separator"), _NO_TEXT)
+    return text(architecture.get("arguments", {})) if callable(text) else text
+
+
+def _front_matter(plan, base_model, license, text):
     """What the hub reads of a card."""
-    tags = ["speechbrain_mpq", "speech-separation", "multi-channel"]
+    tags = ["speechbrain_mpq", *text.tags]
     if plan:
         tags += ["quantized", f"{_bits_word(plan['average_bits'])}-bit"]
         bits = {cluster["bits"] for cluster in plan["clusters"].values()}
@@ -105,7 +196,7 @@ def _front_matter(plan, base_model, license):
     matter = {
         "library_name": "speechbrain",
         "license": license,
-        "pipeline_tag": "audio-to-audio",
+        "pipeline_tag": text.task,
     }
     if plan and base_model is not None:
         matter["base_model"] = base_model
@@ -114,7 +205,7 @@ def _front_matter(plan, base_model, license):
     return f"---\n{text}---\n"
 
 
-def _summary(config, model_bytes, metrics):
+def _summary(config, model_bytes, metrics, text):
     """Title and the numbers of the file."""
     plan, metrics = config.get("plan"), metrics or {}
     bits = _bits_word(plan["average_bits"]) if plan else "32"
@@ -140,33 +231,9 @@ def _summary(config, model_bytes, metrics):
         for key, label in names.items()
         if found.get(key) is not None
     ]
-    lips = bool(_visual(config))
-    title = "# Multichannel speech separator"
-    title += f"{' with lips' if lips else ''}, {bits} bits\n\n"
-    about = (
-        "Separates the talker in a given direction from the recording of a "
-        "microphone\narray"
-        + (
-            ", and watches the talker's mouth where there is video"
-            if lips
-            else ""
-        )
-        + ". Written by speechbrain_mpq.\n\n"
-    )
+    title = f"# {text.title}, {bits} bits\n\n"
+    about = f"{text.about.rstrip()} Written by speechbrain_mpq.\n\n"
     return title + about + _table(("", ""), rows)
-
-
-def _visual(config):
-    """Settings of the lip stream; None where there is none."""
-    architecture = config.get("architecture") or {}
-    return architecture.get("arguments", {}).get("visual")
-
-
-def _use(visual, sample):
-    """How to load and run the model."""
-    call = (_CALL_WITH_LIPS if visual else _CALL).format(sample=sample)
-    lips = [_LIPS.format(**visual)] if visual else []
-    return [_USE.format(call=call), *lips]
 
 
 def _results(metrics, reference):

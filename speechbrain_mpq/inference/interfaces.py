@@ -6,15 +6,25 @@ from contextlib import ExitStack
 
 import numpy as np
 import torch
+import torch.nn as nn
 from tqdm import tqdm
 
 from ..lobes.models.lips import check_grey, fit_pictures, frame_of_pictures
-from ..lobes.models.separator import MIN_RMS
+from ..lobes.models.separator import MIN_RMS, Separator
 from ..lobes.models.spatial_features import check_doa
+from ..quantization.packing import MODEL_FILE
 from ..utils import SAMPLE_RATE
 from .audio import AudioFile, as_waveforms, used_channels
 from .chunks import ChunkedSeparator, SeparationStream, check_finite
+from .engines.engine import load_network
+from .hub import fetch_folder
+from .loading import load
 from .output import TargetOutput, output_paths
+from .streaming import context_frames
+
+logger = logging.getLogger(__name__)
+CHUNK_SECONDS = 2.0  # longer ones leave the processor's caches
+MAX_THREADS = 1024
 
 
 def doa_from_face(x, width):
@@ -91,10 +101,6 @@ def _median_doas(directions):
     if directions.dim() == 1:
         return directions.tolist()
     return [round(d, 1) for d in directions.median(1).values.tolist()]
-
-
-logger = logging.getLogger(__name__)
-CHUNK_SECONDS = 2.0  # longer ones leave the processor's caches
 
 
 class SeparationInterface:
@@ -178,12 +184,24 @@ class SeparationInterface:
 
         Arguments
         ---------
+        path : str, Path, binary file or AudioFile
+            Recording of all microphones of the array, or just of those that
+            the model uses; a pipe is read once. A binary file must be
+            seekable.
         doa : float, sequence of float, or array
             Direction of each target, degrees from the array's axis; [targets,
             frames] for talkers who move, see `vision.direction.frame_doas`.
+        out : str, Path, sequence of these, or None
+            Audio file to write, one for each target; a single name gets the
+            direction added where there are several. None: waveforms are
+            returned, which do take memory.
         level : str or float
             "mixture": as loud as the talker is in the recording; a number:
             RMS in dB of full scale. One gain holds for the whole file.
+        subtype : str or None
+            Sample format of the output as soundfile names it, as "FLOAT".
+        progress : bool
+            Show a bar on standard error.
         chunk_seconds : float
             Length of what is read at a time.
         lips : array or None
@@ -302,3 +320,76 @@ class SeparationInterface:
                 "this model looks at lips, which a stream of sound lacks: "
                 "use separate_file(path, doa, lips=lips)"
             )
+
+
+class LightSeparator(SeparationInterface):
+    """A packed separator that is run and nothing else.
+
+    Arguments
+    ---------
+    source : str or Path
+        Packed folder, or "user/name" on the hub.
+    engine : str
+        "torch", "openvino" or "onnx": what runs the network.
+    threads : int
+        Threads of the engine.
+    device : str
+        Of PyTorch; other engines run on the CPU.
+
+    Example
+    -------
+    >>> from speechbrain_mpq.inference.folder import repack
+    >>> folder = repack("pretrained/separator_mini", getfixture("tmpdir"))
+    >>> LightSeparator(folder).microphones
+    [1, 4, 6, 8, 10, 12, 15]
+    """
+
+    def __init__(self, source, engine="torch", threads=1, device="cpu"):
+        folder = fetch_folder(source)
+        self.device = device
+        self.model_file = folder / MODEL_FILE
+        separator = load_for_engine(folder, engine, threads, device)
+        self.separator = separator.to(device)
+
+
+def load_for_engine(folder, engine="torch", threads=1, device="cpu"):
+    """The separator of a packed folder, its network in an engine."""
+    if engine != "torch" and torch.device(device).type != "cpu":
+        raise ValueError(
+            f'the engine "{engine}" runs on the CPU: leave device out, '
+            'or choose engine="torch"'
+        )
+    if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
+        raise ValueError(f"threads must be 1 to {MAX_THREADS}, not {threads!r}")
+    separator = load(folder)
+    if not isinstance(separator, Separator):
+        raise ValueError(
+            f"{folder} holds a {type(separator).__name__}, no separator: use "
+            "speechbrain_mpq.inference.loading.load"
+        )
+    if engine != "torch":
+        network = load_network(folder, engine, threads, separator)
+        context = context_frames(separator.mask_net)
+        separator.mask_net = EngineNetwork(network, context)
+    return separator
+
+
+class EngineNetwork(nn.Module):
+    """A mask network that is run by an engine.
+
+    Arguments
+    ---------
+    network : callable
+        From `engines.load_network`.
+    context_frames : int
+        Frames to either side that an output frame depends on.
+    """
+
+    def __init__(self, network, context_frames):
+        super().__init__()
+        self.network = network
+        self.context_frames = context_frames
+
+    def forward(self, inputs):
+        """Map [batch, inputs, frames] to [batch, 2 * bins, frames]."""
+        return self.network(inputs)

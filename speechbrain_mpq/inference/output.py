@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 IN_MEMORY = 2**24  # bytes; what is longer goes to the disk
 BLOCK_SAMPLES = 2**18
 UNLIMITED = ("FLOAT", "DOUBLE")  # sample formats that go above full scale
+MAX_NAME = 255  # bytes, on all usual file systems
 MEMORY = 10.0  # seconds after which old levels count a third
 GLIDE = 160  # samples from one gain to the next
 
@@ -69,6 +70,8 @@ def _check_path(path, source):
     audio_format(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is no folder: make it first")
+    if len(os.fsencode(path.name)) > MAX_NAME:
+        raise ValueError(f"{path.name}: more than {MAX_NAME} bytes for a name")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name a file in it")
     if source is None or hasattr(source, "read") or not path.exists():

@@ -13,8 +13,7 @@ from ..quantization.packing import (
 )
 from .folder import copy_folder
 from .hub import fetch_folder, push_folder
-from .interfaces import SeparationInterface
-from .loading import EngineNetwork, load_for_engine
+from .interfaces import EngineNetwork, SeparationInterface, load_for_engine
 
 
 class QuantizedSeparator(SeparationInterface, Pretrained):

@@ -3,10 +3,13 @@
 Layout: [batch, channels, frames].
 """
 
+import re
 from collections import OrderedDict
 
 import torch
 import torch.nn as nn
+
+MAX_BLOCKS, MAX_LAYERS = 64, 16  # of a separator
 
 
 class ChannelAffine(nn.Module):
@@ -161,9 +164,43 @@ def mask_network(
     for block in range(blocks):
         for layer in range(layers):
             stage = ConvBlock(channels, hidden, kernel_size, 2**layer)
-            stages.append((f"tcn_{block}_{layer}", stage))
+            stages.append((block_name(block, layer), stage))
     stages.append(("conv_out", nn.Conv1d(channels, outputs, 1)))
     return nn.Sequential(OrderedDict(stages))
+
+
+def block_name(block, layer):
+    """The name of a ConvBlock in its chain."""
+    return f"tcn_{block}_{layer}"
+
+
+def block_place(name):
+    """Number of the TCN block and of the layer in it that a name stands for.
+
+    Arguments
+    ---------
+    name : str
+        Of a child of the chain.
+
+    Returns
+    -------
+    place : tuple of int or None
+        None: not the name of a ConvBlock that a separator may have.
+
+    Example
+    -------
+    >>> block_place("tcn_0_7"), block_place("conv_in")
+    ((0, 7), None)
+    >>> block_place("tcn_0_100000000000") is None
+    True
+    """
+    match = re.fullmatch(r"tcn_(\d{1,2})_(\d{1,2})", name, re.ASCII)
+    if match is None:
+        return None
+    block, layer = int(match[1]), int(match[2])
+    # A dilation is 2 to the layer: numbers are checked before they are used
+    known = block < MAX_BLOCKS and layer < MAX_LAYERS
+    return (block, layer) if known else None
 
 
 def receptive_field(network):
