@@ -121,7 +121,8 @@ class AudioFile:
     def __init__(
         self, source, microphones, array_size, name=None, min_samples=512
     ):
-        self.name = name or source
+        no_name = hasattr(source, "seek")
+        self.name = name or ("the recording" if no_name else source)
         self.source = _twice_readable(source)
         self.microphones = list(microphones)
         with self._opened() as file:

@@ -400,7 +400,8 @@ class SeparationStream:
         if not self._begun:
             raise ValueError("nothing was pushed: push samples, then finish")
         mics = len(self.features.microphones)
-        separated = self._push(torch.zeros(0, mics), last=True)
+        block = torch.zeros(0, mics, dtype=torch.float32)
+        separated = self._push(block, last=True)
         self._finished = True
         return separated
 

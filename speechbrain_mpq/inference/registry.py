@@ -471,8 +471,9 @@ def _probe_separator(separator):
     generator = torch.Generator().manual_seed(0)
     mics = len(separator.features.microphones)
     samples = max(SAMPLE_RATE, separator.features.n_fft)
-    noise = torch.randn(1, samples, mics, generator=generator)
-    return separator(noise / 10, torch.tensor([90.0]))
+    shape = (1, samples, mics)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32)
+    return separator(noise / 10, torch.tensor([90.0], dtype=torch.float32))
 
 
 REGISTRY["SpatialFeatures"] = Part(

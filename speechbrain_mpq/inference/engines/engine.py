@@ -150,13 +150,14 @@ def _probe_inputs(network, separator):
     generator = torch.Generator().manual_seed(0)
     if separator is None or separator.lips_size is not None:
         shape = (1, network.inputs, CHECKED_FRAMES)
-        return torch.randn(shape, generator=generator)
+        return torch.randn(shape, generator=generator, dtype=torch.float32)
     features = separator.features
     samples = features.hop * CHECKED_FRAMES + features.n_fft
-    mics = len(features.microphones)
-    noise = torch.randn(1, samples, mics, generator=generator)
+    shape = (1, samples, len(features.microphones))
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32)
+    doa = torch.tensor([90.0], dtype=torch.float32)
     with torch.no_grad():
-        return separator.analyse(noise, torch.tensor([90.0]))[0]
+        return separator.analyse(noise, doa)[0]
 
 
 def torch_network(folder):

@@ -1,5 +1,7 @@
 """A lowered network is the packed one: integers, scales, edges."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -93,7 +95,7 @@ def test_unknown_engine_is_refused(tmp_path):
 def test_numbers_in_names_are_checked(tmp_path, name):
     """The number of a layer is a power of two: what it asks for is much."""
     model = small_separator()
-    model.mask_net.add_module(name, model.mask_net.tcn_1_1)
+    model.mask_net.add_module(name, copy.deepcopy(model.mask_net.tcn_1_1))
     save_packed(model, tmp_path)
     with pytest.raises(ValueError, match="tensors that the engines do not"):
         lower(tmp_path)
@@ -101,7 +103,7 @@ def test_numbers_in_names_are_checked(tmp_path, name):
 
 def test_blocks_between_others_must_be_there(tmp_path):
     model = small_separator()
-    model.mask_net.add_module("tcn_0_9", model.mask_net.tcn_1_1)
+    model.mask_net.add_module("tcn_0_9", copy.deepcopy(model.mask_net.tcn_1_1))
     save_packed(model, tmp_path)
     with pytest.raises(ValueError, match="lacks ConvBlocks between"):
         lower(tmp_path)
