@@ -194,7 +194,7 @@ class AudioFile:
 
     def _scan(self):
         """As `scan`."""
-        mics, told = len(self.microphones), self.frames
+        mics, declared = len(self.microphones), self.frames
         moments = np.zeros((2, mics))  # sums of the signal and its square
         clipped, copies, count = 0, _Copies(), 0
         resampler = None
@@ -227,7 +227,7 @@ class AudioFile:
                 "use the recording of the array itself",
             )
         warnings = [
-            *self._wrong_length(told),
+            *self._wrong_length(declared),
             *self._silent_channels(power),
             *self._clipping(clipped / (self.frames * mics)),
         ]
@@ -322,13 +322,13 @@ class AudioFile:
                 "repair or cut it",
             )
 
-    def _wrong_length(self, told):
-        """Warnings on a header that lied about the length."""
+    def _wrong_length(self, declared):
+        """Warnings on a wrong length in the header."""
         if self._header.warning:
             yield f"{self.name}: {self._header.warning}"
-        elif self.frames != told:
+        elif self.frames != declared:
             yield (
-                f"{self.name}: its header tells {told} samples, the file "
+                f"{self.name}: its header tells {declared} samples, the file "
                 f"holds {self.frames}: all is taken"
             )
 

@@ -152,36 +152,38 @@ def _chunk_header(file, length, chunks, start):
     places = dict(_walk(file, length, chunks, chunks.start))
     if chunks.data not in places:
         return Header()  # for libsndfile to say why
-    field_at, told = places[chunks.data]
+    field_at, declared = places[chunks.data]
     content = field_at + struct.calcsize(chunks.size)
-    held = length - content
+    actual = length - content
     wide = places.get(b"ds64") if start in (b"RF64", b"BW64") else None
-    if wide and told == 0xFFFFFFFF:
+    if wide and declared == 0xFFFFFFFF:
         file.seek(wide[0] + 12)  # behind the length of the whole file
-        told = _number(file, "<Q") or 0
-    if told == held or _is_whole(file, length, chunks, content + told):
+        declared = _number(file, "<Q") or 0
+    if declared == actual or _is_whole(
+        file, length, chunks, content + declared
+    ):
         return Header()
     if start in (b"RIFF", b"RIFX"):
         # What libsndfile takes for a file that was never closed: it goes on
         # to its end, beyond 4 GiB too
         changes = {4: struct.pack(chunks.size, 8), field_at: bytes(4)}
     elif wide:
-        changes = {wide[0] + 12: struct.pack("<Q", held)}
+        changes = {wide[0] + 12: struct.pack("<Q", actual)}
     else:
-        size = min(held + chunks.counted, _largest(chunks.size))
+        size = min(actual + chunks.counted, _largest(chunks.size))
         changes = {field_at: struct.pack(chunks.size, size)}
     if start == b"FORM":
-        changes |= _aiff_frames(file, places, held)
+        changes |= _aiff_frames(file, places, actual)
     large = PIPE_SIZE_64 if wide or chunks.size[-1] == "q" else PIPE_SIZE
-    no_length = told >= large or told + chunks.counted == -1
-    return Header(changes, "" if no_length else _warning(told, held))
+    no_length = declared >= large or declared + chunks.counted == -1
+    return Header(changes, "" if no_length else _warning(declared, actual))
 
 
-def _warning(told, held):
+def _warning(declared, actual):
     """What a wrong length is answered with."""
     return (
-        f"its header tells {max(told, 0)} bytes of sound, the file holds "
-        f"{held}: all is taken"
+        f"its header tells {max(declared, 0)} bytes of sound, the file holds "
+        f"{actual}: all is taken"
     )
 
 
@@ -237,7 +239,7 @@ def _largest(kind):
     return 2 ** (bits - kind[-1].islower()) - 1
 
 
-def _aiff_frames(file, places, held):
+def _aiff_frames(file, places, actual):
     """AIFF tells the number of samples too."""
     if b"COMM" not in places:
         return {}
@@ -246,19 +248,21 @@ def _aiff_frames(file, places, held):
     content = file.read(8)
     channels, _, bits = struct.unpack(">hIh", content)
     width = max(1, channels) * max(1, -(-bits // 8))
-    return {place + 2: struct.pack(">I", min((held - 8) // width, 2**32 - 1))}
+    return {place + 2: struct.pack(">I", min((actual - 8) // width, 2**32 - 1))}
 
 
 def _au_header(file, length, order):
     """The header of Sun's format."""
-    begin, told = _number(file, f"{order}I"), _number(file, f"{order}I")
-    if told is None or begin > length:
+    begin, declared = _number(file, f"{order}I"), _number(file, f"{order}I")
+    if declared is None or begin > length:
         return Header()
-    held = length - begin
-    if told == held:
+    actual = length - begin
+    if declared == actual:
         return Header()
-    size = struct.pack(f"{order}I", min(held, 2**32 - 1))
-    return Header({8: size}, "" if told >= PIPE_SIZE else _warning(told, held))
+    size = struct.pack(f"{order}I", min(actual, 2**32 - 1))
+    return Header(
+        {8: size}, "" if declared >= PIPE_SIZE else _warning(declared, actual)
+    )
 
 
 def _flac_header(file):
@@ -267,6 +271,6 @@ def _flac_header(file):
     length = file.read(5)
     if len(length) < 5:
         return Header()
-    told = int.from_bytes(length, "big") & (2**36 - 1)
+    declared = int.from_bytes(length, "big") & (2**36 - 1)
     changes = {21: bytes([length[0] & 0xF0]) + bytes(4)}
-    return Header(changes, open_end=True, frames=told)
+    return Header(changes, open_end=True, frames=declared)

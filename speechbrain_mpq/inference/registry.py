@@ -288,18 +288,14 @@ def register(kind, arguments, build=None, settings=None, card=None, probe=None):
     'meta'
     """
     name = kind.__name__
-    if name in REGISTRY and REGISTRY[name].kind is not kind:
-        known = REGISTRY[name].kind
-        if (known.__module__, known.__qualname__) != (
-            kind.__module__,
-            kind.__qualname__,
-        ):
-            raise ValueError(
-                f"there is another {name}, of {known.__module__}: rename yours"
-            )
+    if name in REGISTRY and _path(REGISTRY[name].kind) != _path(kind):
+        raise ValueError(
+            f"there is another {name}, {_path(REGISTRY[name].kind)}: rename "
+            "yours"
+        )
     REGISTRY[name] = Part(
         kind,
-        build or (lambda **given: _build_on_meta(kind, given)),
+        build or (lambda **settings: _build_on_meta(kind, settings)),
         settings or (lambda module: dict(module.settings)),
         arguments,
         probe=probe,
@@ -338,9 +334,11 @@ def build(architecture, name="Separator"):
     """
     if name is None:
         name = "Separator"
-        asked = architecture.get("class") if _is_object(architecture) else None
-        models = [n for n, known in REGISTRY.items() if known.is_model]
-        name = asked if asked in models else name
+        requested = None
+        if _is_object(architecture):
+            requested = architecture["class"]
+        models = [n for n, entry in REGISTRY.items() if entry.is_model]
+        name = requested if requested in models else name
     return part(name)(architecture, "architecture")
 
 
@@ -371,7 +369,7 @@ def part(name):
     """
 
     def check(value, place):
-        known = REGISTRY[name]
+        entry = REGISTRY[name]
         checks = {"class": lambda kind, _: kind, "arguments": lambda a, _: a}
         _fields(checks, checks)(value, place)
         if value["class"] != name:
@@ -379,13 +377,18 @@ def part(name):
                 f"{place} must be of class {name!r}, not "
                 f"{str(value['class'])[:80]!r}"
             )
-        checked = _fields(known.arguments, known.arguments)
+        checked = _fields(entry.arguments, entry.arguments)
         try:
-            return known.build(**checked(value["arguments"], place))
+            return entry.build(**checked(value["arguments"], place))
         except (IndexError, RuntimeError, TypeError) as error:
             raise ValueError(f"{place} cannot be built: {error}") from error
 
     return check
+
+
+def _path(kind):
+    """Where a class is defined; the same after a module is loaded again."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _is_object(value):
@@ -409,9 +412,9 @@ def _build_on_meta(kind, arguments):
 
 def _described(module):
     """Class and arguments of a module and its parts."""
-    for name, known in REGISTRY.items():
-        if type(module) is known.kind:
-            return {"class": name, "arguments": known.settings(module)}
+    for name, entry in REGISTRY.items():
+        if type(module) is entry.kind:
+            return {"class": name, "arguments": entry.settings(module)}
     raise ValueError(
         f"files cannot name a {type(module).__name__}, only {list(REGISTRY)}: "
         "let inference.registry.register know the class, or save its weights "

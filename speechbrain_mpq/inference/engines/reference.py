@@ -17,7 +17,7 @@ def run(network, inputs, hook=None):
     network : lowered.MaskNetwork
     inputs : torch.Tensor
         Features [batch, inputs, frames].
-    touch : callable or None
+    hook : callable or None
         Is given the name of every point and the tensor there, and returns
         what to go on with. What a convolution reads has its name; what it
         gives has ":out" behind it, and ":prelu" after its PReLU.
@@ -59,7 +59,7 @@ def rounding(network, ranges):
 
     Returns
     -------
-    touch : callable
+    hook : callable
     """
     int8 = {x.name for x in network.convolutions() if x.is_int8} & set(ranges)
 

@@ -1,19 +1,16 @@
-"""What looks at the pictures: a small network, and ResNet-18.
+"""The lip stream of an audio-visual separator, and how it meets the audio.
 
-Both begin with a convolution over space and time and go on picture by
-picture. Layout: in [batch, 1, pictures, height, width], out [batch, channels,
-pictures]. Norms are BatchNorm1d over the flattened places, which computes
-what BatchNorm2d and 3d do and folds like the norms of the TCN.
+Front ends look at the pictures: a small network, or ResNet-18. Both begin
+with a convolution over space and time and go on picture by picture; their
+norms are BatchNorm1d over the flattened places, which computes what
+BatchNorm2d and 3d do and folds like the norms of the TCN. A TCN makes an
+embedding of each picture, and factorised attention lets the lips decide which
+views of the audio count, between two TCN blocks of the mask network. The form
+is that of the audio-visual multichannel recognizer that the paper's
+experiments build on (https://arxiv.org/abs/2011.07755).
 
-Factorised attention: the lips decide which views of the audio count.
-
-Layout: [batch, channels, frames]. The form is that of the audio-visual
-multichannel recognizer that the paper's experiments build on
-(https://arxiv.org/abs/2011.07755).
-
-The lip stream: pictures of the mouth in, an embedding of each out.
-
-The mask network with a lip stream between its TCN blocks.
+Layout: pictures in [batch, 1, pictures, height, width], out [batch, channels,
+pictures]; audio [batch, channels, frames].
 """
 
 import math
@@ -25,6 +22,10 @@ import torch.nn.functional as F
 
 from .lips import PERIOD, normalise, split, upsample
 from .tcn import ConvBlock, fold_norms_, mask_network, receptive_field
+
+BEGIN_SMALL = 0.1  # factor on the first weights of a residual fusion
+
+VISUAL_STAGES = ("visual", "fusion")
 
 
 def over_places(norm, x):
@@ -184,9 +185,6 @@ class ResNet18FrontEnd(nn.Module):
         return self.project(x.transpose(1, 2))
 
 
-BEGIN_SMALL = 0.1  # factor on the first weights of a residual fusion
-
-
 class FactorisedAttention(nn.Module):
     """Fuses audio and visual embeddings frame by frame.
 
@@ -330,9 +328,6 @@ class VisualStream(nn.Module):
         present = pictures.flatten(2).amax(2)[:, None] > 0  # [B, 1, pictures]
         seen = self.front_end(normalise(pictures)[:, None])
         return self.tcn(torch.where(present, seen, self.absent[:, None]))
-
-
-VISUAL_STAGES = ("visual", "fusion")
 
 
 class AudioVisualNetwork(nn.Module):

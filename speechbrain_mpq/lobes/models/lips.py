@@ -1,10 +1,8 @@
-"""Pictures of a talker's mouth, and how they stand beside the audio frames.
+"""Pictures of a talker's mouth: their form, rate, number and pixels.
 
 Layout: pictures are [batch, pictures, height, width], grey, 0 to 1, 25 a
 second, the first one at the first sample. A picture that is all zeros stands
 for none: a missing video needs no second array that says so.
-
-Making pictures of lips fit: their frame rate, pixels and number.
 """
 
 import torch
@@ -14,6 +12,8 @@ from ...utils import SAMPLE_RATE
 FPS = 25  # pictures a second
 PERIOD = SAMPLE_RATE // FPS  # samples from one picture to the next
 CONTRAST = 0.02  # keeps a flat picture from being amplified to noise
+SLACK = 5  # pictures that video and audio may differ in length,
+SHARE = 0.1  # but not more of a short one
 
 
 def picture_of_frames(frames, hop):
@@ -139,10 +139,6 @@ def normalise(pictures):
     centred = pictures - pictures.mean((2, 3), keepdim=True)
     deviation = centred.square().mean((2, 3), keepdim=True).sqrt()
     return centred / (deviation + CONTRAST)
-
-
-SLACK = 5  # pictures that video and audio may differ in length,
-SHARE = 0.1  # but not more of a short one
 
 
 def at_25_fps(pictures, rate):

@@ -1,16 +1,12 @@
-"""The microphone array: where the microphones are and what a plane wave does.
+"""Spectral and spatial features of a mixture (Section 2.1 of the paper).
 
-Microphones are numbered from 1 as in the paper; everything in metres along
-the array's axis, measured from microphone 1, the reference. A direction of
-arrival (DOA) is the angle between that axis (from microphone 1 towards the
-last one) and the talker: at 0 degrees the last microphone hears the talker
-first, at 90 degrees all hear it together, at 180 degrees microphone 1 does.
-
-What spectra tell: power, phases between channels, and directions.
-
-Complex spectra are [batch, mics, bins, frames].
-
-Spectral and spatial features of the mixture (Section 2.1 of the paper).
+They are the power of the reference channel, phases between pairs of channels,
+and how well those fit a plane wave from the target's direction. Microphones
+are numbered from 1 as in the paper; everything is in metres along the array's
+axis, measured from microphone 1, the reference. A direction of arrival (DOA)
+is the angle between that axis (from microphone 1 towards the last one) and the
+talker: at 0 degrees the last microphone hears the talker first, at 90 degrees
+all hear it together, at 180 degrees microphone 1 does.
 
 Layout: waveforms are [batch, samples, mics]; complex spectra are
 [batch, mics, bins, frames]; features are [batch, inputs, frames], which is
@@ -25,9 +21,15 @@ import torch.nn as nn
 from ...utils import SAMPLE_RATE
 
 SPEED_OF_SOUND = 343.0  # metres per second, air at 20 degrees Celsius
-
-
 LINEAR_15_SPACINGS = (7, 6, 5, 4, 3, 2, 1, 1, 2, 3, 4, 5, 6, 7)  # cm
+EPS = 1e-8
+STFT_SAMPLES = 2**18  # at a time: less memory to take and give back
+BLOCK_FRAMES = 32  # frames at a time: what is in between stays in the cache
+PHASES = ("ipd", "steered", "cosine")
+# Six pairs that span the nine spacings named in the paper's reference [25].
+PAPER_PAIRS = ((1, 15), (2, 14), (3, 13), (12, 4), (7, 10), (8, 9))
+# Six pairs on seven microphones: 56, 28, 20, 10, 6 and 3 cm apart.
+MINI_PAIRS = ((15, 1), (8, 1), (12, 4), (8, 4), (10, 6), (8, 6))
 
 
 def linear_array(spacings_cm=LINEAR_15_SPACINGS):
@@ -85,9 +87,6 @@ def check_doa(doa):
             "measure it from the array's axis (0 = towards the last "
             "microphone, 90 = straight ahead)"
         )
-
-
-EPS = 1e-8
 
 
 def _phasors(spectra):
@@ -150,19 +149,6 @@ def _times_conjugate(one, other):
     """One complex number times another's conjugate."""
     (a, b), (c, d) = one, other
     return torch.addcmul(a * c, b, d), torch.addcmul(b * c, a, d, value=-1)
-
-
-STFT_SAMPLES = 2**18  # at a time: less memory to take and give back
-BLOCK_FRAMES = 32  # frames at a time: what is in between stays in the cache
-PHASES = ("ipd", "steered", "cosine")
-
-
-# Six pairs that span the nine spacings named in the paper's reference [25].
-PAPER_PAIRS = ((1, 15), (2, 14), (3, 13), (12, 4), (7, 10), (8, 9))
-
-
-# Six pairs on seven microphones: 56, 28, 20, 10, 6 and 3 cm apart.
-MINI_PAIRS = ((15, 1), (8, 1), (12, 4), (8, 4), (10, 6), (8, 6))
 
 
 class SpatialFeatures(nn.Module):

@@ -121,12 +121,12 @@ def test_truncated_wav_is_what_is_left(tmp_path):
     assert opened(path).scan().samples == 19000
 
 
-def told_length(content, kind, told):
+def with_length(content, kind, declared):
     """An audio file whose header tells another length."""
     content = bytearray(content)
     if kind == "FLAC":
         content[21] &= 0xF0
-        content[22:26] = told.to_bytes(4, "big")
+        content[22:26] = declared.to_bytes(4, "big")
         return bytes(content)
     if kind == "RF64":
         place, size = content.find(b"ds64") + 16, 8
@@ -138,27 +138,27 @@ def told_length(content, kind, told):
         place = content.find(mark) + (16 if kind == "W64" else 4)
         size = {"W64": 8, "CAF": 8}.get(kind, 4)
     order = "big" if kind in ("AIFF", "AU", "CAF") else "little"
-    content[place : place + size] = told.to_bytes(size, order)
+    content[place : place + size] = declared.to_bytes(size, order)
     return bytes(content)
 
 
 KINDS = ["WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC"]
 
 
-@pytest.mark.parametrize("told", [0, 1000])
+@pytest.mark.parametrize("declared", [0, 1000])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_header_that_lies_loses_nothing(kind, told):
+def test_a_header_that_lies_loses_nothing(kind, declared):
     signal, file = noise(samples=9000, channels=3), io.BytesIO()
     soundfile.write(file, signal, 16000, "PCM_16", format=kind)
     whole = opened(io.BytesIO(file.getvalue()))
     assert whole.samples == 9000 and not whole.scan().warnings
-    content = told_length(file.getvalue(), kind, told)
+    content = with_length(file.getvalue(), kind, declared)
     lying = opened(io.BytesIO(content))
     stats = lying.scan()
     assert lying.samples == stats.samples == 9000
     assert torch.equal(read(lying), read(whole))
     # A FLAC encoder that writes to a pipe does not know: no word of it
-    if (kind, told) != ("FLAC", 0):
+    if (kind, declared) != ("FLAC", 0):
         (warning,) = stats.warnings
         assert "its header tells" in warning
 
@@ -175,7 +175,7 @@ def test_a_length_for_pipes_is_no_lie():
     """As `arecord` and `ffmpeg` write it, who cannot go back."""
     file = io.BytesIO()
     soundfile.write(file, noise(samples=9000, channels=3), 16000, format="WAV")
-    content = told_length(file.getvalue(), "WAV", 2**32 - 1)
+    content = with_length(file.getvalue(), "WAV", 2**32 - 1)
     audio = opened(io.BytesIO(content))
     assert audio.samples == 9000 and not audio.scan().warnings
 
