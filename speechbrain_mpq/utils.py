@@ -184,7 +184,13 @@ def exit_on_signals():
     # Ignored signals stay ignored: `nohup` asks for that
     numbers = [n for n in numbers if signal.getsignal(n) is signal.SIG_DFL]
 
+    process = os.getpid()
+
     def end(number, frame):
+        if os.getpid() != process:  # a worker, whose files are its parent's
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         for other in numbers:  # once is enough: cleaning up takes a moment
             signal.signal(other, signal.SIG_IGN)
         raise SystemExit(128 + number)

@@ -63,7 +63,7 @@ def load(folder, trusted=False):
         if trusted:
             separator = build_separator(_hyperparams(folder)).eval()
             return fill_(separator, read_model(folder))
-        model = _described_model(folder)
+        model = build_described(folder)
         packed = read_model(folder)
         if model is None:
             model = _build(packed)
@@ -118,6 +118,32 @@ def fill_(model, packed):
     if not any(name.endswith("running_mean") for name in packed.floats):
         fold_norms_(model)
     return load_packed_(model, packed)
+
+
+def build_described(folder):
+    """Builds what a folder's header describes, without memory for weights.
+
+    Names, types and shapes are held against what they are to fill before any
+    of them is read: a file of few bytes may stand for very many weights.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Packed folder.
+
+    Returns
+    -------
+    torch.nn.Module or None
+        None: the header is damaged, and the reader of the whole file says
+        how.
+    """
+    try:
+        header = _read_shapes(Path(folder, MODEL_FILE))
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError):
+        return None
+    model = _build(header)
+    check_compatible(header, plain_targets(model))
+    return model
 
 
 def check_finite_floats(packed):
@@ -198,17 +224,6 @@ def _hyperparams(folder):
             "run of train.py"
         )
     return path
-
-
-def _described_model(folder):
-    """What a folder's header describes, without memory; None: no telling."""
-    try:
-        header = _read_shapes(folder / MODEL_FILE)
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError):
-        return None  # the reader of the whole file says what is wrong
-    model = _build(header)
-    check_compatible(header, plain_targets(model))
-    return model
 
 
 def _read_shapes(path):

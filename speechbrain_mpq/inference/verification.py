@@ -22,7 +22,7 @@ from .exports import (
 )
 from .folder import hyperparams, with_current_names
 from .hub import CARD_FILE, FILES, HYPERPARAMS_FILE, SAMPLE_FILE
-from .loading import load
+from .loading import build_described, load
 from .registry import REGISTRY
 
 # Kinds of files that can execute code when they are loaded.
@@ -69,9 +69,10 @@ def check_folder(folder):
     if folder.is_file():
         return [f"{folder}: a file; name the folder that it is in"]
     try:
+        build_described(folder)
         packed = read_model(folder)
     except PackedModelError as error:
-        return [str(error)]
+        return [str(error), *_other_problems(folder)]
     problems = _config_problems(folder / CONFIG_FILE, packed)
     try:
         model = load(folder)

@@ -24,7 +24,6 @@ from .lips import PERIOD, normalise, split, upsample
 from .tcn import ConvBlock, fold_norms_, mask_network, receptive_field
 
 BEGIN_SMALL = 0.1  # factor on the first weights of a residual fusion
-
 VISUAL_STAGES = ("visual", "fusion")
 
 

@@ -1,6 +1,6 @@
 """Separators that begin with what another one has learned.
 
-`grow` makes a larger one: it computes what the smaller one does, and has units
+`grow_` fills a larger one: it computes what the smaller one does, and has units
 beside it that nothing listens to yet. Their outgoing weights are zero, their
 incoming ones random, so that the first step of training gives them a voice
 (after Chen, Goodfellow and Shlens, "Net2Net", 2016; units are added, not
