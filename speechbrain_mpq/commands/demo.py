@@ -74,7 +74,7 @@ def run(options):
 
 
 def model_names(folders):
-    """A short name for every folder, no two alike."""
+    """Name every model by its folder, no two alike."""
     names = {}
     for folder in folders:
         path = Path(folder)
@@ -106,7 +106,7 @@ def _add_mixtures(demo, files, scratch):
 
 
 def simulate_mixtures(microphones, folder, count=MADE):
-    """Mixtures of two synthetic talkers in simulated rooms.
+    """Simulate mixtures of two synthetic talkers in rooms.
 
     Arguments
     ---------

@@ -23,7 +23,7 @@ def add_engine_options(parser):
 
 
 def whole_number(low, high):
-    """A type for argparse: an integer of a range.
+    """Make a type for argparse: an integer of a range.
 
     Example
     -------
@@ -48,7 +48,7 @@ def whole_number(low, high):
 
 
 def check_device(name):
-    """PyTorch's complaints of a device as a message, not a traceback.
+    """Check a device; PyTorch's complaints become a message.
 
     Example
     -------

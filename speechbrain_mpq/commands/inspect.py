@@ -69,7 +69,7 @@ def run(options):
 
 
 def plot_lines(clusters):
-    """Bits of every cluster as text.
+    """Plot the bits of every cluster as text.
 
     ConvBlocks get a line each, with a column for every sublayer.
 
@@ -103,9 +103,9 @@ def _matrix(blocks, width):
     """A line for each ConvBlock, a column for each sublayer in order."""
     if not blocks:
         return []
-    found = {name for bits in blocks.values() for name in bits}
-    sublayers = [name for name in SUBLAYERS if name in found]
-    sublayers += sorted(found - set(sublayers))
+    names = {name for bits in blocks.values() for name in bits}
+    sublayers = [name for name in SUBLAYERS if name in names]
+    sublayers += sorted(names - set(sublayers))
     lines = ["", " " * width + "".join(f"  {name}" for name in sublayers)]
     for block, bits in blocks.items():
         cells = [

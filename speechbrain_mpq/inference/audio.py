@@ -51,7 +51,7 @@ class AudioError(ValueError):
 
 
 def used_channels(channels, microphones, array_size, name="recording"):
-    """Which channels of a recording are the microphones that are used."""
+    """Select the channels of the microphones that a model uses."""
     if channels == len(microphones):
         return list(range(channels))
     if channels == array_size:
@@ -182,7 +182,7 @@ class AudioFile:
             yield block
 
     def scan(self):
-        """First pass, once: level, offsets and oddities of the whole file.
+        """Scan the whole file, once: level, offsets and warnings.
 
         Returns
         -------
@@ -381,7 +381,7 @@ class _Copies:
 
 
 def as_waveforms(signal, name="waveforms"):
-    """Samples of any kind as float32; integers become parts of full scale.
+    """Convert samples to float32; integers become parts of full scale.
 
     Arguments
     ---------
@@ -431,7 +431,7 @@ def _twice_readable(source):
 
 @contextmanager
 def seekable(stream):
-    """A stream's content in a temporary file, to be read more than once."""
+    """Spool a stream into a temporary file, to be read more than once."""
     with tempfile.TemporaryFile() as file:
         while piece := stream.read(2**20):
             file.write(piece)
@@ -440,12 +440,12 @@ def seekable(stream):
 
 
 def system_path(path):
-    """A path as libsndfile takes it, whatever the letters of its name."""
+    """Encode a path as libsndfile takes it, whatever its letters."""
     return str(path) if os.name == "nt" else os.fsencode(path)
 
 
 def audio_format(path):
-    """Name of the audio format that a file's ending asks for."""
+    """Determine the audio format that a file's ending asks for."""
     ending = Path(path).suffix
     name = ending[1:].upper()
     if name not in soundfile.available_formats() or name == "RAW":
@@ -486,7 +486,7 @@ class BlockResampler:
         self._done = 0  # samples of `_kept` whose output has been given
 
     def push(self, signal, last=False):
-        """Take samples, give those whose surroundings are known.
+        """Resample a piece, as far as the filter's context is there.
 
         Arguments
         ---------
@@ -500,8 +500,8 @@ class BlockResampler:
         """
         if self._kept is not None:
             signal = torch.cat([self._kept, signal])
-        known = len(signal) - self.context
-        end = len(signal) if last else known // self.down * self.down
+        complete = len(signal) - self.context
+        end = len(signal) if last else complete // self.down * self.down
         if end <= self._done:
             self._kept = signal
             return signal[:0]

@@ -60,7 +60,7 @@ _FORMATS = (  # by the first bytes of the file
 
 
 def read_header(file):
-    """Finds what a file's header says wrongly of its length.
+    """Find wrong lengths in the header of an audio file.
 
     Arguments
     ---------
@@ -119,7 +119,7 @@ class ChangedFile:
         self.changes = changes
 
     def read(self, count=-1):
-        """Reads on."""
+        """Read on."""
         position = self.file.tell()
         content = self.file.read(count)
         for place, change in self.changes.items():
@@ -135,15 +135,15 @@ class ChangedFile:
         return content
 
     def seek(self, offset, whence=io.SEEK_SET):
-        """Goes somewhere else."""
+        """Go somewhere else."""
         return self.file.seek(offset, whence)
 
     def tell(self):
-        """Where it is."""
+        """Tell the position."""
         return self.file.tell()
 
     def close(self):
-        """Closes the file."""
+        """Close the file."""
         self.file.close()
 
 

@@ -122,7 +122,7 @@ def model_card(
     license="apache-2.0",
     has_sample=False,
 ):
-    """The text of README.md.
+    """Compose the model card, the text of README.md.
 
     Arguments
     ---------
@@ -225,11 +225,11 @@ def _summary(config, model_bytes, metrics, text):
         "corpus": "corpus",
         "seed": "seed",
     }
-    found = {**config.get("metadata", {}), **metrics}
+    values = {**config.get("metadata", {}), **metrics}
     rows += [
-        (label, str(found[key]))
+        (label, str(values[key]))
         for key, label in names.items()
-        if found.get(key) is not None
+        if values.get(key) is not None
     ]
     title = f"# {text.title}, {bits} bits\n\n"
     about = f"{text.about.rstrip()} Written by speechbrain_mpq.\n\n"

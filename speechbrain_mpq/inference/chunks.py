@@ -77,7 +77,7 @@ class ChunkedSeparator:
         self._frames = 0  # analysed
 
     def push(self, waveforms, level, last=False):
-        """Take samples, give those that are separated.
+        """Separate a piece, as far as its context is there.
 
         Arguments
         ---------
@@ -212,7 +212,7 @@ class OffsetFilter:
         self._sum, self._count = 0.0, 0  # of the step that is under way
 
     def push(self, block, last=False):
-        """Take samples, give those whose offset is known.
+        """Remove the offset from a block, as far as it is known.
 
         Arguments
         ---------

@@ -79,7 +79,7 @@ class Demo:
         return self._first.microphones
 
     def state(self):
-        """All that the page shows before anything is separated."""
+        """Describe all that the page shows at first."""
         return {
             "models": self._facts,
             # A list first: another thread may add one
@@ -150,7 +150,7 @@ class Demo:
         }
 
     def audio_path(self, number):
-        """File of a recording's reference channel or of a result."""
+        """Find the file of a recording's reference channel or a result."""
         if number in self._recordings or number in self._results:
             return self.scratch / f"{number}.wav"
         return None
@@ -219,7 +219,7 @@ class DemoServer(ThreadingHTTPServer):
 
 @contextmanager
 def serve(demo, port=0):
-    """A server that is closed in the end."""
+    """Run a server that is closed in the end."""
     try:
         server = DemoServer(demo, port)
     except OSError as error:

@@ -30,7 +30,7 @@ COMPARED = 4  # recordings on which engine and PyTorch are compared
 
 
 def read_manifest(path):
-    """The recordings of a calibration set.
+    """Read the manifest of a calibration set.
 
     Returns
     -------
@@ -82,7 +82,7 @@ def _calibration_features(separator, recordings):
 
 
 def engine_ranges(network, batches):
-    """All ranges that the engines need, by the names of `reference.run`.
+    """Calibrate all ranges that the engines need.
 
     What convolutions read is measured in the network itself. What they give,
     which only ONNX Runtime rounds, is measured in the network that it runs,

@@ -19,7 +19,7 @@ _FIX = "run `speechbrain-mpq export` again"
 
 
 def write_exports(folder, files):
-    """Write what an export has made, beside what others have.
+    """Write the SHA-256s of what an export has made.
 
     Arguments
     ---------
@@ -34,24 +34,24 @@ def write_exports(folder, files):
     """
     folder = Path(folder)
     try:
-        known = _read(folder)
+        before = _read(folder)
     except (OSError, ValueError):
-        known = {}
+        before = {}
     sources = _sources(folder)
-    if known.get("sources") != sources:  # of other weights: told by `verify`
-        known = {}
+    if before.get("sources") != sources:  # those are of other weights
+        before = {}
     made = {path.name: file_digest(path) for path in files}
     content = {
         "version": VERSION,
         "sources": sources,
-        "files": {**known.get("files", {}), **made},
+        "files": {**before.get("files", {}), **made},
     }
     write_json(folder / EXPORTS_FILE, content)
     return folder / EXPORTS_FILE
 
 
 def exported_names(folder):
-    """Names of the files that exports.json knows."""
+    """List the files that exports.json names."""
     try:
         return set(_read(Path(folder))["files"])
     except (OSError, KeyError, TypeError, ValueError):
@@ -59,7 +59,7 @@ def exported_names(folder):
 
 
 def export_problems(folder):
-    """Where an engine's files are not of the weights beside them.
+    """List the exports that are not of the weights beside them.
 
     Arguments
     ---------

@@ -68,7 +68,7 @@ pretrainer: !new:speechbrain_mpq.PackedPretrainer
 
 
 def hyperparams(architecture):
-    """The text of hyperparams.yaml.
+    """Compose the text of hyperparams.yaml.
 
     Arguments
     ---------
@@ -120,7 +120,7 @@ def _any_model(architecture):
 
 
 def with_current_names(text):
-    """The text of a hyperparams.yaml of an earlier version as of today."""
+    """Update the names in a hyperparams.yaml of an earlier version."""
     for module in _FORMER_MODULES:
         text = text.replace(f"speechbrain_mpq.{module}.", "speechbrain_mpq.")
     return text
@@ -144,7 +144,7 @@ def _flow(value):
 
 
 def coverage_rows(model):
-    """The coverage table of a packed model."""
+    """Build the coverage table of a packed model."""
     rows = []
     for name, tensor in model.quantized.items():
         count, scales = tensor.integers.numel(), tensor.alpha.numel()
@@ -160,7 +160,7 @@ def coverage_rows(model):
 
 
 def cluster_bits(rows):
-    """Bits and parameters of every quantized cluster, as in plan.json.
+    """Collect bits and parameters of the clusters, as in plan.json.
 
     Example
     -------
@@ -179,7 +179,7 @@ def cluster_bits(rows):
 
 
 def summarise(model, rows):
-    """Sizes of a packed model."""
+    """Summarise the sizes of a packed model."""
     quantized = [row for row in rows if not row["reason"]]
     count = sum(row["parameters"] for row in quantized)
     bits = sum(row["parameters"] * row["stored_bits"] for row in quantized)
@@ -230,7 +230,7 @@ def _in_order(name):
 
 
 def save_separator(separator, folder, metadata=None, **card):
-    """Writes a separator, or any registered model, as a packed folder.
+    """Save a separator, or any registered model, as a packed folder.
 
     Arguments
     ---------
@@ -256,14 +256,14 @@ def save_separator(separator, folder, metadata=None, **card):
 
 
 def write_hyperparams(folder, architecture):
-    """Writes hyperparams.yaml, for SpeechBrain's `from_hparams`."""
+    """Write hyperparams.yaml, for SpeechBrain's `from_hparams`."""
     build(architecture, None)  # a stranger's strings must not become YAML
     text = hyperparams(architecture)
     write_text(Path(folder, HYPERPARAMS_FILE), text)
 
 
 def write_card(folder, **card):
-    """Writes README.md, the model card."""
+    """Write README.md, the model card."""
     folder = Path(folder)
     config = read_json(
         folder / CONFIG_FILE,
@@ -280,7 +280,7 @@ def write_card(folder, **card):
 
 
 def copy_folder(packed, folder):
-    """Writes a packed model that was read to another folder.
+    """Copy a packed model that was read to another folder.
 
     Card, plan, sample and the like come from the folder that it was read
     from.
@@ -308,7 +308,7 @@ def copy_folder(packed, folder):
 
 
 def repack(source, folder, **card):
-    """Writes a packed folder of an older format as one of the present.
+    """Upgrade a packed folder of an older format to the present one.
 
     The integers stay the same. What to build is known from the source's
     hyperparams.yaml only, which is executed: do this with folders that you

@@ -28,7 +28,7 @@ MAX_THREADS = 1024
 
 
 def doa_from_face(x, width):
-    """Direction of a talker from where a camera sees the face.
+    """Compute a talker's direction from where a camera sees the face.
 
     The camera stands above the array's centre and sees half a turn, as the
     paper has it: its left edge is 0 degrees.
@@ -56,51 +56,6 @@ def doa_from_face(x, width):
             "lie in 0 to width"
         )
     return x / width * 180
-
-
-def _as_directions(doa):
-    """Directions as a tensor, refused where they cannot be some."""
-    try:
-        if isinstance(doa, torch.Tensor):
-            directions = doa.float()
-        elif isinstance(doa, list | tuple):
-            doa = [torch.as_tensor(one, dtype=torch.float32) for one in doa]
-            directions = torch.stack(doa)
-        else:
-            # A copy: other strides and read-only arrays are no matter then
-            directions = torch.as_tensor(np.array(doa, dtype=np.float32))
-        if directions.dim() > 2 or not directions.numel():
-            raise ValueError(f"got {list(directions.shape)}")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            "doa must be degrees: a number, a sequence of one for each target, "
-            f"or [targets, frames] for targets that move ({error})"
-        ) from error
-    check_doa(directions)
-    return directions
-
-
-def _check_moving(directions, frames):
-    """Raise ValueError unless talkers who move have one DOA a frame."""
-    found = directions.shape[-1]
-    if directions.dim() == 2 and found != frames:
-        raise ValueError(
-            f"a recording of {frames} frames needs as many directions for "
-            f"each target who moves, got {found}: see "
-            "vision.direction.frame_doas"
-        )
-    if directions.dim() == 1 and found == frames:
-        raise ValueError(
-            f"{frames} directions for a recording of {frames} frames are "
-            f"taken for so many targets: give [1, {frames}] for one who moves"
-        )
-
-
-def _median_doas(directions):
-    """One direction for each target, to name it by."""
-    if directions.dim() == 1:
-        return directions.tolist()
-    return [round(d, 1) for d in directions.median(1).values.tolist()]
 
 
 class SeparationInterface:
@@ -260,7 +215,7 @@ class SeparationInterface:
         )
 
     def open_audio(self, path, name=None):
-        """A recording, checked against what the model needs."""
+        """Open a recording, checked against what the model needs."""
         features = self.separator.features
         return AudioFile(
             path,
@@ -353,7 +308,7 @@ class LightSeparator(SeparationInterface):
 
 
 def load_for_engine(folder, engine="torch", threads=1, device="cpu"):
-    """The separator of a packed folder, its network in an engine."""
+    """Load a packed separator, its network in an engine."""
     if engine != "torch" and torch.device(device).type != "cpu":
         raise ValueError(
             f'the engine "{engine}" runs on the CPU: leave device out, '
@@ -393,3 +348,48 @@ class EngineNetwork(nn.Module):
     def forward(self, inputs):
         """Map [batch, inputs, frames] to [batch, 2 * bins, frames]."""
         return self.network(inputs)
+
+
+def _as_directions(doa):
+    """Directions as a tensor, refused where they cannot be some."""
+    try:
+        if isinstance(doa, torch.Tensor):
+            directions = doa.float()
+        elif isinstance(doa, list | tuple):
+            doa = [torch.as_tensor(one, dtype=torch.float32) for one in doa]
+            directions = torch.stack(doa)
+        else:
+            # A copy: other strides and read-only arrays are no matter then
+            directions = torch.as_tensor(np.array(doa, dtype=np.float32))
+        if directions.dim() > 2 or not directions.numel():
+            raise ValueError(f"got {list(directions.shape)}")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            "doa must be degrees: a number, a sequence of one for each target, "
+            f"or [targets, frames] for targets that move ({error})"
+        ) from error
+    check_doa(directions)
+    return directions
+
+
+def _check_moving(directions, frames):
+    """Raise ValueError unless talkers who move have one DOA a frame."""
+    count = directions.shape[-1]
+    if directions.dim() == 2 and count != frames:
+        raise ValueError(
+            f"a recording of {frames} frames needs as many directions for "
+            f"each target who moves, got {count}: see "
+            "vision.direction.frame_doas"
+        )
+    if directions.dim() == 1 and count == frames:
+        raise ValueError(
+            f"{frames} directions for a recording of {frames} frames are "
+            f"taken for so many targets: give [1, {frames}] for one who moves"
+        )
+
+
+def _median_doas(directions):
+    """One direction for each target, to name it by."""
+    if directions.dim() == 1:
+        return directions.tolist()
+    return [round(d, 1) for d in directions.median(1).values.tolist()]

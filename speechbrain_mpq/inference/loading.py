@@ -34,7 +34,7 @@ from .registry import build, describe
 
 
 def load(folder, trusted=False):
-    """The model of a packed folder, in eval mode.
+    """Load the model of a packed folder, in eval mode.
 
     Arguments
     ---------
@@ -74,7 +74,7 @@ def load(folder, trusted=False):
 
 
 def load_separator(folder):
-    """The separator of a packed folder, in eval mode.
+    """Load the separator of a trusted packed folder, in eval mode.
 
     Its weights are plain parameters with the values that the file's integers
     stand for: it can be run, trained on or quantized again. What
@@ -100,7 +100,7 @@ def load_separator(folder):
 
 
 def fill_(model, packed):
-    """Give a model the weights of a packed one.
+    """Load the weights of a packed model into a module.
 
     Arguments
     ---------
@@ -121,7 +121,7 @@ def fill_(model, packed):
 
 
 def build_described(folder):
-    """Builds what a folder's header describes, without memory for weights.
+    """Build what a folder's header describes, without its weights.
 
     Names, types and shapes are held against what they are to fill before any
     of them is read: a file of few bytes may stand for very many weights.
@@ -156,12 +156,12 @@ def check_finite_floats(packed):
 
 
 def weights_file(folder):
-    """Where the weights to start from are."""
+    """Locate the weights to start from."""
     return Path(folder or "", MODEL_FILE)
 
 
 def initial_separator(model_file, folder, full_precision=False, equalize=False):
-    """A new separator, or a trained one, ready for an experiment.
+    """Make the separator that an experiment starts from.
 
     A trained one has its norms folded. In full precision a separator with a
     lip stream may start from one without: its lip stream is new then.

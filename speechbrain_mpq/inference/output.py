@@ -30,7 +30,7 @@ GLIDE = 160  # samples from one gain to the next
 
 
 def output_paths(out, doas, source=None):
-    """Names of the files of several targets, each fit to be written.
+    """Name the output files of several targets, and check them.
 
     Arguments
     ---------
@@ -136,7 +136,7 @@ class TargetOutput:
         return self._stack.__exit__(*exception)
 
     def push(self, estimate, mixture):
-        """Take more of the target.
+        """Append samples of the target.
 
         Arguments
         ---------
@@ -237,7 +237,7 @@ class LevelSums:
         self.energy = torch.zeros(targets, dtype=torch.float64)
 
     def update(self, estimate, mixture, keep=1.0):
-        """Take more of the signal.
+        """Update the sums.
 
         Arguments
         ---------
@@ -283,7 +283,7 @@ class RunningLevel:
         self._recent = self._count = 0.0  # since the last step
 
     def push(self, signal):
-        """Take more of the signal, give its level at every step.
+        """Update with samples; return the level at every step.
 
         Arguments
         ---------

@@ -28,7 +28,7 @@ from .card import CARDS
 
 
 def whole(low, high):
-    """A check for integers of a range.
+    """Make a check for integers of a range.
 
     Arguments
     ---------
@@ -61,7 +61,7 @@ def whole(low, high):
 
 
 def number(low, high):
-    """A check for finite numbers of a range.
+    """Make a check for finite numbers of a range.
 
     Arguments
     ---------
@@ -91,7 +91,7 @@ def number(low, high):
 
 
 def choice(*values):
-    """A check for one of some values.
+    """Make a check for one of some values.
 
     Arguments
     ---------
@@ -122,7 +122,7 @@ flag = choice(True, False)
 
 
 def optional(check):
-    """A check that lets None pass.
+    """Make a check that lets None pass.
 
     Arguments
     ---------
@@ -142,7 +142,7 @@ def optional(check):
 
 
 def several(check, least, most):
-    """A check for lists.
+    """Make a check for lists.
 
     Arguments
     ---------
@@ -252,7 +252,7 @@ REGISTRY = {}  # class name -> Part
 
 
 def register(kind, arguments, build=None, settings=None, card=None, probe=None):
-    """Let packed files name a class, and `load` build it.
+    """Register a class that packed files may name and `load` builds.
 
     Whoever loads such a file has imported the module that calls this.
 
@@ -305,7 +305,7 @@ def register(kind, arguments, build=None, settings=None, card=None, probe=None):
 
 
 def build(architecture, name="Separator"):
-    """Builds what a file describes, its trained tensors on the meta device.
+    """Build what a file describes, trained tensors on the meta device.
 
     Memory for the weights is reserved later, when the file is known to hold
     them all.
@@ -343,7 +343,7 @@ def build(architecture, name="Separator"):
 
 
 def describe(module):
-    """What `build` builds a module from."""
+    """Describe a module as `build` needs it."""
     architecture = json.loads(json.dumps(_described(module)))
     name = architecture["class"]
     if _shapes(build(architecture, name)) != _shapes(module):
@@ -356,7 +356,7 @@ def describe(module):
 
 
 def part(name):
-    """A check that builds a registered class from what it has checked.
+    """Make a check that builds a registered class.
 
     Arguments
     ---------

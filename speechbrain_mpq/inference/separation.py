@@ -64,7 +64,7 @@ class QuantizedSeparator(SeparationInterface, Pretrained):
         device="cpu",
         **hub,
     ):
-        """Loads a folder or hub repository; nothing in it is executed.
+        """Load a folder or hub repository; nothing in it is executed.
 
         Arguments
         ---------
@@ -99,11 +99,11 @@ class QuantizedSeparator(SeparationInterface, Pretrained):
         return self.mods["separator"]
 
     def forward(self, waveforms, doa, lips=None):
-        """What `separate_batch` does."""
+        """Separate a batch, as `separate_batch` does."""
         return self.separate_batch(waveforms, doa, lips)
 
     def save_pretrained(self, folder):
-        """Writes the packed folder again, bit by bit as it was loaded.
+        """Save the packed folder again, bit by bit as it was loaded.
 
         Arguments
         ---------
@@ -124,7 +124,7 @@ class QuantizedSeparator(SeparationInterface, Pretrained):
         return copy_folder(packed, folder)
 
     def push_to_hub(self, repository, **options):
-        """Uploads the packed folder.
+        """Upload the packed folder.
 
         Arguments
         ---------

@@ -20,7 +20,7 @@ WINDOW_CONTEXTS = 6  # new frames of a window, in multiples of its context
 
 
 def is_streamable(network):
-    """Whether a network is a chain that `StatefulNetwork` knows."""
+    """Tell whether `StatefulNetwork` can run a network."""
     return isinstance(network, nn.Sequential) and all(
         isinstance(stage, ChannelScale | ConvBlock)
         or (isinstance(stage, nn.Conv1d) and stage.kernel_size == (1,))
@@ -55,7 +55,7 @@ class StatefulNetwork:
         ]
 
     def push(self, inputs, last=False):
-        """Take frames, give those whose surroundings are known.
+        """Process frames, as far as their context is there.
 
         Arguments
         ---------
@@ -157,7 +157,7 @@ class FrameAnalysis:
         self._kept = None  # samples that a later frame needs
 
     def push(self, waveforms, last=False):
-        """Take samples, give the frames that are complete.
+        """Analyse samples; return the frames that are complete.
 
         Arguments
         ---------
@@ -223,7 +223,7 @@ class FrameSynthesis:
         self._given = -(features.n_fft // 2)  # samples; the STFT padded first
 
     def push(self, spectrum):
-        """Take frames, give the samples that no later frame reaches.
+        """Synthesise frames; return the samples that are complete.
 
         Arguments
         ---------
@@ -246,7 +246,7 @@ class FrameSynthesis:
         return self._give(sums[..., : frames * hop])
 
     def finish(self, samples):
-        """The rest, up to the length of the whole signal.
+        """Return the rest, up to the length of the whole signal.
 
         Returns
         -------
@@ -279,7 +279,7 @@ class FrameSynthesis:
 
 
 def context_frames(network):
-    """Frames to either side that an output frame of a network depends on.
+    """Compute the receptive field of a network, to either side.
 
     Arguments
     ---------
@@ -353,7 +353,7 @@ class WindowedNetwork:
         self._done = 0  # frames of history in them
 
     def push(self, inputs, last=False):
-        """Take frames, give those whose window is complete.
+        """Process frames; return those whose window is complete.
 
         Arguments
         ---------
@@ -394,7 +394,7 @@ class WindowedNetwork:
 
 
 def in_pieces(network):
-    """The cheapest exact way to run a network on pieces."""
+    """Choose the cheapest exact way to stream a network."""
     if is_streamable(network):
         return StatefulNetwork(network)
     return WindowedNetwork(network)

@@ -13,7 +13,9 @@ from ..quantization.packing import (
 )
 from ..utils import strict_json
 from .engines.activations import RANGES_FILE, read_ranges
+from .engines.engine import check_engine, probe_inputs
 from .engines.lowered import lower
+from .engines.reference import rounding, run
 from .exports import (
     EXPORTED_STEM,
     EXPORTS_FILE,
@@ -38,7 +40,7 @@ _MAX_TEXT = 2**26  # bytes
 
 
 def check_folder(folder):
-    """Everything that is wrong with a packed folder.
+    """List everything that is wrong with a packed folder.
 
     model.safetensors rules: it alone is read by `from_pretrained`. The other
     files are for people and for SpeechBrain, and must say the same.
@@ -81,7 +83,7 @@ def check_folder(folder):
     else:  # the others say what this architecture says
         problems += _output_problems(packed, model)
         problems += _yaml_problems(folder / HYPERPARAMS_FILE, packed)
-        problems += _ranges_problems(folder / RANGES_FILE)
+        problems += _ranges_problems(folder / RANGES_FILE, model)
     problems += export_problems(folder)
     problems += _other_problems(folder)
     return problems
@@ -148,12 +150,22 @@ def _yaml_problems(path, packed):
     ]
 
 
-def _ranges_problems(path):
+def _ranges_problems(path, model):
     """Where an engine would refuse the activation ranges."""
     if not path.exists():
         return []
     try:
-        read_ranges(path.parent, lower(path.parent))
+        network = lower(path.parent)
+        ranges = read_ranges(path.parent, network)
+        inputs = probe_inputs(network, model)
+        hook = rounding(network, ranges)
+        check_engine(
+            "an engine",
+            lambda x: run(network, x, hook),
+            network,
+            ranges,
+            inputs,
+        )
     except PackedModelError as error:
         return [str(error)]
     except (OSError, ValueError) as error:
@@ -172,10 +184,10 @@ def _other_problems(folder):
     sample = folder / SAMPLE_FILE
     if sample.exists() and not _is_flac(sample):
         problems.append(f"{sample}: no FLAC file")
-    known = {*_OWN, *_TOLERATED, *exported_names(folder)}
+    expected = {*_OWN, *_TOLERATED, *exported_names(folder)}
     for path in sorted(folder.rglob("*")):
         below = path.relative_to(folder)
-        if str(below) in known or path.is_dir() and not path.is_symlink():
+        if str(below) in expected or path.is_dir() and not path.is_symlink():
             continue
         runs = path.suffix.lower() in _EXECUTABLE
         if below.parts[0] in _TOLERATED_FOLDERS and not runs:

@@ -68,7 +68,7 @@ class ActivationRange:
 
 
 def calibrate(network, batches, outputs=False):
-    """Ranges of what every convolution of a mask network reads.
+    """Calibrate the activation ranges of a mask network.
 
     Arguments
     ---------
@@ -112,7 +112,7 @@ class _RangeObserver:
         return x.reshape(1, -1)
 
     def see_extremes(self, x):
-        """Take note of the extremes."""
+        """Update the extremes."""
         low, high = self._rows(x).aminmax(dim=1)
         if not torch.isfinite(high - low).all():
             raise ValueError(
@@ -125,7 +125,7 @@ class _RangeObserver:
         self.high = high if first else torch.maximum(self.high, high)
 
     def see_values(self, x):
-        """Add to the histogram of every row."""
+        """Update the histogram of every row."""
         rows = self._rows(x)
         width = (self.high - self.low).clamp_min(1e-30)[:, None]
         index = ((rows - self.low[:, None]) / width * BINS).long()
@@ -136,7 +136,7 @@ class _RangeObserver:
         self.counts = counts if self.counts is None else self.counts + counts
 
     def best(self):
-        """The range of least squared error."""
+        """Choose the range of least squared error."""
         low, high = self.low.double().numpy(), self.high.double().numpy()
         middles = (np.arange(BINS) + 0.5) / BINS
         values = low[:, None] + (high - low)[:, None] * middles
@@ -148,7 +148,7 @@ class _RangeObserver:
 
 
 def search_ranges(values, counts, signed=False):
-    """Scale and zero point of least squared error, by trying.
+    """Search the scale and zero point of least squared error.
 
     Arguments
     ---------
@@ -237,7 +237,7 @@ def write_ranges(folder, ranges, seconds):
 
 
 def read_ranges(folder, network):
-    """The ranges of a packed model, checked."""
+    """Read and check the ranges of a packed model."""
     path = Path(folder) / RANGES_FILE
     if not path.is_file():
         raise PackedModelError(
@@ -287,7 +287,7 @@ def _checked(layers, network):
 
 
 def points(network):
-    """Where ranges are, and how many: see `reference.run`.
+    """Count the ranges at every point of `reference.run`.
 
     Arguments
     ---------
@@ -298,20 +298,20 @@ def points(network):
     points : dict of str -> int
     """
     convolutions = list(network.convolutions())
-    found = {layer.name: layer.groups for layer in convolutions}
-    found |= {f"{layer.name}:out": 1 for layer in convolutions}
+    counts = {layer.name: layer.groups for layer in convolutions}
+    counts |= {f"{layer.name}:out": 1 for layer in convolutions}
     followed = [b.conv_in for b in network.blocks]
     followed += [b.d_conv for b in network.blocks]
-    return found | {f"{layer.name}:prelu": 1 for layer in followed}
+    return counts | {f"{layer.name}:prelu": 1 for layer in followed}
 
 
 def file_digest(path):
-    """SHA-256 of a file."""
+    """Compute the SHA-256 of a file."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def content_digest(content):
-    """SHA-256 of what a JSON file says, however it is written down."""
+    """Compute the SHA-256 of JSON content, whatever its layout."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -57,7 +57,7 @@ def _require(*libraries):
 
 
 def load_network(folder, engine="torch", threads=1, separator=None):
-    """The mask network of a packed separator, ready to run.
+    """Load the mask network of a packed separator into an engine.
 
     An engine is held against PyTorch before it is returned: on a processor
     whose kernels give other numbers, and with activation ranges that are not
@@ -89,14 +89,14 @@ def load_network(folder, engine="torch", threads=1, separator=None):
     compiled = module.compiled(network, ranges, threads)
     if separator is None and read_model(folder).architecture is not None:
         separator = load(folder)
-    inputs = _probe_inputs(network, separator)
+    inputs = probe_inputs(network, separator)
     check_engine(engine, compiled, network, ranges, inputs)
     compiled.context_frames = network.context_frames  # for long files
     return compiled
 
 
 def import_engine(engine):
-    """The module of an engine other than PyTorch."""
+    """Import the module of an engine other than PyTorch."""
     if engine not in ENGINES[1:]:
         raise ValueError(f"engine must be one of {ENGINES}, not {engine!r}")
     module = import_module(f".{engine}_engine", __package__)
@@ -119,7 +119,7 @@ def check_engine(name, compiled, network, ranges, inputs=None):
     inputs : torch.Tensor or None
         Features [1, inputs, frames]; None: noise.
     """
-    inputs = _probe_inputs(network, None) if inputs is None else inputs
+    inputs = probe_inputs(network, None) if inputs is None else inputs
     with torch.no_grad():
         exact = run(network, inputs)
         rounded = run(network, inputs, rounding(network, ranges))
@@ -145,8 +145,20 @@ def check_engine(name, compiled, network, ranges, inputs=None):
         )
 
 
-def _probe_inputs(network, separator):
-    """What an engine is tried on: features of noise, or noise of their form."""
+def probe_inputs(network, separator):
+    """Make inputs to try an engine on: features of noise.
+
+    Arguments
+    ---------
+    network : lowered.MaskNetwork
+    separator : Separator or None
+        None: its features are not known.
+
+    Returns
+    -------
+    inputs : torch.Tensor
+        [1, inputs, frames].
+    """
     generator = torch.Generator().manual_seed(0)
     if separator is None or separator.lips_size is not None:
         shape = (1, network.inputs, CHECKED_FRAMES)
@@ -161,7 +173,7 @@ def _probe_inputs(network, separator):
 
 
 def torch_network(folder):
-    """The mask network in PyTorch, in the architecture its tensors tell.
+    """Load the mask network in PyTorch.
 
     Example
     -------

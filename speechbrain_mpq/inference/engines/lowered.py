@@ -75,7 +75,7 @@ class Convolution:
         return self.dilation * (self.levels.shape[2] - 1) // 2
 
     def values(self):
-        """The weights themselves, float32."""
+        """Dequantize the weights, float32."""
         return self.levels.astype(np.float32) * self.scale[:, None, None]
 
 
@@ -168,7 +168,7 @@ class MaskNetwork:
 
 
 def equalize_hidden(network, ranges):
-    """A network that computes the same, its depthwise inputs of one range.
+    """Equalize the ranges of what depthwise convolutions read.
 
     The scales of the norms go into the convolutions before them where all
     are positive, which PReLU lets through.
@@ -222,7 +222,7 @@ def _times(conv, factor):
 
 
 def one_range(unit):
-    """The range of all channels after `equalize_hidden`."""
+    """Merge the ranges of all channels after `equalize_hidden`."""
     if (unit.zero_point != SIGNED).any():
         raise ValueError("depthwise inputs need signed ranges")
     return replace(unit, scale=np.float32(1), zero_point=np.int64(SIGNED))
@@ -242,7 +242,7 @@ class _Stored:
             self.pieces[name].append((0, tensor))
 
     def take(self, name):
-        """The slices of a parameter, in order."""
+        """Take the slices of a parameter, in order."""
         if PREFIX + name not in self.pieces:
             raise ValueError(
                 f"{self.folder} has no tensor {PREFIX + name}: pack a "
@@ -253,12 +253,12 @@ class _Stored:
         return [piece for _, piece in pieces]
 
     def take_values(self, name):
-        """A parameter's values, float32."""
+        """Take a parameter's values, float32."""
         values = [_values(piece) for piece in self.take(name)]
         return np.concatenate(values) if len(values) > 1 else values[0]
 
     def take_slope(self, name):
-        """The one slope of a PReLU."""
+        """Take the one slope of a PReLU."""
         values = self.take_values(name).reshape(-1)
         if len(values) != 1:
             raise ValueError(
@@ -268,7 +268,7 @@ class _Stored:
         return float(values[0])
 
     def has(self, name):
-        """Whether a parameter is left to take."""
+        """Tell whether a parameter is left to take."""
         return PREFIX + name in self.pieces
 
 

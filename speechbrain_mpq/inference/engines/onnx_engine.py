@@ -39,7 +39,7 @@ LIBRARIES = (onnxruntime, onnx)
 
 
 def compiled(network, ranges, threads=1):
-    """A mask network in a session of ONNX Runtime.
+    """Compile a mask network in a session of ONNX Runtime.
 
     Arguments
     ---------
@@ -68,7 +68,7 @@ def write_files(network, ranges, folder):
 
 
 def portable_int8_model(network, ranges):
-    """The int8 model with one range for each activation."""
+    """Build the int8 model with one range for each activation."""
     equalized = equalize_hidden(network, ranges)
     ranges = {
         name: one_range(unit) if unit.scale.ndim else unit
@@ -129,7 +129,7 @@ def _int8_model(network, ranges):
 
 
 def weight_only_model(network):
-    """The small model: bits of the weights on disk, float32 to compute in."""
+    """Build the small model: few bits on disk, computed in float32."""
     graph = _Graph()
 
     def convolve(layer, x, slope=None):
@@ -150,7 +150,7 @@ def weight_only_model(network):
 
 
 def narrowed(levels):
-    """Stored levels in the narrowest integers that ONNX has.
+    """Narrow stored levels to the smallest integers that ONNX has.
 
     Odd levels, those of a table without zero, are counted: q = 2 i + 1.
 
@@ -176,13 +176,13 @@ def narrowed(levels):
 
 
 def stored_integers(model):
-    """The integer weights of a model, by the layer that they belong to."""
-    found = {}
+    """Collect the integer weights of a model by layer."""
+    integers = {}
     for item in model.graph.initializer:
         is_weight = item.name.startswith(PREFIX)
         if is_weight and item.data_type != TensorProto.FLOAT:
-            found[item.name] = numpy_helper.to_array(item)
-    return found
+            integers[item.name] = numpy_helper.to_array(item)
+    return integers
 
 
 class _Graph:

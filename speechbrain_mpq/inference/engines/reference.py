@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 
 def run(network, inputs, hook=None):
-    """The mask of a lowered network.
+    """Run a lowered network in PyTorch.
 
     Arguments
     ---------
@@ -49,7 +49,7 @@ def run(network, inputs, hook=None):
 
 
 def rounding(network, ranges):
-    """A `hook` that rounds what int8 convolutions read.
+    """Make a `hook` that rounds what int8 convolutions read.
 
     Arguments
     ---------
@@ -92,7 +92,7 @@ def fake_quantize(x, unit):
 
 
 def decibels(reference, estimate):
-    """Signal-to-noise ratio of an engine's output.
+    """Compute the signal-to-noise ratio of an engine's output.
 
     Returns
     -------

@@ -28,7 +28,7 @@ VISUAL_STAGES = ("visual", "fusion")
 
 
 def over_places(norm, x):
-    """A norm over all places (and times) of each channel.
+    """Apply a norm over all places (and times) of each channel.
 
     Arguments
     ---------
@@ -414,7 +414,7 @@ def audio_visual_network(
     layers=8,
     scale_inputs=False,
 ):
-    """The mask network of Fig. 1 with a lip stream."""
+    """Build the mask network of Fig. 1 with a lip stream."""
     visual = dict(visual)
     after = visual.pop("after", 1)
     if not 1 <= after <= blocks:
@@ -446,7 +446,7 @@ def audio_visual_network(
 
 
 def begin_with_audio_(network, audio_network):
-    """Give an audio-visual network the weights of an audio-only one.
+    """Copy the weights of an audio-only network.
 
     The norms of the audio stages become the affine maps that the audio-only
     network has; those of the lip stream go on learning.
@@ -455,10 +455,10 @@ def begin_with_audio_(network, audio_network):
         if name not in VISUAL_STAGES:
             fold_norms_(stage)
     own = network.state_dict()
-    given = audio_network.state_dict()
+    source = audio_network.state_dict()
     audio = {n for n in own if n.split(".")[0] not in VISUAL_STAGES}
-    different = sorted(audio ^ set(given)) or sorted(
-        name for name in audio if own[name].shape != given[name].shape
+    different = sorted(audio ^ set(source)) or sorted(
+        name for name in audio if own[name].shape != source[name].shape
     )
     if different:
         raise ValueError(
@@ -466,4 +466,4 @@ def begin_with_audio_(network, audio_network):
             "differs; give both model files the same channels, hidden, "
             "blocks, layers and features"
         )
-    network.load_state_dict(given, strict=False)
+    network.load_state_dict(source, strict=False)

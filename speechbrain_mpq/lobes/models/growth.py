@@ -25,7 +25,7 @@ RIDGE = 1e-4  # of the inputs' mean energy
 
 
 def place_(weight, smaller):
-    """Put a smaller weight into the corner of a larger one.
+    """Copy a smaller weight into the corner of a larger one.
 
     The outputs that are there already get nothing from new inputs; new
     outputs keep what they have.
@@ -41,7 +41,7 @@ def place_(weight, smaller):
 
 
 def shared_inputs(features, smaller):
-    """Where the inputs of a larger network are among those of a smaller one.
+    """Map the inputs of a larger network to those of a smaller one.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def shared_inputs(features, smaller):
 
 @torch.no_grad()
 def grow_(separator, smaller, waveforms, doa):
-    """Give a new separator the abilities of a smaller, trained one.
+    """Grow a new separator from a smaller, trained one.
 
     Block i of b goes to block i * B // b of B, its layers keep their place
     and so their dilation. Each new hidden unit gets zero mean and unit
@@ -148,10 +148,10 @@ def check_growth(separator, smaller):
     if hasattr(separator.mask_net, "scale_in"):
         raise ValueError(NO_SCALES)
     for name, own in separator.features.settings.items():
-        given = smaller.features.settings[name]
-        if name != "phase" and json.dumps(own) != json.dumps(given):
+        other = smaller.features.settings[name]
+        if name != "phase" and json.dumps(own) != json.dumps(other):
             raise ValueError(
-                f"`{name}` of the features differs, {own} and {given}: give "
+                f"`{name}` of the features differs, {own} and {other}: give "
                 "both model files the same"
             )
     large, small = separator.settings, smaller.settings
@@ -181,7 +181,7 @@ def _check_trained(separator):
 
 
 def ridge_regression(batches, ridge=RIDGE):
-    """Affine map from inputs to outputs, by the normal equations.
+    """Fit an affine map from inputs to outputs by ridge regression.
 
     Arguments
     ---------
@@ -201,10 +201,10 @@ def ridge_regression(batches, ridge=RIDGE):
         If there are no batches.
     """
     square = cross = 0
-    for given, wanted in batches:
-        given = torch.cat([given, torch.ones_like(given[:, :1])], 1)
-        square = square + (given.T @ given).double()
-        cross = cross + (given.T @ wanted).double()
+    for inputs, targets in batches:
+        inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1)
+        square = square + (inputs.T @ inputs).double()
+        cross = cross + (inputs.T @ targets).double()
     if isinstance(square, int):
         raise ValueError("there are no mixtures to fit the first layer to")
     penalty = square.diagonal().clone()
@@ -215,7 +215,7 @@ def ridge_regression(batches, ridge=RIDGE):
 
 
 def channels_of(waveforms, microphones, numbers):
-    """The channels of some microphones.
+    """Select the channels of some microphones.
 
     Arguments
     ---------
@@ -254,7 +254,7 @@ def check_refit(separator, features):
 
 @torch.no_grad()
 def refit(separator, features, batches, microphones):
-    """The separator as it was, but with other features.
+    """Refit a separator to other features.
 
     Arguments
     ---------

@@ -33,7 +33,7 @@ MINI_PAIRS = ((15, 1), (8, 1), (12, 4), (8, 4), (10, 6), (8, 6))
 
 
 def linear_array(spacings_cm=LINEAR_15_SPACINGS):
-    """Positions of a linear array from the gaps between its microphones.
+    """Compute a linear array's positions from its gaps.
 
     Returns
     -------
@@ -45,12 +45,12 @@ def linear_array(spacings_cm=LINEAR_15_SPACINGS):
 
 
 def used_microphones(pairs, reference=1):
-    """The microphones that pairs and reference need, in ascending order."""
+    """List the microphones that pairs and reference need, ascending."""
     return sorted({reference, *(mic for pair in pairs for mic in pair)})
 
 
 def pair_phase(doa, distances, frequencies, speed=SPEED_OF_SOUND):
-    """Phase difference that a plane wave from `doa` causes (from Eq. 2).
+    """Compute the phase difference of a plane wave (from Eq. 2).
 
     Arguments
     ---------
@@ -96,13 +96,13 @@ def _phasors(spectra):
 
 
 def log_power(spectrum):
-    """Log-power spectrum in bels (log10), the paper's LPS."""
+    """Compute the log-power spectrum in bels, the paper's LPS."""
     power = spectrum.real.square() + spectrum.imag.square()
     return torch.log10(power + EPS)
 
 
 def interchannel_phase(spectra, first, second):
-    """Unit phasors of y_m / y_n; their angle is the IPD of Eq. 1.
+    """Compute unit phasors of y_m / y_n, whose angle is Eq. 1's IPD.
 
     Arguments
     ---------
@@ -230,7 +230,7 @@ class SpatialFeatures(nn.Module):
         self.inputs = len(self.maps) * self.bins
 
     def stft(self, waveforms):
-        """Short-time Fourier transform of every channel.
+        """Compute the short-time Fourier transform of every channel.
 
         Arguments
         ---------
@@ -262,7 +262,7 @@ class SpatialFeatures(nn.Module):
         return spectra.transpose(1, 2)  # as it lies in memory
 
     def istft(self, spectrum, samples):
-        """Waveform of one-channel spectra.
+        """Synthesise the waveform of one-channel spectra.
 
         Arguments
         ---------
@@ -281,7 +281,7 @@ class SpatialFeatures(nn.Module):
         )
 
     def angle_feature(self, spectra, doa):
-        """Eq. 3, as the mean over the pairs: 1 towards the target.
+        """Compute the angle feature (Eq. 3), 1 towards the target.
 
         Arguments
         ---------
@@ -298,7 +298,7 @@ class SpatialFeatures(nn.Module):
         return self._steered(spectra, doa)[0].mean(2)
 
     def forward(self, spectra, doa):
-        """Features for the talkers at `doa`.
+        """Compute the features for the talkers at `doa`.
 
         Arguments
         ---------
@@ -322,8 +322,8 @@ class SpatialFeatures(nn.Module):
         maps = features.unflatten(3, (-1, self.bins))  # [B, K, ..., maps, bins]
         for start in range(0, frames, BLOCK_FRAMES):
             block = slice(start, start + BLOCK_FRAMES)
-            given = doa[..., block] if doa.dim() == 3 else doa
-            self._fill(maps[:, :, block], spectra[..., block], given)
+            block_doa = doa[..., block] if doa.dim() == 3 else doa
+            self._fill(maps[:, :, block], spectra[..., block], block_doa)
         return features.transpose(2, 3)
 
     def _fill(self, maps, spectra, doa):

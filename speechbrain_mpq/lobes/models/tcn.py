@@ -39,7 +39,7 @@ class ChannelAffine(nn.Module):
 
     @classmethod
     def folded_from(cls, norm):
-        """The affine map that a BatchNorm1d computes in eval mode."""
+        """Make the affine map that a BatchNorm1d is in eval mode."""
         affine = cls(norm.num_features).to(norm.weight.device)
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         affine.weight.data.copy_(scale)
@@ -131,7 +131,7 @@ def mask_network(
     layers=8,
     scale_inputs=False,
 ):
-    """The whole network between features and mask, as one chain.
+    """Build the mask network as one chain.
 
     Arguments
     ---------
@@ -170,12 +170,12 @@ def mask_network(
 
 
 def block_name(block, layer):
-    """The name of a ConvBlock in its chain."""
+    """Name a ConvBlock in its chain."""
     return f"tcn_{block}_{layer}"
 
 
 def block_place(name):
-    """Number of the TCN block and of the layer in it that a name stands for.
+    """Parse the name of a ConvBlock into TCN block and layer.
 
     Arguments
     ---------
@@ -199,12 +199,12 @@ def block_place(name):
         return None
     block, layer = int(match[1]), int(match[2])
     # A dilation is 2 to the layer: numbers are checked before they are used
-    known = block < MAX_BLOCKS and layer < MAX_LAYERS
-    return (block, layer) if known else None
+    possible = block < MAX_BLOCKS and layer < MAX_LAYERS
+    return (block, layer) if possible else None
 
 
 def receptive_field(network):
-    """Frames to either side that a chain of convolutions looks at.
+    """Compute the receptive field of a chain, to either side.
 
     Example
     -------

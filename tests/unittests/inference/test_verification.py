@@ -3,11 +3,16 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from speechbrain_mpq.inference.engines import activations
+from speechbrain_mpq.inference.engines.activations import read_ranges
+from speechbrain_mpq.inference.engines.lowered import lower
 from speechbrain_mpq.inference.exports import write_exports
 from speechbrain_mpq.inference.verification import check_folder
 from speechbrain_mpq.quantization.container import (
@@ -92,6 +97,21 @@ def test_exports_are_tied_to_the_weights(folder):
     assert "of other weights" in check_folder(folder)[0]
     write_exports(folder, [file])
     assert check_folder(folder) == []
+
+
+def test_ranges_of_nothing_though_sealed(tmp_path):
+    folder = Path(
+        shutil.copytree("pretrained/separator_mini_4bit", tmp_path / "folder")
+    )
+    assert check_folder(folder) == []
+    network = lower(folder)
+    ranges = {
+        name: replace(unit, scale=np.float32(1000 * unit.scale))
+        for name, unit in read_ranges(folder, network).items()
+    }
+    activations.write_ranges(folder, ranges, 1.0)
+    (problem,) = check_folder(folder)
+    assert "dB from the network without rounding" in problem
 
 
 def test_a_model_that_puts_out_no_numbers(folder):
