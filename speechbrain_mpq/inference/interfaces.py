@@ -208,6 +208,13 @@ class SeparationInterface:
         ---------
         doa : float or sequence of float
             Directions of the targets in degrees.
+        **options
+            `look_ahead`, `history`, `step`, `level`, `gain` and
+            `remove_offset` of `chunks.SeparationStream`.
+
+        Returns
+        -------
+        stream : SeparationStream
         """
         self._no_lips()
         return SeparationStream(

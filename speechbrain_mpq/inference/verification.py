@@ -8,6 +8,7 @@ import torch
 from ..quantization.container import PackedModelError
 from ..quantization.packing import (
     CONFIG_FILE,
+    MODEL_FILE,
     read_model,
     readable_config,
 )
@@ -74,6 +75,8 @@ def check_folder(folder):
         build_described(folder)
         packed = read_model(folder)
     except PackedModelError as error:
+        if not (folder / MODEL_FILE).is_file():  # nor is it any other folder
+            return [str(error)]
         return [str(error), *_other_problems(folder)]
     problems = _config_problems(folder / CONFIG_FILE, packed)
     try:
