@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from uuid import uuid4
@@ -50,12 +50,8 @@ def atomic_write(path):
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is no folder: make it first")
     _remove_abandoned(path.parent.resolve())
-    # A name may have 255 bytes: the temporary one has room beside its start
-    start = path.name[:NAME_PART]
-    part = path.with_name(f".{start}.{uuid4().hex}{PARTIAL}")
-    lock = open(part, "xb")  # never through a link that somebody left there
+    part, lock = _new_part(path)
     try:
-        _lock(lock)
         yield part
         os.replace(part, path)
     finally:
@@ -116,11 +112,16 @@ def scratch_folder(parent=None):
     """
     parent = Path(tempfile.gettempdir() if parent is None else parent)
     for path in parent.glob(f"{_SCRATCH}*"):
-        if _is_abandoned(path / "lock"):
-            shutil.rmtree(path, ignore_errors=True)
+        with _abandoned(path / "lock") as free:
+            if free:
+                shutil.rmtree(path, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=parent) as folder:
-        with open(Path(folder, "lock"), "xb") as lock:
-            _lock(lock)
+        with ExitStack() as stack:
+            if fcntl is not None:
+                # It gets its name when it is locked: before nobody looks at it
+                new, lock = Path(folder, "new"), Path(folder, "lock")
+                _lock(stack.enter_context(open(new, "xb")))
+                os.replace(new, lock)
             yield Path(folder)
 
 
@@ -132,32 +133,51 @@ def _remove_abandoned(folder):
     except OSError:  # a folder to write to, not to look into
         return
     for name in names:
-        if _is_abandoned(Path(folder, name)):
-            Path(folder, name).unlink(missing_ok=True)
+        with _abandoned(Path(folder, name)) as free:
+            if free:
+                Path(folder, name).unlink(missing_ok=True)
+
+
+def _new_part(path):
+    """A temporary file beside another, and its lock."""
+    # A name may have 255 bytes: the temporary one has room beside its start
+    start = path.name[:NAME_PART]
+    while True:
+        part = path.with_name(f".{start}.{uuid4().hex}{PARTIAL}")
+        lock = open(part, "xb")  # never through a link that is there
+        if fcntl is None:  # where open files cannot be renamed either
+            lock.close()
+            return part, lock
+        _lock(lock)
+        if os.fstat(lock.fileno()).st_nlink:
+            return part, lock
+        lock.close()  # somebody tidied up before it was locked
 
 
 def _lock(file):
     """Mark a file as in use until it is closed, or the process ends."""
-    if fcntl is None:
-        return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX)
     except OSError:  # a file system without locks
         pass
 
 
-def _is_abandoned(path):
-    """Whether nobody has a file in use, as far as that can be known."""
-    if fcntl is None:
-        return False
+@contextmanager
+def _abandoned(path):
+    """Whether nobody uses a file, which then nobody can begin to."""
+    free, file = False, None
     try:
-        if path.stat().st_uid != os.getuid():
-            return False
-        with open(path, "rb") as file:
+        if fcntl is not None and path.stat().st_uid == os.getuid():
+            file = open(path, "rb")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-    except OSError:
-        return False
+            free = True
+    except OSError:  # used, gone, or not to be told
+        pass
+    try:
+        yield free
+    finally:
+        if file is not None:
+            file.close()
 
 
 @contextmanager

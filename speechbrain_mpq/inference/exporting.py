@@ -115,6 +115,9 @@ def export(folder, out=None, engine="openvino", calibration=None):
         the calibration set (None without one), "seconds" of it.
     """
     module = import_engine(engine)
+    out = Path(folder if out is None else out)
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out} is a file: name a folder to write")
     network = lower(folder)
     if calibration is None:
         ranges, batches, seconds = read_ranges(folder, network), [], 0.0
@@ -124,7 +127,6 @@ def export(folder, out=None, engine="openvino", calibration=None):
         )
         ranges = engine_ranges(network, batches)
     snr = _compare(network, module.compiled(network, ranges), batches)
-    out = Path(folder if out is None else out)
     if out.resolve() != Path(folder).resolve():
         copy_folder(read_model(folder), out)
     if batches:
