@@ -218,6 +218,8 @@ def _output_names(options, doas):
             raise ValueError(
                 "standard output takes one direction: name files with -o"
             )
+        if sys.__stdout__ is None:  # as `>&-` leaves it
+            raise ValueError("standard output is closed: name a file with -o")
         return None
     from ..inference.output import output_paths
 

@@ -111,10 +111,8 @@ def hyperparams(architecture):
 
 def _any_model(architecture):
     """Lines of the hyperparams.yaml of a class that is no separator."""
-    kind = REGISTRY[architecture["class"]].kind
     return [
-        f"model: !new:{kind.__module__}.{kind.__qualname__}",
-        *_entries(architecture["arguments"]),
+        *_entries({"model": architecture}, indent=""),
         *_MODULES.replace("separator", "model").rstrip().split("\n"),
     ]
 
@@ -127,9 +125,14 @@ def with_current_names(text):
 
 
 def _entries(arguments, indent="    "):
-    """Lines of a mapping."""
+    """Lines of a mapping; registered classes in it are built."""
     for key, value in arguments.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and set(value) == {"class", "arguments"}:
+            kind = REGISTRY[value["class"]].kind
+            path = f"{kind.__module__}.{kind.__qualname__}"
+            yield f"{indent}{key}: !new:{path}"
+            yield from _entries(value["arguments"], indent + "    ")
+        elif isinstance(value, dict):
             yield f"{indent}{key}:"
             yield from _entries(value, indent + "    ")
         else:

@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn as nn
+from hyperpyyaml import load_hyperpyyaml
 
-from speechbrain_mpq import QuantizedSeparator, load_separator, quantize_
+from speechbrain_mpq import (
+    QuantizedSeparator,
+    load_packed_,
+    load_separator,
+    quantize_,
+)
 from speechbrain_mpq.inference.card import CARDS, CardText
 from speechbrain_mpq.inference.folder import save_separator
 from speechbrain_mpq.inference.loading import load
@@ -75,6 +81,12 @@ def test_a_new_network_is_loaded_safely_and_gets_a_card(noise_net):
     assert "# Speech enhancer, 4 bits\n\nTakes noise away." in card
     assert "separation" not in card
     assert check_folder(folder) == []
+    with open(folder / "hyperparams.yaml", encoding="utf-8") as text:
+        hparams = load_hyperpyyaml(text)  # as SpeechBrain's from_hparams does
+    load_packed_(hparams["modules"]["model"], folder)
+    with torch.no_grad():
+        found = hparams["model"].eval()(inputs)
+    assert torch.allclose(found, expected, atol=1e-6)
     with pytest.raises(ValueError, match="a NoiseNet, no separator"):
         QuantizedSeparator.from_pretrained(folder)
 

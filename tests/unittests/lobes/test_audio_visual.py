@@ -1,7 +1,4 @@
-"""The separator with lips: structure, missing video, bad input, bits.
-
-Factorised attention against the equation, written out.
-"""
+"""The separator with lips: structure, equations, missing video, bits."""
 
 import copy
 

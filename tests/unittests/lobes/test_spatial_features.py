@@ -1,7 +1,4 @@
-"""Geometry of the array.
-
-Features against plane waves that are simulated independently.
-"""
+"""Geometry of the array, and features against simulated plane waves."""
 
 import math
 
