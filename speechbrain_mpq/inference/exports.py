@@ -53,7 +53,7 @@ def write_exports(folder, files):
 def exported_names(folder):
     """List the files that exports.json names."""
     try:
-        return set(_read(Path(folder))["files"])
+        return set(filter(_is_export, _read(Path(folder))["files"]))
     except (OSError, KeyError, TypeError, ValueError):
         return set()
 
@@ -87,13 +87,20 @@ def export_problems(folder):
         )
     for name, digest in files:
         file = folder / name
-        if Path(name).name != name or file.suffix not in EXPORTED:
+        if not _is_export(name):
             problems.append(f"{path}: {name!r} is no engine's file")
         elif not file.is_file():
             problems.append(f"{file}: gone, though {EXPORTS_FILE} has it")
         elif file_digest(file) != digest:
             problems.append(f"{file}: was changed since the export: {_FIX}")
     return problems
+
+
+def _is_export(name):
+    """Whether a name is one that engines' files have."""
+    path = Path(name)
+    own = path.name == name and name.startswith(EXPORTED_STEM)
+    return own and path.suffix in EXPORTED
 
 
 def _read(folder):

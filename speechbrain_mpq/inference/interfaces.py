@@ -3,6 +3,7 @@
 import logging
 import math
 from contextlib import ExitStack
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -321,7 +322,8 @@ def load_for_engine(folder, engine="torch", threads=1, device="cpu"):
             f'the engine "{engine}" runs on the CPU: leave device out, '
             'or choose engine="torch"'
         )
-    if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
+    whole = isinstance(threads, Integral) and not isinstance(threads, bool)
+    if not whole or not 1 <= threads <= MAX_THREADS:
         raise ValueError(f"threads must be 1 to {MAX_THREADS}, not {threads!r}")
     separator = load(folder)
     if not isinstance(separator, Separator):

@@ -36,7 +36,7 @@ _EXECUTABLE = (
 _OWN = (*FILES, EXPORTS_FILE)
 # What git and the hub's client leave in folders that they make.
 _TOLERATED = (".gitattributes", ".gitignore")
-_TOLERATED_FOLDERS = (".git", ".cache")
+_TOLERATED_FOLDERS = (".git/", ".cache/huggingface/")
 _MAX_TEXT = 2**26  # bytes
 
 
@@ -189,23 +189,20 @@ def _other_problems(folder):
         problems.append(f"{sample}: no FLAC file")
     expected = {*_OWN, *_TOLERATED, *exported_names(folder)}
     for path in sorted(folder.rglob("*")):
-        below = path.relative_to(folder)
-        if str(below) in expected or path.is_dir() and not path.is_symlink():
+        name = path.relative_to(folder).as_posix()
+        if name in expected or path.is_dir() and not path.is_symlink():
             continue
         runs = path.suffix.lower() in _EXECUTABLE
-        if below.parts[0] in _TOLERATED_FOLDERS and not runs:
+        if name.startswith(_TOLERATED_FOLDERS) and not runs:
             continue
-        if str(below).startswith(EXPORTED_STEM) and not path.is_dir():
+        if name.startswith(EXPORTED_STEM) and not path.is_dir():
             problems.append(
                 f"{path}: nothing tells which weights it was made of: run "
                 "`speechbrain-mpq export` again"
             )
             continue
-        problems.append(
-            f"{path}: "
-            + ("can execute code when it is loaded, and " if runs else "")
-            + "does not belong here"
-        )
+        why = "can execute code when it is loaded, and " if runs else ""
+        problems.append(f"{path}: {why}does not belong here")
     return problems
 
 
