@@ -63,7 +63,7 @@ _HOMES = {
     "QuantizedSeparator": "inference.separation",
     "save_separator": "inference.folder",
     "repack": "inference.folder",
-    "check_folder": "inference.folder",
+    "check_folder": "inference.verification",
 }
 _FORMER = {"WholeCheckpointer": "AtomicCheckpointer", "ceiling": "coding_gain"}
 __all__ = list(_HOMES)

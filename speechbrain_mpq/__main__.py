@@ -1,13 +1,15 @@
 """Mixed-precision quantization of speech models."""
 
 import argparse
+import codecs
 import os
 import sys
 from importlib import import_module
 
 from . import __version__
-from .utils import keep_freed_memory
+from .utils import exit_on_signals, keep_freed_memory
 
+REPLACED = {"█": b"#", "°": b" deg"}
 COMMANDS = (
     "table",
     "track",
@@ -38,11 +40,13 @@ def main(arguments=None):
     >>> main(["table", "no/such/folder"])
     1
     """
+    _prepare_output()
     options = _parser().parse_args(arguments)
     keep_freed_memory()
     try:
-        code = options.run(options)
-        sys.stdout.flush()
+        with exit_on_signals():
+            code = options.run(options)
+            sys.stdout.flush()
     except BrokenPipeError:
         # The reader, as `head`, has seen enough. Python would flush once more
         # at exit and complain.
@@ -54,6 +58,31 @@ def main(arguments=None):
         print(_message(error), file=sys.stderr)
         return 1
     return code
+
+
+def _prepare_output():
+    """Let any text be printed, wherever the output goes."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by `>&-`
+            setattr(sys, name, open(os.devnull, "w"))
+    codecs.register_error("speechbrain_mpq", _replaced)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="speechbrain_mpq")
+
+
+def _replaced(error):
+    """Bytes for letters that the output's encoding lacks."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    # Names of files that are no UTF-8 come as they are on the disk
+    content = b"".join(
+        bytes([ord(letter) - 0xDC00])
+        if 0xDC80 <= ord(letter) <= 0xDCFF
+        else REPLACED.get(letter, b"?")
+        for letter in letters
+    )
+    return content, error.end
 
 
 def _message(error):

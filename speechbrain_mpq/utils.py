@@ -1,23 +1,43 @@
-"""Files that appear whole or not at all.
+"""What every part needs: files, JSON, signals, memory, constants.
 
-Freed memory that stays in the process, for the next batch to take.
-
-Files of results: written whole or not at all, named where broken.
+Files are written whole or not at all, and what a killed process leaves is
+removed by the next one. JSON is read strictly, and errors name the file.
 """
 
+import codecs
 import ctypes
 import json
+import math
 import os
+import re
+import select
+import shutil
+import signal
+import stat
 import sys
+import tempfile
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
-PARTIAL = ".partial"  # ending of a file that is being written
+try:
+    import fcntl
+except ImportError:  # Windows: what killed processes leave is not found
+    fcntl = None
+
 SAMPLE_RATE = 16000  # Hz, of all speech here
 # Degrees between two talkers, [low, high); 180 belongs to the last.
 BUCKETS = ((0, 15), (15, 45), (45, 90), (90, 180))
+PARTIAL = ".partial"  # ending of a file that is being written
+NAME_PART = 32  # characters of a name that a temporary name repeats
+MAX_JSON = 2**28  # bytes
+MAX_INTEGER = 2**64  # in JSON: what no tensor can hold is a mistake
+PIPE_SECONDS = 10.0  # that a named pipe may take to begin
+_ABANDONED = re.compile(rf"\..*\.[0-9a-f]{{32}}{re.escape(PARTIAL)}", re.DOTALL)
+_SCRATCH = ".speechbrain_mpq."
 
 
 @contextmanager
@@ -31,13 +51,14 @@ def atomic_write(path):
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is no folder: make it first")
-    part = path.with_name(f".{path.name}.{uuid4().hex}{PARTIAL}")
-    open(part, "xb").close()  # never through a link that somebody left there
+    _remove_abandoned(path.parent.resolve())
+    part, lock = _new_part(path)
     try:
         yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+        lock.close()
 
 
 def write_chunks(path, chunks):
@@ -71,6 +92,306 @@ def remove_partial(folder, age=3600):
     for path in Path(folder).rglob(f"*{PARTIAL}"):
         if path.stat().st_mtime <= latest:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder(parent=None):
+    """A folder for a process's own files, which end with it.
+
+    Those of processes that were killed are removed first.
+
+    Arguments
+    ---------
+    parent : str or Path or None
+        Where to make it; None: the system's place for temporary files.
+
+    Example
+    -------
+    >>> with scratch_folder(getfixture("tmpdir")) as folder:
+    ...     _ = (folder / "a.wav").write_bytes(b"")
+    >>> folder.exists()
+    False
+    """
+    parent = Path(tempfile.gettempdir() if parent is None else parent)
+    for path in parent.glob(f"{_SCRATCH}*"):
+        with _abandoned(path / "lock") as free:
+            if free:
+                shutil.rmtree(path, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=parent) as folder:
+        with ExitStack() as stack:
+            if fcntl is not None:
+                # It gets its name when it is locked: before nobody looks at it
+                new, lock = Path(folder, "new"), Path(folder, "lock")
+                _lock(stack.enter_context(open(new, "xb")))
+                os.replace(new, lock)
+            yield Path(folder)
+
+
+@cache  # once a process: a folder may have many thousand files
+def _remove_abandoned(folder):
+    """Remove the temporary files that no living process writes."""
+    try:
+        names = [n for n in os.listdir(folder) if _ABANDONED.fullmatch(n)]
+    except OSError:  # a folder to write to, not to look into
+        return
+    for name in names:
+        with _abandoned(Path(folder, name)) as free:
+            if free:
+                Path(folder, name).unlink(missing_ok=True)
+
+
+def _new_part(path):
+    """A temporary file beside another, and its lock."""
+    # A name may have 255 bytes: the temporary one has room beside its start
+    start = path.name[:NAME_PART]
+    while True:
+        part = path.with_name(f".{start}.{uuid4().hex}{PARTIAL}")
+        lock = open(part, "xb")  # never through a link that is there
+        if fcntl is None:  # where open files cannot be renamed either
+            lock.close()
+            return part, lock
+        _lock(lock)
+        if os.fstat(lock.fileno()).st_nlink:
+            return part, lock
+        lock.close()  # somebody tidied up before it was locked
+
+
+def _lock(file):
+    """Mark a file as in use until it is closed, or the process ends."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks
+        pass
+
+
+@contextmanager
+def _abandoned(path):
+    """Whether nobody uses a file, which then nobody can begin to."""
+    free, file = False, None
+    try:
+        if fcntl is not None and path.stat().st_uid == os.getuid():
+            file = open(path, "rb")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+    except OSError:  # used, gone, or not to be told
+        pass
+    try:
+        yield free
+    finally:
+        if file is not None:
+            file.close()
+
+
+@contextmanager
+def exit_on_signals():
+    """Let SIGTERM and SIGHUP end the program as an error would.
+
+    Then temporary files are removed and locks are given back, as they are
+    after Ctrl-C. The exit status is 128 and the signal's number.
+
+    Example
+    -------
+    >>> try:
+    ...     with exit_on_signals():
+    ...         os.kill(os.getpid(), signal.SIGTERM)
+    ...         time.sleep(60)
+    ... except SystemExit as ended:
+    ...     print(ended.code)
+    143
+    """
+    names = [n for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n)]
+    numbers = [getattr(signal, name) for name in names]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # only the main thread may set handlers
+    # Ignored signals stay ignored: `nohup` asks for that
+    numbers = [n for n in numbers if signal.getsignal(n) is signal.SIG_DFL]
+
+    process = os.getpid()
+
+    def end(number, frame):
+        if os.getpid() != process:  # a worker, whose files are its parent's
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        for other in numbers:  # once is enough: cleaning up takes a moment
+            signal.signal(other, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def open_input(path):
+    """Opens a file to be read, or a pipe such as /dev/stdin or `<(...)`.
+
+    Arguments
+    ---------
+    path : str or Path
+
+    Returns
+    -------
+    binary file
+        A pipe cannot be read twice. One that nobody writes to is an error,
+        not a wait without end.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode):
+        return open(path, "rb")
+    if not stat.S_ISFIFO(mode):
+        raise FileNotFoundError(f"{path}: neither a file nor a pipe")
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        poll = select.poll()
+        poll.register(file, select.POLLIN)
+        if not poll.poll(1000 * PIPE_SECONDS):
+            _check_writer(file, path)
+        os.set_blocking(file, True)
+        return os.fdopen(file, "rb")
+    except BaseException:
+        os.close(file)
+        raise
+
+
+def _check_writer(file, path):
+    """Raise OSError on a pipe that nobody writes to."""
+    try:  # nothing is there: the end without a writer, to be awaited with one
+        os.read(file, 1)
+    except BlockingIOError:
+        return
+    raise OSError(f"{path}: nobody wrote to this pipe")
+
+
+def read_text(path, most=MAX_JSON):
+    """Reads a text of UTF-8, with or without a byte order mark."""
+    with open_input(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"{path}: more than {most} bytes")
+    return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+
+
+def strict_json(text):
+    """Parses JSON that any reader understands alike.
+
+    Refused with ValueError: duplicate keys, NaN and infinity, numbers beyond
+    64-bit integers and floats, deep nesting, half characters.
+
+    Arguments
+    ---------
+    text : str or bytes
+
+    Example
+    -------
+    >>> strict_json('{"a": [1, 2.5], "b": null}')
+    {'a': [1, 2.5], 'b': None}
+    >>> strict_json('{"a": 1, "a": 2}')
+    Traceback (most recent call last):
+    ...
+    ValueError: the key 'a' twice
+    """
+    if isinstance(text, bytes):
+        text = text.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    try:
+        content = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_small,
+        )
+        if "\\u" in text:  # half a character passes the parser
+            json.dumps(content, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("JSON nested too deeply") from error
+    return content
+
+
+def read_json(
+    path,
+    missing="run the experiment that writes it",
+    broken="delete it and evaluate again",
+):
+    """Reads a JSON file strictly; an error names it.
+
+    Arguments
+    ---------
+    path : str or Path
+        File, or a pipe.
+    missing, broken : str
+        What to do where it is not there, or no JSON.
+
+    Example
+    -------
+    >>> path = getfixture("tmpdir") / "plan.json"
+    >>> path.write_text("[1, ", "utf-8")
+    >>> read_json(path)
+    Traceback (most recent call last):
+    ...
+    ValueError: ...plan.json is no JSON (...): delete it and evaluate again
+    """
+    path = Path(path)
+    if not path.exists() or path.is_dir():
+        raise FileNotFoundError(f"{path} does not exist: {missing}")
+    try:
+        return strict_json(read_text(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}): {broken}") from error
+
+
+def write_json(path, content):
+    """Writes a JSON file whole or not at all."""
+    try:
+        text = json.dumps(content, indent=2, allow_nan=False, default=_plain)
+    except ValueError as error:
+        raise ValueError(f"{path} is not written: {error}") from error
+    write_text(path, text + "\n")
+
+
+def _plain(value):
+    """Plain number of a numpy or torch scalar."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise ValueError(f"{type(value).__name__} has no place in a JSON file")
+
+
+def _unique(pairs):
+    """A dictionary; ValueError where a key comes twice."""
+    content = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"the key {key!r} twice")
+        content[key] = value
+    return content
+
+
+def _finite(digits):
+    """A float; ValueError where it is beyond all floats, as 1e999."""
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits[:40]} is no finite number")
+    return value
+
+
+def _small(digits):
+    """An integer; ValueError where it is beyond 64 bits."""
+    if len(digits) <= 21:
+        value = int(digits)
+        if abs(value) < MAX_INTEGER:
+            return value
+    raise ValueError(f"{digits[:40]}: an integer of more than 64 bits")
+
+
+def _no_constant(word):
+    """Refuse the words that Python takes for numbers and JSON does not."""
+    raise ValueError(f"{word} is no JSON")
 
 
 # Parameters of glibc's mallopt (malloc.h) and their values. Left alone, glibc
@@ -110,44 +431,3 @@ def keep_freed_memory():
     mallopt(*TRIM_THRESHOLD)
     mallopt(*TOP_PAD)
     return bool(mallopt(*MMAP_THRESHOLD) or mallopt(*MMAP_MAX))
-
-
-def write_json(path, content):
-    """Write a JSON file whole or not at all."""
-    try:
-        text = json.dumps(content, indent=2, allow_nan=False, default=_plain)
-    except ValueError as error:
-        raise ValueError(f"{path} is not written: {error}") from error
-    write_text(path, text + "\n")
-
-
-def read_json(path):
-    """Read a JSON file; an error names it.
-
-    Example
-    -------
-    >>> path = getfixture("tmpdir") / "plan.json"
-    >>> path.write_text("[1, ", "utf-8")
-    >>> read_json(path)
-    Traceback (most recent call last):
-    ...
-    ValueError: ...plan.json is no JSON (...): delete it and evaluate again
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist: run the experiment that writes it"
-        )
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is no JSON ({error}): delete it and evaluate again"
-        ) from error
-
-
-def _plain(value):
-    """Plain number of a numpy or torch scalar."""
-    if hasattr(value, "item"):
-        return value.item()
-    raise ValueError(f"{type(value).__name__} has no place in a JSON file")

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from .device import add_engine_options, whole_number
+
 HELP = "a local page: turn a dial, hear who talks there, compare bit budgets"
 EXAMPLE = """
   speechbrain-mpq demo packed
@@ -26,12 +28,12 @@ def add_arguments(parser):
         "of two talkers, where the extra `simulate` is installed)",
     )
     parser.add_argument(
-        "--port", type=int, default=7860, help="0: any (default: %(default)s)"
+        "--port",
+        type=whole_number(0, 65535),
+        default=7860,
+        help="0: any (default: %(default)s)",
     )
-    parser.add_argument(
-        "--engine", choices=("torch", "openvino", "onnx"), default="torch"
-    )
-    parser.add_argument("--threads", type=int, default=1)
+    add_engine_options(parser)
     parser.add_argument(
         "--open", action="store_true", help="open the page in a browser"
     )
@@ -50,19 +52,19 @@ def run(options):
     code : int
         Exit status.
     """
-    import tempfile
     import webbrowser
 
     from ..inference.demo_server import Demo, serve
-    from ..inference.loading import LightSeparator
+    from ..inference.interfaces import LightSeparator
+    from ..utils import scratch_folder
 
     models = {
         name: LightSeparator(folder, options.engine, options.threads)
         for name, folder in model_names(options.folders).items()
     }
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         demo = Demo(models, scratch)
-        _add_mixtures(demo, options.mixtures, Path(scratch))
+        _add_mixtures(demo, options.mixtures, scratch)
         with serve(demo, options.port) as server:
             print(f"{server.address}  (stop it with Ctrl-C)", flush=True)
             if options.open:
@@ -72,7 +74,7 @@ def run(options):
 
 
 def model_names(folders):
-    """A short name for every folder, no two alike."""
+    """Name every model by its folder, no two alike."""
     names = {}
     for folder in folders:
         path = Path(folder)
@@ -104,7 +106,7 @@ def _add_mixtures(demo, files, scratch):
 
 
 def simulate_mixtures(microphones, folder, count=MADE):
-    """Mixtures of two synthetic talkers in simulated rooms.
+    """Simulate mixtures of two synthetic talkers in rooms.
 
     Arguments
     ---------

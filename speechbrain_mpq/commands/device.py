@@ -1,8 +1,54 @@
-"""The option --device, which several commands have."""
+"""Options that several commands have: what runs the model, and where."""
+
+import argparse
+
+ENGINES = ("torch", "openvino", "onnx")
+MAX_THREADS = 1024
+
+
+def add_engine_options(parser):
+    """Say which engine may run the network, on how many threads."""
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="torch",
+        help="what runs the network (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=whole_number(1, MAX_THREADS),
+        default=1,
+        help="of the engine (default: 1)",
+    )
+
+
+def whole_number(low, high):
+    """Make a type for argparse: an integer of a range.
+
+    Example
+    -------
+    >>> whole_number(1, 8)("-1")
+    Traceback (most recent call last):
+    ...
+    argparse.ArgumentTypeError: -1 is not a whole number from 1 to 8
+    """
+
+    def convert(text):
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(
+                f"{text} is not a whole number from {low} to {high}"
+            )
+        return value
+
+    return convert
 
 
 def check_device(name):
-    """PyTorch's complaints of a device as a message, not a traceback.
+    """Check a device; PyTorch's complaints become a message.
 
     Example
     -------

@@ -1,7 +1,6 @@
 """`speechbrain-mpq inspect`: what a packed folder stores, in which bits."""
 
 import json
-import re
 from collections import defaultdict
 
 HELP = "sizes, bits of every cluster, and the coverage table of a folder"
@@ -14,13 +13,10 @@ EXAMPLE = """
 MIB = 2**20  # bytes
 KIB = 2**10  # bytes
 BAR = 16  # characters, a bit each
-SUBLAYERS = (
+SUBLAYERS = (  # of a ConvBlock, in order
     *("conv_1x1_in", "prelu_in", "norm_in", "d_conv"),
     *("prelu_out", "norm_out", "conv_1x1_out"),
 )
-
-
-_BLOCK = re.compile(r"(.*\.)?(tcn_\d+_\d+)\.(\w+)$")
 
 
 def add_arguments(parser):
@@ -73,17 +69,26 @@ def run(options):
 
 
 def plot_lines(clusters):
-    """Bits of every cluster as text.
+    """Plot the bits of every cluster as text.
 
     ConvBlocks get a line each, with a column for every sublayer.
+
+    Arguments
+    ---------
+    clusters : dict
+        From `folder.cluster_bits`.
+
+    Returns
+    -------
+    lines : list of str
     """
     blocks, others = defaultdict(dict), {}
     for name, cluster in clusters.items():
-        found = _BLOCK.match(name)
-        if not found:
+        block, _, sublayer = name.rpartition(".")
+        if block and sublayer in SUBLAYERS:
+            blocks[block][sublayer] = cluster["bits"]
+        else:
             others[name] = cluster["bits"]
-            continue
-        blocks[(found[1] or "") + found[2]][found[3]] = cluster["bits"]
     if not clusters:
         return ["none: the model is in floating point"]
     width = max(len(name) for name in [*others, *blocks])
@@ -98,9 +103,9 @@ def _matrix(blocks, width):
     """A line for each ConvBlock, a column for each sublayer in order."""
     if not blocks:
         return []
-    found = {name for bits in blocks.values() for name in bits}
-    sublayers = [name for name in SUBLAYERS if name in found]
-    sublayers += sorted(found - set(sublayers))
+    names = {name for bits in blocks.values() for name in bits}
+    sublayers = [name for name in SUBLAYERS if name in names]
+    sublayers += sorted(names - set(sublayers))
     lines = ["", " " * width + "".join(f"  {name}" for name in sublayers)]
     for block, bits in blocks.items():
         cells = [

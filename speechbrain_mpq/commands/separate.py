@@ -2,11 +2,10 @@
 
 import shutil
 import sys
-import tempfile
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from .device import check_device
+from .device import add_engine_options, check_device
 
 HELP = "separate talkers of a multichannel recording by their directions"
 EXAMPLE = """
@@ -29,7 +28,8 @@ def add_arguments(parser):
     parser.add_argument(
         "mixture",
         help="recording of all microphones of the array, or of those that "
-        "the model uses; 16 kHz or more; - reads standard input",
+        "the model uses; 16 kHz or more; a file, a pipe, or - for standard "
+        "input",
     )
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument(
@@ -101,10 +101,11 @@ def run(options):
             source = stack.enter_context(_standard_input())
         else:
             source = options.mixture
-            if not Path(source).is_file():
+            if not Path(source).exists() or Path(source).is_dir():
                 raise FileNotFoundError(f"{source}: no such file")
         check_device(options.device)
-        from ..inference.loading import LightSeparator
+        from ..inference.interfaces import LightSeparator
+        from ..utils import scratch_folder
 
         model = LightSeparator(
             options.model, options.engine, options.threads, options.device
@@ -115,7 +116,7 @@ def run(options):
         if track:
             doas, lips = _see(model, track, audio, options.video)
         if options.out == STREAM:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            folder = stack.enter_context(scratch_folder())
             outs = [folder / "out.wav"]
             _separate(model, audio, doas, lips, outs, options)
             with open(folder / "out.wav", "rb") as file:
@@ -128,15 +129,7 @@ def run(options):
 
 def _add_options(parser):
     """What has a default."""
-    parser.add_argument(
-        "--engine",
-        choices=("torch", "openvino", "onnx"),
-        default="torch",
-        help="what runs the network (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--threads", type=int, default=1, help="of the engine (default: 1)"
-    )
+    add_engine_options(parser)
     parser.add_argument(
         "--device", default="cpu", help="of PyTorch (default: %(default)s)"
     )
@@ -187,7 +180,7 @@ def _see(model, track, audio, video):
     from ..vision.direction import frame_doas
 
     hop = model.separator.features.hop
-    frames = audio.samples // hop + 1
+    frames = audio.scan().samples // hop + 1
     doas = frame_doas(track, frames, model.sample_rate / hop)[None]
     if video is None:
         return doas, None
@@ -225,14 +218,17 @@ def _output_names(options, doas):
             raise ValueError(
                 "standard output takes one direction: name files with -o"
             )
+        if sys.__stdout__ is None:  # as `>&-` leaves it
+            raise ValueError("standard output is closed: name a file with -o")
         return None
     from ..inference.output import output_paths
 
-    if options.out:
-        return output_paths(options.out, doas)
-    stem = Path(options.mixture).stem
-    stem = "separated" if options.mixture == STREAM else stem
-    return [Path(f"{stem}_{doa:g}.wav") for doa in doas]
+    out, source = options.out, Path(options.mixture)
+    if not out:
+        # Pipes have names that tell nothing
+        stem = source.stem if source.is_file() else "separated"
+        out = [f"{stem}_{doa:g}.wav" for doa in doas]
+    return output_paths(out, doas, source if source.exists() else None)
 
 
 @contextmanager
@@ -240,6 +236,8 @@ def _standard_input():
     """What is piped in, as a file that can be read twice."""
     from ..inference.audio import seekable
 
+    if sys.stdin is None:
+        raise ValueError("standard input is closed: pipe a WAV file in")
     if sys.stdin.isatty():
         raise ValueError("standard input is a terminal: pipe a WAV file in")
     with seekable(sys.stdin.buffer) as file:

@@ -24,7 +24,7 @@ def run(options):
     code : int
         0 if nothing is wrong with any, else 1.
     """
-    from ..inference.folder import check_folder
+    from ..inference.verification import check_folder
 
     bad = 0
     for folder in options.folders:

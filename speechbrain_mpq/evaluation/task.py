@@ -215,9 +215,9 @@ class CardText:
 
     title: str
     about: str
-    use: str
-    tags: tuple
-    pipeline_tag: str
+    use: str = ""
+    tags: tuple = ()
+    pipeline_tag: str = "audio-to-audio"
 
 
 @dataclass(frozen=True)

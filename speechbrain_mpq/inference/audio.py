@@ -1,16 +1,14 @@
-"""Formats of audio files, and streams that can be read twice.
+"""Multichannel audio files in blocks: read, checked, mended, resampled.
 
-Sampling-rate conversion of signals that come in pieces.
-
-Multichannel audio files in blocks: read, checked, written whole.
-
-Layout: [samples, channels]; full scale is 1.
+Layout: [samples, channels]; full scale is 1. A constant offset of a
+microphone carries no speech and is taken off.
 """
 
-import logging
 import math
+import os
+import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,113 +16,16 @@ import numpy as np
 import soundfile
 import torch
 
-from ..utils import SAMPLE_RATE
+from ..utils import SAMPLE_RATE, open_input
+from .audio_headers import ChangedFile, read_header
 
-
-def audio_format(path):
-    """Name of the audio format that a file's ending asks for."""
-    ending = Path(path).suffix
-    name = ending[1:].upper()
-    if name not in soundfile.available_formats() or name == "RAW":
-        raise ValueError(
-            f"{path}: cannot write {ending or 'nameless'} files: name a .wav "
-            "or .flac file"
-        )
-    return name
-
-
-@contextmanager
-def seekable(stream):
-    """A stream's content in a temporary file, to be read more than once."""
-    with tempfile.TemporaryFile() as file:
-        while piece := stream.read(2**20):
-            file.write(piece)
-        file.seek(0)
-        yield file
-
-
+BLOCK_SECONDS = 3.0
 FILTER_ZEROS = 6  # of the low-pass filter, to either side
 ROLLOFF = 0.99  # of half the lower rate
-
-
-class BlockResampler:
-    """`torchaudio.functional.resample` on pieces, without seams.
-
-    Arguments
-    ---------
-    rate : int
-        Of the input in Hz.
-    new_rate : int
-        Of the output in Hz.
-
-    Example
-    -------
-    >>> resampler = BlockResampler(48000, 16000)
-    >>> first = resampler.push(torch.ones(4800, 2))
-    >>> rest = resampler.push(torch.ones(4800, 2), last=True)
-    >>> len(first) + len(rest)
-    3200
-    """
-
-    def __init__(self, rate, new_rate):
-        common = math.gcd(rate, new_rate)
-        self.up, self.down = new_rate // common, rate // common
-        cutoff = min(self.up, self.down) * ROLLOFF
-        width = math.ceil(FILTER_ZEROS * self.down / cutoff) + 1  # samples
-        # Whole periods, so that every piece meets the same filter phases
-        self.context = self.down * math.ceil(width / self.down)
-        self._kept = None
-        self._done = 0  # samples of `_kept` whose output has been given
-
-    def push(self, signal, last=False):
-        """Take samples, give those whose surroundings are known.
-
-        Arguments
-        ---------
-        signal : torch.Tensor
-            [samples, channels].
-
-        Returns
-        -------
-        resampled : torch.Tensor
-            [samples, channels].
-        """
-        if self._kept is not None:
-            signal = torch.cat([self._kept, signal])
-        known = len(signal) - self.context
-        end = len(signal) if last else known // self.down * self.down
-        if end <= self._done:
-            self._kept = signal
-            return signal[:0]
-        resampled = self._resample(signal)
-        begin, stop = self._output(self._done), self._output(end)
-        start = max(0, end - self.context)
-        self._kept, self._done = signal[start:].clone(), end - start
-        return resampled[begin:stop]
-
-    def _output(self, samples):
-        """Output samples of so many input samples."""
-        return -(-samples * self.up // self.down)
-
-    def _resample(self, signal):
-        """A whole signal, [samples, channels]."""
-        from torchaudio.functional import resample
-
-        channels = resample(
-            signal.T,
-            self.down,
-            self.up,
-            lowpass_filter_width=FILTER_ZEROS,
-            rolloff=ROLLOFF,
-        )
-        return channels.T.contiguous()
-
-
-logger = logging.getLogger(__name__)
-BLOCK_SECONDS = 3.0
 MAX_FILTER = 2**24  # taps of a resampler: rates with no common divisor
 CLIPPED = 0.9999  # of full scale
 CLIPPED_SHARE = 1e-4  # of all samples, from where on it is worth a warning
+SAME = 1e-6  # of the peak: channels that differ by less are copies
 
 
 class AudioError(ValueError):
@@ -150,7 +51,7 @@ class AudioError(ValueError):
 
 
 def used_channels(channels, microphones, array_size, name="recording"):
-    """Which channels of a recording are the microphones that are used."""
+    """Select the channels of the microphones that a model uses."""
     if channels == len(microphones):
         return list(range(channels))
     if channels == array_size:
@@ -190,10 +91,14 @@ class AudioStats:
 class AudioFile:
     """The channels of a file that a separator uses, at 16 kHz.
 
+    Lengths that the header has wrong are mended. `scan` finds the constant
+    offset of every microphone; from then on `blocks` are without it.
+
     Arguments
     ---------
     source : str, Path or binary file
-        Anything that libsndfile reads; a stream must be seekable.
+        Anything that libsndfile reads, pipes too; a binary file must be
+        seekable.
     microphones : sequence of int
         Numbers of the microphones that are used, from 1, reference first.
     array_size : int
@@ -216,17 +121,23 @@ class AudioFile:
     def __init__(
         self, source, microphones, array_size, name=None, min_samples=512
     ):
-        self.source = source
-        self.name = name or source
+        no_name = hasattr(source, "seek")
+        self.name = name or ("the recording" if no_name else source)
+        self.source = _twice_readable(source)
         self.microphones = list(microphones)
-        with self._open() as file:
+        with self._opened() as file:
+            self._header = read_header(file)
+        with self._decoded() as file:
             self.rate, self.frames = file.samplerate, file.frames
             self.channels = file.channels
         self._index = used_channels(
             self.channels, self.microphones, array_size, self.name
         )
         self._check_rate()
-        self.samples = math.ceil(self.frames * SAMPLE_RATE / self.rate)
+        self._stats = None
+        self._offset = np.zeros(len(self._index))
+        if self._header.open_end:
+            self._count_open_end(min_samples)
         if self.samples < min_samples:
             raise AudioError(
                 self.name,
@@ -236,12 +147,22 @@ class AudioFile:
             )
 
     @property
+    def samples(self):
+        """Length at 16 kHz."""
+        return math.ceil(self.frames * SAMPLE_RATE / self.rate)
+
+    @property
     def seconds(self):
         """Length."""
         return self.frames / self.rate
 
     def blocks(self, samples=int(BLOCK_SECONDS * SAMPLE_RATE)):
         """Read the file from its beginning.
+
+        Arguments
+        ---------
+        samples : int
+            Of a block, at the rate of the file.
 
         Returns
         -------
@@ -251,25 +172,54 @@ class AudioFile:
         resampler = None
         if self.rate != SAMPLE_RATE:
             resampler = BlockResampler(self.rate, SAMPLE_RATE)
-        position = 0
-        for block in self._raw_blocks(samples):
-            self._check_finite(block, position)
-            position += len(block)
-            block = torch.from_numpy(block[:, self._index])
+        for block, last in self._raw_blocks(max(1, samples)):
+            block = block[:, self._index]
+            if self._offset.any():
+                block = (block - self._offset).astype(np.float32)
+            block = torch.from_numpy(block)  # [samples, mics]
             if resampler:
-                block = resampler.push(block, last=position == self.frames)
+                block = resampler.push(block, last)
             yield block
 
     def scan(self):
-        """First pass: level and oddities of the whole file."""
-        mics = len(self.microphones)
-        power, clipped, differs = np.zeros(mics), 0, mics == 1
-        for block in self.blocks():
-            signal = block.numpy()
-            power += np.einsum("tm,tm->m", signal, signal, dtype=np.float64)
-            clipped += np.count_nonzero(np.abs(signal) >= CLIPPED)
-            differs = differs or bool((signal != signal[:, :1]).any())
-        if power.any() and not differs:
+        """Scan the whole file, once: level, offsets and warnings.
+
+        Returns
+        -------
+        stats : AudioStats
+        """
+        if self._stats is None:
+            self._stats = self._scan()
+        return self._stats
+
+    def _scan(self):
+        """As `scan`."""
+        mics, declared = len(self.microphones), self.frames
+        moments = np.zeros((2, mics))  # sums of the signal and its square
+        clipped, copies, count = 0, _Copies(), 0
+        resampler = None
+        if self.rate != SAMPLE_RATE:
+            resampler = BlockResampler(self.rate, SAMPLE_RATE)
+        total = np.zeros(mics)  # at the rate of the file
+        raw = int(BLOCK_SECONDS * SAMPLE_RATE)
+        for block, last in self._raw_blocks(raw):
+            block = block[:, self._index]
+            clipped += np.count_nonzero(np.abs(block) >= CLIPPED)
+            copies.update(block)
+            total += block.sum(0, dtype=np.float64)
+            count += len(block)
+            if resampler:
+                block = resampler.push(torch.from_numpy(block), last).numpy()
+            moments[0] += block.sum(0, dtype=np.float64)
+            moments[1] += np.einsum("tm,tm->m", block, block, dtype=np.float64)
+        self.frames = count
+        self._offset = total / count
+        mean, square = moments / self.samples
+        # What is left of a constant is rounding, not sound
+        power = np.where(
+            square - mean**2 > 1e-12 * mean**2, square - mean**2, 0.0
+        )
+        if power.any() and mics > 1 and not copies.differ:
             raise AudioError(
                 self.name,
                 f"its {mics} channels are the same: one signal, copied, has "
@@ -277,43 +227,72 @@ class AudioFile:
                 "use the recording of the array itself",
             )
         warnings = [
+            *self._wrong_length(declared),
             *self._silent_channels(power),
-            *self._clipping(clipped / (self.samples * mics)),
+            *self._clipping(clipped / (self.frames * mics)),
         ]
-        rms = math.sqrt(power[0] / self.samples)
-        return AudioStats(self.samples, rms, tuple(warnings))
+        return AudioStats(self.samples, math.sqrt(power[0]), tuple(warnings))
 
     @contextmanager
-    def _open(self):
-        """The file; libsndfile's complaints name it."""
+    def _opened(self):
+        """The file's bytes, from the first one."""
         if hasattr(self.source, "seek"):
             self.source.seek(0)
-        elif not Path(self.source).is_file():
-            raise FileNotFoundError(f"{self.source}: no such file")
-        try:
-            with soundfile.SoundFile(self.source) as file:
+            yield self.source
+        else:
+            with open(self.source, "rb") as file:
                 yield file
-        except soundfile.LibsndfileError as error:
-            raise AudioError(
-                self.name,
-                f"cannot be read as audio ({error.error_string})",
-                "convert it to WAV or FLAC",
-            ) from error
+
+    @contextmanager
+    def _decoded(self):
+        """The file's sound; libsndfile's complaints name it."""
+        with ExitStack() as stack:
+            source = self.source
+            if hasattr(source, "seek"):
+                source.seek(0)
+            elif not self._header.changes:
+                source = system_path(source)
+            if self._header.changes:
+                source = stack.enter_context(self._opened())
+                source = ChangedFile(source, self._header.changes)
+            kind = _OpenEnd if self._header.open_end else soundfile.SoundFile
+            try:
+                with kind(source) as file:
+                    yield file
+            except soundfile.LibsndfileError as error:
+                raise AudioError(
+                    self.name,
+                    f"cannot be read as audio ({error.error_string})",
+                    "convert it to WAV or FLAC",
+                ) from error
 
     def _raw_blocks(self, samples):
-        """[samples, channels] of the file as it is."""
-        position = 0
-        with self._open() as file:
-            while position < self.frames:
-                block = file.read(samples, dtype="float32", always_2d=True)
-                if not len(block):
-                    raise AudioError(
-                        self.name,
-                        f"ends after {position} of {self.frames} samples",
-                        "copy it again",
-                    )
-                position += len(block)
-                yield block
+        """[samples, channels] of the file as it is, and which is the last."""
+        position, block = 0, None
+        with self._decoded() as file:
+            while True:
+                following = file.read(samples, dtype="float32", always_2d=True)
+                if not len(following):
+                    break
+                self._check_finite(following, position)
+                if block is not None:
+                    yield block, False
+                position, block = position + len(following), following
+        if position < self.frames:
+            raise AudioError(
+                self.name,
+                f"ends after {position} of {self.frames} samples",
+                "copy it again",
+            )
+        if block is not None:
+            yield block, True
+
+    def _count_open_end(self, min_samples):
+        """Count the samples of a file whose header does not say how many."""
+        self.frames = self._header.frames
+        if self.frames == 0 or self.samples < min_samples:
+            blocks = self._raw_blocks(2**18)
+            self.frames = sum(len(block) for block, _ in blocks)
 
     def _check_rate(self):
         """Refuse rates that lack speech, or that no short filter converts."""
@@ -343,6 +322,16 @@ class AudioFile:
                 "repair or cut it",
             )
 
+    def _wrong_length(self, declared):
+        """Warnings on a wrong length in the header."""
+        if self._header.warning:
+            yield f"{self.name}: {self._header.warning}"
+        elif self.frames != declared:
+            yield (
+                f"{self.name}: its header tells {declared} samples, the file "
+                f"holds {self.frames}: all is taken"
+            )
+
     def _silent_channels(self, power):
         """Warnings on microphones that hear nothing while others do."""
         if not power.any():
@@ -362,3 +351,179 @@ class AudioFile:
                 f"{self.name}: {100 * share:.2g} % of the samples are "
                 "clipped: record it at a lower level"
             )
+
+
+class _OpenEnd(soundfile.SoundFile):
+    """A file that is read to its end, wherever that is."""
+
+    def seekable(self):
+        """Not asked for: behind the end, seeking fails."""
+        return False
+
+
+class _Copies:
+    """Whether channels are one signal, offsets aside."""
+
+    def __init__(self):
+        self.differ = False
+        self._least, self._most, self._peak = np.inf, -np.inf, 0.0
+
+    def update(self, block):
+        """Take more of the signal, [samples, mics]."""
+        if self.differ:
+            return
+        apart = block - block[:, :1]
+        self._least = np.minimum(self._least, apart.min(0))
+        self._most = np.maximum(self._most, apart.max(0))
+        self._peak = max(self._peak, float(np.abs(block).max()))
+        spread = (self._most - self._least).max()
+        self.differ = bool(spread > SAME * self._peak)
+
+
+def as_waveforms(signal, name="waveforms"):
+    """Convert samples to float32; integers become parts of full scale.
+
+    Arguments
+    ---------
+    signal : torch.Tensor, array or nested sequence
+    name : str
+        For messages.
+
+    Returns
+    -------
+    waveforms : torch.Tensor
+
+    Example
+    -------
+    >>> as_waveforms(np.array([[-16384, 0]], dtype=np.int16))
+    tensor([[-0.5000,  0.0000]])
+    """
+    try:
+        if not isinstance(signal, torch.Tensor):
+            # A copy: other strides and read-only arrays are no matter then
+            signal = torch.as_tensor(np.array(signal))
+    except (TypeError, ValueError) as error:
+        raise AudioError(name, f"no samples ({error})", "give numbers") from (
+            error
+        )
+    if signal.is_floating_point():
+        return signal.float()
+    if signal.dtype in (torch.int16, torch.int32):
+        return signal.float() / -float(torch.iinfo(signal.dtype).min)
+    raise AudioError(
+        name,
+        f"samples of type {signal.dtype}",
+        "give floats, full scale being 1, or 16- or 32-bit integers",
+    )
+
+
+def _twice_readable(source):
+    """A source as it is, or what comes out of a pipe, in a file."""
+    if hasattr(source, "seek"):
+        return source
+    if Path(source).is_file():
+        return source
+    file = tempfile.TemporaryFile()  # without a name: it ends with us
+    with open_input(source) as pipe:
+        shutil.copyfileobj(pipe, file)
+    return file
+
+
+@contextmanager
+def seekable(stream):
+    """Spool a stream into a temporary file, to be read more than once."""
+    with tempfile.TemporaryFile() as file:
+        while piece := stream.read(2**20):
+            file.write(piece)
+        file.seek(0)
+        yield file
+
+
+def system_path(path):
+    """Encode a path as libsndfile takes it, whatever its letters."""
+    return str(path) if os.name == "nt" else os.fsencode(path)
+
+
+def audio_format(path):
+    """Determine the audio format that a file's ending asks for."""
+    ending = Path(path).suffix
+    name = ending[1:].upper()
+    if name not in soundfile.available_formats() or name == "RAW":
+        raise ValueError(
+            f"{path}: cannot write {ending or 'nameless'} files: name a .wav "
+            "or .flac file"
+        )
+    return name
+
+
+class BlockResampler:
+    """`torchaudio.functional.resample` on pieces, without seams.
+
+    Arguments
+    ---------
+    rate : int
+        Of the input in Hz.
+    new_rate : int
+        Of the output in Hz.
+
+    Example
+    -------
+    >>> resampler = BlockResampler(48000, 16000)
+    >>> first = resampler.push(torch.ones(4800, 2))
+    >>> rest = resampler.push(torch.ones(4800, 2), last=True)
+    >>> len(first) + len(rest)
+    3200
+    """
+
+    def __init__(self, rate, new_rate):
+        common = math.gcd(rate, new_rate)
+        self.up, self.down = new_rate // common, rate // common
+        cutoff = min(self.up, self.down) * ROLLOFF
+        width = math.ceil(FILTER_ZEROS * self.down / cutoff) + 1  # samples
+        # Whole periods, so that every piece meets the same filter phases
+        self.context = self.down * math.ceil(width / self.down)
+        self._kept = None
+        self._done = 0  # samples of `_kept` whose output has been given
+
+    def push(self, signal, last=False):
+        """Resample a piece, as far as the filter's context is there.
+
+        Arguments
+        ---------
+        signal : torch.Tensor
+            [samples, channels].
+
+        Returns
+        -------
+        resampled : torch.Tensor
+            [samples, channels].
+        """
+        if self._kept is not None:
+            signal = torch.cat([self._kept, signal])
+        complete = len(signal) - self.context
+        end = len(signal) if last else complete // self.down * self.down
+        if end <= self._done:
+            self._kept = signal
+            return signal[:0]
+        resampled = self._resample(signal)
+        begin, stop = self._output(self._done), self._output(end)
+        start = max(0, end - self.context)
+        self._kept, self._done = signal[start:].clone(), end - start
+        return resampled[begin:stop]
+
+    def _output(self, samples):
+        """Output samples of so many input samples."""
+        return -(-samples * self.up // self.down)
+
+    def _resample(self, signal):
+        """A whole signal, [samples, channels]."""
+        from torchaudio.functional import resample
+
+        channels = resample(
+            signal.T,
+            self.down,
+            self.up,
+            lowpass_filter_width=FILTER_ZEROS,
+            rolloff=ROLLOFF,
+        )
+        return channels.T.contiguous()

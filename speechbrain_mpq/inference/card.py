@@ -11,6 +11,7 @@ import yaml
 from ..evaluation.separation_task import SEPARATION
 
 MIB = 2**20  # bytes
+CARDS = {}  # class of a network -> its `CardText`, where it has one of its own
 
 
 def model_card(
@@ -60,7 +61,7 @@ def model_card(
     base_model: separator_mini
     base_model_relation: quantized
     """
-    plan, card = config.get("plan"), task.card(config)
+    plan, card = config.get("plan"), _card_text(config, task)
     sample = '"sample.flac"' if has_sample else '"recording.wav"'
     parts = [
         _front_matter(card, plan, base_model, license),
@@ -79,6 +80,12 @@ def model_card(
 def _bits_word(bits):
     """Average bits as people say them, up to two digits."""
     return f"{bits:.1f}".removesuffix(".0")
+
+
+def _card_text(config, task):
+    """What is said of the class that a configuration names, or of a task."""
+    name = (config.get("architecture") or {}).get("class")
+    return CARDS.get(name) or task.card(config)
 
 
 def _front_matter(card, plan, base_model, license):

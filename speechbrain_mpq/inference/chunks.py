@@ -1,14 +1,13 @@
 """Separation of signals that come in pieces, with bounded memory.
 
-PyTorch's audio-only networks carry their state from piece to piece (`carry`);
-those of other engines and those with lips run on windows that overlap
-(`windows`).
+A recording is cut into chunks and separated as if it were not. A live signal
+comes in blocks and is given back with a delay that is stated: the network is
+not causal, and with all the look-ahead that it was trained with it waits for
+seconds. Less look-ahead means that it takes the future for silence, which
+costs separation (docs/use.md says how much).
 
-Separation of a live signal, block by block, with a delay that is stated.
-
-The network is not causal: with all the look-ahead that it was trained with it
-waits for seconds. Less look-ahead means that it takes the future for silence,
-which costs separation (see docs/use.md for how much).
+PyTorch's audio-only networks carry their state from piece to piece; those of
+other engines and those with lips run on windows that overlap.
 """
 
 import math
@@ -20,7 +19,7 @@ from ..lobes.models.lips import PERIOD, as_grey
 from ..lobes.models.separator import MIN_RMS, apply_mask
 from ..lobes.models.spatial_features import check_doa
 from ..utils import SAMPLE_RATE
-from .audio import AudioError, used_channels
+from .audio import AudioError, as_waveforms, used_channels
 from .output import RunningGain, RunningLevel
 from .streaming import (
     FrameAnalysis,
@@ -29,6 +28,8 @@ from .streaming import (
     context_frames,
     in_pieces,
 )
+
+OFFSET_SECONDS = 0.16  # in which a stream follows the microphones' offset
 
 
 class ChunkedSeparator:
@@ -72,20 +73,24 @@ class ChunkedSeparator:
         self._spectra = _Queue()  # of the reference, until their mask comes
         self._mixture = _Queue()  # its waveform
         self._samples = 0
+        self._given = 0  # samples that are separated
         self._frames = 0  # analysed
 
     def push(self, waveforms, level, last=False):
-        """Take samples, give those that are separated.
+        """Separate a piece, as far as its context is there.
 
         Arguments
         ---------
         waveforms : torch.Tensor
             [batch, samples, mics].
+        level : float or sequence of float
+            RMS of the reference channel, one for all or one for each frame
+            that these samples complete, or more.
 
         Returns
         -------
         estimate : torch.Tensor
-            [batch, targets, samples], before `match_level`.
+            [batch, targets, samples], before `match_level`; finite.
         mixture : torch.Tensor
             [batch, samples], the reference channel at the same samples.
         """
@@ -100,12 +105,17 @@ class ChunkedSeparator:
             rest = self._synthesis.finish(self._samples)
             signal = torch.cat([signal, rest], dim=1)
         signal = signal.view(*self.doa.shape[:2], -1)  # [B, K, samples]
+        check_finite(signal, self._given)
+        self._given += signal.shape[2]
         return signal, self._mixture.take(signal.shape[2])
 
     def _inputs(self, spectra, level):
         """[B * K, inputs, frames], at the level that the network expects."""
+        level = torch.as_tensor(level, dtype=torch.float32).clamp_min(MIN_RMS)
+        level = level[: spectra.shape[3]] if level.dim() else level
         # A complex division would change signs of zeros, and so phases by 2 pi
-        parts = torch.view_as_real(spectra) / max(level, MIN_RMS)
+        parts = torch.view_as_real(spectra)  # [B, mics, bins, frames, 2]
+        parts = parts / level.to(parts).unsqueeze(-1)
         spectra = torch.view_as_complex(parts)
         now = torch.arange(spectra.shape[3], device=spectra.device)
         now = now + self._frames
@@ -133,6 +143,26 @@ def _pixels(lips, doa, size):
     return lips.flatten(3).flatten(0, 1).transpose(1, 2)
 
 
+def check_finite(signal, before=0):
+    """Raise ValueError on separated samples that are NaN or infinite.
+
+    Arguments
+    ---------
+    signal : torch.Tensor
+        [..., samples].
+    before : int
+        Samples that came before these.
+    """
+    finite = torch.isfinite(signal)
+    if not finite.all():
+        place = (~finite).flatten(0, -2).any(0).nonzero()[0].item() + before
+        raise ValueError(
+            f"the model puts out NaN or infinity at {place / SAMPLE_RATE:.3f} "
+            "s: its weights are damaged or diverged; take another packed "
+            "folder (`speechbrain-mpq verify` checks them)"
+        )
+
+
 class _Queue:
     """Tensors in, as many of their last dimension's items out as asked."""
 
@@ -155,6 +185,73 @@ class _Queue:
         if have > count:
             self._pieces.appendleft(whole[..., count:].clone())
         return whole[..., :count]
+
+
+class OffsetFilter:
+    """Takes the constant offset off a signal that comes in blocks.
+
+    It begins with the mean of the first two steps and follows slowly: a high
+    pass at about 1 Hz. What comes out does not depend on the blocks.
+
+    Arguments
+    ---------
+    step : int
+        Samples from one estimate of the offset to the next.
+
+    Example
+    -------
+    >>> OffsetFilter(256).push(torch.full((600, 2), 0.25)).abs().max()
+    tensor(0.)
+    """
+
+    def __init__(self, step):
+        self.step = step
+        self._rate = 1 - math.exp(-step / (OFFSET_SECONDS * SAMPLE_RATE))
+        self._kept = []  # samples that the first estimate waits for
+        self._before = self._now = None  # estimates, [mics]
+        self._sum, self._count = 0.0, 0  # of the step that is under way
+
+    def push(self, block, last=False):
+        """Remove the offset from a block, as far as it is known.
+
+        Arguments
+        ---------
+        block : torch.Tensor
+            [samples, mics].
+
+        Returns
+        -------
+        signal : torch.Tensor
+            [samples, mics].
+        """
+        if self._now is None:
+            block = torch.cat([*self._kept, block])
+            self._kept = [block]
+            if len(block) < 2 * self.step and not (last and len(block)):
+                return block[:0]
+            first = block[: 2 * self.step].double().mean(0)
+            self._before = self._now = first
+            self._kept = []
+        pieces = []
+        while len(block):
+            part = block[: self.step - self._count]
+            block = block[len(part) :]
+            pieces.append(self._without(part.double()))
+        return torch.cat(pieces).float() if pieces else block
+
+    def _without(self, part):
+        """Samples of one step without their offset, which glides."""
+        place = torch.arange(len(part), dtype=torch.float64) + self._count
+        weight = (place / self.step)[:, None].to(part)
+        signal = part - torch.lerp(self._before, self._now, weight)
+        self._sum = self._sum + part.sum(0)
+        self._count += len(part)
+        if self._count == self.step:
+            mean = self._sum / self.step
+            change = self._rate * (mean - self._now)
+            self._before, self._now = self._now, self._now + change
+            self._sum, self._count = 0.0, 0
+        return signal
 
 
 class SeparationStream:
@@ -186,6 +283,9 @@ class SeparationStream:
         the same model is within about 1 dB.
     device : str or torch.device
         Where the separator is.
+    remove_offset : bool
+        Follow the constant offset of every microphone and take it off: a
+        high pass at 1 Hz. False: they have none.
 
     Example
     -------
@@ -212,6 +312,7 @@ class SeparationStream:
         level=None,
         gain=None,
         device="cpu",
+        remove_offset=True,
     ):
         doas = torch.as_tensor(doa, dtype=torch.float32, device=device)
         check_doa(doas)
@@ -231,9 +332,16 @@ class SeparationStream:
             network = self._windows(network, look_ahead, history, step)
         self._network = network
         self._chunks = ChunkedSeparator(separator, doas.view(1, -1), network)
-        self._level, self._given_level = RunningLevel(), level
-        self._gain = RunningGain(doas.numel(), gain)
-        self._finished = False
+        hop, reach = self.features.hop, self.features.n_fft // 2
+        # Levels change with the frames and gains with what the network gives,
+        # not with the caller's blocks: their size changes nothing
+        self._level = RunningLevel(reach or hop, hop)
+        self._given_level = level
+        step = hop * getattr(network, "step", 1)
+        first = -reach % step or step
+        self._gain = RunningGain(doas.numel(), gain, first, step)
+        self._offset = OffsetFilter(hop) if remove_offset else None
+        self._begun = self._finished = False
 
     @property
     def delay(self):
@@ -269,7 +377,7 @@ class SeparationStream:
 
         Arguments
         ---------
-        block : torch.Tensor
+        block : torch.Tensor or array
             [samples, mics], 16 kHz: all microphones of the array or just
             those that the model uses.
 
@@ -289,10 +397,11 @@ class SeparationStream:
         separated : torch.Tensor
             [targets, samples], all that had not come out.
         """
-        if not self._level.samples:
+        if not self._begun:
             raise ValueError("nothing was pushed: push samples, then finish")
         mics = len(self.features.microphones)
-        separated = self._push(torch.zeros(0, mics), last=True)
+        block = torch.zeros(0, mics, dtype=torch.float32)
+        separated = self._push(block, last=True)
         self._finished = True
         return separated
 
@@ -300,13 +409,21 @@ class SeparationStream:
         """Separate, and bring to level."""
         if self._finished:
             raise ValueError("the stream has ended: begin a new one")
-        block = block.to(self.device, torch.float32)
-        self._level.update(block[:, 0])
-        estimate, mixture = self._chunks.push(block[None], self.level, last)
+        self._begun = self._begun or len(block) > 0
+        if self._offset is not None:
+            block = self._offset.push(block, last)
+        levels = self._level.push(block[:, 0])
+        if last:  # frames that reach behind the end
+            frames = self.features.n_fft // self.features.hop + 1
+            levels += [self._level.rms] * frames
+        estimate, mixture = self._chunks.push(
+            block.to(self.device)[None], self._given_level or levels, last
+        )
         return self._gain.apply(estimate[0], mixture[0])
 
     def _checked(self, block):
         """The used channels of a block."""
+        block = as_waveforms(block, "block")
         if block.dim() != 2:
             raise AudioError(
                 "block",

@@ -1,6 +1,4 @@
-"""What the demo page works on: models, recordings, separated speech.
-
-The demo page and its server, for this machine only.
+"""The demo page: its models, recordings and results, and its server.
 
 The page is one file without anything from elsewhere. The server listens on
 the loopback address. Other pages in the same browser cannot use it: requests
@@ -21,9 +19,26 @@ from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
 from ..quantization.packing import read_model
+from ..utils import strict_json
 from .audio import AudioError
 from .output import TargetOutput
 
+HOST = "127.0.0.1"
+NAMES = (HOST, "localhost")
+MAX_UPLOAD = 2**28  # bytes, two minutes of 15 float channels at 32 kHz
+MAX_REQUEST = 2**14  # bytes of JSON
+OWN_HEADER = "X-Speechbrain-MPQ"
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'unsafe-inline'; style-src "
+        "'unsafe-inline'; connect-src 'self' blob:; media-src blob:; "
+        "img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
 MAX_SECONDS = 120.0  # of a recording; longer ones are for `separate`
 MOST_UPLOADS = 16  # older ones are forgotten
 MOST_RESULTS = 64
@@ -64,7 +79,7 @@ class Demo:
         return self._first.microphones
 
     def state(self):
-        """All that the page shows before anything is separated."""
+        """Describe all that the page shows at first."""
         return {
             "models": self._facts,
             # A list first: another thread may add one
@@ -135,7 +150,7 @@ class Demo:
         }
 
     def audio_path(self, number):
-        """File of a recording's reference channel or of a result."""
+        """Find the file of a recording's reference channel or a result."""
         if number in self._recordings or number in self._results:
             return self.scratch / f"{number}.wav"
         return None
@@ -178,24 +193,6 @@ def _facts(name, model):
     }
 
 
-HOST = "127.0.0.1"
-NAMES = (HOST, "localhost")
-MAX_UPLOAD = 2**28  # bytes, two minutes of 15 float channels at 32 kHz
-MAX_REQUEST = 2**14  # bytes of JSON
-OWN_HEADER = "X-Speechbrain-MPQ"
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'unsafe-inline'; style-src "
-        "'unsafe-inline'; connect-src 'self' blob:; media-src blob:; "
-        "img-src data:; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
-
-
 class DemoServer(ThreadingHTTPServer):
     """Serves one `Demo`.
 
@@ -207,6 +204,7 @@ class DemoServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128  # a page that is opened often, or by many tabs
 
     def __init__(self, demo, port=0):
         self.demo = demo
@@ -221,7 +219,7 @@ class DemoServer(ThreadingHTTPServer):
 
 @contextmanager
 def serve(demo, port=0):
-    """A server that is closed in the end."""
+    """Run a server that is closed in the end."""
     try:
         server = DemoServer(demo, port)
     except OSError as error:
@@ -279,26 +277,23 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refusal(HTTPStatus.FORBIDDEN, "not asked by the demo page")
         url = urlsplit(self.path)
         if url.path == "/api/separate":
-            asked = self._asked()
-            return _json(self.server.demo.separate(**asked))
+            return _json(self.server.demo.separate(**self._request()))
         if url.path == "/api/upload":
             name = parse_qs(url.query).get("name", ["recording"])[0][:100]
             return _json(self._upload(name))
         raise _Refusal(HTTPStatus.NOT_FOUND, f"there is no {url.path}")
 
-    def _asked(self):
+    def _request(self):
         """Arguments of `Demo.separate`, of the right types."""
         try:
-            asked = json.loads(self.rfile.read(self._length(MAX_REQUEST)))
+            body = self.rfile.read(self._length(MAX_REQUEST))
+            request = strict_json(body)
             return {
-                "recording": str(asked["recording"]),
-                "model": str(asked["model"]),
-                "doa": float(asked["doa"]),
+                "recording": str(request["recording"]),
+                "model": str(request["model"]),
+                "doa": float(request["doa"]),
             }
-        except (
-            *(KeyError, TypeError, ValueError),
-            *(OverflowError, RecursionError),
-        ) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise _Refusal(
                 HTTPStatus.BAD_REQUEST,
                 'expected {"recording": ..., "model": ..., "doa": ...}',

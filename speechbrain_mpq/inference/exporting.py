@@ -1,37 +1,36 @@
-"""From recordings to the ranges that int8 engines need.
+"""Exporting: a packed folder that int8 engines can run, and their own files.
 
-A calibration set is a JSON manifest of multichannel recordings with the
-directions of a talker: {"id": {"wav": "mix.flac", "doa": 60}}. Relative paths
-begin at the manifest; `{data_root}` in them, as in SpeechBrain's manifests,
-is the manifest's folder too.
-
-Exporting: a packed folder that engines can run, and files of their own.
+A calibration set tells the ranges of the activations. It is a JSON manifest of
+multichannel recordings with the directions of a talker: {"id": {"wav":
+"mix.flac", "doa": 60}}. Relative paths begin at the manifest; `{data_root}` in
+them, as in SpeechBrain's manifests, is the manifest's folder too.
 """
 
 import os
-import tempfile
 from pathlib import Path
 
 import torch
 
+from ..lobes.models.separator import MIN_RMS
 from ..lobes.models.spatial_features import check_doa
-from ..quantization.container import strict_json
 from ..quantization.packing import read_model
-from ..utils import SAMPLE_RATE
-from .audio import AudioFile
+from ..utils import SAMPLE_RATE, read_json, scratch_folder
+from .audio import AudioError, AudioFile
 from .engines.activations import calibrate, read_ranges, write_ranges
 from .engines.engine import MIN_DECIBELS, import_engine
 from .engines.lowered import equalize_hidden, lower
 from .engines.reference import decibels, run
+from .exports import write_exports
 from .folder import copy_folder
-from .loading import load_checked
+from .loading import load
 
 MAX_SECONDS = 120.0  # of all recordings together
 MAX_EACH = 10.0  # seconds from the beginning of each
+COMPARED = 4  # recordings on which engine and PyTorch are compared
 
 
 def read_manifest(path):
-    """The recordings of a calibration set.
+    """Read the manifest of a calibration set.
 
     Returns
     -------
@@ -39,18 +38,18 @@ def read_manifest(path):
         File and DOA in degrees.
     """
     path = Path(path)
-    text = path.read_text(encoding="utf-8")
+    form = 'write {"id": {"wav": "mix.flac", "doa": 60}, ...}'
+    content = read_json(path, missing=form, broken=form)
     recordings = []
     try:
-        for entry in strict_json(text).values():
+        for entry in content.values():
             name = entry["wav"].replace("{data_root}", str(path.parent))
             doa = float(entry["doa"])
             check_doa(torch.tensor([doa]))
             recordings.append((path.parent / name, doa))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is no calibration manifest ({error!r}): write "
-            '{"id": {"wav": "mix.flac", "doa": 60}, ...}'
+            f"{path} is no calibration manifest ({error!r}): {form}"
         ) from error
     if not recordings:
         raise ValueError(f"{path} names no recording: name some of your own")
@@ -68,6 +67,13 @@ def _calibration_features(separator, recordings):
         if length * SAMPLE_RATE < front.n_fft:
             break
         block = next(audio.blocks(int(length * audio.rate)))
+        block = block - block.mean(0)  # a constant offset is no speech
+        if not block[:, 0].square().mean().sqrt() > MIN_RMS:
+            raise AudioError(
+                path,
+                f"silent for the first {length:.1f} s",
+                "calibrate with speech that begins at once",
+            )
         with torch.no_grad():
             inputs, _ = separator.analyse(block[None], torch.tensor([doa]))
         batches.append(inputs)
@@ -76,7 +82,7 @@ def _calibration_features(separator, recordings):
 
 
 def engine_ranges(network, batches):
-    """All ranges that the engines need, by the names of `reference.run`.
+    """Calibrate all ranges that the engines need.
 
     What convolutions read is measured in the network itself. What they give,
     which only ONNX Runtime rounds, is measured in the network that it runs,
@@ -85,9 +91,6 @@ def engine_ranges(network, batches):
     ranges = calibrate(network, batches)
     equalized = equalize_hidden(network, ranges)
     return {**calibrate(equalized, batches, outputs=True), **ranges}
-
-
-COMPARED = 4  # recordings on which engine and PyTorch are compared
 
 
 def export(folder, out=None, engine="openvino", calibration=None):
@@ -102,7 +105,7 @@ def export(folder, out=None, engine="openvino", calibration=None):
     engine : str
         "openvino" or "onnx".
     calibration : str or Path or None
-        Manifest, see `calibration.read_manifest`; None: the ranges are there
+        Manifest, see `read_manifest`; None: the ranges are there
         already.
 
     Returns
@@ -112,16 +115,18 @@ def export(folder, out=None, engine="openvino", calibration=None):
         the calibration set (None without one), "seconds" of it.
     """
     module = import_engine(engine)
+    out = Path(folder if out is None else out)
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out} is a file: name a folder to write")
     network = lower(folder)
     if calibration is None:
         ranges, batches, seconds = read_ranges(folder, network), [], 0.0
     else:
         batches, seconds = _calibration_features(
-            load_checked(folder), read_manifest(calibration)
+            load(folder), read_manifest(calibration)
         )
         ranges = engine_ranges(network, batches)
     snr = _compare(network, module.compiled(network, ranges), batches)
-    out = Path(folder if out is None else out)
     if out.resolve() != Path(folder).resolve():
         copy_folder(read_model(folder), out)
     if batches:
@@ -129,6 +134,7 @@ def export(folder, out=None, engine="openvino", calibration=None):
     files = _write_whole(
         out, lambda to: module.write_files(network, ranges, to)
     )
+    write_exports(out, files)
     return {"files": files, "decibels": snr, "seconds": seconds}
 
 
@@ -137,11 +143,11 @@ def _compare(network, engine, batches):
     if not batches:
         return None
     with torch.no_grad():
-        wanted = [run(network, batch) for batch in batches[:COMPARED]]
-    given = [engine(batch) for batch in batches[:COMPARED]]
+        exact = [run(network, batch) for batch in batches[:COMPARED]]
+    estimates = [engine(batch) for batch in batches[:COMPARED]]
     snr = decibels(
-        torch.cat([mask.flatten() for mask in wanted]),
-        torch.cat([mask.flatten() for mask in given]),
+        torch.cat([mask.flatten() for mask in exact]),
+        torch.cat([mask.flatten() for mask in estimates]),
     )
     if not snr > MIN_DECIBELS:
         raise ValueError(
@@ -154,9 +160,11 @@ def _compare(network, engine, batches):
 
 def _write_whole(out, write):
     """Let `write` fill a temporary folder, and move its files to `out`."""
-    with tempfile.TemporaryDirectory(dir=out, prefix=".export") as temporary:
-        write(Path(temporary))
-        paths = sorted(Path(temporary).iterdir())
+    with scratch_folder(out) as scratch:
+        temporary = scratch / "files"
+        temporary.mkdir()
+        write(temporary)
+        paths = sorted(temporary.iterdir())
         for path in paths:
             os.replace(path, out / path.name)
     return [out / path.name for path in paths]

@@ -1,14 +1,9 @@
-"""hyperparams.yaml, written from the architecture that the weights carry.
+"""Packed folders of models: written, copied, brought up to date, described.
 
-SpeechBrain's `from_hparams` builds a model from this file. Our own
-`from_pretrained` never reads it: YAML of this kind can execute anything, so
-load it from people you trust only.
-
-What a packed model stores, tensor by tensor, without building it.
-
-Packed folders of separators: everything that another person needs.
-
-What is wrong with a packed folder, as a list.
+Beside the weights stand hyperparams.yaml, which SpeechBrain's `from_hparams`
+builds a model from, and the model card. Our own way of loading never reads
+that file: YAML of this kind can execute anything, so load it from people you
+trust only.
 """
 
 import json
@@ -17,11 +12,9 @@ from collections import Counter
 from pathlib import Path
 
 from ..lobes.models.separator import build_separator
-from ..lobes.models.tcn import fold_norms_
 from ..quantization.container import (
     PackedModelError,
     read_container,
-    strict_json,
     write_container,
 )
 from ..quantization.groups import slice_name, split_name
@@ -29,28 +22,25 @@ from ..quantization.header import upgraded_header
 from ..quantization.packing import (
     CONFIG_FILE,
     MODEL_FILE,
-    load_packed_,
     read_model,
     readable_config,
     save_packed,
 )
 from ..quantization.plan import packed_bytes
-from ..utils import write_chunks, write_text
+from ..utils import read_json, write_chunks, write_text
 from .card import model_card
-from .engines.activations import RANGES_FILE, read_ranges
-from .engines.lowered import lower
+from .engines.activations import RANGES_FILE
 from .hub import CARD_FILE, HYPERPARAMS_FILE, SAMPLE_FILE, refuse_foreign_links
-from .loading import load_checked
-from .registry import build, describe
+from .loading import fill_
+from .registry import REGISTRY, build, describe
 
+FLOAT_BITS = 32  # of the model that the compression is against
 _HEADER = """\
 # ############################################################################
 # Written by speechbrain_mpq from the architecture in model.safetensors, for
 # SpeechBrain's from_hparams. Nothing else is built with other values.
 # ############################################################################
 """
-
-
 _FORMER_MODULES = (
     "separation.features",
     "separation.separator",
@@ -78,12 +68,12 @@ pretrainer: !new:speechbrain_mpq.PackedPretrainer
 
 
 def hyperparams(architecture):
-    """The text of hyperparams.yaml.
+    """Compose the text of hyperparams.yaml.
 
     Arguments
     ---------
     architecture : dict
-        Of a separator, from `registry.describe`.
+        From `registry.describe`.
 
     Returns
     -------
@@ -102,6 +92,8 @@ def hyperparams(architecture):
         features: !ref <features>
         channels: 8
     """
+    if architecture["class"] != "Separator":
+        return _HEADER + "\n".join(_any_model(architecture)) + "\n"
     arguments = dict(architecture["arguments"])
     features = arguments.pop("features")["arguments"]
     folded = arguments.pop("folded")
@@ -117,17 +109,30 @@ def hyperparams(architecture):
     return text + (_LOADING if folded else "") + _MODULES
 
 
+def _any_model(architecture):
+    """Lines of the hyperparams.yaml of a class that is no separator."""
+    return [
+        *_entries({"model": architecture}, indent=""),
+        *_MODULES.replace("separator", "model").rstrip().split("\n"),
+    ]
+
+
 def with_current_names(text):
-    """The text of a hyperparams.yaml of an earlier version as of today."""
+    """Update the names in a hyperparams.yaml of an earlier version."""
     for module in _FORMER_MODULES:
         text = text.replace(f"speechbrain_mpq.{module}.", "speechbrain_mpq.")
     return text
 
 
 def _entries(arguments, indent="    "):
-    """Lines of a mapping."""
+    """Lines of a mapping; registered classes in it are built."""
     for key, value in arguments.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and set(value) == {"class", "arguments"}:
+            kind = REGISTRY[value["class"]].kind
+            path = f"{kind.__module__}.{kind.__qualname__}"
+            yield f"{indent}{key}: !new:{path}"
+            yield from _entries(value["arguments"], indent + "    ")
+        elif isinstance(value, dict):
             yield f"{indent}{key}:"
             yield from _entries(value, indent + "    ")
         else:
@@ -141,11 +146,8 @@ def _flow(value):
     return "null" if value is None else str(value)
 
 
-FLOAT_BITS = 32  # of the model that the compression is against
-
-
 def coverage_rows(model):
-    """The coverage table of a packed model."""
+    """Build the coverage table of a packed model."""
     rows = []
     for name, tensor in model.quantized.items():
         count, scales = tensor.integers.numel(), tensor.alpha.numel()
@@ -161,7 +163,7 @@ def coverage_rows(model):
 
 
 def cluster_bits(rows):
-    """Bits and parameters of every quantized cluster, as in plan.json.
+    """Collect bits and parameters of the clusters, as in plan.json.
 
     Example
     -------
@@ -180,7 +182,7 @@ def cluster_bits(rows):
 
 
 def summarise(model, rows):
-    """Sizes of a packed model."""
+    """Summarise the sizes of a packed model."""
     quantized = [row for row in rows if not row["reason"]]
     count = sum(row["parameters"] for row in quantized)
     bits = sum(row["parameters"] * row["stored_bits"] for row in quantized)
@@ -222,16 +224,20 @@ def _in_order(name):
     """Numbers in names count as numbers; the ends stand at the ends."""
     place = 0 if "scale_in" in name else 1 if "conv_in." in name else 2
     place = 3 if "conv_out." in name else place
-    parts = re.split(r"(\d+)", name)
-    return place, [int(p) if p.isdigit() else p for p in parts]
+    parts = re.split(r"([0-9]+)", name)
+    # Longer numbers are larger; a stranger's may be too long to compute with
+    numbers = [part.lstrip("0") for part in parts[1::2]]
+    return place, [
+        *zip(parts[::2], [(len(n), n) for n in [*numbers, ""]]),
+    ]
 
 
 def save_separator(separator, folder, metadata=None, **card):
-    """Writes a separator as a packed folder.
+    """Save a separator, or any registered model, as a packed folder.
 
     Arguments
     ---------
-    separator : Separator
+    separator : torch.nn.Module
         Quantized, or in full precision; it is left as it is.
     folder : str or Path
         Made if it is not there.
@@ -253,16 +259,20 @@ def save_separator(separator, folder, metadata=None, **card):
 
 
 def write_hyperparams(folder, architecture):
-    """Writes hyperparams.yaml, for SpeechBrain's `from_hparams`."""
-    build(architecture)  # a stranger's strings must not become YAML
+    """Write hyperparams.yaml, for SpeechBrain's `from_hparams`."""
+    build(architecture, None)  # a stranger's strings must not become YAML
     text = hyperparams(architecture)
     write_text(Path(folder, HYPERPARAMS_FILE), text)
 
 
 def write_card(folder, **card):
-    """Writes README.md, the model card."""
+    """Write README.md, the model card."""
     folder = Path(folder)
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = read_json(
+        folder / CONFIG_FILE,
+        "write it with save_packed",
+        "pack the model again",
+    )
     text = model_card(
         config,
         (folder / MODEL_FILE).stat().st_size,
@@ -273,7 +283,7 @@ def write_card(folder, **card):
 
 
 def copy_folder(packed, folder):
-    """Writes a packed model that was read to another folder.
+    """Copy a packed model that was read to another folder.
 
     Card, plan, sample and the like come from the folder that it was read
     from.
@@ -301,7 +311,7 @@ def copy_folder(packed, folder):
 
 
 def repack(source, folder, **card):
-    """Writes a packed folder of an older format as one of the present.
+    """Upgrade a packed folder of an older format to the present one.
 
     The integers stay the same. What to build is known from the source's
     hyperparams.yaml only, which is executed: do this with folders that you
@@ -324,9 +334,7 @@ def repack(source, folder, **card):
     source, folder = Path(source), Path(folder)
     packed = read_model(source)
     separator = build_separator(source / HYPERPARAMS_FILE).eval()
-    if not any(name.endswith("running_mean") for name in packed.floats):
-        fold_norms_(separator)
-    load_packed_(separator, packed)  # refuses weights of another model
+    fill_(separator, packed)  # refuses weights of another model
     architecture = describe(separator)
     folder.mkdir(parents=True, exist_ok=True)
     header = {"architecture": architecture, **upgraded_header(packed.header)}
@@ -343,154 +351,8 @@ def _write_config(folder, header, version, older=None):
     """Write quantization_config.json; plan and metadata as in an older one."""
     kept = {"plan": None, "metadata": {}}
     if older is not None and older.is_file():
-        content = json.loads(older.read_text(encoding="utf-8"))
+        content = read_json(older, broken="delete it: it is written anew")
         kept = {key: content.get(key, kept[key]) for key in kept}
     config = {**readable_config(header, version), **kept}
     text = json.dumps(config, indent=1) + "\n"
     write_text(folder / CONFIG_FILE, text)
-
-
-# Kinds of files that can execute code when they are loaded.
-_EXECUTABLE = (".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".py", ".npy")
-_MAX_TEXT = 2**26  # bytes
-
-
-def check_folder(folder):
-    """Everything that is wrong with a packed folder of a separator.
-
-    model.safetensors rules: it alone is read by `from_pretrained`. The other
-    files are for people and for SpeechBrain, and must say the same.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Packed folder.
-
-    Returns
-    -------
-    list of str
-        A sentence for each problem; empty where there is none.
-
-    Example
-    -------
-    >>> from speechbrain_mpq.inference.folder import save_separator
-    >>> from speechbrain_mpq import Separator, SpatialFeatures
-    >>> separator = Separator(SpatialFeatures([(8, 1)]), 4, 8, 3, 1, 1)
-    >>> folder = save_separator(separator, getfixture("tmpdir"))
-    >>> check_folder(folder)
-    []
-    >>> (folder / "README.md").unlink()
-    >>> check_folder(folder)
-    ['...README.md: no model card']
-    """
-    folder = Path(folder)
-    if folder.is_file():
-        return [f"{folder}: a file; name the folder that it is in"]
-    try:
-        packed = read_model(folder)
-    except PackedModelError as error:
-        return [str(error)]
-    problems = _config_problems(folder / CONFIG_FILE, packed)
-    try:
-        load_checked(folder)
-    except PackedModelError as error:
-        problems.insert(0, str(error))
-    else:  # the others say what this architecture says
-        problems += _yaml_problems(folder / HYPERPARAMS_FILE, packed)
-        problems += _ranges_problems(folder / RANGES_FILE)
-    problems += _other_problems(folder)
-    return problems
-
-
-def _config_problems(path, packed):
-    """Where quantization_config.json does not say what the file does."""
-    try:
-        config = strict_json(_text(path))
-        if not isinstance(config, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError) as error:
-        return [f"{path}: not readable ({error})"]
-    expected = readable_config(packed.header, packed.version)
-    expected = json.loads(json.dumps(expected))
-    problems = [
-        f"{path}: {key!r} is not what model.safetensors says"
-        for key, value in expected.items()
-        if config.get(key) != value
-    ]
-    bits = {n: t["bits"] for n, t in expected["tensors"].items()}
-    if config.get("plan") and _plan_bits(config["plan"]) != bits:
-        problems.append(f"{path}: 'plan' has other bits than the file")
-    return problems
-
-
-def _plan_bits(plan):
-    """Tensor -> bits of a plan; None where it is no plan."""
-    try:
-        return {
-            name: cluster["bits"]
-            for cluster in plan["clusters"].values()
-            for name in cluster["tensors"]
-        }
-    except (AttributeError, KeyError, TypeError):
-        return None
-
-
-def _yaml_problems(path, packed):
-    """Where hyperparams.yaml builds something else, or might."""
-    try:
-        text = _text(path).decode("utf-8")
-    except (OSError, ValueError) as error:
-        return [f"{path}: not readable ({error})"]
-    if with_current_names(text) == hyperparams(packed.architecture):
-        return []
-    return [
-        f"{path}: is not what the architecture in model.safetensors gives; "
-        "do not use from_hparams with it unless you know why"
-    ]
-
-
-def _ranges_problems(path):
-    """Where an engine would refuse the activation ranges."""
-    if not path.exists():
-        return []
-    try:
-        read_ranges(path.parent, lower(path.parent))
-    except PackedModelError as error:
-        return [str(error)]
-    except (OSError, ValueError) as error:
-        return [f"{path}: of no use ({error})"]
-    return []
-
-
-def _other_problems(folder):
-    """Missing cards, samples that are none, files that execute."""
-    problems = []
-    if not (folder / CARD_FILE).is_file():
-        problems.append(f"{folder / CARD_FILE}: no model card")
-    sample = folder / SAMPLE_FILE
-    if sample.exists() and not _is_flac(sample):
-        problems.append(f"{sample}: no FLAC file")
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in _EXECUTABLE:
-            problems.append(
-                f"{path}: can execute code when it is loaded, and does not "
-                "belong here"
-            )
-    return problems
-
-
-def _is_flac(path):
-    """Whether a file begins as FLAC files do."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return file.read(4) == b"fLaC"
-
-
-def _text(path):
-    """Bytes of a text file of a sane size."""
-    if path.exists() and not path.is_file():  # a pipe would never end
-        raise ValueError("no ordinary file")
-    if path.stat().st_size > _MAX_TEXT:
-        raise ValueError(f"more than {_MAX_TEXT} bytes")
-    return path.read_bytes()

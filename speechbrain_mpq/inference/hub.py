@@ -33,7 +33,7 @@ def fetch_folder(
     endpoint=None,
     local_files_only=False,
 ):
-    """A local folder with the files of a packed model."""
+    """Download a packed model, unless it is a local folder."""
     if Path(source).is_dir():
         return Path(source)
     if not _REPOSITORY.fullmatch(str(source)) or ".." in str(source):
@@ -71,7 +71,7 @@ def push_folder(
     token=None,
     endpoint=None,
 ):
-    """Uploads the files of a packed folder, and no others."""
+    """Upload the files of a packed folder, and no others."""
     from huggingface_hub import HfApi
 
     refuse_foreign_links(folder)

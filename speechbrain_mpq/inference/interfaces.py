@@ -1,27 +1,35 @@
-"""Where targets are, from whatever a caller says it with.
-
-What a loaded separator offers: batches, files of any length, streams.
-"""
+"""What a loaded separator offers: batches, files of any length, streams."""
 
 import logging
-import os
+import math
 from contextlib import ExitStack
+from numbers import Integral
 
 import numpy as np
 import torch
+import torch.nn as nn
 from tqdm import tqdm
 
 from ..lobes.models.lips import check_grey, fit_pictures, frame_of_pictures
-from ..lobes.models.separator import MIN_RMS
+from ..lobes.models.separator import MIN_RMS, Separator
 from ..lobes.models.spatial_features import check_doa
+from ..quantization.packing import MODEL_FILE
 from ..utils import SAMPLE_RATE
-from .audio import AudioFile, used_channels
-from .chunks import ChunkedSeparator, SeparationStream
+from .audio import AudioFile, as_waveforms, used_channels
+from .chunks import ChunkedSeparator, SeparationStream, check_finite
+from .engines.engine import load_network
+from .hub import fetch_folder
+from .loading import load
 from .output import TargetOutput, output_paths
+from .streaming import context_frames
+
+logger = logging.getLogger(__name__)
+CHUNK_SECONDS = 2.0  # longer ones leave the processor's caches
+MAX_THREADS = 1024
 
 
 def doa_from_face(x, width):
-    """Direction of a talker from where a camera sees the face.
+    """Compute a talker's direction from where a camera sees the face.
 
     The camera stands above the array's centre and sees half a turn, as the
     paper has it: its left edge is 0 degrees.
@@ -51,55 +59,6 @@ def doa_from_face(x, width):
     return x / width * 180
 
 
-def _as_directions(doa):
-    """Directions as a tensor, refused where they cannot be some."""
-    try:
-        if isinstance(doa, torch.Tensor):
-            directions = doa.float()
-        elif isinstance(doa, list | tuple):
-            doa = [torch.as_tensor(one, dtype=torch.float32) for one in doa]
-            directions = torch.stack(doa)
-        else:
-            # A copy: other strides and read-only arrays are no matter then
-            directions = torch.as_tensor(np.array(doa, dtype=np.float32))
-        if directions.dim() > 2 or not directions.numel():
-            raise ValueError(f"got {list(directions.shape)}")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            "doa must be degrees: a number, a sequence of one for each target, "
-            f"or [targets, frames] for targets that move ({error})"
-        ) from error
-    check_doa(directions)
-    return directions
-
-
-def _check_moving(directions, frames):
-    """Raise ValueError unless talkers who move have one DOA a frame."""
-    found = directions.shape[-1]
-    if directions.dim() == 2 and found != frames:
-        raise ValueError(
-            f"a recording of {frames} frames needs as many directions for "
-            f"each target who moves, got {found}: see "
-            "vision.direction.frame_doas"
-        )
-    if directions.dim() == 1 and found == frames:
-        raise ValueError(
-            f"{frames} directions for a recording of {frames} frames are "
-            f"taken for so many targets: give [1, {frames}] for one who moves"
-        )
-
-
-def _median_doas(directions):
-    """One direction for each target, to name it by."""
-    if directions.dim() == 1:
-        return directions.tolist()
-    return [round(d, 1) for d in directions.median(1).values.tolist()]
-
-
-logger = logging.getLogger(__name__)
-CHUNK_SECONDS = 2.0  # longer ones leave the processor's caches
-
-
 class SeparationInterface:
     """Mix-in for a class with `separator` (in eval mode) and `device`.
 
@@ -127,9 +86,11 @@ class SeparationInterface:
     def separate_batch(self, waveforms, doa, lips=None):
         """Separate talkers of mixtures of one length.
 
+        The constant offset of every microphone is taken off first.
+
         Arguments
         ---------
-        waveforms : torch.Tensor
+        waveforms : torch.Tensor or array
             [batch, samples, mics], 16 kHz: all microphones of the array or
             just those that the model uses.
         doa : torch.Tensor or sequence of float
@@ -150,9 +111,14 @@ class SeparationInterface:
         if lips is not None:
             lips = torch.as_tensor(lips).to(self.device)
             lips = lips[:, None] if lips.dim() == 4 else lips
-        waveforms = waveforms[..., self._used(waveforms.shape[-1])]
-        waveforms = waveforms.to(self.device, torch.float32)
-        return self.separator(waveforms, doa, lips)
+        waveforms = as_waveforms(waveforms)
+        if waveforms.dim() == 3:
+            waveforms = waveforms[..., self._used(waveforms.shape[-1])]
+            mean = waveforms.double().mean(1, keepdim=True)
+            waveforms = (waveforms - mean).float()
+        estimates = self.separator(waveforms.to(self.device), doa, lips)
+        check_finite(estimates)
+        return estimates
 
     @torch.inference_mode()
     def separate_file(
@@ -174,12 +140,24 @@ class SeparationInterface:
 
         Arguments
         ---------
+        path : str, Path, binary file or AudioFile
+            Recording of all microphones of the array, or just of those that
+            the model uses; a pipe is read once. A binary file must be
+            seekable.
         doa : float, sequence of float, or array
             Direction of each target, degrees from the array's axis; [targets,
             frames] for talkers who move, see `vision.direction.frame_doas`.
+        out : str, Path, sequence of these, or None
+            Audio file to write, one for each target; a single name gets the
+            direction added where there are several. None: waveforms are
+            returned, which do take memory.
         level : str or float
             "mixture": as loud as the talker is in the recording; a number:
             RMS in dB of full scale. One gain holds for the whole file.
+        subtype : str or None
+            Sample format of the output as soundfile names it, as "FLOAT".
+        progress : bool
+            Show a bar on standard error.
         chunk_seconds : float
             Length of what is read at a time.
         lips : array or None
@@ -194,17 +172,24 @@ class SeparationInterface:
             The files; without `out` the waveforms, [samples], or [targets,
             samples] for several directions.
         """
+        if not (math.isfinite(chunk_seconds) and chunk_seconds > 0):
+            raise ValueError(
+                f"chunk_seconds must be above 0, not {chunk_seconds!r}"
+            )
         directions = _as_directions(doa)
         single = directions.dim() == 0
         directions = directions.view(-1) if single else directions
         audio = path if isinstance(path, AudioFile) else self.open_audio(path)
         hop = self.separator.features.hop
-        _check_moving(directions, audio.samples // hop + 1)
-        paths = output_paths(out, _median_doas(directions))
+        scan = audio.scan()
+        _check_moving(directions, scan.samples // hop + 1)
+        paths = output_paths(out, _median_doas(directions), audio.source)
+        for warning in scan.warnings:
+            logger.warning(warning)
         with ExitStack() as stack:
             outputs = [
                 stack.enter_context(TargetOutput(name, level, subtype))
-                for name in _not_input(audio, paths)
+                for name in paths
             ]
             pieces = self._pieces(
                 audio, directions, lips, chunk_seconds, progress
@@ -224,6 +209,13 @@ class SeparationInterface:
         ---------
         doa : float or sequence of float
             Directions of the targets in degrees.
+        **options
+            `look_ahead`, `history`, `step`, `level`, `gain` and
+            `remove_offset` of `chunks.SeparationStream`.
+
+        Returns
+        -------
+        stream : SeparationStream
         """
         self._no_lips()
         return SeparationStream(
@@ -231,7 +223,7 @@ class SeparationInterface:
         )
 
     def open_audio(self, path, name=None):
-        """A recording, checked against what the model needs."""
+        """Open a recording, checked against what the model needs."""
         features = self.separator.features
         return AudioFile(
             path,
@@ -244,15 +236,14 @@ class SeparationInterface:
     def _pieces(self, audio, directions, lips, chunk_seconds, progress):
         """Estimate [targets, samples] and mixture [samples], in order."""
         scan = audio.scan()
-        for warning in scan.warnings:
-            logger.warning(warning)
         rms = max(scan.rms, MIN_RMS)
         frames = scan.samples // self.separator.features.hop + 1
         lips = self._pictures(lips, directions, frames)
         chunks = ChunkedSeparator(
             self.separator, directions.to(self.device)[None], lips=lips
         )
-        samples, left = round(chunk_seconds * audio.rate), scan.samples
+        samples = max(1, round(chunk_seconds * audio.rate))
+        left = scan.samples
         with tqdm(
             total=round(audio.seconds), unit="s", disable=not progress
         ) as bar:
@@ -294,13 +285,120 @@ class SeparationInterface:
             )
 
 
-def _not_input(audio, paths):
-    """The outputs, none of which is the input."""
-    for path in paths:
-        if path is None or hasattr(audio.source, "read") or not path.exists():
-            continue
-        if os.path.samefile(path, audio.source):
-            raise ValueError(
-                f"{path} is the input: name another file for the output"
-            )
-    return paths
+class LightSeparator(SeparationInterface):
+    """A packed separator that is run and nothing else.
+
+    Arguments
+    ---------
+    source : str or Path
+        Packed folder, or "user/name" on the hub.
+    engine : str
+        "torch", "openvino" or "onnx": what runs the network.
+    threads : int
+        Threads of the engine.
+    device : str
+        Of PyTorch; other engines run on the CPU.
+
+    Example
+    -------
+    >>> from speechbrain_mpq.inference.folder import repack
+    >>> folder = repack("pretrained/separator_mini", getfixture("tmpdir"))
+    >>> LightSeparator(folder).microphones
+    [1, 4, 6, 8, 10, 12, 15]
+    """
+
+    def __init__(self, source, engine="torch", threads=1, device="cpu"):
+        folder = fetch_folder(source)
+        self.device = device
+        self.model_file = folder / MODEL_FILE
+        separator = load_for_engine(folder, engine, threads, device)
+        self.separator = separator.to(device)
+
+
+def load_for_engine(folder, engine="torch", threads=1, device="cpu"):
+    """Load a packed separator, its network in an engine."""
+    if engine != "torch" and torch.device(device).type != "cpu":
+        raise ValueError(
+            f'the engine "{engine}" runs on the CPU: leave device out, '
+            'or choose engine="torch"'
+        )
+    whole = isinstance(threads, Integral) and not isinstance(threads, bool)
+    if not whole or not 1 <= threads <= MAX_THREADS:
+        raise ValueError(f"threads must be 1 to {MAX_THREADS}, not {threads!r}")
+    separator = load(folder)
+    if not isinstance(separator, Separator):
+        raise ValueError(
+            f"{folder} holds a {type(separator).__name__}, no separator: use "
+            "speechbrain_mpq.inference.loading.load"
+        )
+    if engine != "torch":
+        network = load_network(folder, engine, threads, separator)
+        context = context_frames(separator.mask_net)
+        separator.mask_net = EngineNetwork(network, context)
+    return separator
+
+
+class EngineNetwork(nn.Module):
+    """A mask network that is run by an engine.
+
+    Arguments
+    ---------
+    network : callable
+        From `engines.load_network`.
+    context_frames : int
+        Frames to either side that an output frame depends on.
+    """
+
+    def __init__(self, network, context_frames):
+        super().__init__()
+        self.network = network
+        self.context_frames = context_frames
+
+    def forward(self, inputs):
+        """Map [batch, inputs, frames] to [batch, 2 * bins, frames]."""
+        return self.network(inputs)
+
+
+def _as_directions(doa):
+    """Directions as a tensor, refused where they cannot be some."""
+    try:
+        if isinstance(doa, torch.Tensor):
+            directions = doa.float()
+        elif isinstance(doa, list | tuple):
+            doa = [torch.as_tensor(one, dtype=torch.float32) for one in doa]
+            directions = torch.stack(doa)
+        else:
+            # A copy: other strides and read-only arrays are no matter then
+            directions = torch.as_tensor(np.array(doa, dtype=np.float32))
+        if directions.dim() > 2 or not directions.numel():
+            raise ValueError(f"got {list(directions.shape)}")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            "doa must be degrees: a number, a sequence of one for each target, "
+            f"or [targets, frames] for targets that move ({error})"
+        ) from error
+    check_doa(directions)
+    return directions
+
+
+def _check_moving(directions, frames):
+    """Raise ValueError unless talkers who move have one DOA a frame."""
+    count = directions.shape[-1]
+    if directions.dim() == 2 and count != frames:
+        raise ValueError(
+            f"a recording of {frames} frames needs as many directions for "
+            f"each target who moves, got {count}: see "
+            "vision.direction.frame_doas"
+        )
+    if directions.dim() == 1 and count == frames:
+        raise ValueError(
+            f"{frames} directions for a recording of {frames} frames are "
+            f"taken for so many targets: give [1, {frames}] for one who moves"
+        )
+
+
+def _median_doas(directions):
+    """One direction for each target, to name it by."""
+    if directions.dim() == 1:
+        return directions.tolist()
+    return [round(d, 1) for d in directions.median(1).values.tolist()]

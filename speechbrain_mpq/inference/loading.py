@@ -1,42 +1,80 @@
-"""Building a separator from its YAML file.
+"""Loading packed folders: build what they describe, then fill it.
 
-Loading a packed separator as a plain module.
-
-Loading a packed separator from its one file, without SpeechBrain.
-
-The command line and the demo need no more than this; importing SpeechBrain
-would take them another second and 75 MiB.
-
-The separator that an experiment begins with.
+There is one way for all of them. From a folder of a stranger nothing is
+executed, and memory is reserved when the header is known to fit what it asks
+for. SpeechBrain is not imported: that would take another second and 75 MiB.
 """
 
 import copy
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.nn as nn
+from safetensors import SafetensorError, safe_open
 
 from ..lobes.models.audio_visual import begin_with_audio_
 from ..lobes.models.equalization import equalize_inputs_
 from ..lobes.models.separator import build_separator
 from ..lobes.models.tcn import fold_norms_
-from ..quantization.container import PackedModelError
+from ..quantization.container import DTYPES, PackedModelError
+from ..quantization.header import described_tensors
 from ..quantization.packing import (
     MODEL_FILE,
+    POOLS,
+    PackedModel,
+    PackedTensor,
     check_compatible,
     load_packed_,
     plain_targets,
     read_model,
 )
-from .engines.engine import load_network
-from .hub import fetch_folder
-from .interfaces import SeparationInterface
+from ..utils import strict_json
+from .hub import HYPERPARAMS_FILE
 from .registry import build, describe
-from .streaming import context_frames
+
+
+def load(folder, trusted=False):
+    """Load the model of a packed folder, in eval mode.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Packed folder.
+    trusted : bool
+        False: `model.safetensors` alone is read, whose header says in JSON
+        which registered class to build; nothing is executed, and the weights
+        take no gradient. True: what `hyperparams.yaml` says is executed, as
+        SpeechBrain does it, and the weights can be trained.
+
+    Returns
+    -------
+    torch.nn.Module
+        Its parameters are plain ones with the values that the stored integers
+        stand for.
+
+    Example
+    -------
+    >>> separator = load("pretrained/separator_mini")
+    >>> sum(p.numel() for p in separator.parameters())
+    930302
+    """
+    folder = Path(folder)
+    with _plain_defaults():
+        if trusted:
+            separator = build_separator(_hyperparams(folder)).eval()
+            return fill_(separator, read_model(folder))
+        model = build_described(folder)
+        packed = read_model(folder)
+        if model is None:
+            model = _build(packed)
+        check_finite_floats(packed)
+        # `to_empty` would do, but imports SymPy: a second and 60 MiB
+        model._apply(_with_memory)
+        return fill_(model, packed).requires_grad_(False)
 
 
 def load_separator(folder):
-    """The separator of a packed folder, in eval mode.
+    """Load the separator of a trusted packed folder, in eval mode.
 
     Its weights are plain parameters with the values that the file's integers
     stand for: it can be run, trained on or quantized again. What
@@ -58,125 +96,90 @@ def load_separator(folder):
     >>> sum(p.numel() for p in separator.parameters())
     930302
     """
-    path = Path(folder) / "hyperparams.yaml"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no {path}: name a packed folder, such as packed/ of a finished "
-            "run of train.py"
-        )
-    separator = build_separator(path).eval()
-    fold_norms_(separator)  # packed separators have none left
-    return load_packed_(separator, folder)
+    return load(folder, trusted=True)
 
 
-class LightSeparator(SeparationInterface):
-    """A packed separator that is run and nothing else.
+def fill_(model, packed):
+    """Load the weights of a packed model into a module.
 
     Arguments
     ---------
-    source : str or Path
-        Packed folder, or "user/name" on the hub.
-    engine : str
-        "torch", "openvino" or "onnx": what runs the network.
-    threads : int
-        Threads of the engine.
-    device : str
-        Of PyTorch; other engines run on the CPU.
+    model : torch.nn.Module
+        Of the architecture that was packed; its norms are folded where those
+        of the packed model are.
+    packed : PackedModel
+        From `read_model`.
 
-    Example
+    Returns
     -------
-    >>> from speechbrain_mpq.inference.folder import repack
-    >>> folder = repack("pretrained/separator_mini", getfixture("tmpdir"))
-    >>> LightSeparator(folder).microphones
-    [1, 4, 6, 8, 10, 12, 15]
+    torch.nn.Module
+        The model.
     """
-
-    def __init__(self, source, engine="torch", threads=1, device="cpu"):
-        folder = fetch_folder(source)
-        self.device = device
-        self.model_file = folder / MODEL_FILE
-        separator = load_for_engine(folder, engine, threads, device)
-        self.separator = separator.to(device)
+    if not any(name.endswith("running_mean") for name in packed.floats):
+        fold_norms_(model)
+    return load_packed_(model, packed)
 
 
-def load_for_engine(folder, engine="torch", threads=1, device="cpu"):
-    """The separator of a packed folder, its network in an engine."""
-    if engine != "torch" and torch.device(device).type != "cpu":
-        raise ValueError(
-            f'the engine "{engine}" runs on the CPU: leave device out, '
-            'or choose engine="torch"'
-        )
-    separator = load_checked(folder)
-    if engine != "torch":
-        network = load_network(folder, engine, threads)
-        context = context_frames(separator.mask_net)
-        separator.mask_net = EngineNetwork(network, context)
-    return separator
+def build_described(folder):
+    """Build what a folder's header describes, without its weights.
 
-
-class EngineNetwork(nn.Module):
-    """A mask network that is run by an engine.
+    Names, types and shapes are held against what they are to fill before any
+    of them is read: a file of few bytes may stand for very many weights.
 
     Arguments
     ---------
-    network : callable
-        From `engines.load_network`.
-    context_frames : int
-        Frames to either side that an output frame depends on.
+    folder : str or Path
+        Packed folder.
+
+    Returns
+    -------
+    torch.nn.Module or None
+        None: the header is damaged, and the reader of the whole file says
+        how.
     """
-
-    def __init__(self, network, context_frames):
-        super().__init__()
-        self.network = network
-        self.context_frames = context_frames
-
-    def forward(self, inputs):
-        """Map [batch, inputs, frames] to [batch, 2 * bins, frames]."""
-        return self.network(inputs)
-
-
-def load_checked(folder):
-    """The separator of a packed folder, from model.safetensors alone."""
-    packed = read_model(folder)
-    if packed.architecture is None:
-        raise PackedModelError(
-            packed.path,
-            f"format {packed.version} does not say what to build",
-            "if you trust the folder, whose hyperparams.yaml is executed "
-            'then, write it anew with speechbrain_mpq.repack("OLD", "NEW")',
-        )
     try:
-        separator = build(packed.architecture)
-    except ValueError as error:
-        raise PackedModelError(
-            packed.path, str(error), "pack the model again"
-        ) from error
-    check_compatible(packed, plain_targets(separator))
-    broken = [n for n, t in packed.floats.items() if not _is_finite(t)]
-    if broken:
-        raise PackedModelError(
-            packed.path, f"{broken[0]} holds NaN or infinity", "pack it again"
-        )
-    # `to_empty` would do, but imports SymPy: a second and 60 MiB
-    separator.mask_net._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))
-    return load_packed_(separator, packed).requires_grad_(False)
+        header = _read_shapes(Path(folder, MODEL_FILE))
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError):
+        return None
+    model = _build(header)
+    check_compatible(header, plain_targets(model))
+    return model
 
 
-def _is_finite(tensor):
-    """Whether no value is NaN or infinite."""
-    return bool(torch.isfinite(tensor).all())
+def check_finite_floats(packed):
+    """Raise PackedModelError on NaN or infinity in floating-point weights."""
+    for name, tensor in packed.floats.items():
+        if not torch.isfinite(tensor).all():
+            raise PackedModelError(
+                packed.path, f"{name} holds NaN or infinity", "pack it again"
+            )
 
 
 def weights_file(folder):
-    """Where the weights to start from are."""
-    return Path(folder or "", "model.safetensors")
+    """Locate the weights to start from."""
+    return Path(folder or "", MODEL_FILE)
 
 
 def initial_separator(model_file, folder, full_precision=False, equalize=False):
-    """A new separator, or a trained one, ready for an experiment.
+    """Make the separator that an experiment starts from.
 
     A trained one has its norms folded. In full precision a separator with a
     lip stream may start from one without: its lip stream is new then.
+
+    Arguments
+    ---------
+    model_file : str or Path
+        YAML file that describes it.
+    folder : str, Path or None
+        Packed folder to start from; None: new weights.
+    full_precision : bool
+        Whether it is not to be quantized.
+    equalize : bool
+        Scale its inputs, see `equalize_inputs_`.
+
+    Returns
+    -------
+    separator : Separator
     """
     separator = build_separator(model_file)
     if folder is None:
@@ -194,14 +197,12 @@ def initial_separator(model_file, folder, full_precision=False, equalize=False):
             "name another with --pretrained_separator"
         )
     if full_precision and separator.lips_size:
-        audio = build_separator(Path(folder, "hyperparams.yaml"))
+        audio = load(folder, trusted=True)
         if audio.lips_size is None:  # lips are yet to be learned
-            fold_norms_(audio)
-            load_packed_(audio, folder)
             begin_with_audio_(separator.mask_net, audio.mask_net)
             return separator
+    fill_(separator, read_model(folder))
     fold_norms_(separator)
-    load_packed_(separator, folder)
     if equalize:
         equalize_inputs_(separator)
     return separator
@@ -212,3 +213,77 @@ def check_describable(separator):
     packed = copy.deepcopy(separator)
     fold_norms_(packed)
     describe(packed)
+
+
+def _hyperparams(folder):
+    """The YAML file of a folder."""
+    path = folder / HYPERPARAMS_FILE
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no {path}: name a packed folder, such as packed/ of a finished "
+            "run of train.py"
+        )
+    return path
+
+
+def _read_shapes(path):
+    """A packed model as its header has it: names, types, shapes, no values."""
+    types = {name: dtype for dtype, name in DTYPES.items()}
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        config = strict_json(metadata["mpq_config"])
+        described = described_tensors(config)
+        quantized = {
+            name: PackedTensor(bits, _valueless(shape, torch.int32), None)
+            for name, bits, shape in described
+        }
+        floats = {}
+        for name in file.keys():
+            if described and name in POOLS:
+                continue
+            entry = file.get_slice(name)
+            dtype = types[entry.get_dtype()]
+            floats[name] = _valueless(entry.get_shape(), dtype)
+    version = int(metadata["mpq_version"])
+    return PackedModel(path, quantized, floats, config, version, b"")
+
+
+def _build(packed):
+    """The module that a packed model asks for, without memory."""
+    if packed.architecture is None:
+        raise PackedModelError(
+            packed.path,
+            f"format {packed.version} does not say what to build",
+            "if you trust the folder, whose hyperparams.yaml is executed "
+            'then, write it anew with speechbrain_mpq.repack("OLD", "NEW")',
+        )
+    try:
+        return build(packed.architecture, name=None)
+    except ValueError as error:
+        raise PackedModelError(
+            packed.path, str(error), "pack the model again"
+        ) from error
+
+
+def _valueless(shape, dtype):
+    """A tensor that takes no memory."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _with_memory(tensor):
+    """A tensor that has room for values."""
+    if not tensor.is_meta:
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+
+@contextmanager
+def _plain_defaults():
+    """Build on the CPU in float32, whatever a program has set."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,10 +1,12 @@
-"""One separated talker as it grows: kept, brought to its level, written.
+"""Separated talkers on their way out: names, levels, files.
 
-Levels of a signal whose end is not known, from what has been heard.
+The level of a talker is known when the last sample is. A file has one gain
+from beginning to end; a stream follows with a running one.
 """
 
 import logging
 import math
+import os
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,13 +16,70 @@ import soundfile
 import torch
 import torch.nn.functional as F
 
+from ..lobes.models.separator import matching_gain
 from ..utils import SAMPLE_RATE, atomic_write
-from .audio import audio_format
+from .audio import audio_format, system_path
 
 logger = logging.getLogger(__name__)
 IN_MEMORY = 2**24  # bytes; what is longer goes to the disk
 BLOCK_SAMPLES = 2**18
 UNLIMITED = ("FLOAT", "DOUBLE")  # sample formats that go above full scale
+MAX_NAME = 255  # bytes, on all usual file systems
+MEMORY = 10.0  # seconds after which old levels count a third
+GLIDE = 160  # samples from one gain to the next
+
+
+def output_paths(out, doas, source=None):
+    """Name the output files of several targets, and check them.
+
+    Arguments
+    ---------
+    out : str, Path, sequence of these, or None
+        One name for all targets gets their directions; None: no files.
+    doas : list of float
+        Directions in degrees.
+    source : str, Path, binary file or None
+        The recording, which no output may replace.
+
+    Returns
+    -------
+    paths : list of Path or None
+    """
+    if out is None:
+        return [None] * len(doas)
+    if isinstance(out, list | tuple):
+        paths = [Path(name) for name in out]
+    elif len(doas) == 1:
+        paths = [Path(out)]
+    else:
+        out = Path(out)
+        paths = [out.with_stem(f"{out.stem}_{doa:g}") for doa in doas]
+    if len(paths) != len(doas) or len(set(paths)) != len(paths):
+        raise ValueError(
+            f"{len(doas)} directions need as many different output files, got "
+            + ", ".join(map(str, paths))
+            + ": give a list of names"
+        )
+    for path in paths:
+        _check_path(path, source)
+    return paths
+
+
+def _check_path(path, source):
+    """Raise an error on a name that no output can have."""
+    audio_format(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is no folder: make it first")
+    if len(os.fsencode(path.name)) > MAX_NAME:
+        raise ValueError(f"{path.name}: more than {MAX_NAME} bytes for a name")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file in it")
+    if source is None or hasattr(source, "read") or not path.exists():
+        return
+    if os.path.samefile(path, source):
+        raise ValueError(
+            f"{path} is the input: name another file for the output"
+        )
 
 
 class TargetOutput:
@@ -60,7 +119,8 @@ class TargetOutput:
                     + ", ".join(soundfile.available_subtypes(self.format))
                 )
         self.samples = 0
-        self._common = self._energy = self._peak = 0.0
+        self._sums = LevelSums(1)
+        self._peak = 0.0
 
     def __enter__(self):
         self._stack = ExitStack()
@@ -76,7 +136,7 @@ class TargetOutput:
         return self._stack.__exit__(*exception)
 
     def push(self, estimate, mixture):
-        """Take more of the target.
+        """Append samples of the target.
 
         Arguments
         ---------
@@ -85,9 +145,8 @@ class TargetOutput:
         mixture : torch.Tensor
             [samples], reference channel.
         """
-        estimate, mixture = estimate.numpy(), mixture.numpy()
-        self._common += float(np.dot(estimate.astype(np.float64), mixture))
-        self._energy += float(np.square(estimate, dtype=np.float64).sum())
+        self._sums.update(estimate[None], mixture)
+        estimate = estimate.numpy()
         self._peak = max(self._peak, float(np.abs(estimate).max(initial=0)))
         self.samples += len(estimate)
         self._kept.write(estimate.tobytes())
@@ -111,7 +170,7 @@ class TargetOutput:
     def _write(self, blocks):
         """The samples as an audio file."""
         with soundfile.SoundFile(
-            self._part,
+            system_path(self._part),
             "w",
             SAMPLE_RATE,
             channels=1,
@@ -129,12 +188,12 @@ class TargetOutput:
 
     def _gain(self):
         """One factor for all samples."""
-        energy = max(self._energy, 1e-12)
+        energy = self._sums.energy.item()
         if self.level == "mixture":
-            gain = self._common / energy
+            gain = self._sums.gain.item()
         else:
-            rms = math.sqrt(energy / max(1, self.samples))
-            gain = 10 ** (self.level / 20) / rms if self._energy else 0.0
+            rms = math.sqrt(max(energy, 1e-12) / max(1, self.samples))
+            gain = 10 ** (self.level / 20) / rms if energy else 0.0
         peak = abs(gain) * self._peak
         if self.path is not None and self.subtype not in UNLIMITED and peak > 1:
             logger.warning(
@@ -144,32 +203,6 @@ class TargetOutput:
             )
             gain /= peak
         return gain
-
-
-def output_paths(out, doas):
-    """Names of the files of several targets.
-
-    Arguments
-    ---------
-    doas : list of float
-        Directions in degrees.
-    """
-    if out is None:
-        return [None] * len(doas)
-    if isinstance(out, list | tuple):
-        paths = [Path(name) for name in out]
-    elif len(doas) == 1:
-        paths = [Path(out)]
-    else:
-        out = Path(out)
-        paths = [out.with_stem(f"{out.stem}_{doa:g}") for doa in doas]
-    if len(paths) != len(doas) or len(set(paths)) != len(paths):
-        raise ValueError(
-            f"{len(doas)} directions need as many different output files, got "
-            + ", ".join(map(str, paths))
-            + ": give a list of names"
-        )
-    return paths
 
 
 def _check_level(level):
@@ -184,42 +217,112 @@ def _check_level(level):
     )
 
 
-MEMORY = 10.0  # seconds after which old levels count a third
-GLIDE = 160  # samples from one gain to the next
+class LevelSums:
+    """What `separator.match_level` sums, of a signal that comes in pieces.
+
+    Arguments
+    ---------
+    targets : int
+
+    Example
+    -------
+    >>> sums = LevelSums(1)
+    >>> sums.update(torch.full((1, 4), 2.0), torch.ones(4))
+    >>> sums.gain
+    tensor([0.5000], dtype=torch.float64)
+    """
+
+    def __init__(self, targets):
+        self.common = torch.zeros(targets, dtype=torch.float64)
+        self.energy = torch.zeros(targets, dtype=torch.float64)
+
+    def update(self, estimate, mixture, keep=1.0):
+        """Update the sums.
+
+        Arguments
+        ---------
+        estimate : torch.Tensor
+            [targets, samples].
+        mixture : torch.Tensor
+            [samples], reference channel.
+        keep : float
+            How much of the sums so far is left.
+        """
+        estimate, mixture = estimate.double(), mixture.double()
+        self.common = keep * self.common + (estimate @ mixture).cpu()
+        self.energy = keep * self.energy + estimate.square().sum(1).cpu()
+
+    @property
+    def gain(self):
+        """The gain for all that has come, [targets]."""
+        return matching_gain(self.common, self.energy)
 
 
 class RunningLevel:
     """RMS of a signal so far, the last seconds counting most.
 
+    Arguments
+    ---------
+    first, step : int
+        Samples after which `push` gives a level, and then after which it
+        gives the next one.
+
     Example
     -------
-    >>> level = RunningLevel()
-    >>> level.update(torch.full((16000,), 0.5))
+    >>> level = RunningLevel(first=256, step=256)
+    >>> level.push(torch.full((700,), 0.5))
+    [0.5, 0.5]
     >>> level.rms
     0.5
     """
 
-    def __init__(self):
+    def __init__(self, first=1, step=1):
         self.samples = 0
+        self._next, self._step = first, step
         self._power = self._weight = 0.0
+        self._recent = self._count = 0.0  # since the last step
 
-    def update(self, signal):
-        """Take more of the signal.
+    def push(self, signal):
+        """Update with samples; return the level at every step.
 
         Arguments
         ---------
         signal : torch.Tensor
             [samples].
+
+        Returns
+        -------
+        levels : list of float
+            They do not depend on how the signal is cut.
         """
-        keep = _decay(len(signal))
-        self.samples += len(signal)
-        self._power = keep * self._power + float(signal.double().square().sum())
-        self._weight = keep * self._weight + len(signal)
+        power = signal.double().square().cpu()
+        levels = []
+        while len(power):
+            part = power[: self._next - self.samples]
+            power = power[len(part) :]
+            self._recent += float(part.sum())
+            self._count += len(part)
+            self.samples += len(part)
+            if self.samples == self._next:
+                self._power, self._weight = self._sums()
+                self._recent = self._count = 0.0
+                self._next += self._step
+                levels.append(self.rms)
+        return levels
 
     @property
     def rms(self):
         """Root of the mean square; 0 where nothing has come."""
-        return math.sqrt(self._power / max(self._weight, 1e-12))
+        power, weight = self._sums()
+        return math.sqrt(power / max(weight, 1e-12))
+
+    def _sums(self):
+        """Squares and samples, the older ones counting less."""
+        keep = _decay(self._count)
+        return (
+            keep * self._power + self._recent,
+            keep * self._weight + self._count,
+        )
 
 
 class RunningGain:
@@ -231,6 +334,9 @@ class RunningGain:
     fixed : float or torch.Tensor or None
         A gain that is known, for all targets or [targets]: nothing is
         followed.
+    first, step : int or None
+        Samples up to the first change of the gain and from one to the next;
+        None: it changes with every block.
 
     Example
     -------
@@ -241,9 +347,9 @@ class RunningGain:
     tensor([0.5000])
     """
 
-    def __init__(self, targets, fixed=None):
-        self._common = torch.zeros(targets, dtype=torch.float64)
-        self._energy = torch.zeros(targets, dtype=torch.float64)
+    def __init__(self, targets, fixed=None, first=None, step=None):
+        self._sums = LevelSums(targets)
+        self._next, self._step = first, step
         self._fixed = fixed is not None
         self.value = None
         if self._fixed:
@@ -259,29 +365,36 @@ class RunningGain:
             [targets, samples].
         mixture : torch.Tensor
             [samples], reference channel.
+
+        Returns
+        -------
+        estimate : torch.Tensor
+            [targets, samples].
         """
-        samples = estimate.shape[1]
-        if not samples:
-            return estimate
-        last = self.value
+        pieces, samples = [], estimate.shape[1]
+        while samples:
+            size = samples
+            if self._step is not None:
+                size = min(samples, self._next)
+                self._next = self._next - size or self._step
+            part, estimate = estimate[:, :size], estimate[:, size:]
+            pieces.append(self._apply(part, mixture[:size]))
+            mixture, samples = mixture[size:], samples - size
+        return torch.cat(pieces, dim=1) if pieces else estimate
+
+    def _apply(self, estimate, mixture):
+        """One piece, over which the gain glides to its next value."""
+        last, samples = self.value, estimate.shape[1]
         if not self._fixed:
-            self._follow(estimate, mixture)
+            self._sums.update(estimate, mixture, _decay(samples))
+            self.value = self._sums.gain.float()
         gain = self.value[:, None]
         last = gain if last is None else last[:, None]
         # Gliding for longer than a click lasts would let the onset of a
         # talker have the gain of the pause before it
-        glide = torch.linspace(0, 1, GLIDE)[:samples]
+        glide = torch.linspace(0, 1, GLIDE, dtype=torch.float32)[:samples]
         glide = F.pad(glide, (0, samples - len(glide)), value=1.0)
         return estimate * torch.lerp(last, gain, glide).to(estimate.device)
-
-    def _follow(self, estimate, mixture):
-        """Update the sums and the gain."""
-        keep = _decay(estimate.shape[1])
-        common = (estimate * mixture).sum(1).double().cpu()
-        energy = estimate.square().sum(1).double().cpu()
-        self._common = keep * self._common + common
-        self._energy = keep * self._energy + energy
-        self.value = (self._common / self._energy.clamp_min(1e-12)).float()
 
 
 def _decay(samples):

@@ -42,7 +42,7 @@ class PackedPretrainer(Pretrainer):
         super().__init__(collect_in, loadables, custom_hooks=hooks)
 
     def collect_files(self, default_source=None, **how):
-        """Fetches the file.
+        """Fetch the file.
 
         Arguments
         ---------

@@ -1,15 +1,13 @@
-"""Checks of what a file says that a class shall be built with.
-
-Each check takes a value from JSON and the place where it stands, and returns
-the value or raises ValueError. Ranges are wide enough for any separator and
-narrow enough that a forged file cannot ask for the memory of a data centre.
-
-The classes that a file may ask for, and with what.
+"""The classes that a packed file may ask for, and with what arguments.
 
 A packed model says in JSON what to build: {"class": "Separator",
-"arguments": {...}}. Only the classes below are built, only from plain
+"arguments": {...}}. Only registered classes are built, only from plain
 arguments of the right type and range; nothing is imported or executed by
-name. To share models of another class, add it here.
+name. Checks of an argument take a value from JSON and the place where it
+stands; their ranges are wide enough for any model and narrow enough that a
+forged file cannot ask for the memory of a data centre.
+
+To share models of another class, call `register` in the file that defines it.
 """
 
 import json
@@ -22,13 +20,15 @@ import torch.nn as nn
 from ..lobes.models.audio_visual import FRONT_ENDS
 from ..lobes.models.separator import Separator
 from ..lobes.models.spatial_features import PHASES, SpatialFeatures
-from ..lobes.models.tcn import ChannelAffine
+from ..lobes.models.tcn import MAX_BLOCKS, MAX_LAYERS, ChannelAffine
 from ..quantization.packing import stored_buffers
 from ..quantization.tensors import named_tensors
+from ..utils import SAMPLE_RATE
+from .card import CARDS
 
 
 def whole(low, high):
-    """A check for integers of a range.
+    """Make a check for integers of a range.
 
     Arguments
     ---------
@@ -61,7 +61,7 @@ def whole(low, high):
 
 
 def number(low, high):
-    """A check for finite numbers of a range.
+    """Make a check for finite numbers of a range.
 
     Arguments
     ---------
@@ -91,7 +91,7 @@ def number(low, high):
 
 
 def choice(*values):
-    """A check for one of some values.
+    """Make a check for one of some values.
 
     Arguments
     ---------
@@ -122,7 +122,7 @@ flag = choice(True, False)
 
 
 def optional(check):
-    """A check that lets None pass.
+    """Make a check that lets None pass.
 
     Arguments
     ---------
@@ -142,7 +142,7 @@ def optional(check):
 
 
 def several(check, least, most):
-    """A check for lists.
+    """Make a check for lists.
 
     Arguments
     ---------
@@ -203,7 +203,7 @@ _SIZES = {  # of a TCN; the mask network's and the lip stream's
     "channels": whole(1, 2**14),
     "hidden": whole(1, 2**14),
     "kernel_size": choice(*range(1, 64, 2)),
-    "blocks": whole(1, 64),
+    "blocks": whole(1, MAX_BLOCKS),
 }
 
 
@@ -233,16 +233,79 @@ class Part:
         Takes a module and returns the arguments that build it.
     arguments : dict of str -> callable
         Checks of all arguments; each must be given.
+    is_model : bool
+        Whether it may be the whole of a packed model.
+    probe : callable or None
+        Takes a module and returns its output for some input: what
+        `check_folder` wants to be finite.
     """
 
     kind: type
     build: callable
     settings: callable
     arguments: dict
+    is_model: bool = True
+    probe: callable = None
+
+
+REGISTRY = {}  # class name -> Part
+
+
+def register(kind, arguments, build=None, settings=None, card=None, probe=None):
+    """Register a class that packed files may name and `load` builds.
+
+    Whoever loads such a file has imported the module that calls this.
+
+    Arguments
+    ---------
+    kind : type
+        A torch.nn.Module. Files name it by its own name, without a module.
+    arguments : dict of str -> callable
+        A check for every argument: `whole`, `number`, `choice`, `flag`,
+        `several`, `optional` or `part`.
+    build : callable or None
+        Makes a module of checked arguments, in eval mode. None: the class
+        does, without memory for its weights.
+    settings : callable or None
+        Arguments of a module, for `describe`. None: its `settings`.
+    card : card.CardText or None
+        What the model card says of it; None: nothing but numbers.
+    probe : callable or None
+        Takes a module and returns its output for some input, which
+        `check_folder` wants to be finite.
+
+    Example
+    -------
+    >>> class Gate(nn.Module):
+    ...     def __init__(self, size):
+    ...         super().__init__()
+    ...         self.settings = {"size": size}
+    ...         self.weight = nn.Parameter(torch.zeros(size))
+    >>> register(Gate, {"size": whole(1, 1024)})
+    >>> describe(Gate(3))
+    {'class': 'Gate', 'arguments': {'size': 3}}
+    >>> build(describe(Gate(3)), "Gate").weight.device.type
+    'meta'
+    """
+    name = kind.__name__
+    if name in REGISTRY and _path(REGISTRY[name].kind) != _path(kind):
+        raise ValueError(
+            f"there is another {name}, {_path(REGISTRY[name].kind)}: rename "
+            "yours"
+        )
+    REGISTRY[name] = Part(
+        kind,
+        build or (lambda **settings: _build_on_meta(kind, settings)),
+        settings or (lambda module: dict(module.settings)),
+        arguments,
+        probe=probe,
+    )
+    if card is not None:
+        CARDS[name] = card
 
 
 def build(architecture, name="Separator"):
-    """Builds what a file describes, its trained tensors on the meta device.
+    """Build what a file describes, trained tensors on the meta device.
 
     Memory for the weights is reserved later, when the file is known to hold
     them all.
@@ -251,8 +314,8 @@ def build(architecture, name="Separator"):
     ---------
     architecture : dict
         From a file.
-    name : str
-        The class that is expected.
+    name : str or None
+        The class that is expected; None: any registered model.
 
     Returns
     -------
@@ -269,11 +332,18 @@ def build(architecture, name="Separator"):
     ...
     ValueError: architecture must be of class 'Separator', not 'os.system'
     """
-    return _part(name)(architecture, "architecture")
+    if name is None:
+        name = "Separator"
+        requested = None
+        if _is_object(architecture):
+            requested = architecture["class"]
+        models = [n for n, entry in REGISTRY.items() if entry.is_model]
+        name = requested if requested in models else name
+    return part(name)(architecture, "architecture")
 
 
 def describe(module):
-    """What `build` builds a module from."""
+    """Describe a module as `build` needs it."""
     architecture = json.loads(json.dumps(_described(module)))
     name = architecture["class"]
     if _shapes(build(architecture, name)) != _shapes(module):
@@ -285,11 +355,21 @@ def describe(module):
     return architecture
 
 
-def _part(name):
-    """A check that builds the part that it has checked."""
+def part(name):
+    """Make a check that builds a registered class.
+
+    Arguments
+    ---------
+    name : str
+        Of the class.
+
+    Returns
+    -------
+    callable
+    """
 
     def check(value, place):
-        part = REGISTRY[name]
+        entry = REGISTRY[name]
         checks = {"class": lambda kind, _: kind, "arguments": lambda a, _: a}
         _fields(checks, checks)(value, place)
         if value["class"] != name:
@@ -297,24 +377,48 @@ def _part(name):
                 f"{place} must be of class {name!r}, not "
                 f"{str(value['class'])[:80]!r}"
             )
-        checked = _fields(part.arguments, part.arguments)
+        checked = _fields(entry.arguments, entry.arguments)
         try:
-            return part.build(**checked(value["arguments"], place))
+            return entry.build(**checked(value["arguments"], place))
         except (IndexError, RuntimeError, TypeError) as error:
             raise ValueError(f"{place} cannot be built: {error}") from error
 
     return check
 
 
+def _path(kind):
+    """Where a class is defined; the same after a module is loaded again."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _is_object(value):
+    """Whether JSON has an object here, with a class that may be one."""
+    return isinstance(value, dict) and isinstance(value.get("class"), str)
+
+
+def _build_on_meta(kind, arguments):
+    """A module without memory for what a file will fill."""
+    with torch.device("meta"):
+        module = kind(**arguments).eval()
+    stored = module.state_dict()
+    lost = [n for n, _ in module.named_buffers() if n not in stored]
+    if lost:
+        raise ValueError(
+            f"{kind.__name__} has {lost[0]}, which no file holds: register "
+            "it with a `build` that makes it"
+        )
+    return module
+
+
 def _described(module):
     """Class and arguments of a module and its parts."""
-    for name, part in REGISTRY.items():
-        if type(module) is part.kind:
-            return {"class": name, "arguments": part.settings(module)}
+    for name, entry in REGISTRY.items():
+        if type(module) is entry.kind:
+            return {"class": name, "arguments": entry.settings(module)}
     raise ValueError(
         f"files cannot name a {type(module).__name__}, only {list(REGISTRY)}: "
-        "add the class to inference/registry.py, or save its weights alone "
-        "with save_packed and load them with load_packed_"
+        "let inference.registry.register know the class, or save its weights "
+        "alone with save_packed and load them with load_packed_"
     )
 
 
@@ -365,30 +469,40 @@ def _separator_settings(separator):
     }
 
 
-REGISTRY = {
-    "SpatialFeatures": Part(
-        SpatialFeatures,
-        SpatialFeatures,
-        lambda features: features.settings,
-        {
-            "pairs": several(several(_MICROPHONE, 2, 2), 1, 256),
-            "phase": choice(*PHASES),
-            "n_fft": whole(16, 2**14),
-            "hop": whole(1, 2**14),
-            "spacings_cm": optional(several(number(0, 10000), 1, 1023)),
-        },
-    ),
-    "Separator": Part(
-        Separator,
-        _build_separator,
-        _separator_settings,
-        {
-            "features": _part("SpatialFeatures"),
-            **_SIZES,
-            "layers": whole(1, 16),
-            "visual": optional(_fields(_VISUAL)),
-            "scale_inputs": flag,
-            "folded": flag,
-        },
-    ),
-}
+def _probe_separator(separator):
+    """What a separator makes of a second of noise."""
+    generator = torch.Generator().manual_seed(0)
+    mics = len(separator.features.microphones)
+    samples = max(SAMPLE_RATE, separator.features.n_fft)
+    shape = (1, samples, mics)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32)
+    return separator(noise / 10, torch.tensor([90.0], dtype=torch.float32))
+
+
+REGISTRY["SpatialFeatures"] = Part(
+    SpatialFeatures,
+    SpatialFeatures,
+    lambda features: features.settings,
+    {
+        "pairs": several(several(_MICROPHONE, 2, 2), 1, 256),
+        "phase": choice(*PHASES),
+        "n_fft": whole(16, 2**14),
+        "hop": whole(1, 2**14),
+        "spacings_cm": optional(several(number(0, 10000), 1, 1023)),
+    },
+    is_model=False,
+)
+register(
+    Separator,
+    {
+        "features": part("SpatialFeatures"),
+        **_SIZES,
+        "layers": whole(1, MAX_LAYERS),
+        "visual": optional(_fields(_VISUAL)),
+        "scale_inputs": flag,
+        "folded": flag,
+    },
+    build=_build_separator,
+    settings=_separator_settings,
+    probe=_probe_separator,
+)

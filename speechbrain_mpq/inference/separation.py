@@ -13,8 +13,7 @@ from ..quantization.packing import (
 )
 from .folder import copy_folder
 from .hub import fetch_folder, push_folder
-from .interfaces import SeparationInterface
-from .loading import EngineNetwork, load_for_engine
+from .interfaces import EngineNetwork, SeparationInterface, load_for_engine
 
 
 class QuantizedSeparator(SeparationInterface, Pretrained):
@@ -65,7 +64,7 @@ class QuantizedSeparator(SeparationInterface, Pretrained):
         device="cpu",
         **hub,
     ):
-        """Loads a folder or hub repository; nothing in it is executed.
+        """Load a folder or hub repository; nothing in it is executed.
 
         Arguments
         ---------
@@ -100,11 +99,11 @@ class QuantizedSeparator(SeparationInterface, Pretrained):
         return self.mods["separator"]
 
     def forward(self, waveforms, doa, lips=None):
-        """What `separate_batch` does."""
+        """Separate a batch, as `separate_batch` does."""
         return self.separate_batch(waveforms, doa, lips)
 
     def save_pretrained(self, folder):
-        """Writes the packed folder again, bit by bit as it was loaded.
+        """Save the packed folder again, bit by bit as it was loaded.
 
         Arguments
         ---------
@@ -125,7 +124,7 @@ class QuantizedSeparator(SeparationInterface, Pretrained):
         return copy_folder(packed, folder)
 
     def push_to_hub(self, repository, **options):
-        """Uploads the packed folder.
+        """Upload the packed folder.
 
         Arguments
         ---------

@@ -1,24 +1,13 @@
-"""A mask network on frames that come in pieces, layer by layer.
+"""Networks and spectra on signals that come in pieces.
 
-A convolution of kernel k and dilation d needs d (k - 1) / 2 frames to either
-side. Each one keeps the frames that its next ones need, so that no frame is
-computed twice and the outputs are those of the whole signal.
+What comes out, put together, is what the whole signal gives. A convolution of
+kernel k and dilation d needs d (k - 1) / 2 frames to either side:
+`StatefulNetwork` lets each one keep what its next frames need, so that no
+frame is computed twice. `WindowedNetwork` runs any network on windows that
+overlap by as many frames as an output depends on, with no seams to fade over.
 
-Layout: [batch, channels, frames].
-
-STFT and its inverse for signals that come in pieces.
-
-What comes out, put together, is what `SpatialFeatures.stft` and `.istft` make
-of the whole signal. Layout: waveforms [batch, samples, mics], spectra
-[batch, mics, bins, frames].
-
-A mask network on frames that come in pieces, by windows that overlap.
-
-The network sees a limited number of frames to either side. Where every frame
-gets that many, the output is the one of the whole signal up to rounding, with
-no seams to fade over.
-
-Layout: [batch, channels, frames].
+Layout: waveforms are [batch, samples, mics], spectra [batch, mics, bins,
+frames], features and masks [batch, channels, frames].
 """
 
 import torch
@@ -27,9 +16,11 @@ import torch.nn.functional as F
 
 from ..lobes.models.tcn import ChannelScale, ConvBlock, receptive_field
 
+WINDOW_CONTEXTS = 6  # new frames of a window, in multiples of its context
+
 
 def is_streamable(network):
-    """Whether a network is a chain that `StatefulNetwork` knows."""
+    """Tell whether `StatefulNetwork` can run a network."""
     return isinstance(network, nn.Sequential) and all(
         isinstance(stage, ChannelScale | ConvBlock)
         or (isinstance(stage, nn.Conv1d) and stage.kernel_size == (1,))
@@ -48,23 +39,23 @@ class StatefulNetwork:
     Example
     -------
     >>> network = nn.Sequential(ConvBlock(4, 8, dilation=2)).eval()
-    >>> carried, inputs = StatefulNetwork(network), torch.randn(1, 4, 9)
-    >>> first = carried.push(inputs[..., :5])
-    >>> rest = carried.push(inputs[..., 5:], last=True)
+    >>> streaming, inputs = StatefulNetwork(network), torch.randn(1, 4, 9)
+    >>> first = streaming.push(inputs[..., :5])
+    >>> rest = streaming.push(inputs[..., 5:], last=True)
     >>> first.shape[2], rest.shape[2]  # two frames wait for what follows
     (3, 6)
     """
 
     def __init__(self, network):
         self._stages = [
-            _CarriedBlock(stage)
+            _StatefulBlock(stage)
             if isinstance(stage, ConvBlock)
             else _Pointwise(stage)
             for stage in network
         ]
 
     def push(self, inputs, last=False):
-        """Take frames, give those whose surroundings are known.
+        """Process frames, as far as their context is there.
 
         Arguments
         ---------
@@ -95,7 +86,7 @@ class _Pointwise:
         return x.new_zeros(len(x), channels, 0)
 
 
-class _CarriedBlock:
+class _StatefulBlock:
     """A ConvBlock whose input comes in pieces."""
 
     def __init__(self, block):
@@ -166,7 +157,7 @@ class FrameAnalysis:
         self._kept = None  # samples that a later frame needs
 
     def push(self, waveforms, last=False):
-        """Take samples, give the frames that are complete.
+        """Analyse samples; return the frames that are complete.
 
         Arguments
         ---------
@@ -232,7 +223,7 @@ class FrameSynthesis:
         self._given = -(features.n_fft // 2)  # samples; the STFT padded first
 
     def push(self, spectrum):
-        """Take frames, give the samples that no later frame reaches.
+        """Synthesise frames; return the samples that are complete.
 
         Arguments
         ---------
@@ -255,7 +246,7 @@ class FrameSynthesis:
         return self._give(sums[..., : frames * hop])
 
     def finish(self, samples):
-        """The rest, up to the length of the whole signal.
+        """Return the rest, up to the length of the whole signal.
 
         Returns
         -------
@@ -287,11 +278,8 @@ class FrameSynthesis:
         return signal / energy.clamp_min(torch.finfo(energy.dtype).tiny)
 
 
-WINDOW_CONTEXTS = 6  # new frames of a window, in multiples of its context
-
-
 def context_frames(network):
-    """Frames to either side that an output frame of a network depends on.
+    """Compute the receptive field of a network, to either side.
 
     Arguments
     ---------
@@ -365,7 +353,7 @@ class WindowedNetwork:
         self._done = 0  # frames of history in them
 
     def push(self, inputs, last=False):
-        """Take frames, give those whose window is complete.
+        """Process frames; return those whose window is complete.
 
         Arguments
         ---------
@@ -406,7 +394,7 @@ class WindowedNetwork:
 
 
 def in_pieces(network):
-    """The cheapest exact way to run a network on pieces."""
+    """Choose the cheapest exact way to stream a network."""
     if is_streamable(network):
         return StatefulNetwork(network)
     return WindowedNetwork(network)

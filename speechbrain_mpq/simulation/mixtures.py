@@ -6,7 +6,6 @@ on (seed, epoch, key) alone: an epoch can be repeated exactly, and every epoch
 is different.
 """
 
-import json
 import zlib
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 import scipy.fft
 import soundfile
 
-from ..utils import BUCKETS, SAMPLE_RATE
+from ..utils import BUCKETS, SAMPLE_RATE, read_text, strict_json
 
 PEAK = 0.9  # full scale = 1
 
@@ -324,7 +323,7 @@ def load_speech(manifest, data_root):
             f"no manifest {manifest}: prepare the corpus, or name yours"
         )
     try:
-        entries = json.loads(manifest.read_text(encoding="utf-8"))
+        entries = strict_json(read_text(manifest))
     except ValueError as error:
         raise ValueError(
             f"{manifest} is no JSON ({error}): write it again"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..utils import write_text
+from ..utils import read_text, strict_json, write_text
 
 
 def read_boxes(path):
@@ -44,7 +44,7 @@ def read_boxes(path):
         if path.suffix == ".npy":
             frames = list(np.load(path, allow_pickle=False))
         else:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = strict_json(read_text(path))
             frames = content["frames"]
             about = _about(content)
         detections = [_check_boxes(boxes) for boxes in frames]
@@ -234,7 +234,7 @@ class FaceTrack:
             As it was, directions to a thousandth of a degree.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = strict_json(read_text(path))
             if content["version"] != VERSION:
                 raise ValueError(f"version {content['version']}")
             lost = [np.nan] * 4

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import ROOT, TINY, command, finished, quality, refused_run, run
 
-from speechbrain_mpq.inference.folder import check_folder
+from speechbrain_mpq.inference.verification import check_folder
 from speechbrain_mpq.lobes.models.separator import build_separator
 from speechbrain_mpq.lobes.models.tcn import fold_norms_
 from speechbrain_mpq.quantization.packing import load_packed_

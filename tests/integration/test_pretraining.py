@@ -7,7 +7,7 @@ import sys
 import pytest
 from helpers import TINY, finished, run, train_losses
 
-from speechbrain_mpq.inference.folder import check_folder
+from speechbrain_mpq.inference.verification import check_folder
 
 for needed in ("espeakng_loader", "pyroomacoustics", "pesq"):
     pytest.importorskip(needed)

@@ -1,17 +1,20 @@
-"""Freed memory stays in the process.
-
-Files appear whole or not at all.
-"""
+"""Files appear whole or not at all, JSON is strict, memory stays."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from speechbrain_mpq import utils
 from speechbrain_mpq.utils import (
     atomic_write,
     keep_freed_memory,
+    open_input,
+    read_json,
+    strict_json,
     write_chunks,
     write_text,
 )
@@ -100,3 +103,111 @@ def test_text_is_utf8_and_links_are_replaced(tmp_path):
     write_text(path, "Grüße")
     assert path.read_bytes() == "Grüße".encode() and not path.is_symlink()
     assert other.read_text() == "mine"
+
+
+@pytest.mark.parametrize("size", [200, 230, 255])
+def test_names_as_long_as_names_may_be(tmp_path, size):
+    for name in ("a" * size, "ä" * (size // 2)):
+        with atomic_write(tmp_path / name) as part:
+            part.write_text("whole")
+        assert (tmp_path / name).read_text() == "whole"
+
+
+WRITING = """
+import sys, time
+from pathlib import Path
+from speechbrain_mpq.utils import atomic_write, exit_on_signals, scratch_folder
+folder = Path(sys.argv[1])
+with exit_on_signals(), atomic_write(folder / "out.wav") as part:
+    part.write_text("half")
+    with scratch_folder(folder) as scratch:
+        (scratch / "recording.wav").write_text("private")
+        print("writing", flush=True)
+        time.sleep(60 * (len(sys.argv) == 2))
+"""
+
+
+def writing(folder, *more):
+    """A process that writes a file, as far as it gets."""
+    command = [sys.executable, "-c", WRITING, str(folder), *more]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdout.readline() == b"writing\n"
+    return process
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_leaves_nothing_behind(tmp_path, name):
+    process = writing(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    process.send_signal(getattr(signal, name))
+    number = getattr(signal, name)
+    # Python's own way of Ctrl-C ends by the signal
+    assert process.wait(30) in (128 + number, -number)
+    process.stdout.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_processes_leave_is_tidied_up_by_the_next(tmp_path):
+    pytest.importorskip("fcntl")
+    killed, alive = writing(tmp_path), writing(tmp_path)
+    killed.kill()
+    killed.wait(30)
+    assert len(list(tmp_path.iterdir())) == 4
+    following = writing(tmp_path, "at once")
+    assert following.wait(30) == 0
+    # What a living process writes is left alone
+    assert len(list(tmp_path.iterdir())) == 2 + 1
+    alive.terminate()
+    assert alive.wait(30) == 128 + signal.SIGTERM
+    for process in (killed, alive, following):
+        process.stdout.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["out.wav"]
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("[" * 100000, "nested too deeply"),
+        (f"[{'9' * 400}]", "more than 64 bits"),
+        (f"[{'9' * 5000}]", "more than 64 bits"),
+        ("[1e999]", "no finite number"),
+        ("[NaN]", "NaN is no JSON"),
+        ('{"a": 1, "a": 1}', "twice"),
+        ('["\\ud800"]', "surrogates"),
+    ],
+)
+def test_json_that_readers_would_differ_on(tmp_path, text, problem):
+    path = tmp_path / "track.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=problem) as caught:
+        read_json(path)
+    assert str(path) in str(caught.value)
+    with pytest.raises(ValueError, match=problem):
+        strict_json(text.encode())
+
+
+def test_byte_order_marks_are_no_content(tmp_path):
+    path = tmp_path / "mixtures.json"
+    path.write_text('{"a": 18446744073709551615}', "utf-8-sig")
+    assert read_json(path) == strict_json(path.read_bytes()) == {"a": 2**64 - 1}
+
+
+def test_pipes_are_read_and_not_waited_for(tmp_path, monkeypatch):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=["[1]"])
+    writer.start()
+    assert read_json(pipe) == [1]
+    writer.join()
+    monkeypatch.setattr(utils, "PIPE_SECONDS", 0.2)
+    with pytest.raises(OSError, match="nobody wrote to this pipe"):
+        open_input(pipe)
+    slow = os.open(pipe, os.O_RDWR)  # somebody who has not yet begun
+    threading.Timer(0.5, os.write, [slow, b"late"]).start()
+    with open_input(pipe) as file:
+        assert file.read(4) == b"late"
+    os.close(slow)
+    with pytest.raises(FileNotFoundError, match="neither a file nor a pipe"):
+        open_input(tmp_path)

@@ -5,10 +5,9 @@ to 0..255. Scale and zero point are those with the least squared error over a
 histogram of what the layer read on the calibration set. Depthwise
 convolutions have a range for each channel: their products never meet.
 
-activations.json: the activation ranges beside a packed model's weights.
-
-They are of use for these very weights only, so the file holds the SHA-256 of
-model.safetensors. What it says is checked in full before it is used.
+activations.json holds them beside a packed model's weights, with the SHA-256
+of the weights that they are of and one of its own content. What it says is
+checked in full before it is used.
 """
 
 import hashlib
@@ -19,11 +18,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...quantization.container import PackedModelError, strict_json
+from ...quantization.container import PackedModelError
 from ...quantization.packing import MODEL_FILE
-from ...utils import write_text
+from ...utils import strict_json, write_text
 from .reference import run
 
+RANGES_FILE = "activations.json"
+VERSION = 2
+UNSEALED = 1  # a version without a checksum of its own
+MAX_BYTES = 2**24
+FIX = "run `speechbrain-mpq export` with calibration recordings again"
 STEPS = 255  # of eight bits
 SIGNED = 128  # the zero point that makes integers -128..127
 BINS = 512  # of a histogram
@@ -64,7 +68,7 @@ class ActivationRange:
 
 
 def calibrate(network, batches, outputs=False):
-    """Ranges of what every convolution of a mask network reads.
+    """Calibrate the activation ranges of a mask network.
 
     Arguments
     ---------
@@ -77,20 +81,20 @@ def calibrate(network, batches, outputs=False):
     def watch(method):
         def hook(name, x):
             if outputs or ":" not in name:
-                first = _Seen(name, name in depthwise)
+                first = _RangeObserver(name, name in depthwise)
                 getattr(seen.setdefault(name, first), method)(x)
             return x
 
         return hook
 
     with torch.no_grad():
-        for method in ("widen", "count"):
+        for method in ("see_extremes", "see_values"):
             for batch in batches:
                 run(network, batch, watch(method))
     return {name: what.best() for name, what in seen.items()}
 
 
-class _Seen:
+class _RangeObserver:
     """The values that one layer has read: extremes first, then histograms."""
 
     def __init__(self, name, per_channel):
@@ -107,8 +111,8 @@ class _Seen:
             return x.transpose(0, 1).flatten(1)
         return x.reshape(1, -1)
 
-    def widen(self, x):
-        """Take note of the extremes."""
+    def see_extremes(self, x):
+        """Update the extremes."""
         low, high = self._rows(x).aminmax(dim=1)
         if not torch.isfinite(high - low).all():
             raise ValueError(
@@ -120,8 +124,8 @@ class _Seen:
         self.low = low if first else torch.minimum(self.low, low)
         self.high = high if first else torch.maximum(self.high, high)
 
-    def count(self, x):
-        """Add to the histogram of every row."""
+    def see_values(self, x):
+        """Update the histogram of every row."""
         rows = self._rows(x)
         width = (self.high - self.low).clamp_min(1e-30)[:, None]
         index = ((rows - self.low[:, None]) / width * BINS).long()
@@ -132,7 +136,7 @@ class _Seen:
         self.counts = counts if self.counts is None else self.counts + counts
 
     def best(self):
-        """The range of least squared error."""
+        """Choose the range of least squared error."""
         low, high = self.low.double().numpy(), self.high.double().numpy()
         middles = (np.arange(BINS) + 0.5) / BINS
         values = low[:, None] + (high - low)[:, None] * middles
@@ -144,7 +148,7 @@ class _Seen:
 
 
 def search_ranges(values, counts, signed=False):
-    """Scale and zero point of least squared error, by trying.
+    """Search the scale and zero point of least squared error.
 
     Arguments
     ---------
@@ -198,23 +202,24 @@ def _squared_error(values, counts, scale, zero_point):
     return (counts * error**2).sum(1)
 
 
-RANGES_FILE = "activations.json"
-VERSION = 1
-MAX_BYTES = 2**24
-FIX = "run `speechbrain-mpq export` with calibration recordings again"
-
-
 def write_ranges(folder, ranges, seconds):
     """Write the ranges of a packed model.
 
     Arguments
     ---------
+    folder : str or Path
+        Packed folder.
+    ranges : dict of str -> ActivationRange
     seconds : float
         Audio of the calibration set.
+
+    Returns
+    -------
+    Path
     """
     content = {
         "version": VERSION,
-        "weights_sha256": _digest(folder),
+        "weights_sha256": file_digest(Path(folder) / MODEL_FILE),
         "calibration_seconds": round(seconds, 1),
         "layers": {
             name: {
@@ -224,6 +229,7 @@ def write_ranges(folder, ranges, seconds):
             for name, unit in ranges.items()
         },
     }
+    content["sha256"] = content_digest(content)
     path = Path(folder) / RANGES_FILE
     text = json.dumps(content, separators=(",", ":")) + "\n"
     write_text(path, text)
@@ -231,7 +237,7 @@ def write_ranges(folder, ranges, seconds):
 
 
 def read_ranges(folder, network):
-    """The ranges of a packed model, checked."""
+    """Read and check the ranges of a packed model."""
     path = Path(folder) / RANGES_FILE
     if not path.is_file():
         raise PackedModelError(
@@ -243,10 +249,14 @@ def read_ranges(folder, network):
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES} bytes")
-        content = strict_json(path.read_text(encoding="utf-8"))
-        if content["version"] != VERSION:
+        content = strict_json(path.read_bytes())
+        if content["version"] not in (VERSION, UNSEALED):
             raise ValueError(f"version {content['version']!r}")
-        if content["weights_sha256"] != _digest(folder):
+        if content["version"] == VERSION:
+            sealed = content.pop("sha256")
+            if sealed != content_digest(content):
+                raise ValueError("damaged, its SHA-256 does not match")
+        if content["weights_sha256"] != file_digest(Path(folder) / MODEL_FILE):
             raise ValueError(f"made for another {MODEL_FILE}")
         return _checked(content["layers"], network)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
@@ -277,7 +287,7 @@ def _checked(layers, network):
 
 
 def points(network):
-    """Where ranges are, and how many: see `reference.run`.
+    """Count the ranges at every point of `reference.run`.
 
     Arguments
     ---------
@@ -288,17 +298,22 @@ def points(network):
     points : dict of str -> int
     """
     convolutions = list(network.convolutions())
-    found = {layer.name: layer.groups for layer in convolutions}
-    found |= {f"{layer.name}:out": 1 for layer in convolutions}
+    counts = {layer.name: layer.groups for layer in convolutions}
+    counts |= {f"{layer.name}:out": 1 for layer in convolutions}
     followed = [b.conv_in for b in network.blocks]
     followed += [b.d_conv for b in network.blocks]
-    return found | {f"{layer.name}:prelu": 1 for layer in followed}
+    return counts | {f"{layer.name}:prelu": 1 for layer in followed}
 
 
-def _digest(folder):
-    """SHA-256 of the weights' file."""
-    content = (Path(folder) / MODEL_FILE).read_bytes()
-    return hashlib.sha256(content).hexdigest()
+def file_digest(path):
+    """Compute the SHA-256 of a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def content_digest(content):
+    """Compute the SHA-256 of JSON content, whatever its layout."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _plain(scale):

@@ -1,34 +1,36 @@
-"""What a mask network is to an engine: plain numbers in frozen records.
-
-Layout: weights are [outputs, inputs / groups, kernel]; activations are
-[batch, channels, frames].
-
-Channels of one size, where a depthwise convolution reads them.
-
-An engine that knows one range for all channels of an activation rounds small
-channels away. Between the convolutions of a block every channel may have any
-positive size: what the convolution before it multiplies, the depthwise one
-divides. Only their float scales change, no stored integer does.
-
-A packed separator's mask network as plain numbers, for any engine.
+"""A packed model's network as plain numbers, for any engine.
 
 `lower` reads a packed folder and says what the network computes: convolutions
 with the integers that are stored and a scale for each output channel, slopes,
-affine maps, skips. No YAML, no class of the model and no engine is needed:
-names and shapes of the stored tensors tell the architecture.
+affine maps, skips. What lowers a class of models is registered with
+`register_lowering`. No YAML, no class of the model and no engine is needed:
+names and shapes of the stored tensors tell the rest.
+
+`equalize_hidden` is for engines that know one range for all channels of an
+activation, which rounds small channels away. Between the convolutions of a
+block every channel may have any positive size: what the convolution before it
+multiplies, the depthwise one divides. Only their float scales change, no
+stored integer does.
+
+Layout: weights are [outputs, inputs / groups, kernel]; activations are
+[batch, channels, frames].
 """
 
-import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from operator import itemgetter
 
 import numpy as np
 
+from ...lobes.models.tcn import block_name, block_place
 from ...quantization.codebook import dequantize
 from ...quantization.groups import first_row, split_name
-from ...quantization.packing import read_packed
+from ...quantization.packing import read_model
 from .activations import SIGNED
+
+PREFIX = "mask_net."
+INT8_BITS = 8  # the widest weights whose integers fit int8
+FLOAT_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Convolution:
         return self.dilation * (self.levels.shape[2] - 1) // 2
 
     def values(self):
-        """The weights themselves, float32."""
+        """Dequantize the weights, float32."""
         return self.levels.astype(np.float32) * self.scale[:, None, None]
 
 
@@ -166,7 +168,7 @@ class MaskNetwork:
 
 
 def equalize_hidden(network, ranges):
-    """A network that computes the same, its depthwise inputs of one range.
+    """Equalize the ranges of what depthwise convolutions read.
 
     The scales of the norms go into the convolutions before them where all
     are positive, which PReLU lets through.
@@ -220,28 +222,18 @@ def _times(conv, factor):
 
 
 def one_range(unit):
-    """The range of all channels after `equalize_hidden`."""
+    """Merge the ranges of all channels after `equalize_hidden`."""
     if (unit.zero_point != SIGNED).any():
         raise ValueError("depthwise inputs need signed ranges")
     return replace(unit, scale=np.float32(1), zero_point=np.int64(SIGNED))
 
 
-PREFIX = "mask_net."
-
-
-INT8_BITS = 8  # the widest weights whose integers fit int8
-
-
-FLOAT_BITS = 32
-_BLOCK = re.compile(r"tcn_(\d+)_(\d+)\.")
-
-
 class _Stored:
     """The tensors of a packed folder, taken out one by one."""
 
-    def __init__(self, folder):
-        quantized, floats = read_packed(folder)
-        self.folder = folder
+    def __init__(self, packed):
+        quantized, floats = packed.quantized, packed.floats
+        self.folder = packed.path.parent
         self.pieces = defaultdict(list)
         for name, tensor in quantized.items():
             parameter, rows = split_name(name)
@@ -250,7 +242,7 @@ class _Stored:
             self.pieces[name].append((0, tensor))
 
     def take(self, name):
-        """The slices of a parameter, in order."""
+        """Take the slices of a parameter, in order."""
         if PREFIX + name not in self.pieces:
             raise ValueError(
                 f"{self.folder} has no tensor {PREFIX + name}: pack a "
@@ -261,12 +253,12 @@ class _Stored:
         return [piece for _, piece in pieces]
 
     def take_values(self, name):
-        """A parameter's values, float32."""
+        """Take a parameter's values, float32."""
         values = [_values(piece) for piece in self.take(name)]
         return np.concatenate(values) if len(values) > 1 else values[0]
 
     def take_slope(self, name):
-        """The one slope of a PReLU."""
+        """Take the one slope of a PReLU."""
         values = self.take_values(name).reshape(-1)
         if len(values) != 1:
             raise ValueError(
@@ -276,12 +268,12 @@ class _Stored:
         return float(values[0])
 
     def has(self, name):
-        """Whether a parameter is left to take."""
+        """Tell whether a parameter is left to take."""
         return PREFIX + name in self.pieces
 
 
 def lower(folder):
-    """Read the mask network of a packed separator.
+    """Read the network of a packed model.
 
     Arguments
     ---------
@@ -292,17 +284,16 @@ def lower(folder):
     -------
     network : MaskNetwork
     """
-    stored = _Stored(folder)
-    blocks = _block_names(stored.pieces)
-    scale_in = None
-    if stored.has("scale_in.weight"):
-        scale_in = stored.take_values("scale_in.weight")
-    network = MaskNetwork(
-        scale_in=scale_in,
-        conv_in=_convolution(stored, "conv_in"),
-        blocks=tuple(_block(stored, name) for name in blocks),
-        conv_out=_convolution(stored, "conv_out"),
-    )
+    packed = read_model(folder)
+    # Formats without an architecture are separators'
+    kind = (packed.architecture or {}).get("class", "Separator")
+    if kind not in LOWERINGS:
+        raise ValueError(
+            f"{folder} holds a {kind}, which the engines do not know, only "
+            f'{sorted(LOWERINGS)}: choose engine="torch"'
+        )
+    stored = _Stored(packed)
+    network = LOWERINGS[kind](stored)
     if stored.pieces:
         raise ValueError(
             f"{folder} has tensors that the engines do not know, such as "
@@ -311,16 +302,56 @@ def lower(folder):
     return network
 
 
-def _block_names(names):
-    """The ConvBlocks that tensor names speak of, in order."""
-    found = {_BLOCK.match(name.removeprefix(PREFIX)) for name in names}
-    numbers = {(int(m[1]), int(m[2])) for m in found if m}
-    return [f"tcn_{block}_{layer}" for block, layer in sorted(numbers)]
+def register_lowering(kind, lowering):
+    """Let engines run the models of a class.
+
+    Arguments
+    ---------
+    kind : str
+        Name of the class, as `registry.register` knows it.
+    lowering : callable
+        Takes the stored tensors, with their methods `take`, `take_values`,
+        `take_slope` and `has`, and returns a `MaskNetwork`. What it does not
+        take is an error.
+    """
+    LOWERINGS[kind] = lowering
 
 
-def _block(stored, name):
+def _lower_separator(stored):
+    """The mask network of a separator."""
+    blocks = _block_names(stored)
+    scale_in = None
+    if stored.has("scale_in.weight"):
+        scale_in = stored.take_values("scale_in.weight")
+    return MaskNetwork(
+        scale_in=scale_in,
+        conv_in=_convolution(stored, "conv_in"),
+        blocks=tuple(_block(stored, *place) for place in blocks),
+        conv_out=_convolution(stored, "conv_out"),
+    )
+
+
+LOWERINGS = {"Separator": _lower_separator}
+
+
+def _block_names(stored):
+    """The places of the ConvBlocks that tensors are of, in order."""
+    children = {
+        name.removeprefix(PREFIX).partition(".")[0] for name in stored.pieces
+    }
+    places = {place for name in children if (place := block_place(name))}
+    blocks, layers = ({place[i] for place in places} for i in (0, 1))
+    if len(places) != len(blocks) * (max(layers, default=-1) + 1):
+        raise ValueError(
+            f"{stored.folder} lacks ConvBlocks between those that it has: "
+            "pack the model again"
+        )
+    return sorted(places)
+
+
+def _block(stored, block, layer):
     """One ConvBlock; its place in the TCN block tells the dilation."""
-    layer = int(name.rpartition("_")[2])
+    name = block_name(block, layer)
     norm_out = _affine(stored, f"{name}.norm_out")
     conv_out = _convolution(stored, f"{name}.conv_1x1_out")
     return Block(

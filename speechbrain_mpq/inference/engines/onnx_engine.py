@@ -1,21 +1,19 @@
-"""ONNX files of the mask network, for stock ONNX Runtime.
-
-Two of them. In the int8 model (QDQ) every stored integer up to 8 bits is an
-INT8 initializer and every activation between the convolutions is eight bits.
-The weight-only model is small: weights are INT2, INT4 or INT8 initializers
-behind DequantizeLinear and all is computed in float32. PReLU with its one
-slope is a LeakyRelu, which ONNX Runtime has an int8 kernel for.
-
-The mask network in ONNX Runtime, on a CPU: an int8 model made at load.
+"""The mask network in ONNX Runtime, and as ONNX files for others.
 
 The model is built in memory from the packed weights and the ranges beside
-them, so that no second copy of the weights can differ from the first.
+them, so that no second copy of the weights can differ from the first. In the
+int8 model (QDQ) every stored integer up to 8 bits is an INT8 initializer and
+every activation between the convolutions is eight bits. The weight-only model
+is small: weights are INT2, INT4 or INT8 initializers behind DequantizeLinear
+and all is computed in float32. PReLU with its one slope is a LeakyRelu, which
+ONNX Runtime has an int8 kernel for.
 """
 
 import numpy as np
+import torch
 
 from .engine import MissingExtra
-from .lowered import PREFIX
+from .lowered import PREFIX, equalize_hidden, one_range
 
 try:
     import ml_dtypes
@@ -26,10 +24,6 @@ except ImportError:
         "writing ONNX models needs onnx: pip install 'speechbrain_mpq[onnx]' "
         "(or onnx>=1.23 ml_dtypes)"
     )
-import torch
-
-from .lowered import equalize_hidden, one_range
-
 try:
     import onnxruntime
 except ImportError:
@@ -40,9 +34,74 @@ except ImportError:
 
 
 OPSET, OPSET_INT2 = 21, 25  # what INT4 and INT2 need
-
-
 IR_VERSION, IR_VERSION_INT2 = 10, 13
+LIBRARIES = (onnxruntime, onnx)
+
+
+def compiled(network, ranges, threads=1):
+    """Compile a mask network in a session of ONNX Runtime.
+
+    Arguments
+    ---------
+    network : lowered.MaskNetwork
+    ranges : dict of str -> ActivationRange
+        Empty where no layer is int8.
+    threads : int
+        Threads of ONNX Runtime.
+
+    Returns
+    -------
+    network : ONNXNetwork
+    """
+    if not ranges:
+        return ONNXNetwork(weight_only_model(network), threads)
+    return ONNXNetwork(portable_int8_model(network, ranges), threads)
+
+
+def write_files(network, ranges, folder):
+    """Write both ONNX files."""
+    models = {"mask_network_weights.onnx": weight_only_model(network)}
+    if ranges:
+        models["mask_network_int8.onnx"] = portable_int8_model(network, ranges)
+    for name, model in models.items():
+        (folder / name).write_bytes(model.SerializeToString())
+
+
+def portable_int8_model(network, ranges):
+    """Build the int8 model with one range for each activation."""
+    equalized = equalize_hidden(network, ranges)
+    ranges = {
+        name: one_range(unit) if unit.scale.ndim else unit
+        for name, unit in ranges.items()
+    }
+    return _int8_model(equalized, ranges)
+
+
+class ONNXNetwork:
+    """A session that takes and gives PyTorch tensors.
+
+    Arguments
+    ---------
+    model : onnx.ModelProto, or str
+        Model, or the path of its file.
+    threads : int
+    """
+
+    def __init__(self, model, threads=1):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors
+        content = model if isinstance(model, str) else model.SerializeToString()
+        self.session = onnxruntime.InferenceSession(
+            content, options, providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(self, inputs):
+        """Map [batch, inputs, frames] to [batch, outputs, frames]."""
+        array = inputs.detach().to(torch.float32).contiguous().numpy()
+        (mask,) = self.session.run(["mask"], {"features": array})
+        return torch.from_numpy(mask)
 
 
 def _int8_model(network, ranges):
@@ -70,7 +129,7 @@ def _int8_model(network, ranges):
 
 
 def weight_only_model(network):
-    """The small model: bits of the weights on disk, float32 to compute in."""
+    """Build the small model: few bits on disk, computed in float32."""
     graph = _Graph()
 
     def convolve(layer, x, slope=None):
@@ -91,7 +150,7 @@ def weight_only_model(network):
 
 
 def narrowed(levels):
-    """Stored levels in the narrowest integers that ONNX has.
+    """Narrow stored levels to the smallest integers that ONNX has.
 
     Odd levels, those of a table without zero, are counted: q = 2 i + 1.
 
@@ -117,13 +176,13 @@ def narrowed(levels):
 
 
 def stored_integers(model):
-    """The integer weights of a model, by the layer that they belong to."""
-    found = {}
+    """Collect the integer weights of a model by layer."""
+    integers = {}
     for item in model.graph.initializer:
         is_weight = item.name.startswith(PREFIX)
         if is_weight and item.data_type != TensorProto.FLOAT:
-            found[item.name] = numpy_helper.to_array(item)
-    return found
+            integers[item.name] = numpy_helper.to_array(item)
+    return integers
 
 
 class _Graph:
@@ -232,72 +291,3 @@ def _finish(graph, network):
     )
     onnx.checker.check_model(model, full_check=True)
     return model
-
-
-LIBRARIES = (onnxruntime, onnx)
-
-
-def compiled(network, ranges, threads=1):
-    """A mask network in a session of ONNX Runtime.
-
-    Arguments
-    ---------
-    network : lowered.MaskNetwork
-    ranges : dict of str -> ActivationRange
-        Empty where no layer is int8.
-    threads : int
-        Threads of ONNX Runtime.
-
-    Returns
-    -------
-    network : ONNXNetwork
-    """
-    if not ranges:
-        return ONNXNetwork(weight_only_model(network), threads)
-    return ONNXNetwork(portable_int8_model(network, ranges), threads)
-
-
-def write_files(network, ranges, folder):
-    """Write both ONNX files."""
-    models = {"mask_network_weights.onnx": weight_only_model(network)}
-    if ranges:
-        models["mask_network_int8.onnx"] = portable_int8_model(network, ranges)
-    for name, model in models.items():
-        (folder / name).write_bytes(model.SerializeToString())
-
-
-def portable_int8_model(network, ranges):
-    """The int8 model with one range for each activation."""
-    equalized = equalize_hidden(network, ranges)
-    ranges = {
-        name: one_range(unit) if unit.scale.ndim else unit
-        for name, unit in ranges.items()
-    }
-    return _int8_model(equalized, ranges)
-
-
-class ONNXNetwork:
-    """A session that takes and gives PyTorch tensors.
-
-    Arguments
-    ---------
-    model : onnx.ModelProto, or str
-        Model, or the path of its file.
-    threads : int
-    """
-
-    def __init__(self, model, threads=1):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors
-        content = model if isinstance(model, str) else model.SerializeToString()
-        self.session = onnxruntime.InferenceSession(
-            content, options, providers=["CPUExecutionProvider"]
-        )
-
-    def __call__(self, inputs):
-        """Map [batch, inputs, frames] to [batch, outputs, frames]."""
-        array = inputs.detach().to(torch.float32).contiguous().numpy()
-        (mask,) = self.session.run(["mask"], {"features": array})
-        return torch.from_numpy(mask)

@@ -32,7 +32,7 @@ LEVELS = 256  # of an activation
 
 
 def compiled(network, ranges, threads=1):
-    """A mask network, compiled for this processor.
+    """Compile a mask network for this processor.
 
     Arguments
     ---------
@@ -58,7 +58,7 @@ def write_files(network, ranges, folder):
 
 @cache
 def core():
-    """OpenVINO's runtime, one for the life of the process.
+    """Get OpenVINO's runtime, one for the life of the process.
 
     Its CPU plugin gives the thread that loads it a signal stack and, where
     another thread drops the last reference, frees that stack without taking
@@ -120,7 +120,7 @@ def _float_precision(network, ranges):
 
 
 def build_model(network, ranges):
-    """The OpenVINO model of a lowered mask network.
+    """Build the OpenVINO model of a lowered mask network.
 
     Returns
     -------
@@ -148,15 +148,15 @@ def build_model(network, ranges):
 
 
 def stored_integers(model):
-    """The int8 constants of a model, by the layer that they belong to."""
-    found = {}
+    """Collect the int8 constants of a model by layer."""
+    integers = {}
     for node in model.get_ops():
         int8 = node.get_type_name() == "Constant" and (
             node.get_element_type() == ov.Type.i8
         )
         if int8:
-            found[node.get_friendly_name()] = node.get_data()
-    return found
+            integers[node.get_friendly_name()] = node.get_data()
+    return integers
 
 
 def _block(block, x, convolve):

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 
 
 def run(network, inputs, hook=None):
-    """The mask of a lowered network.
+    """Run a lowered network in PyTorch.
 
     Arguments
     ---------
     network : lowered.MaskNetwork
     inputs : torch.Tensor
         Features [batch, inputs, frames].
-    touch : callable or None
+    hook : callable or None
         Is given the name of every point and the tensor there, and returns
         what to go on with. What a convolution reads has its name; what it
         gives has ":out" behind it, and ":prelu" after its PReLU.
@@ -49,7 +49,7 @@ def run(network, inputs, hook=None):
 
 
 def rounding(network, ranges):
-    """A `hook` that rounds what int8 convolutions read.
+    """Make a `hook` that rounds what int8 convolutions read.
 
     Arguments
     ---------
@@ -59,7 +59,7 @@ def rounding(network, ranges):
 
     Returns
     -------
-    touch : callable
+    hook : callable
     """
     int8 = {x.name for x in network.convolutions() if x.is_int8} & set(ranges)
 
@@ -92,7 +92,7 @@ def fake_quantize(x, unit):
 
 
 def decibels(reference, estimate):
-    """Signal-to-noise ratio of an engine's output.
+    """Compute the signal-to-noise ratio of an engine's output.
 
     Returns
     -------

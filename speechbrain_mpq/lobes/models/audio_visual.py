@@ -1,19 +1,16 @@
-"""What looks at the pictures: a small network, and ResNet-18.
+"""The lip stream of an audio-visual separator, and how it meets the audio.
 
-Both begin with a convolution over space and time and go on picture by
-picture. Layout: in [batch, 1, pictures, height, width], out [batch, channels,
-pictures]. Norms are BatchNorm1d over the flattened places, which computes
-what BatchNorm2d and 3d do and folds like the norms of the TCN.
+Front ends look at the pictures: a small network, or ResNet-18. Both begin
+with a convolution over space and time and go on picture by picture; their
+norms are BatchNorm1d over the flattened places, which computes what
+BatchNorm2d and 3d do and folds like the norms of the TCN. A TCN makes an
+embedding of each picture, and factorised attention lets the lips decide which
+views of the audio count, between two TCN blocks of the mask network. The form
+is that of the audio-visual multichannel recognizer that the paper's
+experiments build on (https://arxiv.org/abs/2011.07755).
 
-Factorised attention: the lips decide which views of the audio count.
-
-Layout: [batch, channels, frames]. The form is that of the audio-visual
-multichannel recognizer that the paper's experiments build on
-(https://arxiv.org/abs/2011.07755).
-
-The lip stream: pictures of the mouth in, an embedding of each out.
-
-The mask network with a lip stream between its TCN blocks.
+Layout: pictures in [batch, 1, pictures, height, width], out [batch, channels,
+pictures]; audio [batch, channels, frames].
 """
 
 import math
@@ -26,9 +23,12 @@ import torch.nn.functional as F
 from .lips import PERIOD, normalise, split, upsample
 from .tcn import ConvBlock, fold_norms_, mask_network, receptive_field
 
+BEGIN_SMALL = 0.1  # factor on the first weights of a residual fusion
+VISUAL_STAGES = ("visual", "fusion")
+
 
 def over_places(norm, x):
-    """A norm over all places (and times) of each channel.
+    """Apply a norm over all places (and times) of each channel.
 
     Arguments
     ---------
@@ -184,9 +184,6 @@ class ResNet18FrontEnd(nn.Module):
         return self.project(x.transpose(1, 2))
 
 
-BEGIN_SMALL = 0.1  # factor on the first weights of a residual fusion
-
-
 class FactorisedAttention(nn.Module):
     """Fuses audio and visual embeddings frame by frame.
 
@@ -332,9 +329,6 @@ class VisualStream(nn.Module):
         return self.tcn(torch.where(present, seen, self.absent[:, None]))
 
 
-VISUAL_STAGES = ("visual", "fusion")
-
-
 class AudioVisualNetwork(nn.Module):
     """From joined features and pictures to the mask.
 
@@ -420,7 +414,7 @@ def audio_visual_network(
     layers=8,
     scale_inputs=False,
 ):
-    """The mask network of Fig. 1 with a lip stream."""
+    """Build the mask network of Fig. 1 with a lip stream."""
     visual = dict(visual)
     after = visual.pop("after", 1)
     if not 1 <= after <= blocks:
@@ -452,7 +446,7 @@ def audio_visual_network(
 
 
 def begin_with_audio_(network, audio_network):
-    """Give an audio-visual network the weights of an audio-only one.
+    """Copy the weights of an audio-only network.
 
     The norms of the audio stages become the affine maps that the audio-only
     network has; those of the lip stream go on learning.
@@ -461,10 +455,10 @@ def begin_with_audio_(network, audio_network):
         if name not in VISUAL_STAGES:
             fold_norms_(stage)
     own = network.state_dict()
-    given = audio_network.state_dict()
+    source = audio_network.state_dict()
     audio = {n for n in own if n.split(".")[0] not in VISUAL_STAGES}
-    different = sorted(audio ^ set(given)) or sorted(
-        name for name in audio if own[name].shape != given[name].shape
+    different = sorted(audio ^ set(source)) or sorted(
+        name for name in audio if own[name].shape != source[name].shape
     )
     if different:
         raise ValueError(
@@ -472,4 +466,4 @@ def begin_with_audio_(network, audio_network):
             "differs; give both model files the same channels, hidden, "
             "blocks, layers and features"
         )
-    network.load_state_dict(given, strict=False)
+    network.load_state_dict(source, strict=False)

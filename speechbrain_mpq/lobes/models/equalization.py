@@ -16,7 +16,7 @@ OCTAVES = 6  # between the least and the largest factor: 1 to 64
 
 
 def power_of_two_sizes(weight, octaves=OCTAVES):
-    """RMS of each column as a power of two, the least one being 1.
+    """Round the RMS of each column to a power of two, the least being 1.
 
     Arguments
     ---------
@@ -35,7 +35,7 @@ def power_of_two_sizes(weight, octaves=OCTAVES):
 
 
 def equalize_inputs_(separator):
-    """Let the mask network begin with a factor for each input."""
+    """Equalize the inputs of the mask network by a factor for each."""
     stages = dict(separator.mask_net.named_children())
     if "scale_in" in stages:
         raise ValueError(

@@ -1,16 +1,14 @@
-"""A larger separator that begins with what a smaller one has learned.
+"""Separators that begin with what another one has learned.
 
-The larger network computes what the smaller one does, and has units beside
-it that nothing listens to yet: their outgoing weights are zero, their
-incoming ones random, so that the first step of training gives them a voice.
-After Chen, Goodfellow and Shlens, "Net2Net" (2016); units are added, not
-copied, so that no symmetry has to be broken.
-
-A trained separator that listens to other features.
-
-Its first layer is fitted to what it computed from the old ones, in least
-squares over mixtures that both can hear; nothing behind it changes. With the
-paper's features this is where the training starts, not what it ends with.
+`grow_` fills a larger one: it computes what the smaller one does, and has units
+beside it that nothing listens to yet. Their outgoing weights are zero, their
+incoming ones random, so that the first step of training gives them a voice
+(after Chen, Goodfellow and Shlens, "Net2Net", 2016; units are added, not
+copied, so that no symmetry has to be broken). Refitting lets one listen to
+other features: its first layer is fitted to what it computed from the old
+ones, in least squares over mixtures that both can hear, and nothing behind it
+changes. With the paper's features this is where the training starts, not what
+it ends with.
 """
 
 import json
@@ -19,14 +17,15 @@ import torch
 from torch.nn.utils.parametrize import is_parametrized
 
 from .separator import Separator
-from .tcn import ChannelAffine, ConvBlock, fold_norms_
+from .tcn import ChannelAffine, ConvBlock, block_name, fold_norms_
 
 NO_LIPS = "only audio-only separators grow: leave `visual` out"
 NO_SCALES = "grow separators before their inputs are equalized"
+RIDGE = 1e-4  # of the inputs' mean energy
 
 
-def place_(weight, given):
-    """Put a smaller weight into the corner of a larger one.
+def place_(weight, smaller):
+    """Copy a smaller weight into the corner of a larger one.
 
     The outputs that are there already get nothing from new inputs; new
     outputs keep what they have.
@@ -36,28 +35,28 @@ def place_(weight, given):
     weight : torch.Tensor
         [outputs, inputs, ...] or [outputs]; changed in place.
     """
-    outputs = len(given)
+    outputs = len(smaller)
     weight[:outputs] = 0
-    weight[tuple(slice(size) for size in given.shape)] = given
+    weight[tuple(slice(size) for size in smaller.shape)] = smaller
 
 
 def shared_inputs(features, smaller):
-    """Where the inputs of a larger network are among those of a smaller one.
+    """Map the inputs of a larger network to those of a smaller one.
 
     Returns
     -------
     index : torch.Tensor
         [inputs of the larger], int; -1: the smaller one has no such input.
     """
-    found = {name: i for i, name in enumerate(smaller.maps)}
-    first = [found.get(name, -1) * features.bins for name in features.maps]
+    index_of = {name: i for i, name in enumerate(smaller.maps)}
+    first = [index_of.get(name, -1) * features.bins for name in features.maps]
     index = torch.tensor(first)[:, None] + torch.arange(features.bins)
     return torch.where(index < 0, -1, index).flatten()
 
 
 @torch.no_grad()
 def grow_(separator, smaller, waveforms, doa):
-    """Give a new separator the abilities of a smaller, trained one.
+    """Grow a new separator from a smaller, trained one.
 
     Block i of b goes to block i * B // b of B, its layers keep their place
     and so their dilation. Each new hidden unit gets zero mean and unit
@@ -77,22 +76,22 @@ def grow_(separator, smaller, waveforms, doa):
         If the smaller one does not fit into the larger one.
     """
     check_growth(separator, smaller)
-    network, given = separator.mask_net, smaller.mask_net
+    network, source = separator.mask_net, smaller.mask_net
     fold_norms_(network)
     index = shared_inputs(separator.features, smaller.features)
-    columns = given.conv_in.weight[:, index.clamp_min(0)]
+    columns = source.conv_in.weight[:, index.clamp_min(0)]
     columns[:, index < 0] = 0
     place_(network.conv_in.weight, columns)
-    place_(network.conv_in.bias, given.conv_in.bias)
-    place_(network.conv_out.weight, given.conv_out.weight)
-    place_(network.conv_out.bias, given.conv_out.bias)
+    place_(network.conv_in.bias, source.conv_in.bias)
+    place_(network.conv_out.weight, source.conv_out.weight)
+    place_(network.conv_out.bias, source.conv_out.bias)
     origins = _origins(separator.settings, smaller.settings)
     hooks = []
     for name, block in network.named_children():
         if isinstance(block, ConvBlock):
-            known = _grow_block_(block, origins.get(name), given)
+            trained = _grow_block_(block, origins.get(name), source)
             hooks += [
-                norm.register_forward_pre_hook(_normalise_from(known))
+                norm.register_forward_pre_hook(_normalise_from(trained))
                 for norm in (block.norm_in, block.norm_out)
             ]
     try:
@@ -102,30 +101,30 @@ def grow_(separator, smaller, waveforms, doa):
             hook.remove()
 
 
-def _grow_block_(block, origin, given):
+def _grow_block_(block, origin, source):
     """Fill a ConvBlock from one of the smaller network, if it has one."""
     if origin is None:  # it adds nothing to the channels that are there
-        block.conv_1x1_out.weight[: given.conv_in.out_channels] = 0
+        block.conv_1x1_out.weight[: source.conv_in.out_channels] = 0
         return 0
-    smaller = given.get_submodule(origin)
-    known = dict(smaller.named_parameters())
+    trained = source.get_submodule(origin)
+    weights = dict(trained.named_parameters())
     for name, parameter in block.named_parameters():
-        place_(parameter, known[name])
-    return len(smaller.norm_in.weight)
+        place_(parameter, weights[name])
+    return len(trained.norm_in.weight)
 
 
-def _normalise_from(known):
+def _normalise_from(trained):
     """A hook that sets an affine map by what arrives, for its new channels."""
 
     def set_affine(affine, arrived):
-        if known == len(affine.weight):  # none is new
+        if trained == len(affine.weight):  # none is new
             return
         deviation, mean = torch.std_mean(
-            arrived[0][:, known:], (0, 2), correction=0
+            arrived[0][:, trained:], (0, 2), correction=0
         )
         deviation = deviation.clamp_min(1e-5)
-        affine.weight[known:] = 1 / deviation
-        affine.bias[known:] = -mean / deviation
+        affine.weight[trained:] = 1 / deviation
+        affine.bias[trained:] = -mean / deviation
 
     return set_affine
 
@@ -133,9 +132,9 @@ def _normalise_from(known):
 def _origins(larger, smaller):
     """Name of a ConvBlock -> its name in the smaller network."""
     return {
-        f"tcn_{block * larger['blocks'] // smaller['blocks']}_{layer}": (
-            f"tcn_{block}_{layer}"
-        )
+        block_name(
+            block * larger["blocks"] // smaller["blocks"], layer
+        ): block_name(block, layer)
         for block in range(smaller["blocks"])
         for layer in range(smaller["layers"])
     }
@@ -149,10 +148,10 @@ def check_growth(separator, smaller):
     if hasattr(separator.mask_net, "scale_in"):
         raise ValueError(NO_SCALES)
     for name, own in separator.features.settings.items():
-        given = smaller.features.settings[name]
-        if name != "phase" and json.dumps(own) != json.dumps(given):
+        other = smaller.features.settings[name]
+        if name != "phase" and json.dumps(own) != json.dumps(other):
             raise ValueError(
-                f"`{name}` of the features differs, {own} and {given}: give "
+                f"`{name}` of the features differs, {own} and {other}: give "
                 "both model files the same"
             )
     large, small = separator.settings, smaller.settings
@@ -181,11 +180,8 @@ def _check_trained(separator):
         )
 
 
-RIDGE = 1e-4  # of the inputs' mean energy
-
-
 def ridge_regression(batches, ridge=RIDGE):
-    """Affine map from inputs to outputs, by the normal equations.
+    """Fit an affine map from inputs to outputs by ridge regression.
 
     Arguments
     ---------
@@ -205,10 +201,10 @@ def ridge_regression(batches, ridge=RIDGE):
         If there are no batches.
     """
     square = cross = 0
-    for given, wanted in batches:
-        given = torch.cat([given, torch.ones_like(given[:, :1])], 1)
-        square = square + (given.T @ given).double()
-        cross = cross + (given.T @ wanted).double()
+    for inputs, targets in batches:
+        inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1)
+        square = square + (inputs.T @ inputs).double()
+        cross = cross + (inputs.T @ targets).double()
     if isinstance(square, int):
         raise ValueError("there are no mixtures to fit the first layer to")
     penalty = square.diagonal().clone()
@@ -218,8 +214,8 @@ def ridge_regression(batches, ridge=RIDGE):
     return solution[:-1].T, solution[-1]
 
 
-def channels_of(waveforms, microphones, wanted):
-    """The channels of some microphones.
+def channels_of(waveforms, microphones, numbers):
+    """Select the channels of some microphones.
 
     Arguments
     ---------
@@ -229,36 +225,36 @@ def channels_of(waveforms, microphones, wanted):
     Returns
     -------
     waveforms : torch.Tensor
-        [batch, samples, len(wanted)].
+        [batch, samples, len(numbers)].
     """
     if waveforms.shape[-1] != len(microphones):
         raise ValueError(
             f"{waveforms.shape[-1]} channels of {len(microphones)} microphones"
         )
     index = {number: i for i, number in enumerate(microphones)}
-    missing = [number for number in wanted if number not in index]
+    missing = [number for number in numbers if number not in index]
     if missing:
         raise ValueError(
             f"no channel of microphones {missing} among {list(microphones)}"
         )
-    return waveforms[..., [index[number] for number in wanted]]
+    return waveforms[..., [index[number] for number in numbers]]
 
 
 def check_refit(separator, features):
     """Raise ValueError unless a separator can go on with other features."""
     _check_trained(separator)
-    given, own = features.settings, separator.features.settings
+    new, own = features.settings, separator.features.settings
     for name in ("n_fft", "hop", "spacings_cm"):
-        if json.dumps(given[name]) != json.dumps(own[name]):
+        if json.dumps(new[name]) != json.dumps(own[name]):
             raise ValueError(
                 f"`{name}` of the features differs, {own[name]} and "
-                f"{given[name]}: give both the same"
+                f"{new[name]}: give both the same"
             )
 
 
 @torch.no_grad()
 def refit(separator, features, batches, microphones):
-    """The separator as it was, but with other features.
+    """Refit a separator to other features.
 
     Arguments
     ---------
@@ -293,9 +289,9 @@ def refit(separator, features, batches, microphones):
 
     def inputs(model, waveforms, doa):
         """[batch, inputs, frames] of the channels that a model hears."""
-        wanted = model.features.microphones
-        heard = channels_of(waveforms, microphones, wanted)
-        return model.analyse(heard, doa)[0]
+        numbers = model.features.microphones
+        channels = channels_of(waveforms, microphones, numbers)
+        return model.analyse(channels, doa)[0]
 
     def items():
         """New inputs and old outputs of the first layer, frame by frame."""

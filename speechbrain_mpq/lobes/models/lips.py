@@ -1,10 +1,8 @@
-"""Pictures of a talker's mouth, and how they stand beside the audio frames.
+"""Pictures of a talker's mouth: their form, rate, number and pixels.
 
 Layout: pictures are [batch, pictures, height, width], grey, 0 to 1, 25 a
 second, the first one at the first sample. A picture that is all zeros stands
 for none: a missing video needs no second array that says so.
-
-Making pictures of lips fit: their frame rate, pixels and number.
 """
 
 import torch
@@ -14,10 +12,12 @@ from ...utils import SAMPLE_RATE
 FPS = 25  # pictures a second
 PERIOD = SAMPLE_RATE // FPS  # samples from one picture to the next
 CONTRAST = 0.02  # keeps a flat picture from being amplified to noise
+SLACK = 5  # pictures that video and audio may differ in length,
+SHARE = 0.1  # but not more of a short one
 
 
 def picture_of_frames(frames, hop):
-    """The picture that is on view at each audio frame.
+    """Find the picture on view at each audio frame.
 
     Returns
     -------
@@ -28,7 +28,7 @@ def picture_of_frames(frames, hop):
 
 
 def frame_of_pictures(frames, hop):
-    """The first audio frame at which each picture is on view.
+    """Find the first audio frame at which each picture is on view.
 
     Returns
     -------
@@ -106,7 +106,7 @@ def split(joined, size, hop):
 
 
 def upsample(values, frames, hop):
-    """Values of the pictures at the audio frames, linear in between.
+    """Interpolate values of the pictures at the audio frames.
 
     Arguments
     ---------
@@ -127,7 +127,7 @@ def upsample(values, frames, hop):
 
 
 def normalise(pictures):
-    """Give every picture zero mean and unit deviation over its pixels.
+    """Normalise every picture over its pixels.
 
     Lighting and skin go, shape stays.
 
@@ -141,12 +141,8 @@ def normalise(pictures):
     return centred / (deviation + CONTRAST)
 
 
-SLACK = 5  # pictures that video and audio may differ in length,
-SHARE = 0.1  # but not more of a short one
-
-
 def at_25_fps(pictures, rate):
-    """Take the pictures of another frame rate that are on view at 25 a second.
+    """Resample pictures of another frame rate to 25 a second.
 
     Arguments
     ---------
@@ -195,13 +191,13 @@ def check_grey(lips):
 
 
 def as_grey(lips):
-    """Pictures as numbers from 0 to 1, refused where they are not."""
+    """Convert pictures to numbers from 0 to 1."""
     check_grey(lips)
     return lips.float() / 255 if lips.dtype == torch.uint8 else lips.float()
 
 
 def fit_pictures(lips, pictures):
-    """Give a video the length of its audio, if they nearly agree.
+    """Fit the length of a video to its audio, if they nearly agree.
 
     Up to five pictures too many (a tenth, if that is less) are cut; as many
     too few hold the last.
@@ -216,15 +212,15 @@ def fit_pictures(lips, pictures):
     lips : torch.Tensor
         [batch, pictures, height, width].
     """
-    found = lips.shape[1]
+    count = lips.shape[1]
     slack = min(SLACK, max(1, int(SHARE * pictures)))
-    if not found or abs(found - pictures) > slack:
-        rate = found * FPS / pictures
+    if not count or abs(count - pictures) > slack:
+        rate = count * FPS / pictures
         raise ValueError(
-            f"{found} pictures for audio that needs {pictures} at {FPS} a "
+            f"{count} pictures for audio that needs {pictures} at {FPS} a "
             f"second (that is {rate:.1f} a second): convert other frame rates "
             "with separation.lip_input.at_25_fps; where video is missing, "
             "fill up with zeros"
         )
     index = torch.arange(pictures, device=lips.device)
-    return lips[:, index.clamp_max(found - 1)]
+    return lips[:, index.clamp_max(count - 1)]

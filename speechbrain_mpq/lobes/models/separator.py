@@ -108,7 +108,7 @@ class Separator(nn.Module):
         return signal.view(*doa.shape[:2], samples)
 
     def analyse(self, waveforms, doa, lips=None):
-        """Everything in front of the mask network.
+        """Analyse a mixture: everything in front of the mask network.
 
         Arguments
         ---------
@@ -177,13 +177,13 @@ class Separator(nn.Module):
                 "it with `visual` (hparams/models/separator_av_mini.yaml)"
             )
         expected = [*doa.shape[:2], "pictures", *self.lips_size]
-        found = list(lips.shape)
-        if len(found) != len(expected) or any(
-            isinstance(e, int) and e != f for e, f in zip(expected, found)
+        shape = list(lips.shape)
+        if len(shape) != len(expected) or any(
+            isinstance(e, int) and e != f for e, f in zip(expected, shape)
         ):
             raise ValueError(
                 f"expected lips {expected} for DOAs {list(doa.shape)}, got "
-                f"{found}: pictures of {self.lips_size[0]} x "
+                f"{shape}: pictures of {self.lips_size[0]} x "
                 f"{self.lips_size[1]} pixels, by vision.mouth, for each target"
             )
 
@@ -211,7 +211,7 @@ class Separator(nn.Module):
 
 
 def apply_mask(mask, reference):
-    """Eq. 4: the complex mask times the reference channel.
+    """Apply the complex mask to the reference channel (Eq. 4).
 
     Arguments
     ---------
@@ -230,7 +230,7 @@ def apply_mask(mask, reference):
 
 
 def match_level(estimate, mixture):
-    """Give an estimate the level that it has in the mixture.
+    """Scale an estimate to the level that it has in the mixture.
 
     SI-SNR leaves the level of the output open. As talkers are uncorrelated,
     the scale that explains most of the mixture is the talker's own.
@@ -244,11 +244,24 @@ def match_level(estimate, mixture):
     """
     common = (estimate * mixture).sum(-1, keepdim=True)
     energy = estimate.square().sum(-1, keepdim=True)
-    return estimate * (common / energy.clamp_min(1e-12))
+    return estimate * matching_gain(common, energy)
+
+
+def matching_gain(common, energy):
+    """Compute the gain of `match_level` from sums over the samples.
+
+    Arguments
+    ---------
+    common : torch.Tensor
+        Sum of estimate times mixture.
+    energy : torch.Tensor
+        Sum of the estimate squared.
+    """
+    return common / energy.clamp_min(1e-12)
 
 
 def build_separator(path, **overrides):
-    """Make the separator that a YAML file describes, with new weights.
+    """Build the separator that a YAML file describes.
 
     Arguments
     ---------

@@ -1,16 +1,12 @@
-"""The microphone array: where the microphones are and what a plane wave does.
+"""Spectral and spatial features of a mixture (Section 2.1 of the paper).
 
-Microphones are numbered from 1 as in the paper; everything in metres along
-the array's axis, measured from microphone 1, the reference. A direction of
-arrival (DOA) is the angle between that axis (from microphone 1 towards the
-last one) and the talker: at 0 degrees the last microphone hears the talker
-first, at 90 degrees all hear it together, at 180 degrees microphone 1 does.
-
-What spectra tell: power, phases between channels, and directions.
-
-Complex spectra are [batch, mics, bins, frames].
-
-Spectral and spatial features of the mixture (Section 2.1 of the paper).
+They are the power of the reference channel, phases between pairs of channels,
+and how well those fit a plane wave from the target's direction. Microphones
+are numbered from 1 as in the paper; everything is in metres along the array's
+axis, measured from microphone 1, the reference. A direction of arrival (DOA)
+is the angle between that axis (from microphone 1 towards the last one) and the
+talker: at 0 degrees the last microphone hears the talker first, at 90 degrees
+all hear it together, at 180 degrees microphone 1 does.
 
 Layout: waveforms are [batch, samples, mics]; complex spectra are
 [batch, mics, bins, frames]; features are [batch, inputs, frames], which is
@@ -25,13 +21,19 @@ import torch.nn as nn
 from ...utils import SAMPLE_RATE
 
 SPEED_OF_SOUND = 343.0  # metres per second, air at 20 degrees Celsius
-
-
 LINEAR_15_SPACINGS = (7, 6, 5, 4, 3, 2, 1, 1, 2, 3, 4, 5, 6, 7)  # cm
+EPS = 1e-8
+STFT_SAMPLES = 2**18  # at a time: less memory to take and give back
+BLOCK_FRAMES = 32  # frames at a time: what is in between stays in the cache
+PHASES = ("ipd", "steered", "cosine")
+# Six pairs that span the nine spacings named in the paper's reference [25].
+PAPER_PAIRS = ((1, 15), (2, 14), (3, 13), (12, 4), (7, 10), (8, 9))
+# Six pairs on seven microphones: 56, 28, 20, 10, 6 and 3 cm apart.
+MINI_PAIRS = ((15, 1), (8, 1), (12, 4), (8, 4), (10, 6), (8, 6))
 
 
 def linear_array(spacings_cm=LINEAR_15_SPACINGS):
-    """Positions of a linear array from the gaps between its microphones.
+    """Compute a linear array's positions from its gaps.
 
     Returns
     -------
@@ -43,12 +45,12 @@ def linear_array(spacings_cm=LINEAR_15_SPACINGS):
 
 
 def used_microphones(pairs, reference=1):
-    """The microphones that pairs and reference need, in ascending order."""
+    """List the microphones that pairs and reference need, ascending."""
     return sorted({reference, *(mic for pair in pairs for mic in pair)})
 
 
 def pair_phase(doa, distances, frequencies, speed=SPEED_OF_SOUND):
-    """Phase difference that a plane wave from `doa` causes (from Eq. 2).
+    """Compute the phase difference of a plane wave (from Eq. 2).
 
     Arguments
     ---------
@@ -87,26 +89,10 @@ def check_doa(doa):
         )
 
 
-EPS = 1e-8
-
-
 def _times_conjugate(one, other):
     """One complex number times another's conjugate."""
     (a, b), (c, d) = one, other
     return torch.addcmul(a * c, b, d), torch.addcmul(b * c, a, d, value=-1)
-
-
-STFT_SAMPLES = 2**18  # at a time: less memory to take and give back
-BLOCK_FRAMES = 32  # frames at a time: what is in between stays in the cache
-PHASES = ("ipd", "steered", "cosine")
-
-
-# Six pairs that span the nine spacings named in the paper's reference [25].
-PAPER_PAIRS = ((1, 15), (2, 14), (3, 13), (12, 4), (7, 10), (8, 9))
-
-
-# Six pairs on seven microphones: 56, 28, 20, 10, 6 and 3 cm apart.
-MINI_PAIRS = ((15, 1), (8, 1), (12, 4), (8, 4), (10, 6), (8, 6))
 
 
 class SpatialFeatures(nn.Module):
@@ -188,7 +174,7 @@ class SpatialFeatures(nn.Module):
         self.inputs = len(self.maps) * self.bins
 
     def stft(self, waveforms):
-        """Short-time Fourier transform of every channel.
+        """Compute the short-time Fourier transform of every channel.
 
         Arguments
         ---------
@@ -220,7 +206,7 @@ class SpatialFeatures(nn.Module):
         return spectra.transpose(1, 2)  # as it lies in memory
 
     def istft(self, spectrum, samples):
-        """Waveform of one-channel spectra.
+        """Synthesise the waveform of one-channel spectra.
 
         Arguments
         ---------
@@ -239,7 +225,7 @@ class SpatialFeatures(nn.Module):
         )
 
     def forward(self, spectra, doa):
-        """Features for the talkers at `doa`.
+        """Compute the features for the talkers at `doa`.
 
         Arguments
         ---------
@@ -263,8 +249,8 @@ class SpatialFeatures(nn.Module):
         maps = features.unflatten(3, (-1, self.bins))  # [B, K, ..., maps, bins]
         for start in range(0, frames, BLOCK_FRAMES):
             block = slice(start, start + BLOCK_FRAMES)
-            given = doa[..., block] if doa.dim() == 3 else doa
-            self._fill(maps[:, :, block], spectra[..., block], given)
+            block_doa = doa[..., block] if doa.dim() == 3 else doa
+            self._fill(maps[:, :, block], spectra[..., block], block_doa)
         return features.transpose(2, 3)
 
     def _fill(self, maps, spectra, doa):

@@ -3,10 +3,13 @@
 Layout: [batch, channels, frames].
 """
 
+import re
 from collections import OrderedDict
 
 import torch
 import torch.nn as nn
+
+MAX_BLOCKS, MAX_LAYERS = 64, 16  # of a separator
 
 
 class ChannelAffine(nn.Module):
@@ -36,7 +39,7 @@ class ChannelAffine(nn.Module):
 
     @classmethod
     def folded_from(cls, norm):
-        """The affine map that a BatchNorm1d computes in eval mode."""
+        """Make the affine map that a BatchNorm1d is in eval mode."""
         affine = cls(norm.num_features).to(norm.weight.device)
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         affine.weight.data.copy_(scale)
@@ -128,7 +131,7 @@ def mask_network(
     layers=8,
     scale_inputs=False,
 ):
-    """The whole network between features and mask, as one chain.
+    """Build the mask network as one chain.
 
     Arguments
     ---------
@@ -161,13 +164,47 @@ def mask_network(
     for block in range(blocks):
         for layer in range(layers):
             stage = ConvBlock(channels, hidden, kernel_size, 2**layer)
-            stages.append((f"tcn_{block}_{layer}", stage))
+            stages.append((block_name(block, layer), stage))
     stages.append(("conv_out", nn.Conv1d(channels, outputs, 1)))
     return nn.Sequential(OrderedDict(stages))
 
 
+def block_name(block, layer):
+    """Name a ConvBlock in its chain."""
+    return f"tcn_{block}_{layer}"
+
+
+def block_place(name):
+    """Parse the name of a ConvBlock into TCN block and layer.
+
+    Arguments
+    ---------
+    name : str
+        Of a child of the chain.
+
+    Returns
+    -------
+    place : tuple of int or None
+        None: not the name of a ConvBlock that a separator may have.
+
+    Example
+    -------
+    >>> block_place("tcn_0_7"), block_place("conv_in")
+    ((0, 7), None)
+    >>> block_place("tcn_0_100000000000") is None
+    True
+    """
+    match = re.fullmatch(r"tcn_(\d{1,2})_(\d{1,2})", name, re.ASCII)
+    if match is None:
+        return None
+    block, layer = int(match[1]), int(match[2])
+    # A dilation is 2 to the layer: numbers are checked before they are used
+    possible = block < MAX_BLOCKS and layer < MAX_LAYERS
+    return (block, layer) if possible else None
+
+
 def receptive_field(network):
-    """Frames to either side that a chain of convolutions looks at.
+    """Compute the receptive field of a chain, to either side.
 
     Example
     -------

@@ -1,7 +1,11 @@
 """`speechbrain-mpq demo`: what it offers, and how it starts and ends."""
 
 import builtins
+import os
 import re
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -94,3 +98,26 @@ def test_simulated_mixtures(tmp_path, monkeypatch):
 def test_names_of_models():
     assert list(model_names(["a/packed", "b/packed"])) == ["a", "b"]
     assert list(model_names(["a", "a/packed"])) == ["a", "a/packed"]
+
+
+SERVING = """
+import sys
+from speechbrain_mpq.__main__ import main
+sys.exit(main(["demo", sys.argv[1], "--port", "0", "--mixtures", sys.argv[2]]))
+"""
+
+
+def test_a_page_that_is_ended_takes_its_recordings_along(folder, tmp_path):
+    path, scratch = recording(tmp_path / "a.wav"), tmp_path / "scratch"
+    scratch.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVING, folder, path],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(scratch)},
+    )
+    assert process.stdout.readline().startswith(b"http")
+    assert list(scratch.rglob("*.wav"))
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    process.stdout.close()
+    assert list(scratch.iterdir()) == []

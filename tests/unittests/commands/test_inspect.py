@@ -1,7 +1,9 @@
 """`speechbrain-mpq inspect` and `verify`: the numbers are the model's own."""
 
+import io
 import json
 import re
+import sys
 
 import pytest
 
@@ -111,3 +113,16 @@ def test_verify(folder, tmp_path, capsys):
     assert "SHA-256" in capsys.readouterr().err
     assert main(["verify", str(tmp_path / "nowhere")]) == 1
     assert "no such file" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_output_of_another_encoding(tmp_path, encoding, monkeypatch):
+    separator = small_separator()
+    quantize_(separator, 4)
+    save_separator(separator, tmp_path)
+    content = io.BytesIO()
+    text = io.TextIOWrapper(content, encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", text)
+    assert main(["inspect", str(tmp_path)]) == 0
+    text.flush()
+    assert b"  #### 4" in content.getvalue()

@@ -1,8 +1,10 @@
 """`speechbrain-mpq separate`: files, pipes, complaints."""
 
 import io
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -275,3 +277,41 @@ def test_progress_on_long_files(folder, tmp_path, capsys):
     assert "21/21" in printed.err and printed.out.count("\n") == 1
     assert main([*arguments, "--quiet"]) == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("threads", ["-1", "0", "two", "99999"])
+def test_threads_that_are_none(threads, capsys):
+    for command in (
+        ["separate", "mix.wav", "--doa", "6", "--model", "packed"],
+        ["demo", "packed"],
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, "--threads", threads])
+        assert stopped.value.code == 2
+        assert "is not a whole number from 1" in capsys.readouterr().err
+
+
+def test_closed_input(folder, mixture, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)  # as `<&-` leaves it
+    assert main(["separate", "-", "--doa", "60", "--model", folder]) == 1
+    assert "standard input is closed" in capsys.readouterr().err
+
+
+def test_a_pipe_with_a_name(folder, mixture, capsys):
+    """As `<(...)` and /dev/stdin are."""
+    os.mkfifo("pipe")
+    content = mixture.read_bytes()
+    writer = threading.Thread(
+        target=Path("pipe").write_bytes, args=[content], daemon=True
+    )
+    writer.start()
+    assert main(["separate", "pipe", "--doa", "60", "--model", folder]) == 0
+    assert capsys.readouterr().out == "separated_60.wav\n"
+    assert same("separated_60.wav", expected(folder, mixture, 60))
+
+
+def test_a_name_too_long_is_found_before_the_work(folder, mixture, capsys):
+    out = "a" * 253 + ".wav"
+    arguments = ["separate", str(mixture), "--doa", "60", "--model", "none"]
+    assert main([*arguments, "-o", out]) == 1
+    assert "more than 255 bytes for a name" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Ranges of activations: the search, the file, what it refuses."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,15 +9,18 @@ import torch
 from helpers import mask_inputs, packed
 
 from speechbrain_mpq.inference.engines.activations import (
+    content_digest,
     points,
     read_ranges,
     search_ranges,
     write_ranges,
 )
+from speechbrain_mpq.inference.engines.engine import check_engine
 from speechbrain_mpq.inference.engines.lowered import equalize_hidden, lower
 from speechbrain_mpq.inference.engines.reference import decibels, rounding, run
 from speechbrain_mpq.inference.exporting import engine_ranges, read_manifest
 from speechbrain_mpq.quantization.container import PackedModelError
+from speechbrain_mpq.quantization.packing import save_packed
 
 
 def error_of(values, scale, zero_point):
@@ -119,7 +123,7 @@ def spoil(content, what):
     elif what == "kind":
         content["layers"][name]["zero_point"] = 127.5
     elif what == "version":
-        content["version"] = 2
+        content["version"] = 3
 
 
 @pytest.mark.parametrize(
@@ -135,6 +139,71 @@ def test_spoilt_file_is_refused(what, tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(PackedModelError, match="unusable.*export"):
         read_ranges(tmp_path, network)
+    del content["sha256"]  # as if the one who spoilt it had sealed it
+    content["sha256"] = content_digest(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(PackedModelError, match="unusable.*export") as caught:
+        read_ranges(tmp_path, network)
+    assert "SHA-256" not in str(caught.value)
+
+
+def test_any_changed_digit_is_found(tmp_path):
+    packed(tmp_path, "eight")
+    network = lower(tmp_path)
+    path = write_ranges(tmp_path, engine_ranges(network, [mask_inputs()]), 1.0)
+    text = path.read_text()
+    draw = np.random.default_rng(0)
+    digits = [i for i, letter in enumerate(text) if letter.isdigit()]
+    for place in draw.choice(digits, 60, replace=False):
+        other = str((int(text[place]) + draw.integers(1, 10)) % 10)
+        path.write_text(text[:place] + other + text[place + 1 :])
+        try:
+            read_ranges(tmp_path, network)
+        except PackedModelError:
+            continue
+        # Digits beyond a float's mean the same number
+        assert json.loads(path.read_text()) == json.loads(text)
+    # Blanks mean nothing
+    path.write_text(json.dumps(json.loads(text), indent=3))
+    read_ranges(tmp_path, network)
+
+
+def test_a_file_without_a_seal_of_its_own_is_still_read(tmp_path):
+    packed(tmp_path, "eight")
+    network = lower(tmp_path)
+    path = write_ranges(tmp_path, engine_ranges(network, [mask_inputs()]), 1.0)
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    path.write_text(json.dumps({**content, "version": 1}))
+    assert set(read_ranges(tmp_path, network)) == set(points(network))
+
+
+@pytest.mark.parametrize("factor", [1000, 0.01])
+def test_ranges_that_fit_no_input_are_refused(tmp_path, factor):
+    """Whoever can seal a file cannot make an engine that says nothing."""
+    packed(tmp_path, "eight")
+    network = lower(tmp_path)
+    ranges = engine_ranges(network, [mask_inputs(frames=200)])
+
+    def engine(ranges):
+        return lambda x: run(network, x, rounding(network, ranges))
+
+    check_engine("toy", engine(ranges), network, ranges)
+    wrong = {
+        name: replace(unit, scale=np.float32(unit.scale * factor))
+        for name, unit in ranges.items()
+    }
+    with pytest.raises(ValueError, match="dB from the network without"):
+        check_engine("toy", engine(wrong), network, wrong)
+
+
+def test_weights_that_give_no_number_are_told_apart(tmp_path):
+    model = packed(tmp_path, "float")
+    model.mask_net.conv_out.bias[0] = torch.inf
+    save_packed(model, tmp_path)
+    network = lower(tmp_path)
+    with pytest.raises(ValueError, match="the model puts out NaN"):
+        check_engine("toy", lambda x: run(network, x), network, {})
 
 
 def test_missing_file_names_the_command(tmp_path):
@@ -153,7 +222,12 @@ def test_nan_in_calibration_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["[]", "{}", '{"a": {"wav": "x.wav"}}', '{"a": {"wav": "x", "doa": 200}}'],
+    [
+        *("[]", "{}", '{"a": {"wav": "x.wav"}}'),
+        '{"a": {"wav": "x", "doa": 200}}',
+        *("[" * 100000, '{"a": {"wav": "x", "doa": ' + "9" * 400 + "}}"),
+        '{"a": 1, "a": 2}',
+    ],
 )
 def test_bad_manifest_is_refused(text, tmp_path):
     path = tmp_path / "manifest.json"

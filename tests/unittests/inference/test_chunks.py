@@ -1,5 +1,8 @@
 """Streams: what comes out, how late, and what it depends on."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 import torch.nn as nn
@@ -47,7 +50,9 @@ def run(stream, mixture, block):
 def test_full_look_ahead_is_the_whole_signal(separator, block):
     mixture = torch.randn(16001, 7)
     level = mixture[:, 0].square().mean().sqrt().item()
-    stream = SeparationStream(separator, [30, 120], level=level, gain=1.0)
+    stream = SeparationStream(
+        separator, [30, 120], level=level, gain=1.0, remove_offset=False
+    )
     found, _ = run(stream, mixture, block)
     with torch.no_grad():
         expected = separator(mixture[None], torch.tensor([[30.0, 120.0]]))[0]
@@ -124,6 +129,64 @@ def test_bad_blocks_change_nothing(separator):
         SeparationStream(separator, 60.0).finish()
 
 
+@pytest.mark.parametrize("mode", MODES[:4])
+def test_blocks_of_any_size_give_the_same(separator, mode):
+    """Level and gain follow the frames, not the blocks."""
+    torch.manual_seed(0)
+    mixture = torch.rand(20, 1).repeat_interleave(800, 0) * torch.randn(
+        16000, 7
+    )
+    wanted, _ = run(SeparationStream(separator, 60.0, **mode), mixture, 2560)
+    for block in (100, 1024, 16000):
+        stream = SeparationStream(separator, 60.0, **mode)
+        found, _ = run(stream, mixture, block)
+        assert (found - wanted).norm() < 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize("mode", [{}, {"look_ahead": 0.1}])
+def test_constant_offsets_are_taken_off(separator, mode):
+    torch.manual_seed(0)
+    mixture = 0.1 * torch.randn(16000, 7)
+    wanted, _ = run(SeparationStream(separator, 60.0, **mode), mixture, 999)
+    mixture = mixture + torch.linspace(-0.2, 0.5, 7)
+    found, _ = run(SeparationStream(separator, 60.0, **mode), mixture, 999)
+    assert (found - wanted).norm() < 1e-3 * wanted.norm()
+
+
+def test_the_filter_of_offsets_changes_little(separator):
+    torch.manual_seed(0)
+    mixture, found = 0.1 * torch.randn(32000, 7), []
+    for remove in (False, True):
+        stream = SeparationStream(
+            separator, 60.0, level=0.1, gain=1.0, remove_offset=remove
+        )
+        found.append(run(stream, mixture, 4000)[0])
+    assert (found[1] - found[0]).norm() < 0.15 * found[0].norm()
+
+
+def test_arrays_are_taken(separator):
+    torch.manual_seed(0)
+    whole = (3000 * torch.randn(9000, 7)).short().numpy()
+    wanted, _ = run(
+        SeparationStream(separator, 60.0),
+        torch.from_numpy(whole / np.float32(32768)),
+        4000,
+    )
+    for block in (whole, whole / 32768, whole.astype(np.float32) / 32768):
+        found, _ = run(SeparationStream(separator, 60.0), block, 4000)
+        assert torch.allclose(found, wanted, atol=1e-6)
+    with pytest.raises(ValueError, match="samples of type torch.bool"):
+        SeparationStream(separator, 60.0).push(whole > 0)
+
+
+def test_what_is_not_finite_is_an_error(separator):
+    broken = copy.deepcopy(separator)
+    broken.mask_net.conv_out.bias.data[3] = torch.inf
+    stream = SeparationStream(broken, 60.0)
+    with pytest.raises(ValueError, match="NaN or infinity at 0.000 s"):
+        run(stream, torch.randn(9000, 7), 999)
+
+
 def test_silence_gives_silence(separator):
     found, _ = run(
         SeparationStream(separator, 60.0), torch.zeros(9000, 15), 999
@@ -160,11 +223,11 @@ def test_the_gain_of_an_earlier_stream(separator, doas):
 
 
 def test_running_level_forgets():
-    level = RunningLevel()
+    level = RunningLevel(256, 256)
     for _ in range(60):
-        level.update(torch.full((RATE,), 0.5))
+        level.push(torch.full((RATE,), 0.5))
     for _ in range(60):
-        level.update(torch.full((RATE,), 0.1))
+        level.push(torch.full((RATE,), 0.1))
     assert level.rms == pytest.approx(0.1, rel=0.05)
 
 

@@ -10,10 +10,16 @@ import torch
 
 from speechbrain_mpq import quantize_
 from speechbrain_mpq.__main__ import main
+from speechbrain_mpq.inference.engines.activations import (
+    read_ranges,
+    write_ranges,
+)
 from speechbrain_mpq.inference.engines.engine import import_engine
+from speechbrain_mpq.inference.engines.lowered import lower
 from speechbrain_mpq.inference.engines.reference import decibels
 from speechbrain_mpq.inference.folder import save_separator
 from speechbrain_mpq.inference.separation import QuantizedSeparator
+from speechbrain_mpq.inference.verification import check_folder
 from speechbrain_mpq.lobes.models.separator import Separator
 from speechbrain_mpq.lobes.models.spatial_features import SpatialFeatures
 from speechbrain_mpq.lobes.models.tcn import fold_norms_
@@ -62,7 +68,30 @@ def test_exported_folder_separates_like_pytorch(
     given = QuantizedSeparator.from_pretrained(out, engine=engine)
     wanted = wanted.separate_batch(mixture, doa)
     assert decibels(wanted, given.separate_batch(mixture, doa)) > 20
-    assert not list((tmp_path / "fast").glob(".export*"))
+    left = {path.name for path in (tmp_path / "fast").iterdir()}
+    assert {"activations.json", "exports.json"} < left
+    assert not [name for name in left if name.startswith(".")]
+    assert check_folder(out) == []
+    ranges = tmp_path / "fast" / "activations.json"
+    write_ranges(out, read_ranges(out, lower(out)), 9.0)  # measured again
+    (problem,) = check_folder(out)
+    assert "made of other weights or activation ranges" in problem
+    assert main(["export", out, "--engine", engine]) == 0
+    assert check_folder(out) == [] and ranges.exists()
+
+
+def test_silence_calibrates_nothing(packed, tmp_path, capsys):
+    pytest.importorskip("openvino", reason="the extra openvino is missing")
+    folder, _ = packed
+    still = np.full((16000, 15), 0.25)  # a constant is silence too
+    soundfile.write(tmp_path / "still.wav", still, 16000)
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text('{"a": {"wav": "still.wav", "doa": 60}}', "utf-8-sig")
+    command = ["export", str(folder), "-o", str(tmp_path / "out")]
+    assert main([*command, "--calibration", str(manifest)]) == 1
+    said = capsys.readouterr().err
+    assert "still.wav: silent for the first 1.0 s; calibrate" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_long_file_through_an_engine(packed, tmp_path):

@@ -1,5 +1,7 @@
 """A lowered network is the packed one: integers, scales, edges."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -87,3 +89,21 @@ def test_a_slope_for_each_channel_is_refused(tmp_path):
 def test_unknown_engine_is_refused(tmp_path):
     with pytest.raises(ValueError, match="engine must be one of"):
         load_network(tmp_path, "magic")
+
+
+@pytest.mark.parametrize("name", ["tcn_0_100000000000", "tcn_0_16", "tcn_64_0"])
+def test_numbers_in_names_are_checked(tmp_path, name):
+    """The number of a layer is a power of two: what it asks for is much."""
+    model = small_separator()
+    model.mask_net.add_module(name, copy.deepcopy(model.mask_net.tcn_1_1))
+    save_packed(model, tmp_path)
+    with pytest.raises(ValueError, match="tensors that the engines do not"):
+        lower(tmp_path)
+
+
+def test_blocks_between_others_must_be_there(tmp_path):
+    model = small_separator()
+    model.mask_net.add_module("tcn_0_9", copy.deepcopy(model.mask_net.tcn_1_1))
+    save_packed(model, tmp_path)
+    with pytest.raises(ValueError, match="lacks ConvBlocks between"):
+        lower(tmp_path)

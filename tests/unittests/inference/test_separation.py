@@ -13,14 +13,14 @@ from speechbrain.inference.interfaces import Pretrained
 from speechbrain.utils.parameter_transfer import Pretrainer
 
 import speechbrain_mpq
-from speechbrain_mpq.inference import loading
+from speechbrain_mpq.inference import interfaces
 from speechbrain_mpq.inference.folder import (
-    check_folder,
     copy_folder,
     repack,
     save_separator,
 )
 from speechbrain_mpq.inference.separation import QuantizedSeparator
+from speechbrain_mpq.inference.verification import check_folder
 from speechbrain_mpq.lobes.models.separator import Separator, build_separator
 from speechbrain_mpq.lobes.models.spatial_features import SpatialFeatures
 from speechbrain_mpq.lobes.models.tcn import fold_norms_
@@ -124,7 +124,7 @@ def test_the_safe_way_reads_the_weights_only(folder, expected, monkeypatch):
     monkeypatch.setattr(torch, "load", forbidden)
     monkeypatch.setattr("hyperpyyaml.load_hyperpyyaml", forbidden)
     monkeypatch.setattr(
-        "speechbrain_mpq.inference.loading.load_hyperpyyaml", forbidden
+        "speechbrain_mpq.lobes.models.separator.load_hyperpyyaml", forbidden
     )
     model = QuantizedSeparator.from_pretrained(folder)
     mixture, estimate = expected
@@ -271,12 +271,12 @@ def test_changed_weights_are_not_passed_off(folder, tmp_path):
 def test_an_engine_takes_the_networks_place(folder, monkeypatch, expected):
     asked = []
 
-    def load_network(path, engine, threads):
+    def load_network(path, engine, threads, separator):
         asked.append((path, engine, threads))
         network = load_packed_(MAKER["toy"](), path).mask_net
         return lambda inputs: network(inputs).detach()
 
-    monkeypatch.setattr(loading, "load_network", load_network)
+    monkeypatch.setattr(interfaces, "load_network", load_network)
     model = QuantizedSeparator.from_pretrained(folder, "onnx", threads=2)
     assert asked == [(folder, "onnx", 2)]
     assert not list(model.separator.mask_net.parameters())

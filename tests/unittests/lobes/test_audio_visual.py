@@ -1,7 +1,4 @@
-"""The separator with lips: structure, missing video, bad input, bits.
-
-Factorised attention against the equation, written out.
-"""
+"""The separator with lips: structure, equations, missing video, bits."""
 
 import copy
 
@@ -254,7 +251,9 @@ def test_bits_scores_rounding_and_packing_cover_the_lips(given, tmp_path):
     fold_norms_(separator)
     plain = copy.deepcopy(separator)
     inputs, _ = separator.analyse(*given)
-    scores = KLScores((2, 8))(separator.mask_net, inputs, progress=False)
+    scores = KLScores((2, 8))(
+        separator.mask_net, inputs, prefix="mask_net", progress=False
+    )
     plan = allocate_bits(scores, average_bits=4)
     quantize_(separator, plan, estimator=PostTraining)
     rounded = round_calibrated_(

@@ -1,7 +1,4 @@
-"""A larger separator that begins as a smaller one.
-
-A trained separator that listens to other features.
-"""
+"""Separators that begin with a smaller one, or listen to other features."""
 
 import numpy as np
 import pytest

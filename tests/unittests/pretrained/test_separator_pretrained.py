@@ -7,8 +7,8 @@ import torch
 
 from speechbrain_mpq.evaluation.si_snr import si_snr
 from speechbrain_mpq.inference.engines.engine import load_network
-from speechbrain_mpq.inference.folder import check_folder
 from speechbrain_mpq.inference.separation import QuantizedSeparator
+from speechbrain_mpq.inference.verification import check_folder
 from speechbrain_mpq.lobes.models.separator import build_separator
 from speechbrain_mpq.lobes.models.tcn import fold_norms_
 from speechbrain_mpq.quantization.packing import load_packed_

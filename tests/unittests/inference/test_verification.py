@@ -3,11 +3,22 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from speechbrain_mpq.inference.folder import check_folder
+from speechbrain_mpq.inference.engines import activations
+from speechbrain_mpq.inference.engines.activations import read_ranges
+from speechbrain_mpq.inference.engines.lowered import lower
+from speechbrain_mpq.inference.exports import write_exports
+from speechbrain_mpq.inference.verification import check_folder
+from speechbrain_mpq.quantization.container import (
+    read_container,
+    write_container,
+)
 
 GOLDEN = Path(__file__).parents[2] / "data/packed/3"
 
@@ -62,6 +73,58 @@ def first_cluster(config):
     return next(iter(config["plan"]["clusters"].values()))
 
 
+def test_what_git_and_the_hub_leave_is_tolerated(folder):
+    (folder / ".gitattributes").touch()
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").touch()
+    assert check_folder(folder) == []
+
+
+def test_exports_are_tied_to_the_weights(folder):
+    file = folder / "mask_network_weights.onnx"
+    file.write_bytes(b"a model")
+    write_exports(folder, [file])
+    assert check_folder(folder) == []
+    file.write_bytes(b"another")
+    (problem,) = check_folder(folder)
+    assert "was changed since the export" in problem
+    file.unlink()
+    assert "gone" in check_folder(folder)[0]
+    file.write_bytes(b"a model")
+    content = json.loads((folder / "exports.json").read_text())
+    content["sources"]["model.safetensors"] = "0"
+    (folder / "exports.json").write_text(json.dumps(content))
+    assert "of other weights" in check_folder(folder)[0]
+    write_exports(folder, [file])
+    assert check_folder(folder) == []
+
+
+def test_ranges_of_nothing_though_sealed(tmp_path):
+    folder = Path(
+        shutil.copytree("pretrained/separator_mini_4bit", tmp_path / "folder")
+    )
+    assert check_folder(folder) == []
+    network = lower(folder)
+    ranges = {
+        name: replace(unit, scale=np.float32(1000 * unit.scale))
+        for name, unit in read_ranges(folder, network).items()
+    }
+    activations.write_ranges(folder, ranges, 1.0)
+    (problem,) = check_folder(folder)
+    assert "dB from the network without rounding" in problem
+
+
+def test_a_model_that_puts_out_no_numbers(folder):
+    """Its checksum is right: somebody has packed what had diverged."""
+    path = folder / "model.safetensors"
+    container = read_container(path)
+    tensors = {**container.tensors}
+    tensors["scales"] = torch.full_like(tensors["scales"], 1e30)
+    write_container(path, tensors, container.config, "3")
+    (problem,) = check_folder(folder)
+    assert "puts out NaN or infinity" in problem
+
+
 @pytest.mark.parametrize(
     "change, match",
     [
@@ -86,7 +149,14 @@ def first_cluster(config):
         (lambda f: (f / YAML).write_text("a: !new:os.x"), "from_hparams"),
         (lambda f: (f / "README.md").unlink(), "no model card"),
         (lambda f: (f / "sample.flac").write_bytes(b"RIFF"), "no FLAC"),
+        (lambda f: (f / "README.md").write_bytes(b"a\0b"), "no text"),
         (lambda f: (f / "custom.py").touch(), "can execute code"),
+        (lambda f: (f / "weights.joblib").touch(), "can execute code"),
+        (lambda f: (f / "notes.txt").touch(), "does not belong here"),
+        (lambda f: (f / "data").write_bytes(b""), "does not belong here"),
+        (lambda f: (f / "x").symlink_to("/tmp"), "does not belong here"),
+        (lambda f: (f / "mask_network.bin").touch(), "nothing tells which"),
+        (lambda f: (f / "exports.json").write_text("["), "not readable"),
         (lambda f: (f / RANGES).write_text("{}"), "unusable"),
         (lambda f: write_ranges(f, weights="00"), "made for another"),
         (lambda f: write_ranges(f), "other layers than the model's"),

@@ -1,0 +1,231 @@
+"""What is wrong with a packed folder, as a list."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from ..quantization.container import PackedModelError
+from ..quantization.packing import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    read_model,
+    readable_config,
+)
+from ..utils import strict_json
+from .engines.activations import RANGES_FILE, read_ranges
+from .engines.engine import check_engine, probe_inputs
+from .engines.lowered import lower
+from .engines.reference import rounding, run
+from .exports import (
+    EXPORTED_STEM,
+    EXPORTS_FILE,
+    export_problems,
+    exported_names,
+)
+from .folder import hyperparams, with_current_names
+from .hub import CARD_FILE, FILES, HYPERPARAMS_FILE, SAMPLE_FILE
+from .loading import build_described, load
+from .registry import REGISTRY
+
+# Kinds of files that can execute code when they are loaded.
+_EXECUTABLE = (
+    *(".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle", ".joblib", ".dill"),
+    *(".npy", ".npz", ".py", ".pyc", ".so", ".dll", ".dylib", ".sh", ".exe"),
+)
+_OWN = (*FILES, EXPORTS_FILE)
+# What git and the hub's client leave in folders that they make.
+_TOLERATED = (".gitattributes", ".gitignore")
+_TOLERATED_FOLDERS = (".git/", ".cache/huggingface/")
+_MAX_TEXT = 2**26  # bytes
+
+
+def check_folder(folder):
+    """List everything that is wrong with a packed folder.
+
+    model.safetensors rules: it alone is read by `from_pretrained`. The other
+    files are for people and for SpeechBrain, and must say the same.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Packed folder.
+
+    Returns
+    -------
+    list of str
+        A sentence for each problem; empty where there is none.
+
+    Example
+    -------
+    >>> from speechbrain_mpq.inference.folder import save_separator
+    >>> from speechbrain_mpq import Separator, SpatialFeatures
+    >>> separator = Separator(SpatialFeatures([(8, 1)]), 4, 8, 3, 1, 1)
+    >>> folder = save_separator(separator, getfixture("tmpdir"))
+    >>> check_folder(folder)
+    []
+    >>> (folder / "README.md").unlink()
+    >>> check_folder(folder)
+    ['...README.md: no model card']
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        return [f"{folder}: a file; name the folder that it is in"]
+    try:
+        build_described(folder)
+        packed = read_model(folder)
+    except PackedModelError as error:
+        if not (folder / MODEL_FILE).is_file():  # nor is it any other folder
+            return [str(error)]
+        return [str(error), *_other_problems(folder)]
+    problems = _config_problems(folder / CONFIG_FILE, packed)
+    try:
+        model = load(folder)
+    except PackedModelError as error:
+        problems.insert(0, str(error))
+    else:  # the others say what this architecture says
+        problems += _output_problems(packed, model)
+        problems += _yaml_problems(folder / HYPERPARAMS_FILE, packed)
+        problems += _ranges_problems(folder / RANGES_FILE, model)
+    problems += export_problems(folder)
+    problems += _other_problems(folder)
+    return problems
+
+
+def _output_problems(packed, model):
+    """Where a model puts out what is no number, for an ordinary input."""
+    probe = REGISTRY[packed.architecture["class"]].probe
+    if probe is None:
+        return []
+    with torch.no_grad():
+        if torch.isfinite(probe(model)).all():
+            return []
+    return [
+        f"{packed.path}: puts out NaN or infinity for an ordinary input: its "
+        "weights are damaged or diverged"
+    ]
+
+
+def _config_problems(path, packed):
+    """Where quantization_config.json does not say what the file does."""
+    try:
+        config = strict_json(_text(path))
+        if not isinstance(config, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError) as error:
+        return [f"{path}: not readable ({error})"]
+    expected = readable_config(packed.header, packed.version)
+    expected = json.loads(json.dumps(expected))
+    problems = [
+        f"{path}: {key!r} is not what model.safetensors says"
+        for key, value in expected.items()
+        if config.get(key) != value
+    ]
+    bits = {n: t["bits"] for n, t in expected["tensors"].items()}
+    if config.get("plan") and _plan_bits(config["plan"]) != bits:
+        problems.append(f"{path}: 'plan' has other bits than the file")
+    return problems
+
+
+def _plan_bits(plan):
+    """Tensor -> bits of a plan; None where it is no plan."""
+    try:
+        return {
+            name: cluster["bits"]
+            for cluster in plan["clusters"].values()
+            for name in cluster["tensors"]
+        }
+    except (AttributeError, KeyError, TypeError):
+        return None
+
+
+def _yaml_problems(path, packed):
+    """Where hyperparams.yaml builds something else, or might."""
+    try:
+        text = _text(path).decode("utf-8")
+    except (OSError, ValueError) as error:
+        return [f"{path}: not readable ({error})"]
+    if with_current_names(text) == hyperparams(packed.architecture):
+        return []
+    return [
+        f"{path}: is not what the architecture in model.safetensors gives; "
+        "do not use from_hparams with it unless you know why"
+    ]
+
+
+def _ranges_problems(path, model):
+    """Where an engine would refuse the activation ranges."""
+    if not path.exists():
+        return []
+    try:
+        network = lower(path.parent)
+        ranges = read_ranges(path.parent, network)
+        inputs = probe_inputs(network, model)
+        hook = rounding(network, ranges)
+        check_engine(
+            "an engine",
+            lambda x: run(network, x, hook),
+            network,
+            ranges,
+            inputs,
+        )
+    except PackedModelError as error:
+        return [str(error)]
+    except (OSError, ValueError) as error:
+        return [f"{path}: of no use ({error})"]
+    return []
+
+
+def _other_problems(folder):
+    """Missing cards, and all that does not belong into a packed folder."""
+    problems = []
+    card = folder / CARD_FILE
+    if not card.is_file():
+        problems.append(f"{card}: no model card")
+    elif not _is_text(card):
+        problems.append(f"{card}: no text")
+    sample = folder / SAMPLE_FILE
+    if sample.exists() and not _is_flac(sample):
+        problems.append(f"{sample}: no FLAC file")
+    expected = {*_OWN, *_TOLERATED, *exported_names(folder)}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name in expected or path.is_dir() and not path.is_symlink():
+            continue
+        runs = path.suffix.lower() in _EXECUTABLE
+        if name.startswith(_TOLERATED_FOLDERS) and not runs:
+            continue
+        if name.startswith(EXPORTED_STEM) and not path.is_dir():
+            problems.append(
+                f"{path}: nothing tells which weights it was made of: run "
+                "`speechbrain-mpq export` again"
+            )
+            continue
+        why = "can execute code when it is loaded, and " if runs else ""
+        problems.append(f"{path}: {why}does not belong here")
+    return problems
+
+
+def _is_text(path):
+    """Whether a file is text of a sane size."""
+    try:
+        return "\0" not in _text(path).decode("utf-8")
+    except ValueError:
+        return False
+
+
+def _is_flac(path):
+    """Whether a file begins as FLAC files do."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(4) == b"fLaC"
+
+
+def _text(path):
+    """Bytes of a text file of a sane size."""
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise ValueError("no ordinary file")
+    if path.stat().st_size > _MAX_TEXT:
+        raise ValueError(f"more than {_MAX_TEXT} bytes")
+    return path.read_bytes()
