@@ -1,27 +1,24 @@
-"""What a packed file holds of the quantized tensors: two pools and a header.
-
-``packed`` (uint8) has the integers of all quantized tensors in the order of
-their names, each beginning on a byte, and ``scales`` (float32) is in the same
-order. The header tells the bits and shape of every tensor (see
-``described``).
-
-Whether a packed model is that of a module.
-
-Packed models, read: every check comes before what it protects.
-
-Packed models: bit-packed integers in a safetensors file.
+"""Packed models: bit-packed integers in a safetensors file.
 
 model.safetensors holds two pooled tensors, so that its header stays small:
-``packed`` and ``scales`` (see ``pools``). What stayed in float keeps its own
-name. The header's ``mpq_config`` gives the bits and shape of every quantized
-tensor, ``sha256`` guards it all. quantization_config.json beside it is a
-readable copy that nothing reads. All bytes are in docs/packed_format.md.
+``packed`` (uint8) has the integers of all quantized tensors in the order of
+their names, each beginning on a byte, and ``scales`` (float32) is in the same
+order. What stayed in float keeps its own name. The header's ``mpq_config``
+gives the bits and shape of every quantized tensor, ``sha256`` guards it all.
+quantization_config.json beside it is a readable copy that nothing reads. All
+bytes are in docs/packed_format.md.
+
+Reading, every check comes before what it protects: names and shapes are held
+against the model before the weights are read, and integers are unpacked a
+piece at a time.
 """
 
 import json
+import logging
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
@@ -38,114 +35,376 @@ from .codebook import (
     scale_shape,
 )
 from .container import (
-    DTYPES,
     PackedModelError,
+    container_bytes,
     pack_bits,
     read_container,
     unpack_bits,
     write_container,
 )
-from .groups import first_row, split_name
+from .groups import cut_as_named, first_row, split_name
 from .header import (
     check_name,
+    describe,
     described_tensors,
     needs_second_version,
+    scale_axes,
     shared_header,
     tree_header,
 )
+from .parametrized import chains, fix_, is_own
 from .plan import bit_plan, packed_bytes
-from .tensors import named_tensors, plain_buffers
+from .state import (
+    EXTRA,
+    SAME,
+    as_integers,
+    decode_states,
+    encode,
+    equal_buffers,
+    is_fixed,
+    made_alike,
+    module_states,
+    set_module_states,
+    stored_buffers,
+    unknown_state,
+    why_not,
+)
+from .tensors import NamedTensor, named_tensors
 
+__all__ = [
+    "CONFIG_FILE",
+    "MODEL_FILE",
+    "load_packed_",
+    "packed_file_bytes",
+    "read_model",
+    "read_packed",
+    "readable_config",
+    "save_packed",
+]
+
+logger = logging.getLogger(__name__)
+
+MODEL_FILE = "model.safetensors"
+CONFIG_FILE = "quantization_config.json"
 POOLS = ("packed", "scales")
+PIECE = 40 * 2**14  # values unpacked at a time: whole bytes at any bits
+
+# What the header of each format version holds.
+KEYS = {
+    **dict.fromkeys(("1", "2"), {"granularity", "tensors"}),
+    "3": {"granularity", "shapes", "bits", "architecture"},
+    "4": {"granularity", "shapes", "bits", "architecture", "axes"},
+}
+OPTIONAL = {"codebook"}
+
+# What a header can raise that was written by a stranger.
+_INCONSISTENT = (
+    *(AttributeError, KeyError, TypeError, ValueError, IndexError),
+    *(OverflowError, RecursionError, RuntimeError),
+)
 
 
-@dataclass
+@dataclass(frozen=True)
 class PackedTensor:
-    """A quantized tensor, or some rows of one, as it is stored.
+    """A quantized tensor, or a group of its output channels, as it is stored.
 
     Arguments
     ---------
     bits : int or float
         Bits of one value.
-    integers : torch.Tensor
-        int32, in the shape of the weight.
+    packed : torch.Tensor
+        uint8, without gaps.
     alpha : torch.Tensor
         float32 scale, broadcastable to the integers.
+    shape : tuple of int
+        That of the weight.
+    codebook : str
+        "midtread" or "midrise".
     """
 
     bits: int | float
-    integers: torch.Tensor
+    packed: torch.Tensor = field(repr=False)
     alpha: torch.Tensor
+    shape: tuple
+    codebook: str = "midtread"
+
+    @property
+    def integers(self):
+        """int32 in the shape of the weight, unpacked at every call."""
+        pieces = [values for _, values in self.pieces()]
+        values = torch.cat(pieces) if pieces else torch.zeros(0)
+        return values.int().reshape(self.shape)
+
+    def pieces(self):
+        """Unpacks a part of the integers at a time.
+
+        Yields
+        ------
+        (int, torch.Tensor)
+            Where the part begins, and its int32 values, in one dimension.
+        """
+        count = math.prod(self.shape)
+        for start in range(0, count, PIECE):
+            size = min(PIECE, count - start)
+            first = packed_bytes(start, self.bits, scales=0)
+            packed = self.packed[first:][: packed_bytes(size, self.bits, 0)]
+            yield start, unpack_bits(packed, self.bits, (size,), self.codebook)
+
+    def values(self, dtype=torch.float32):
+        """Computes the float values, a part at a time.
+
+        Arguments
+        ---------
+        dtype : torch.dtype
+            Of the result.
+
+        Returns
+        -------
+        torch.Tensor
+            In the shape of the weight.
+        """
+        result = torch.empty(self.shape, dtype=dtype)
+        flat, scales = result.view(-1), self.alpha.reshape(-1)
+        own = [i for i, size in enumerate(self.alpha.shape) if size > 1]
+        stride = math.prod(self.shape[own[-1] + 1 :]) if own else 1
+        for start, integers in self.pieces():
+            alpha = scales
+            if len(scales) > 1:
+                index = torch.arange(start, start + len(integers))
+                alpha = scales[index // stride % len(scales)]
+            piece = dequantize(integers, alpha, dtype)
+            flat[start : start + len(integers)] = piece
+        return result
+
+    def check(self, name):
+        """Refuses integers that are not in their codebook; all bits count.
+
+        Arguments
+        ---------
+        name : str
+            Of the tensor.
+        """
+        bits, count = self.bits, math.prod(self.shape)
+        largest = largest_level(bits, self.codebook)
+        for _, integers in self.pieces():
+            if integers.abs().max() > largest:
+                raise ValueError(
+                    f"{name} has integers that are not in the {bits}-bit codebook"
+                )
+        if bits == TERNARY_BITS:
+            room = 3 ** (count % 5) if count % 5 else 256
+        else:
+            room = 2 ** (count * bits % 8) if count * bits % 8 else 256
+        if count and int(self.packed[-1]) >= room:
+            raise ValueError("a last byte with more than the last integers")
 
 
-def _pack_tensors(quantized, codebook, describe):
-    """The pools of a model's quantized tensors, and what describes them."""
-    packed, scales = [], []
-    for name in sorted(quantized):
-        tensor = quantized[name]
-        bits = tensor.fake_quantize.stored_bits
-        alpha = tensor.fake_quantize.alpha
-        integers = quantize_to_integers(tensor.weight, bits, alpha, codebook)
-        packed.append(pack_bits(integers, bits, codebook))
-        scales.append(_checked(alpha.detach().cpu().float().reshape(-1)))
-    kind = {} if codebook == "midtread" else {"codebook": codebook}
-    header = {
-        "granularity": _granularity(quantized),
-        **kind,
-        **describe(quantized),
-    }
-    if not quantized:
-        return {}, header
-    return dict(zip(POOLS, (torch.cat(packed), torch.cat(scales)))), header
+@dataclass(frozen=True)
+class PackedModel:
+    """A packed model as it is in the file, verified.
+
+    Arguments
+    ---------
+    path : Path
+        The file.
+    quantized : dict of str -> PackedTensor
+        What was quantized, by the name of the parameter or group.
+    floats : dict of str -> torch.Tensor
+        What was not.
+    states : dict of str -> object
+        What modules keep outside of parameters and buffers.
+    header : dict
+        Granularity, codebook, architecture, and what describes the tensors.
+    version : int
+        Version of the format.
+    container : Container
+        The file.
+    """
+
+    path: Path
+    quantized: dict
+    floats: dict
+    states: dict
+    header: dict
+    version: int
+    container: object = field(repr=False)
+
+    @property
+    def architecture(self):
+        """What the model was saved with as its architecture, or None."""
+        return self.header.get("architecture")
+
+    @property
+    def content(self):
+        """The whole file, as bytes."""
+        return self.container.content
+
+    @property
+    def shapes(self):
+        """Name -> (shape, type), the type None where quantized."""
+        shapes = {n: (tuple(t.shape), t.dtype) for n, t in self.floats.items()}
+        quantized = {n: tuple(t.shape) for n, t in self.quantized.items()}
+        return shapes | _whole_shapes(quantized)
+
+    def values(self, targets):
+        """Computes the values of every tensor, in the types of a model.
+
+        Arguments
+        ---------
+        targets : dict of str -> torch.Tensor
+            What the model has, by name.
+
+        Returns
+        -------
+        dict of str -> torch.Tensor
+        """
+        grouped = self.groups()
+        values = dict(self.floats)
+        for name, groups in grouped.items():
+            target = targets.get(name, groups[0][1].alpha)
+            floats = [tensor.values(target.dtype) for _, tensor in groups]
+            values[name] = torch.cat(floats) if len(floats) > 1 else floats[0]
+        return values
+
+    def groups(self):
+        """Collects what each quantized parameter consists of.
+
+        Returns
+        -------
+        dict of str -> list
+            Name -> pairs of rows and PackedTensor, in order.
+        """
+        grouped = defaultdict(list)
+        for name, tensor in self.quantized.items():
+            parameter, rows = split_name(name)
+            grouped[parameter].append((first_row(rows), rows, tensor))
+        return {
+            name: [(rows, t) for _, rows, t in sorted(own, key=itemgetter(0))]
+            for name, own in grouped.items()
+        }
 
 
-def _unpack_tensors(tensors, header):
-    """Takes the quantized tensors out of a file's content."""
-    floats = dict(tensors)
+def read_model(path, compatible=None):
+    """Reads and checks a packed model, without any model.
+
+    Arguments
+    ---------
+    path : str or Path
+        The folder, or its model.safetensors.
+    compatible : callable or None
+        Called with path, and shape and type of each tensor by name, before
+        the weights are read; what it raises is passed on.
+
+    Returns
+    -------
+    PackedModel
+    """
+    path = Path(path)
+    path = path / MODEL_FILE if path.is_dir() else path
+    read = {}
+
+    def check(header, version, kinds):
+        try:
+            read["described"] = _check_header(header, version, kinds)
+        except _INCONSISTENT as error:
+            raise _inconsistent(path, error) from error
+        if compatible is not None:
+            compatible(path, _declared(read["described"], kinds))
+
+    container = read_container(path, check)
+    try:
+        quantized = _quantized(container, read["described"])
+        rest = {n: t for n, t in container.tensors.items() if n not in POOLS}
+        floats, states = decode_states(rest if quantized else container.tensors)
+    except _INCONSISTENT as error:
+        raise _inconsistent(path, error) from error
+    version = int(container.version)
+    return PackedModel(
+        path, quantized, floats, states, container.config, version, container
+    )
+
+
+def _inconsistent(path, error):
+    """What a header that contradicts itself is told as."""
+    problem = f"inconsistent ({error!r})"
+    return PackedModelError(path, problem, "pack the model again")
+
+
+def _check_header(header, version, kinds):
+    """Name, bits, shape and scale's shape of all tensors of a sound header."""
+    if not isinstance(header, dict):
+        raise TypeError("mpq_config is no JSON object")
+    if not set(header) - OPTIONAL == KEYS[version]:
+        raise ValueError(f"not what format {version} has")
     described = described_tensors(header)
-    if not described:  # full precision
-        return {}, _named(floats)
-    packed, scales = (floats.pop(name) for name in POOLS)
-    if packed.dtype != torch.uint8 or scales.dtype != torch.float32:
-        raise ValueError("packed is not uint8 or scales not float32")
-    if packed.dim() != 1 or scales.dim() != 1:
-        raise ValueError("packed or scales is no vector")
-    _checked(scales)
-    codebook = check_codebook(header.get("codebook", "midtread"))
-    quantized = {}
+    axes = scale_axes(header, described)
+    granularity = header["granularity"]
+    check_codebook(header.get("codebook", "midtread"))
+    scale_shape((), granularity)  # refuses an unknown one
+    rows, size, count = [], 0, 0
     for name, bits, shape in described:
-        alpha_shape = scale_shape(shape, header["granularity"])
-        count = math.prod(alpha_shape)
-        size = packed_bytes(math.prod(shape), bits, scales=0)
-        if len(packed) < size or len(scales) < count:
-            raise ValueError(f"no integers or scales left for {name}")
-        if split_name(name)[0] in floats:
+        if split_name(name)[0] in kinds:
             raise ValueError(f"{name} is stored twice")
-        integers = _integers(packed[:size], bits, shape, codebook)
+        alpha = scale_shape(shape, granularity, axes.get(name, (0,)))
+        rows.append((name, bits, shape, alpha))
+        size += packed_bytes(math.prod(shape), bits, scales=0)
+        count += math.prod(alpha)
+        if described and not set(POOLS) <= set(kinds):
+            raise KeyError(POOLS)
+    for name in kinds:
+        if name not in POOLS or not described:
+            check_name(name)
+    if described:
+        wanted = {"packed": (torch.uint8, size), "scales": (torch.float32, count)}
+        for name, (dtype, length) in wanted.items():
+            if kinds[name][0] != dtype:
+                raise ValueError("packed is not uint8 or scales not float32")
+            if len(kinds[name][1]) != 1:
+                raise ValueError("packed or scales is no vector")
+            if kinds[name][1][0] < length:
+                raise ValueError("no integers or scales left for all tensors")
+            if kinds[name][1][0] > length:
+                raise ValueError("more integers or scales than tensors")
+    return rows
+
+
+def _declared(described, kinds):
+    """Name -> (shape, type) of all that a header declares."""
+    shapes = {n: (shape, dtype) for n, (dtype, shape) in kinds.items()}
+    if described:
+        shapes = {n: s for n, s in shapes.items() if n not in POOLS}
+    return shapes | _whole_shapes({name: shape for name, _, shape, _ in described})
+
+
+def _whole_shapes(shapes):
+    """Parameter name -> (shape, None), groups of output channels together."""
+    whole = {}
+    for name, shape in shapes.items():
+        parameter, rows = split_name(name)
+        if rows is not ... and parameter in whole:
+            shape = (whole[parameter][0][0] + shape[0], *shape[1:])
+        whole[parameter] = tuple(shape), None
+    return whole
+
+
+def _quantized(container, described):
+    """The quantized tensors of a file whose header is sound, checked."""
+    if not described:  # full precision
+        return {}
+    packed, scales = (container.tensors[name] for name in POOLS)
+    codebook = container.config.get("codebook", "midtread")
+    _checked(scales)
+    quantized = {}
+    for name, bits, shape, alpha_shape in described:
+        size = packed_bytes(math.prod(shape), bits, scales=0)
+        count = math.prod(alpha_shape)
         alpha = scales[:count].reshape(alpha_shape)
         _checked(alpha * largest_level(bits, codebook))
-        quantized[name] = PackedTensor(bits, integers, alpha)
+        tensor = PackedTensor(bits, packed[:size], alpha, shape, codebook)
+        tensor.check(name)
+        quantized[name] = tensor
         packed, scales = packed[size:], scales[count:]
-    if len(packed) or len(scales):
-        raise ValueError("more integers or scales than tensors")
-    return quantized, _named(floats)
-
-
-def _integers(packed, bits, shape, codebook):
-    """The integers of a tensor; all bits of all bytes count."""
-    integers = unpack_bits(packed, bits, shape, codebook)
-    count = math.prod(shape)
-    if not count:
-        return integers
-    if integers.abs().max() > largest_level(bits, codebook):
-        raise ValueError(f"integers that are not in the {bits}-bit codebook")
-    if bits == TERNARY_BITS:
-        room = 3 ** (count % 5) if count % 5 else 256
-    else:
-        room = 2 ** (count * bits % 8) if count * bits % 8 else 256
-    if int(packed[-1]) >= room:
-        raise ValueError("a last byte with more than the last integers")
-    return integers
+    return quantized
 
 
 def _checked(scales):
@@ -155,42 +414,51 @@ def _checked(scales):
     return scales
 
 
-def _named(floats):
-    """Tensors whose names are sound."""
-    for name in floats:
-        check_name(name)
-    return floats
+def read_packed(folder):
+    """Reads and checks the tensors of a packed model.
 
+    Arguments
+    ---------
+    folder : str or Path
+        As for ``read_model``.
 
-def _granularity(quantized):
-    """The one granularity that all scales' shapes follow."""
-    shapes = [
-        (tuple(t.weight.shape), tuple(t.fake_quantize.alpha.shape))
-        for t in quantized.values()
-    ]
-    for granularity in GRANULARITIES:
-        if all(scale_shape(shape, granularity) == a for shape, a in shapes):
-            return granularity
-    raise ValueError(
-        "packing needs one scale per tensor, or one per entry of the first "
-        "dimension, in the whole model"
-    )
+    Returns
+    -------
+    quantized : dict of str -> PackedTensor
+        By the name of the parameter or group.
+    floats : dict of str -> torch.Tensor
+        By name.
+    """
+    packed = read_model(folder)
+    return packed.quantized, packed.floats
 
 
 def check_compatible(packed, targets):
-    """Refuses a packed model that is not the given model's."""
-    problem = _difference(packed, targets)
+    """Refuses a packed model that is not the given model's.
+
+    Arguments
+    ---------
+    packed : PackedModel
+        As read.
+    targets : dict of str -> torch.Tensor
+        As ``plain_targets`` finds them.
+    """
+    _check_shapes(packed.path, packed.shapes, targets)
+
+
+def _check_shapes(path, shapes, targets):
+    """Refuse names, shapes and types that are not a model's."""
+    problem = _difference(shapes, targets)
     if problem:
         raise PackedModelError(
-            packed.path,
+            path,
             problem,
             "load it into the architecture that it was packed from",
         )
 
 
-def _difference(packed, targets):
+def _difference(shapes, targets):
     """How a file's tensors differ from a model's; empty if they do not."""
-    shapes = _shapes(packed)
     missing = sorted(set(targets) - set(shapes))
     unexpected = sorted(set(shapes) - set(targets))
     if missing or unexpected:
@@ -209,109 +477,10 @@ def _difference(packed, targets):
     return ""
 
 
-def _shapes(packed):
-    """Parameter name -> (shape, type), the type None where quantized."""
-    shapes = {n: (tuple(t.shape), t.dtype) for n, t in packed.floats.items()}
-    rows = defaultdict(int)
-    for name, tensor in packed.quantized.items():
-        parameter, cut = split_name(name)
-        shape = tuple(tensor.integers.shape)
-        if cut is not ...:
-            rows[parameter] += shape[0]
-            shape = (rows[parameter], *shape[1:])
-        shapes[parameter] = (shape, None)
-    return shapes
-
-
 def _some(names):
     """The first names of a list, for a message."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return (", ".join(names[:3]) or "nothing") + more
-
-
-MODEL_FILE = "model.safetensors"
-
-
-# What the header of each format version holds.
-KEYS = {
-    **dict.fromkeys(("1", "2"), {"granularity", "tensors"}),
-    "3": {"granularity", "shapes", "bits", "architecture"},
-}
-
-
-OPTIONAL = {"codebook"}
-
-
-# What a header can raise that was written by a stranger.
-_INCONSISTENT = (
-    *(AttributeError, KeyError, TypeError, ValueError, IndexError),
-    *(OverflowError, RecursionError, RuntimeError),
-)
-
-
-@dataclass(frozen=True)
-class PackedModel:
-    """A packed model as it is in the file, verified.
-
-    Arguments
-    ---------
-    path : Path
-        The file.
-    quantized : dict of str -> PackedTensor
-        What was quantized, by the name of the parameter or slice.
-    floats : dict of str -> torch.Tensor
-        What was not.
-    header : dict
-        Granularity, codebook, architecture, and what describes the tensors.
-    version : int
-        Version of the format.
-    content : bytes
-        The whole file.
-    """
-
-    path: Path
-    quantized: dict
-    floats: dict
-    header: dict
-    version: int
-    content: bytes = field(repr=False)
-
-    @property
-    def architecture(self):
-        """What the model was saved with as its architecture, or None."""
-        return self.header.get("architecture")
-
-    def values(self, targets):
-        """Float values of every tensor, in the types that a model has."""
-        return {**self.floats, **_dequantized(self.quantized, targets)}
-
-
-def read_model(path):
-    """Reads and checks a packed model, without any model."""
-    path = Path(path)
-    path = path / MODEL_FILE if path.is_dir() else path
-    container = read_container(path)
-    header = container.config
-    try:
-        if not isinstance(header, dict):
-            raise TypeError("mpq_config is no JSON object")
-        if not set(header) - OPTIONAL == KEYS[container.version]:
-            raise ValueError(f"not what format {container.version} has")
-        quantized, floats = _unpack_tensors(container.tensors, header)
-    except _INCONSISTENT as error:
-        raise PackedModelError(
-            path, f"inconsistent ({error!r})", "pack the model again"
-        ) from error
-    version = int(container.version)
-    return PackedModel(
-        path, quantized, floats, header, version, container.content
-    )
-
-
-def read_packed(folder):
-    """Reads and checks the tensors of a packed model."""
-    packed = read_model(folder)
-    return packed.quantized, packed.floats
 
 
 def load_packed_(model, folder):
@@ -319,7 +488,10 @@ def load_packed_(model, folder):
 
     The parameters become plain tensors that hold the dequantized values, so
     that the forward is bit-identical to the quantized model's. Everything is
-    checked before the model is touched.
+    checked before the model is touched, names and shapes before the weights
+    are read. Where a weight was quantized behind parametrizations of the
+    module's own, such as weight norm, it replaces them by what they resulted
+    in.
 
     Arguments
     ---------
@@ -335,72 +507,297 @@ def load_packed_(model, folder):
     torch.nn.Module
         The model.
     """
-    targets = plain_targets(model)
-    is_read = isinstance(folder, PackedModel)
-    packed = folder if is_read else read_model(folder)
-    check_compatible(packed, targets)
-    values = packed.values(targets)
-    with torch.no_grad():
-        for name, target in targets.items():
-            target.copy_(values[name])
+    own_states, _ = module_states(model)
+
+    def compatible(path, shapes):
+        plain = {n: s for n, s in shapes.items() if "@" not in n}
+        same = SAME in shapes  # which names, only its content tells
+        targets = plain_targets(model, shapes)
+        if same:
+            targets = {n: t for n, t in targets.items() if n in plain}
+        _check_shapes(path, plain, targets)
+
+    packed = folder
+    if not isinstance(folder, PackedModel):
+        packed = read_model(folder, compatible)
+    shapes = packed.shapes
+    targets = plain_targets(model, shapes)
+    _check_shapes(packed.path, shapes, targets)
+    _check_states(packed, model, own_states)
+    if packed.states:  # the only thing that can fail from here on
+        try:
+            set_module_states(model, packed.states)
+        except Exception as error:
+            raise PackedModelError(
+                packed.path,
+                f"its state does not load ({error})",
+                "pack the model again",
+            ) from error
+    _fill(model, targets, packed)
     return model
 
 
-def stored_buffers(model):
-    """The persistent buffers of a model, without those of its quantizers."""
-    stored = model.state_dict()
-    extra = [name for name in stored if name.endswith("_extra_state")]
-    if extra:
-        raise ValueError(f"{extra[0]}: packed models hold tensors only")
-    buffers = plain_buffers(model)
-    return {name: b for name, b in buffers.items() if name in stored}
+def _fill(model, targets, packed):
+    """Put a file's values into a model that it fits, one after the other."""
+    groups = packed.groups()
+    behind = _behind_own(model, packed.shapes)
+    with torch.no_grad():
+        for name, target in targets.items():
+            pieces = groups.get(name) or [(..., None)]
+            for rows, tensor in pieces:
+                value = tensor.values(target.dtype) if tensor else None
+                value = packed.floats[name] if value is None else value
+                target[rows].copy_(value)
+            for module, attribute in behind.get(name, ()):
+                fix_(module, attribute, target)
 
 
-def plain_targets(model):
-    """What a packed file must fill."""
+def _behind_own(model, names):
+    """Weights of parametrized modules that a file holds as one: owners."""
+    return {
+        name: tensor.owners
+        for name, tensor in named_tensors(model).items()
+        if name in names and tensor.chain is not None
+    }
+
+
+def _check_states(packed, model, own):
+    """Refuse states of modules that are not the model's."""
+    modules = dict(model.named_modules())
+    for name in packed.states:
+        path, _, kind = name.rpartition(".")
+        module = modules.get(path)
+        known = module is not None and (
+            name in own or _can_load(module, kind)
+        )
+        if not known:
+            raise PackedModelError(
+                packed.path,
+                f"another model: adds {name}",
+                "load it into the architecture that it was packed from",
+            )
+    for name in set(own) - set(packed.states):
+        logger.warning(
+            f"{packed.path} holds no {name}: the model keeps what it has there"
+        )
+
+
+def _can_load(module, kind):
+    """Whether a module takes a state of a kind."""
+    from .state import own_hook
+
+    if kind == EXTRA:
+        plain = torch.nn.Module.set_extra_state
+        return type(module).set_extra_state is not plain
+    return own_hook(module, "LOAD") is not None
+
+
+def plain_targets(model, names=None):
+    """Finds what a packed file must fill.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Without quantized parameters.
+    names : container of str or None
+        What the file holds: it may lack buffers that are alike in all new
+        modules, and hold the result of a module's own parametrizations.
+
+    Returns
+    -------
+    dict of str -> torch.Tensor
+    """
     tensors = named_tensors(model)
     if any(tensor.fake_quantize for tensor in tensors.values()):
         raise ValueError(
             "packed models load into plain models and this one is quantized: "
             "call dequantize_(model) first"
         )
-    targets = {name: tensor.parameter for name, tensor in tensors.items()}
-    return {**targets, **stored_buffers(model)}
+    targets, buffers = {}, stored_buffers(model)
+    for name, tensor in tensors.items():
+        if tensor.chain is None:
+            targets[name] = tensor.parameter
+        elif names is not None and name in names:
+            targets[name] = tensor.whole.clone()
+            for inner in _inner_buffers(tensor):
+                buffers.pop(inner, None)
+        else:
+            targets.update(tensor.parts)
+    if names is not None:
+        for name in made_alike(model):
+            if name not in names:
+                buffers.pop(name, None)
+    return {**targets, **buffers}
 
 
-def _dequantized(quantized, targets):
-    """Parameter name -> float values in the type that the model has."""
-    pieces = defaultdict(list)
-    for name, tensor in quantized.items():
-        parameter, rows = split_name(name)
-        value, target = tensor.integers, targets.get(parameter, tensor.alpha)
-        if target.is_floating_point():
-            value = dequantize(value, tensor.alpha, target.dtype)
-        pieces[parameter].append((first_row(rows), value))
-    values = {}
-    for name, slices in pieces.items():
-        ordered = [value for _, value in sorted(slices, key=itemgetter(0))]
-        values[name] = torch.cat(ordered) if len(ordered) > 1 else ordered[0]
-    return values
+def _inner_buffers(tensor):
+    """Names of buffers of a module's own parametrizations of a weight."""
+    path, _, attribute = tensor.parameter_name.rpartition(".")
+    inner = f"{path}.parametrizations.{attribute}".lstrip(".")
+    return [n for n, _ in tensor.chain.named_buffers(prefix=inner)]
 
 
-CONFIG_FILE = "quantization_config.json"
-__all__ = [
-    "CONFIG_FILE",
-    "MODEL_FILE",
-    "load_packed_",
-    "read_model",
-    "read_packed",
-    "readable_config",
-    "save_packed",
-]
+@dataclass
+class Content:
+    """What a packed file of a model holds, and what it cannot.
+
+    Arguments
+    ---------
+    quantized : dict of str -> NamedTensor
+        What is stored as integers: weights, and buffers where they are exact.
+    floats : dict of str -> torch.Tensor
+        What is stored as it is.
+    states : dict of str -> dict
+        State of modules -> the tensors that hold it.
+    same : dict of str -> str
+        Buffers that are stored under another name.
+    left_out : dict of str -> str
+        What need not be stored -> why.
+    refused : dict of str -> str
+        What cannot be stored -> why.
+    """
+
+    quantized: dict
+    floats: dict
+    states: dict
+    same: dict
+    left_out: dict
+    refused: dict
+
+    def stored(self):
+        """Collects the tensors of the file but the two pools.
+
+        Returns
+        -------
+        dict of str -> torch.Tensor
+        """
+        stored = dict(self.floats)
+        for parts in self.states.values():
+            stored.update(parts)
+        if self.same:
+            text = json.dumps(self.same, separators=(",", ":"))
+            content = torch.tensor(list(text.encode()), dtype=torch.uint8)
+            stored[SAME] = content
+        return stored
+
+
+def content_of(model, granularity=None):
+    """Finds out what a packed file of a model would hold.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Quantized or not.
+    granularity : str or None
+        Of the scales; that of the model if not given.
+
+    Returns
+    -------
+    Content
+    """
+    tensors = named_tensors(model)
+    quantized = {n: t for n, t in sorted(tensors.items()) if t.fake_quantize}
+    buffers = stored_buffers(model)
+    floats, left_out, refused = {}, {}, {}
+    known = {id(t.parameter) for t in tensors.values()}
+    for name, tensor in tensors.items():
+        if tensor.fake_quantize and tensor.chain is not None:
+            why = f"{tensor.parameter_name} results from it"
+            left_out.update(dict.fromkeys(tensor.parts, why))
+            for inner in _inner_buffers(tensor):
+                if inner in buffers:
+                    left_out[inner] = why
+                    known.add(id(buffers.pop(inner)))
+        elif not tensor.fake_quantize and tensor.chain is not None:
+            floats.update(tensor.parts)
+        elif not tensor.fake_quantize:
+            floats[name] = tensor.parameter
+    for name in sorted(made_alike(model)):
+        if name in buffers:
+            left_out[name] = "the same in every new module of its class"
+            known.add(id(buffers.pop(name)))
+    for name, tensor in {**floats, **buffers}.items():
+        problem = why_not(name, tensor) or _name_problem(name)
+        if problem:
+            refused[name] = problem
+            floats.pop(name, None)
+            buffers.pop(name, None)
+    for name in quantized:
+        problem = _name_problem(split_name(name)[0])
+        if problem or "@" in name:
+            refused[name] = problem or "its name is taken by the format"
+    same = equal_buffers(buffers)
+    granularity = granularity or _granularity(quantized)
+    for name, buffer in buffers.items():
+        if name in same:
+            continue
+        exact = as_integers(name, buffer, granularity)
+        if exact is None or name in same.values():
+            floats[name] = buffer
+        else:
+            quantized[name] = exact
+    known |= {id(t) for t in [*floats.values(), *buffers.values()]}
+    states, problems = module_states(model)
+    refused.update(problems)
+    refused.update(unknown_state(model, known))
+    states = {name: encode(state, name) for name, state in states.items()}
+    quantized = dict(sorted(quantized.items()))
+    return Content(quantized, floats, states, same, left_out, refused)
+
+
+def _name_problem(name):
+    """Why a file cannot hold a name; empty if it can."""
+    if name in POOLS:
+        return "its name is taken by the format"
+    try:
+        check_name(name)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _granularity(quantized):
+    """The one granularity that all scales' shapes follow."""
+    for granularity in GRANULARITIES:
+        if all(
+            t.scale_shape(granularity) == tuple(t.fake_quantize.alpha.shape)
+            for t in quantized.values()
+        ):
+            return granularity
+    raise ValueError(
+        "packing needs one scale per tensor, or one per output channel, in "
+        "the whole model"
+    )
+
+
+def unpackable(model):
+    """Names what no packed file of a model can hold.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Quantized or not.
+
+    Returns
+    -------
+    dict of str -> str
+        Name -> why.
+
+    Example
+    -------
+    >>> model = torch.nn.Linear(2, 2)
+    >>> model.register_buffer("phase", torch.zeros(2, dtype=torch.complex64))
+    >>> unpackable(model)
+    {'phase': 'its type torch.complex64 is not supported'}
+    """
+    return content_of(model).refused
 
 
 def save_packed(model, folder, metadata=None, architecture=None):
     """Writes a model as a packed model, quantized or in full precision.
 
     The same weights give the same bytes. Each file is written whole or not
-    at all.
+    at all, and read as any reader would before it takes its place.
 
     Arguments
     ---------
@@ -420,15 +817,26 @@ def save_packed(model, folder, metadata=None, architecture=None):
     Path
         The model.safetensors, whose size is the model's.
     """
-    quantized, floats = _split(model)
-    plan = bit_plan(model) if quantized else None
+    content = content_of(model)
+    if content.refused:
+        raise ValueError(
+            "; ".join(
+                f"{name} cannot be packed: {why}"
+                for name, why in content.refused.items()
+            )
+        )
+    weights = any(t.fake_quantize for t in named_tensors(model).values())
+    plan = bit_plan(model) if weights else None
     codebook = plan.codebook if plan else "midtread"
-    describe = tree_header if architecture is None else shared_header
-    pools, header = _pack_tensors(quantized, codebook, describe)
-    if architecture is not None:
-        header, version = {"architecture": architecture, **header}, 3
-    else:
-        version = 2 if needs_second_version(header) else 1
+    granularity = _granularity(content.quantized)
+    pools = _pack_tensors(content.quantized, codebook)
+    header, version = _header(
+        describe(content.quantized),
+        granularity,
+        codebook,
+        _axes(content.quantized, granularity),
+        architecture,
+    )
     readable = {
         **readable_config(header, version),
         "plan": plan.to_dict() if plan else None,
@@ -439,13 +847,84 @@ def save_packed(model, folder, metadata=None, architecture=None):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MODEL_FILE
-    write_container(path, {**floats, **pools}, header, str(version))
+    floats = content.stored().items()
+    floats = {n: t.detach().cpu().contiguous() for n, t in floats}
+    check = partial(_check_written, path)
+    write_container(path, {**floats, **pools}, header, str(version), check)
     write_text(folder / CONFIG_FILE, text)
     return path
 
 
+def _check_written(path, part):
+    """Read a file that was written, by the rules for files of strangers."""
+    try:
+        read_model(part)
+    except PackedModelError as error:
+        problem = str(error).removeprefix(f"{part}: ")
+        raise ValueError(
+            f"{path} is not written: a reader would find it {problem}"
+        ) from error
+
+
+def _pack_tensors(quantized, codebook):
+    """The pools of a model's quantized tensors."""
+    packed, scales = [], []
+    for tensor in quantized.values():
+        bits = tensor.fake_quantize.stored_bits
+        alpha = tensor.fake_quantize.alpha
+        weight = tensor.weight
+        integers = quantize_to_integers(weight, bits, alpha, codebook)
+        packed.append(pack_bits(integers, bits, codebook))
+        scales.append(_checked(alpha.detach().cpu().float().reshape(-1)))
+    if not quantized:
+        return {}
+    return dict(zip(POOLS, (torch.cat(packed), torch.cat(scales))))
+
+
+def _axes(quantized, granularity):
+    """Of which tensors the scales are along other dimensions, in a file."""
+    return {
+        name: list(tensor.axes)
+        for name, tensor in sorted(quantized.items())
+        if granularity == "channel"
+        and tensor.axes != (0,)
+        and len(tensor.shape) > 1
+    }
+
+
+def _header(described, granularity, codebook, axes, architecture):
+    """The configuration of a file, and the version of its format."""
+    kind = {} if codebook == "midtread" else {"codebook": codebook}
+    header = {"granularity": granularity, **kind}
+    if axes:
+        header = {
+            "architecture": architecture,
+            **header,
+            **shared_header(described),
+            "axes": axes,
+        }
+        return header, 4
+    if architecture is not None:
+        header = {"architecture": architecture, **header}
+        return {**header, **shared_header(described)}, 3
+    header.update(tree_header(described))
+    return header, 2 if needs_second_version(header) else 1
+
+
 def readable_config(header, version):
-    """What quantization_config.json repeats of a header."""
+    """Lists what quantization_config.json repeats of a header.
+
+    Arguments
+    ---------
+    header : dict
+        Of a packed model.
+    version : int
+        Version of the format.
+
+    Returns
+    -------
+    dict
+    """
     kept = {k: header[k] for k in ("architecture",) if k in header}
     return {
         "quant_method": "speechbrain_mpq",
@@ -459,22 +938,106 @@ def readable_config(header, version):
     }
 
 
-def _split(model):
-    """Quantized NamedTensors, and all else as tensors on the CPU, by name."""
-    tensors = named_tensors(model)
-    quantized = {n: tensors[n] for n in sorted(tensors)}
-    quantized = {n: t for n, t in quantized.items() if t.fake_quantize}
-    floats = stored_buffers(model)
-    for name, tensor in tensors.items():
-        if not tensor.fake_quantize:
-            floats[name] = tensor.parameter
-    floats = {n: t.detach().cpu().contiguous() for n, t in floats.items()}
-    for name in [*quantized, *floats]:
-        check_name(split_name(name)[0] if name in quantized else name)
-    wrong = [n for n in floats if n in POOLS or floats[n].dtype not in DTYPES]
-    if wrong:
-        raise ValueError(
-            f"{wrong[0]} cannot be packed: its name is taken by the format, "
-            f"or its type {floats[wrong[0]].dtype} is not supported"
+def packed_file_bytes(
+    model, plan=None, granularity="tensor", architecture=None
+):
+    """Computes how long the model.safetensors of a model is, to the byte.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Quantized or not.
+    plan : BitPlan or None
+        As if it were quantized by this plan; None: as it is.
+    granularity : str
+        That of the plan's scales, "tensor" or "channel".
+    architecture : dict or None
+        As for ``save_packed``.
+
+    Returns
+    -------
+    int
+
+    Example
+    -------
+    >>> from speechbrain_mpq.quantization.plan import ClusterBits, BitPlan
+    >>> model = torch.nn.Linear(64, 8)
+    >>> small = BitPlan({".": ClusterBits(2, 512, ("weight",))})
+    >>> large = BitPlan({".": ClusterBits(8, 512, ("weight",))})
+    >>> packed_file_bytes(model, large) - packed_file_bytes(model, small)
+    384
+    """
+    content = content_of(model, granularity if plan is not None else None)
+    quantized, floats = content.quantized, content.stored()
+    codebook = "midtread"
+    if plan is not None:
+        codebook = plan.codebook
+        quantized, floats = _as_planned(model, plan, content)
+    else:
+        granularity = _granularity(quantized)
+        weights = [t for t in quantized.values() if t.owners]
+        codebook = weights[0].fake_quantize.codebook if weights else codebook
+    header, version = _header(
+        describe(quantized),
+        granularity,
+        codebook,
+        _axes(quantized, granularity),
+        architecture,
+    )
+    kinds = {n: (t.dtype, tuple(t.shape)) for n, t in floats.items()}
+    if quantized:
+        sizes = [
+            packed_bytes(t.weight.numel(), t.fake_quantize.stored_bits, 0)
+            for t in quantized.values()
+        ]
+        scales = [
+            math.prod(t.scale_shape(granularity)) for t in quantized.values()
+        ]
+        kinds["packed"] = torch.uint8, (sum(sizes),)
+        kinds["scales"] = torch.float32, (sum(scales),)
+    return container_bytes(kinds, header, str(version))
+
+
+@dataclass
+class _Planned:
+    """Stands for a quantizer that a plan asks for."""
+
+    stored_bits: int | float
+
+
+def _as_planned(model, plan, content):
+    """What a file would hold if a model were quantized by a plan."""
+    whole = {}
+    for tensor in named_tensors(model).values():
+        name = tensor.parameter_name
+        whole[name] = NamedTensor(
+            name,
+            tensor.parameter,
+            tensor.owners,
+            reason=tensor.reason,
+            chain=tensor.chain,
+            parts=tensor.parts,
         )
-    return quantized, floats
+    members = cut_as_named(whole, plan.tensors)
+    quantized, floats = {}, content.stored()
+    for cluster, entry in plan.clusters.items():
+        own = [n for n, t in members.items() if t.cluster == cluster]
+        for name in entry.tensors or own:
+            members[name].fake_quantize = _Planned(entry.bits)
+            quantized[name] = members[name]
+    for name, tensor in whole.items():
+        planned = any(
+            t.parameter_name == name for t in quantized.values()
+        )
+        parts = tensor.parts or {name: tensor.parameter}
+        inner = _inner_buffers(tensor) if tensor.chain is not None else []
+        for part in [*parts, *inner]:
+            if planned:
+                floats.pop(part, None)
+        if not planned:
+            floats.update(parts)
+    # Buffers that are stored as integers.
+    for name, tensor in content.quantized.items():
+        if not tensor.owners:
+            quantized[name] = tensor
+    return dict(sorted(quantized.items())), floats

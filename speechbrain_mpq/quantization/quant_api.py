@@ -8,7 +8,7 @@ that owns a parameter names its cluster.
 """
 
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -19,8 +19,15 @@ from .codebook import (
     fit_scale,
     nearest_levels,
 )
-from .fake_quant import FakeQuantize, attach, detach
+from .fake_quant import FakeQuantize
 from .groups import RowGroups, cut, cut_as_named
+from .parametrized import (
+    Constant,
+    attach,
+    computed_always,
+    computed_once,
+    detach,
+)
 from .plan import BitPlan, bit_plan, bits_of_plan, packed_bytes
 from .tensors import (
     NamedTensor,
@@ -220,6 +227,7 @@ def quantize_(
         quantizer = RowGroups(quantizers) if cut_up else quantizers[0]
         for module, attribute in pieces[0].owners:
             attach(module, attribute, quantizer)
+    computed_once(model)
     return bit_plan(model)
 
 
@@ -236,6 +244,7 @@ def dequantize_(model, keep_quantized=False):
     quantized = [t for t in named_tensors(model).values() if t.fake_quantize]
     # Slices of one tensor have the same owners.
     owners = dict.fromkeys(owner for t in quantized for owner in t.owners)
+    computed_always(model)
     for module, attribute in owners:
         detach(module, attribute, keep_quantized)
 
@@ -288,15 +297,30 @@ def cluster_quantized(
             "dequantize_(model) first"
         )
     values = [_quantized(m, bits, granularity, codebook) for m in members]
-    saved = [member.weight.clone() for member in members]
-    with torch.no_grad():
+    with torch.no_grad(), ExitStack() as written:
+        for member, value in zip(members, values, strict=True):
+            written.enter_context(_written(member, value))
+        yield
+
+
+@contextmanager
+def _written(tensor, value):
+    """Other values of a tensor inside a ``with`` block, bit-exact."""
+    if tensor.chain is not None:  # they result from others
+        whole = tensor.whole.clone()
+        whole[tensor.rows] = value
+        tensor.chain.append(Constant(whole))
         try:
-            for member, value in zip(members, values, strict=True):
-                member.parameter[member.rows].copy_(value)
             yield
         finally:
-            for member, value in zip(members, saved, strict=True):
-                member.parameter[member.rows].copy_(value)
+            tensor.chain.pop(len(tensor.chain) - 1)
+        return
+    saved = tensor.weight.clone()
+    try:
+        tensor.parameter[tensor.rows].copy_(value)
+        yield
+    finally:
+        tensor.parameter[tensor.rows].copy_(saved)
 
 
 def _whole_parameters(tensors, bits):
@@ -321,7 +345,8 @@ def _fit(tensor, bits, granularity, codebook):
             f"{tensor.name} has NaN or infinite values: load sound weights "
             "before quantizing"
         )
-    return fit_scale(tensor.weight, bits, granularity, codebook)
+    shape = tensor.scale_shape(granularity)
+    return fit_scale(tensor.weight, bits, codebook=codebook, shape=shape)
 
 
 def _quantized(tensor, bits, granularity, codebook):
