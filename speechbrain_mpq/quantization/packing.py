@@ -727,7 +727,7 @@ def content_of(model, granularity=None):
         if problem or "@" in name:
             refused[name] = problem or "its name is taken by the format"
     same = equal_buffers(buffers)
-    granularity = granularity or _granularity(quantized)
+    granularity = granularity or _granularity(quantized) or "tensor"
     for name, buffer in buffers.items():
         if name in same:
             continue
@@ -757,17 +757,14 @@ def _name_problem(name):
 
 
 def _granularity(quantized):
-    """The one granularity that all scales' shapes follow."""
+    """The one granularity that all scales' shapes follow, or None."""
     for granularity in GRANULARITIES:
         if all(
             t.scale_shape(granularity) == tuple(t.fake_quantize.alpha.shape)
             for t in quantized.values()
         ):
             return granularity
-    raise ValueError(
-        "packing needs one scale per tensor, or one per output channel, in "
-        "the whole model"
-    )
+    return None
 
 
 def unpackable(model):
@@ -829,6 +826,11 @@ def save_packed(model, folder, metadata=None, architecture=None):
     plan = bit_plan(model) if weights else None
     codebook = plan.codebook if plan else "midtread"
     granularity = _granularity(content.quantized)
+    if granularity is None:
+        raise ValueError(
+            "packing needs one scale per tensor, or one per output channel, "
+            "in the whole model"
+        )
     pools = _pack_tensors(content.quantized, codebook)
     header, version = _header(
         describe(content.quantized),
@@ -974,7 +976,7 @@ def packed_file_bytes(
         codebook = plan.codebook
         quantized, floats = _as_planned(model, plan, content)
     else:
-        granularity = _granularity(quantized)
+        granularity = _granularity(quantized) or "channel"
         weights = [t for t in quantized.values() if t.owners]
         codebook = weights[0].fake_quantize.codebook if weights else codebook
     header, version = _header(

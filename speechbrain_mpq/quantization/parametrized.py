@@ -241,7 +241,9 @@ def old_weight_norm(module):
 def _accept_full_precision(attribute, module, state_dict, prefix, *_):
     """Lets a checkpoint of the plain module load into the quantized one."""
     inside = f"{prefix}parametrizations.{attribute}."
-    chain = module.parametrizations[attribute]
+    chain = chains(module).get(attribute)
+    if chain is None:  # removed by remove_parametrizations
+        return
     arrived = state_dict.pop(f"{prefix}{attribute}", None)
     if arrived is not None:
         state_dict[f"{inside}original"] = arrived

@@ -1,12 +1,12 @@
-"""The coverage table: what every tensor of a model is stored as, and why.
-
-Quantizing a model in place, by parameter name, and undoing it.
+"""Quantizing a model in place, by parameter name, and undoing it.
 
 Every float parameter can be quantized, whatever its module does with it:
 convolutions, linear, recurrent and attention layers, norms, PReLU. The module
-that owns a parameter names its cluster.
+that owns a parameter names its cluster. The coverage table tells what every
+tensor of a model is stored as, and why.
 """
 
+import logging
 from collections import defaultdict
 from contextlib import ExitStack, contextmanager
 
@@ -21,6 +21,7 @@ from .codebook import (
 )
 from .fake_quant import FakeQuantize
 from .groups import RowGroups, cut, cut_as_named
+from .packing import content_of, unpackable
 from .parametrized import (
     Constant,
     attach,
@@ -30,6 +31,7 @@ from .parametrized import (
 )
 from .plan import BitPlan, bit_plan, bits_of_plan, packed_bytes
 from .tensors import (
+    ROOT,
     NamedTensor,
     named_tensors,
     near_misses,
@@ -37,11 +39,15 @@ from .tensors import (
     select,
 )
 
+logger = logging.getLogger(__name__)
+
 
 def coverage(model):
-    """One row for every tensor of the model: asked and stored bits, bytes.
+    """Lists what a packed file holds of every tensor of a model, and why.
 
-    A tensor that is quantized in slices has a row for each of them.
+    A tensor that is quantized in groups of output channels has a row for each
+    of them. The bytes are those of the packed file but its header
+    (``packed_file_bytes`` counts that, too).
 
     Arguments
     ---------
@@ -53,7 +59,8 @@ def coverage(model):
     list of dict
         Keys tensor, cluster, shape, parameters, asked_bits and codebook (None
         where it was left alone), stored_bits, bytes, reason (why it was left
-        alone).
+        alone, and "cannot be packed" where no file can hold it). Another name
+        of a tied tensor has a row of 0 parameters and bytes.
 
     Example
     -------
@@ -69,37 +76,94 @@ def coverage(model):
     running_var 32 32
     num_batches_tracked 64 8
     """
-    tensors = sorted(
-        named_tensors(model).values(), key=lambda t: t.fake_quantize is None
-    )
-    rows = [_coverage_row(tensor) for tensor in tensors]
+    tensors = named_tensors(model)
+    content = content_of(model)
+    by_kind = sorted(tensors.values(), key=lambda t: t.fake_quantize is None)
+    rows = []
+    for tensor in by_kind:
+        if tensor.fake_quantize or tensor.chain is None:
+            rows.append(_coverage_row(tensor, content))
+        else:
+            rows += [
+                _coverage_row(NamedTensor(name, part), content)
+                for name, part in tensor.parts.items()
+            ]
+        rows += [_alias_row(tensor, name) for name in tensor.aliases]
+    listed = {row["tensor"] for row in rows}
     for name, buffer in plain_buffers(model).items():
-        tensor = NamedTensor(name, buffer, reason="buffer, not trained")
-        rows.append(_coverage_row(tensor))
+        if name not in listed:
+            buffer = NamedTensor(name, buffer, reason="buffer, not trained")
+            rows.append(_coverage_row(buffer, content))
+    rows += [_state_row(name, own) for name, own in content.states.items()]
+    listed = {row["tensor"] for row in rows}
+    for name in sorted(set(content.refused) - listed):
+        why = f"cannot be packed: {content.refused[name]}"
+        rows.append({**_state_row(name, {}), "reason": why})
     return rows
 
 
-def _coverage_row(tensor):
+def _coverage_row(tensor, content):
     """One row of the coverage table."""
     count = tensor.weight.numel()
+    width = tensor.weight.element_size()
     row = {
         "tensor": tensor.name,
         "cluster": tensor.cluster,
         "shape": list(tensor.weight.shape),
         "parameters": count,
         "asked_bits": None,
-        "stored_bits": 8 * tensor.parameter.element_size(),
+        "stored_bits": 8 * width,
         "codebook": None,
-        "bytes": count * tensor.parameter.element_size(),
+        "bytes": count * width,
         "reason": tensor.reason or "not selected",
     }
-    if tensor.fake_quantize:
-        bits = tensor.fake_quantize.stored_bits
-        scales = tensor.fake_quantize.alpha.numel()
-        kind = tensor.fake_quantize.codebook
-        row.update(asked_bits=bits, stored_bits=bits, codebook=kind, reason="")
-        row["bytes"] = packed_bytes(count, bits, scales)
+    stored = tensor.fake_quantize
+    if stored:
+        bits = stored.stored_bits
+        row.update(asked_bits=bits, codebook=stored.codebook, reason="")
+    elif tensor.name in content.quantized:
+        stored = content.quantized[tensor.name].fake_quantize
+        row["reason"] += "; integers are exact"
+    if stored:
+        bits, scales = stored.stored_bits, stored.alpha.numel()
+        row.update(stored_bits=bits, bytes=packed_bytes(count, bits, scales))
+    if tensor.name in content.same:
+        row.update(bytes=0, reason=f"equal to {content.same[tensor.name]}")
+    elif tensor.name in content.left_out:
+        why = content.left_out[tensor.name]
+        row.update(bytes=0, reason=f"{row['reason']}; not stored: {why}")
+    elif tensor.name in content.refused:
+        why = content.refused[tensor.name]
+        row.update(bytes=0, reason=f"cannot be packed: {why}")
+    elif not stored and tensor.name not in content.floats:
+        row.update(bytes=0, reason="buffer that no checkpoint holds either")
     return row
+
+
+def _alias_row(tensor, name):
+    """The row of another name of a tied tensor."""
+    return {
+        **_state_row(name, {}),
+        "shape": list(tensor.weight.shape),
+        "asked_bits": getattr(tensor.fake_quantize, "stored_bits", None),
+        "reason": f"tied to {tensor.name}",
+    }
+
+
+def _state_row(name, tensors):
+    """The row of what a module keeps outside of parameters and buffers."""
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    return {
+        "tensor": name,
+        "cluster": name.rpartition(".")[0] or ROOT,
+        "shape": [],
+        "parameters": 0,
+        "asked_bits": None,
+        "stored_bits": 8,
+        "codebook": None,
+        "bytes": size,
+        "reason": "state of its module, not trained",
+    }
 
 
 def clusters(model, include=("*",), exclude=(), rows=None):
@@ -223,11 +287,23 @@ def quantize_(
         quantizers = [estimator(bits[p.name], scales[p.name]) for p in pieces]
         for quantizer in quantizers:
             quantizer.set_codebook(codebook)
+        if pieces[0].chain is not None and any(
+            getattr(quantizer, "needs_parameter", False)
+            for quantizer in quantizers
+        ):
+            raise ValueError(
+                f"{pieces[0].name} results from parametrizations of its "
+                f"module's own, which {type(quantizers[0]).__name__} cannot "
+                "train: call torch.nn.utils.parametrize."
+                "remove_parametrizations on its module first, or exclude it"
+            )
         cut_up = len(pieces) > 1
         quantizer = RowGroups(quantizers) if cut_up else quantizers[0]
         for module, attribute in pieces[0].owners:
             attach(module, attribute, quantizer)
     computed_once(model)
+    for name, why in unpackable(model).items():
+        logger.warning(f"{name} cannot be packed: {why}")
     return bit_plan(model)
 
 
