@@ -664,6 +664,18 @@ class Content:
     left_out: dict
     refused: dict
 
+    def same_names(self):
+        """Writes down which buffers are stored under another name.
+
+        Returns
+        -------
+        dict of str -> torch.Tensor
+        """
+        if not self.same:
+            return {}
+        text = json.dumps(self.same, separators=(",", ":"))
+        return {SAME: torch.tensor(list(text.encode()), dtype=torch.uint8)}
+
     def stored(self):
         """Collects the tensors of the file but the two pools.
 
@@ -674,10 +686,7 @@ class Content:
         stored = dict(self.floats)
         for parts in self.states.values():
             stored.update(parts)
-        if self.same:
-            text = json.dumps(self.same, separators=(",", ":"))
-            content = torch.tensor(list(text.encode()), dtype=torch.uint8)
-            stored[SAME] = content
+        stored.update(self.same_names())
         return stored
 
 

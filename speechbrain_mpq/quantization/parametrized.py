@@ -161,6 +161,8 @@ def attach(module, attribute, fake_quantize):
     fake_quantize : FakeQuantize or RowGroups
         What quantizes it.
     """
+    if chains(module):
+        _unshare_class_(module)
     parametrize.register_parametrization(module, attribute, fake_quantize)
     hook = partial(_accept_full_precision, attribute)
     chain = module.parametrizations[attribute]
@@ -184,10 +186,7 @@ def detach(module, attribute, keep_quantized=False):
     chain = module.parametrizations[attribute]
     settle(chain)
     quantized = chain().detach().clone()
-    # torch edits the class that it made for the module, and a deep copy of
-    # the module shares that class: edit one of our own.
-    kind = type(module)
-    module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+    _unshare_class_(module)
     chain.load_hook.remove()
     chain.save_hook.remove()
     if len(chain) > 1:
@@ -204,6 +203,16 @@ def detach(module, attribute, keep_quantized=False):
     if keep_quantized:
         with torch.no_grad():
             getattr(module, attribute).copy_(quantized)
+
+
+def _unshare_class_(module):
+    """Give a parametrized module a class of its own.
+
+    torch edits the class that it made for the module, and a deep copy of the
+    module shares that class.
+    """
+    kind = type(module)
+    module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
 
 
 def fix_(module, attribute, value):
@@ -453,18 +462,31 @@ def _read(module, attribute, read):
     settle(chain)
     own = bool(_PASS.owners) and _PASS.owners[-1] is module
     if not _PASS.depth or parametrize._cache_enabled or _recorded():
-        value = read(module)
+        value = _as_parameter(chain, read(module))
     else:
         key = id(chain), torch.is_grad_enabled()
         versions = _versions(chain)
         found = _PASS.weights.get(key)
         if found is None or found[0] != versions or found[1] is not chain:
-            found = versions, chain, read(module)
+            value = _as_parameter(chain, read(module))
+            found = versions, chain, value
             _PASS.weights[key] = found
         value = found[2]
     if not own and quantizer_of(chain) is not None:
         _READ[chain] = value, value.detach().clone()
     return value
+
+
+def _as_parameter(chain, value):
+    """A weight that requires gradients where its parameter does.
+
+    Without gradients, too, as a parameter does: matrix products round
+    otherwise, and SpeechBrain's complex layers leave out a bias that does not.
+    """
+    if value.requires_grad or torch.is_grad_enabled():
+        return value
+    trained = any(p.requires_grad for p in chain._parameters.values())
+    return value.detach().requires_grad_() if trained else value
 
 
 def _recorded():

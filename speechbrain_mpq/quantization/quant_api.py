@@ -95,6 +95,9 @@ def coverage(model):
             buffer = NamedTensor(name, buffer, reason="buffer, not trained")
             rows.append(_coverage_row(buffer, content))
     rows += [_state_row(name, own) for name, own in content.states.items()]
+    if content.same:
+        same = _state_row("(names of equal buffers)", content.same_names())
+        rows.append({**same, "cluster": ROOT, "reason": "stored once"})
     listed = {row["tensor"] for row in rows}
     for name in sorted(set(content.refused) - listed):
         why = f"cannot be packed: {content.refused[name]}"
@@ -283,28 +286,32 @@ def quantize_(
         name: _fit(tensors[name], bits[name], granularity, codebook)
         for name in by_size
     }
-    for pieces in whole:
-        quantizers = [estimator(bits[p.name], scales[p.name]) for p in pieces]
-        for quantizer in quantizers:
-            quantizer.set_codebook(codebook)
-        if pieces[0].chain is not None and any(
-            getattr(quantizer, "needs_parameter", False)
-            for quantizer in quantizers
-        ):
-            raise ValueError(
-                f"{pieces[0].name} results from parametrizations of its "
-                f"module's own, which {type(quantizers[0]).__name__} cannot "
-                "train: call torch.nn.utils.parametrize."
-                "remove_parametrizations on its module first, or exclude it"
-            )
-        cut_up = len(pieces) > 1
-        quantizer = RowGroups(quantizers) if cut_up else quantizers[0]
+    made = [(p, _quantizers(p, bits, scales, codebook, estimator)) for p in whole]
+    for pieces, quantizers in made:
+        divided = len(pieces) > 1
+        quantizer = RowGroups(quantizers) if divided else quantizers[0]
         for module, attribute in pieces[0].owners:
             attach(module, attribute, quantizer)
     computed_once(model)
     for name, why in unpackable(model).items():
         logger.warning(f"{name} cannot be packed: {why}")
     return bit_plan(model)
+
+
+def _quantizers(pieces, bits, scales, codebook, estimator):
+    """What quantizes a parameter, one for each group of output channels."""
+    quantizers = [estimator(bits[p.name], scales[p.name]) for p in pieces]
+    for quantizer in quantizers:
+        quantizer.set_codebook(codebook)
+        needs_parameter = getattr(quantizer, "needs_parameter", False)
+        if needs_parameter and pieces[0].chain is not None:
+            raise ValueError(
+                f"{pieces[0].name} results from parametrizations of its "
+                f"module's own, which {type(quantizer).__name__} cannot "
+                "train: call torch.nn.utils.parametrize."
+                "remove_parametrizations on its module first, or exclude it"
+            )
+    return quantizers
 
 
 def dequantize_(model, keep_quantized=False):
