@@ -301,6 +301,7 @@ def assert_packs(folder, build, given, call=None, settings=None):
         if isinstance(value, torch.Tensor)
     }
     # A forward may change the state: both from the one that was packed.
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
     expected, found = outputs(model, x, call), outputs(other, x, call)
     assert len(found) == len(expected) > 0
     for one, two, full in zip(found, expected, expected_of_float):
@@ -312,6 +313,7 @@ def assert_packs(folder, build, given, call=None, settings=None):
         for name, value in model.state_dict().items()
         if isinstance(value, torch.Tensor)
     }
+    expected |= {n: b for n, b in buffers.items() if n in expected}
     assert sorted(state) == sorted(expected)
     for name, value in state.items():
         assert same_bits(value, expected[name]), name
