@@ -52,6 +52,10 @@ class NotStorableError(ValueError):
     """A state that no packed file can hold."""
 
 
+class JsonText(str):
+    """A file of JSON, as a module's own hook writes and reads it."""
+
+
 def stored_buffers(model):
     """Finds the persistent buffers of a model but those of its quantizers.
 
@@ -335,6 +339,8 @@ def _encode(state, tensors):
             raise NotStorableError(f"tensors of {state.dtype} have no place")
         tensors.append(state.detach().cpu().contiguous())
         return {"tensor": len(tensors) - 1}
+    if isinstance(state, JsonText):
+        return {"json": str(state)}
     if type(state) in PLAIN:
         if isinstance(state, float) and not math.isfinite(state):
             return {"float": str(state)}
@@ -364,6 +370,9 @@ def _decode(tree, tensors, used):
         return tensors[value]
     if kind == "float" and value in ("nan", "inf", "-inf"):
         return float(value)
+    if kind == "json" and isinstance(value, str):
+        strict_json(value)  # what cannot execute anything
+        return JsonText(value)
     if kind == "tuple" and isinstance(value, list):
         return tuple(_decode(v, tensors, used) for v in value)
     if kind == "dict" and isinstance(value, list):
@@ -410,7 +419,7 @@ def read_saved(module):
     Returns
     -------
     object
-        Plain values and tensors, or the text.
+        Plain values and tensors, or JsonText.
     """
     hook = own_hook(module, "SAVE")
     with tempfile.TemporaryDirectory() as folder:
@@ -429,7 +438,7 @@ def read_saved(module):
                 ) from error
     try:
         # JSON is no pickle: whoever loads it can be given it.
-        text = content.decode()
+        text = JsonText(content.decode())
         strict_json(text)
     except ValueError as error:
         raise NotStorableError(
@@ -485,8 +494,7 @@ def _set(model, states):
             continue
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "state"
-            if isinstance(state, str):
-                strict_json(state)  # what cannot execute anything
+            if isinstance(state, JsonText):
                 file.write_text(state, encoding="utf-8")
             else:
                 torch.save(state, file)

@@ -11,7 +11,7 @@ from speechbrain.lobes.models import conv_tasnet, dual_path
 from speechbrain.lobes.models.convolution import ConvolutionFrontEnd
 from speechbrain.lobes.models.CRDNN import CRDNN
 from speechbrain.lobes.models.ECAPA_TDNN import SERes2NetBlock, TDNNBlock
-from speechbrain.lobes.models.HifiGAN import DiscriminatorS, HifiganGenerator
+from speechbrain.lobes.models.HifiGAN import HifiganGenerator
 from speechbrain.lobes.models.MetricGAN import MetricDiscriminator
 from speechbrain.lobes.models.RNNLM import RNNLM
 from speechbrain.lobes.models.transformer.Branchformer import ConvolutionBranch
@@ -358,10 +358,6 @@ ZOO = {
         draw(2, 5, 8),
     ),
     "hifigan": (hifigan, draw(1, 8, 9)),
-    "discriminator": (
-        lambda: DiscriminatorS(use_spectral_norm=True),
-        draw(1, 1, 64),
-    ),
     "metric": (
         lambda: MetricDiscriminator(kernel_size=(3, 3), base_channels=2),
         draw(1, 2, 20, 20),
