@@ -51,8 +51,18 @@ from speechbrain_mpq.quantization.container import (
     read_container,
     write_container,
 )
-from speechbrain_mpq.quantization.packing import read_model, save_packed
-from speechbrain_mpq.quantization.quant_api import quantize_
+from speechbrain_mpq.quantization.packing import (
+    load_packed_,
+    packed_file_bytes,
+    read_model,
+    save_packed,
+)
+from speechbrain_mpq.quantization.quant_api import (
+    coverage,
+    dequantize_,
+    quantize_,
+)
+from speechbrain_mpq.quantization.state import encoded, module_states
 from speechbrain_mpq.utils import write_json
 
 
@@ -228,6 +238,89 @@ def packed_net(folder, bits=3, **arguments):
     model = net()
     quantize_(model, bits, **arguments)
     return save_packed(model, folder), model
+
+
+def tensors_of(output):
+    """All tensors in what a module puts out."""
+    if isinstance(output, torch.Tensor):
+        return [output]
+    if isinstance(output, dict):
+        output = list(output.values())
+    if isinstance(output, list | tuple):
+        return [tensor for part in output for tensor in tensors_of(part)]
+    return []
+
+
+def same_bits(one, other):
+    """Whether two tensors are the same, NaN and signs of zeros included."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    one, other = (t.detach().contiguous().reshape(-1) for t in (one, other))
+    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+
+
+def outputs(model, x, call=None):
+    """What a module puts out without gradients, always the same."""
+    torch.manual_seed(7)
+    with torch.no_grad():
+        return tensors_of((call or (lambda m, x: m(x)))(model, x))
+
+
+def assert_packs(folder, build, given, call=None, settings=None):
+    """A packed model is the model: outputs, state_dict, other state, size.
+
+    Arguments
+    ---------
+    folder : Path
+        To write to.
+    build : callable
+        Builds the module.
+    given : callable
+        Draws what the module is given.
+    call : callable or None
+        Runs the module on that.
+    settings : dict or None
+        Of `quantize_`; None leaves it in float.
+    """
+    torch.manual_seed(0)
+    model, x = build().eval(), given()
+    expected_of_float = outputs(model, x, call)
+    if settings and any(p.is_floating_point() for p in model.parameters()):
+        quantize_(model, **settings)
+    path = save_packed(model, folder)
+    assert path.stat().st_size == packed_file_bytes(model)
+    listed = sum(row["bytes"] for row in coverage(model))
+    header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    assert listed + header == path.stat().st_size
+    torch.manual_seed(1)
+    other = build().eval()
+    load_packed_(other, folder)
+    state = {
+        name: value.clone()
+        for name, value in other.state_dict().items()
+        if isinstance(value, torch.Tensor)
+    }
+    # A forward may change the state: both from the one that was packed.
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    expected, found = outputs(model, x, call), outputs(other, x, call)
+    assert len(found) == len(expected) > 0
+    for one, two, full in zip(found, expected, expected_of_float):
+        assert same_bits(one, two)
+        assert torch.isfinite(one).all() or not torch.isfinite(full).all()
+    dequantize_(model, keep_quantized=True)
+    expected = {
+        name: value
+        for name, value in model.state_dict().items()
+        if isinstance(value, torch.Tensor)
+    }
+    expected |= {n: b for n, b in buffers.items() if n in expected}
+    assert sorted(state) == sorted(expected)
+    for name, value in state.items():
+        assert same_bits(value, expected[name]), name
+    states, refused = module_states(other)
+    assert not refused
+    for name, value in module_states(model)[0].items():
+        assert encoded(states[name]) == encoded(value)
 
 
 INPUTS, OUTPUTS = 12, 10

@@ -190,7 +190,7 @@ class WeightErrorScores(WeightScores):
 
     def _row(self, root, names):
         """One cluster's error at every candidate."""
-        weights = {name: tensor_of(root, name).double() for name in names}
+        weights = {n: tensor_of(root, n).weight.double() for n in names}
         energy = sum(float(w.square().sum()) for w in weights.values())
         # A cluster of zeros has no error to divide either.
         scale = energy if self.normalized and energy else 1.0

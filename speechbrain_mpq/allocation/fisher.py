@@ -191,8 +191,8 @@ def fitted(tensor, bits):
     0.4000000059604645
     """
     own = tensor.fake_quantize
-    granularity = "channel" if own.alpha.dim() else "tensor"
-    alpha = fit_scale(tensor.weight, bits, granularity, own.codebook)
+    shape = tuple(own.alpha.shape)
+    alpha = fit_scale(tensor.weight, bits, codebook=own.codebook, shape=shape)
     quantizer = type(own)(bits, alpha)
     quantizer.set_codebook(own.codebook)
     return quantizer

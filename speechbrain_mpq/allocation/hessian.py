@@ -176,7 +176,7 @@ class HessianScores(Scorer):
             for bits in self.candidate_bits:
                 values = quantized_values(root, names, bits, self.scheme)
                 errors[cluster][bits] = {
-                    name: _squared_error(tensor_of(root, name), value)
+                    name: _squared_error(tensor_of(root, name).weight, value)
                     for name, value in values.items()
                 }
         return errors
@@ -225,18 +225,16 @@ def _leaves(root, names):
     """Parameters to differentiate by; groups of channels as their own."""
     leaves, groups = {}, defaultdict(list)
     for name in names:
-        parameter, rows = split_name(name)
-        if rows is ...:
-            leaves[name] = root.get_parameter(parameter)
+        tensor = tensor_of(root, name)
+        if tensor.rows is ... and tensor.chain is None:
+            leaves[name] = tensor.parameter
         else:
-            groups[parameter].append(name)
+            leaves[name] = torch.nn.Parameter(tensor.weight.clone())
+            groups[split_name(name)[0]].append(leaves[name])
     places = []
     for parameter, parts in groups.items():
-        for name in parts:
-            leaves[name] = torch.nn.Parameter(tensor_of(root, name).clone())
-        joined = _Joined([leaves[name] for name in parts])
         owners = named_tensors(root)[parameter].owners
-        places += [(*owner, joined) for owner in owners]
+        places += [(*owner, _Joined(parts)) for owner in owners]
     with parametrized(places):
         yield [leaves[name] for name in names]
 

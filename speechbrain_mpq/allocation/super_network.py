@@ -172,7 +172,7 @@ def read_prototype(folder, bits, model):
     for name, parts in groups.items():
         ordered = [parts[start] for start in sorted(parts)]
         values[name] = ordered[0] if len(ordered) == 1 else torch.cat(ordered)
-    wanted = {n: t.parameter.shape for n, t in named_tensors(model).items()}
+    wanted = {n: t.shape for n, t in named_tensors(model).items()}
     for name, shape in wanted.items():
         if name not in values or values[name].shape != shape:
             has = tuple(values[name].shape) if name in values else "missing"
@@ -226,8 +226,8 @@ def super_network(model, members, prototypes):
             chosen[parameter].append((rows, choices[cluster]))
     places, means = [], {}
     for name, tensor in named_tensors(model).items():
-        parameter = tensor.parameter
-        values = torch.stack([p[name].to(parameter) for p in prototypes])
+        weight = tensor.whole
+        values = torch.stack([p[name].to(weight) for p in prototypes])
         if name not in chosen and tensor.cluster not in choices:
             means[name] = values.mean(0)
             continue
@@ -238,7 +238,7 @@ def super_network(model, members, prototypes):
             for rows, choice in groups
         ]
         mixture = mixtures[0] if len(mixtures) == 1 else _Groups(mixtures)
-        mixture = mixture.to(parameter.device)
+        mixture = mixture.to(weight.device)
         places += [(*owner, mixture) for owner in tensor.owners]
     flags = [(p, p.requires_grad) for p in model.parameters()]
     model.requires_grad_(False)

@@ -14,19 +14,19 @@ not depend on its neighbours.
 
 import math
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn as nn
 from tqdm import tqdm
 
-from ..quantization.codebook import check_bits, scale_shape
-from ..quantization.fake_quant import attach, detach
+from ..quantization.codebook import check_bits
 from ..quantization.groups import split_name
+from ..quantization.parametrized import attach, detach
 from ..quantization.plan import BitPlan
-from ..quantization.quant_api import clusters, fake_quantize
-from ..quantization.scheme import Selection
-from ..quantization.tensors import near_misses
+from ..quantization.quant_api import clusters, fake_quantize, written
+from ..quantization.scheme import Scheme, Selection
+from ..quantization.tensors import named_tensors, near_misses
 from .scores import Scorer, ScoreTable
 
 
@@ -42,7 +42,6 @@ def scored_clusters(network, selection, scheme):
 
     Example
     -------
-    >>> from speechbrain_mpq.quantization.scheme import Scheme
     >>> selection = Selection(prefix="net")
     >>> scored_clusters(nn.Sequential(nn.PReLU()), selection, Scheme())[1]
     {'net.0': ['net.0.weight']}
@@ -66,21 +65,28 @@ def named_under(prefix, network):
 
 
 def tensor_of(root, name):
-    """A parameter by name, or some rows of it, as its module sees it.
+    """A tensor of a module by name, or some output channels of it.
 
     Arguments
     ---------
+    root : torch.nn.Module
+        Module that the name starts from.
     name : str
-        Name of a parameter, or of a slice such as "conv.weight[0:32]".
+        Such as "conv.weight" or "conv.weight[0:32]".
+
+    Returns
+    -------
+    tensor : NamedTensor
 
     Example
     -------
-    >>> tensor_of(nn.Sequential(nn.PReLU(init=0.5)), "0.weight")
+    >>> tensor_of(nn.Sequential(nn.PReLU(init=0.5)), "0.weight").weight
     tensor([0.5000])
     """
     name, rows = split_name(name)
-    module, _, attribute = name.rpartition(".")
-    return getattr(root.get_submodule(module), attribute).detach()[rows]
+    path, _, attribute = name.rpartition(".")
+    tensor = named_tensors(root.get_submodule(path))[attribute]
+    return tensor if rows is ... else tensor.slice(rows)
 
 
 def table_sizes(root, members, scheme):
@@ -89,18 +95,17 @@ def table_sizes(root, members, scheme):
     Example
     -------
     >>> network = nn.Sequential(nn.Linear(3, 2))
-    >>> from speechbrain_mpq.quantization.scheme import Scheme
     >>> sizes = table_sizes(network, {"0": ["0.weight"]}, Scheme("channel"))
     >>> sizes["tensors"], sizes["scales"], sizes["rest_parameters"]
     ({'0': {'0.weight': 6}}, {'0': 2}, 2)
     """
     tensors, scales = {}, {}
     for cluster, names in members.items():
-        shapes = [tuple(tensor_of(root, name).shape) for name in names]
-        tensors[cluster] = dict(zip(names, map(math.prod, shapes)))
+        held = {name: tensor_of(root, name) for name in names}
+        tensors[cluster] = {n: t.weight.numel() for n, t in held.items()}
         scales[cluster] = sum(
-            math.prod(scale_shape(shape, scheme.granularity))
-            for shape in shapes
+            math.prod(tensor.scale_shape(scheme.granularity))
+            for tensor in held.values()
         )
     total = sum(weight.numel() for weight in root.parameters())
     inside = sum(sum(row.values()) for row in tensors.values())
@@ -121,10 +126,12 @@ def quantized_values(root, names, bits, scheme=None):
     >>> quantized_values(network, ["0.weight"], 2)
     {'0.weight': tensor([0.5000, 0.0000])}
     """
-    return {
-        name: fake_quantize(tensor_of(root, name), bits, scheme, name)
-        for name in names
-    }
+    values = {}
+    for name in names:
+        tensor = tensor_of(root, name)
+        shape = tensor.scale_shape((scheme or Scheme()).granularity)
+        values[name] = fake_quantize(tensor.weight, bits, scheme, name, shape)
+    return values
 
 
 @contextmanager
@@ -150,16 +157,10 @@ def replaced(module, values):
     >>> layer.weight.item()
     0.5
     """
-    places = {name: tensor_of(module, name) for name in values}
-    saved = {name: place.clone() for name, place in places.items()}
-    with torch.no_grad():
-        try:
-            for name, value in values.items():
-                places[name].copy_(value)
-            yield
-        finally:
-            for name, value in saved.items():
-                places[name].copy_(value)
+    with torch.no_grad(), ExitStack() as stack:
+        for name, value in values.items():
+            stack.enter_context(written(tensor_of(module, name), value))
+        yield
 
 
 @contextmanager

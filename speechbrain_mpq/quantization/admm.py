@@ -1,26 +1,27 @@
-"""The steps of ADMM estimation: primal, codebook and dual.
+"""ADMM estimation of a quantized weight, attached as a parametrization.
 
-Equations are those of Section IV of "Mixed precision low-bit quantization of
-neural network language models for speech recognition" (TASLP 2021). T are the
-float weights, f their quantized copy, lam the scaled dual variable and g the
-penalty of the augmented Lagrangian
+The float weight and its quantized copy are separate variables that training
+draws together. Equations are those of Section IV of "Mixed precision low-bit
+quantization of neural network language models for speech recognition" (TASLP
+2021). T are the float weights, f their quantized copy, lam the scaled dual
+variable and g the penalty of the augmented Lagrangian
 
     L(T, f, lam) = F(T) + g/2 ||T - f + lam||^2 - g/2 ||lam||^2
 
 which is lowered in T by gradient steps on the task's loss F, in f by fitting
 scale and codebook entries to T + lam, and raised in lam.
-
-ADMM estimation of a quantized parameter, attached as a parametrization.
-
-The float weight and its quantized copy are separate variables that training
-draws together; `admm_steps` has the formulas, `brains.admm` the schedule.
 """
 
 import math
 
 import torch
 
-from .codebook import dequantize, largest_level, nearest_levels
+from .codebook import (
+    dequantize,
+    largest_level,
+    nearest_levels,
+    rows_by_scale,
+)
 from .fake_quant import FakeQuantize
 
 ROUNDS = 20  # of the alternation between scale and codebook entries
@@ -49,7 +50,7 @@ def codebook_step(target, bits, alpha, rounds=ROUNDS, codebook="midtread"):
     it ends depends on the scale to start from; ``codebook.fit_scale`` looks
     for the best of all ends.
     """
-    rows = target.detach().double().reshape(max(alpha.numel(), 1), -1)
+    rows = rows_by_scale(target.detach().double(), alpha.shape)
     peak = rows.abs().amax(1, keepdim=True)
     scale = alpha.detach().double().reshape(-1, 1)
     # A tensor that was all zero has scale 0 and may have left zero since.
@@ -120,6 +121,8 @@ class ADMM(FakeQuantize):
     >>> admm.dual
     tensor([-0.1250, -0.1250,  0.2500])
     """
+
+    needs_parameter = True  # that it can replace by its projection
 
     def __init__(self, bits, alpha, rounds=ROUNDS, first_alpha=None):
         super().__init__(bits, alpha)

@@ -1,4 +1,4 @@
-"""The quantization tables: how many bits mean which levels.
+"""Codebooks: the levels that n bits mean, and the scale that fits a weight.
 
 Equations are those of "Mixed precision DNN quantization for overlapped speech
 separation and recognition" (ICASSP 2022). There are two kinds of table, both
@@ -15,18 +15,13 @@ of whole multiples of a scale alpha, so that the stored integers are exact:
 With one bit both are {+-alpha}. 1.6 bits are the three levels of Eq. 7's
 2-bit table, which take five to a byte (3^5 = 243).
 
-The search for the scale with the least squared error (Eq. 6).
-
-Works on magnitudes, as all tables are symmetric: a magnitude's levels are
-0, 1, 2, ..., L of Eq. 7's table, or 1, 3, 5, ..., L of a table without zero.
-Layout: [rows, ...], each row with a scale of its own.
-
-Codebooks: weights to levels of a table and back, and how to find the scale.
-
-Equations are those of "Mixed precision DNN quantization for overlapped speech
-separation and recognition" (ICASSP 2022); ``tables`` has the tables.
+The scale of a tensor is the one with the least squared error (Eq. 6). Its
+search works on magnitudes, as all tables are symmetric: a magnitude's levels
+are 0, 1, 2, ..., L of Eq. 7's table, or 1, 3, 5, ..., L of a table without
+zero. Layout there: [rows, n], each row with a scale of its own.
 """
 
+import math
 import numbers
 
 import torch
@@ -255,32 +250,102 @@ def dequantize(integers, alpha, dtype=torch.float32):
     return (integers.to(work) * alpha).to(dtype)
 
 
-def scale_shape(shape, granularity="tensor"):
-    """Shape of a tensor's scale."""
+def scale_shape(shape, granularity="tensor", axes=(0,)):
+    """Gives the shape of a tensor's scale.
+
+    Arguments
+    ---------
+    shape : tuple of int
+        Shape of the tensor.
+    granularity : str
+        "tensor" or "channel".
+    axes : tuple of int
+        Dimensions that have scales of their own with "channel": those of the
+        output channels (see ``NamedTensor.axes``).
+
+    Returns
+    -------
+    tuple of int
+
+    Example
+    -------
+    >>> scale_shape((8, 4, 3), "channel"), scale_shape((8,), "channel")
+    ((8, 1, 1), ())
+    >>> scale_shape((8, 4, 3), "channel", axes=(1,))
+    (1, 4, 1)
+    """
     if granularity not in GRANULARITIES:
         raise ValueError(
             f"granularity must be one of {GRANULARITIES}, not {granularity!r}"
         )
     if granularity == "tensor" or len(shape) < 2:
         return ()
-    return (shape[0],) + (1,) * (len(shape) - 1)
+    return tuple(n if axis in axes else 1 for axis, n in enumerate(shape))
 
 
-def fit_scale(weight, bits, granularity="tensor", codebook="midtread"):
-    """The scale with the least squared error (Eq. 6), by alternation.
+def rows_by_scale(weight, shape):
+    """Lays out a weight with the values of each of its scales in a row.
+
+    Arguments
+    ---------
+    weight : torch.Tensor
+        Any shape.
+    shape : tuple of int
+        Shape of the scales, broadcastable to the weight.
+
+    Returns
+    -------
+    torch.Tensor
+        [scales, values of one].
+
+    Example
+    -------
+    >>> rows_by_scale(torch.tensor([[1, 2], [3, 4]]), (1, 2))
+    tensor([[1, 3],
+            [2, 4]])
+    """
+    own = [axis for axis, size in enumerate(shape) if size > 1]
+    if own and own != list(range(len(own))):
+        weight = weight.movedim(own, tuple(range(len(own))))
+    return weight.reshape(max(math.prod(shape), 1), -1)
+
+
+def fit_scale(
+    weight, bits, granularity="tensor", codebook="midtread", shape=None
+):
+    """Fits the scale with the least squared error (Eq. 6), by alternation.
 
     From the best scales of a grid, weights go to their nearest levels q and
     the scale to <w, q> / <q, q> until it stays. The largest-magnitude scale
     is on the grid and neither step raises the error, so that the result is
     never worse than it. Deterministic, in float64.
+
+    Arguments
+    ---------
+    weight : torch.Tensor
+        Finite values.
+    bits : int or float
+        Bits of one value.
+    granularity : str
+        "tensor" or "channel".
+    codebook : str
+        "midtread" or "midrise".
+    shape : tuple of int or None
+        Shape of the scale, where it is not that of the granularity.
+
+    Returns
+    -------
+    torch.Tensor
+        float32.
     """
     bits = check_bits(bits)
-    shape = scale_shape(tuple(weight.shape), granularity)
+    if shape is None:
+        shape = scale_shape(tuple(weight.shape), granularity)
     if not torch.isfinite(weight).all():
         raise ValueError("weights must be finite; found NaN or infinity")
     if not weight.numel():
         return torch.zeros(shape, device=weight.device)
-    rows = weight.detach().abs().double().reshape(shape[0] if shape else 1, -1)
+    rows = rows_by_scale(weight.detach(), shape).abs().double()
     largest = largest_level(bits, codebook)
     if largest == 1 and not has_zero(bits, codebook):
         alpha = rows.mean(1)  # the same formula with q = sign(w)

@@ -1,12 +1,9 @@
-"""The header of a safetensors file, checked before anything is allocated.
+"""The container of a packed model: one safetensors file with a checksum.
 
-Files come from strangers. What the header declares is held against the size
-of the file first: no declared number makes the reader reserve memory that the
-file does not fill.
-
-Integers of a codebook to bytes without gaps, and back.
-
-One safetensors file with a configuration and a checksum in its header.
+Files come from strangers. What the header declares is held against the size of
+the file before anything is reserved: no declared number makes the reader take
+memory that the file does not fill. Integers of a codebook become bytes without
+gaps, and integers again.
 """
 
 import hashlib
@@ -18,10 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 
-from ..utils import write_chunks
+from ..utils import atomic_write
 from .codebook import TERNARY_BITS, check_bits, has_zero, largest_level
 from .plan import packed_bytes
 
@@ -196,13 +191,14 @@ def unpack_bits(packed, bits, shape, codebook="midtread"):
         codes = packed.numpy()[:, None].astype(np.int32) // TRITS
         if codes.max(initial=0) >= 3**5:
             raise ValueError("a byte of five three-level values is over 242")
-        values = (codes % 3).reshape(-1)[:count].reshape(shape) - 1
-        return torch.from_numpy(values.astype(np.int32))
-    codes = _codes(packed.numpy(), bits, count)
-    codes = codes.reshape(shape).astype(np.int32)
+        values = (codes % 3).reshape(-1)[:count] - 1
+        return torch.from_numpy(values.astype(np.int32)).reshape(shape)
+    codes = _codes(packed.numpy(), bits, count).astype(np.int32)
     if has_zero(bits, codebook):
-        return torch.from_numpy(codes - 2 ** (bits - 1))
-    return torch.from_numpy(2 * codes - largest_level(bits, codebook))
+        values = codes - 2 ** (bits - 1)
+    else:
+        values = 2 * codes - largest_level(bits, codebook)
+    return torch.from_numpy(values).reshape(shape)
 
 
 def _codes(packed, bits, count):
@@ -217,9 +213,10 @@ def _codes(packed, bits, count):
     return np.packbits(padded, axis=1, bitorder="little").view("<u2")
 
 
-# 2: slices, other tables than Eq. 7's, 1.6 bits. 3: an architecture, and the
-# shapes of layers that are alike only once.
-VERSIONS = ("1", "2", "3")
+# 2: groups of output channels, other tables than Eq. 7's, 1.6 bits. 3: an
+# architecture, and the shapes of layers that are alike only once. 4: scales
+# along other dimensions than the first one.
+VERSIONS = ("1", "2", "3", "4")
 METADATA = ("format", "mpq_version", "mpq_config", "sha256")
 DTYPES = {  # names of the safetensors format
     torch.float64: "F64",
@@ -252,37 +249,88 @@ class PackedModelError(ValueError):
         super().__init__(f"{path}: {problem}; {fix}")
 
 
-def write_container(path, tensors, config, version="1"):
+def write_container(path, tensors, config, version="1", check=None):
     """Writes tensors and a configuration as one safetensors file.
 
     The safetensors library writes the metadata in an order of its own, which
     changes from run to run; here the bytes depend on the content only.
+
+    Arguments
+    ---------
+    path : Path
+        What was there stays until the new file is complete.
+    tensors : dict of str -> torch.Tensor
+        On the CPU.
+    config : dict
+        Anything that JSON can hold.
+    version : str
+        Version of the format.
+    check : callable or None
+        Called with the path of the complete file before it takes its place.
     """
     config = json.dumps(config, separators=(",", ":"), allow_nan=False)
+    kinds = {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}
+    text, names = _header_text(kinds, config, version, tensors)
+    with atomic_write(path) as part:
+        with open(part, "wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for name in names:
+                file.write(_bytes(tensors[name]))
+            file.flush()
+            os.fsync(file.fileno())
+        if check is not None:
+            check(part)
+
+
+def container_bytes(kinds, config, version="1"):
+    """Computes how long a file will be, before there is one.
+
+    Arguments
+    ---------
+    kinds : dict of str -> (torch.dtype, tuple of int)
+        Type and shape of each tensor.
+    config : dict
+        Anything that JSON can hold.
+    version : str
+        Version of the format.
+
+    Returns
+    -------
+    int
+    """
+    config = json.dumps(config, separators=(",", ":"), allow_nan=False)
+    text, _ = _header_text(kinds, config, version)
+    sizes = (
+        math.prod(shape) * dtype.itemsize for dtype, shape in kinds.values()
+    )
+    return 8 + len(text) + sum(sizes)
+
+
+def _header_text(kinds, config, version, tensors=None):
+    """The header of a file, and its tensors' names in order."""
+    sha = digest(tensors, config, version) if tensors is not None else "0" * 64
     header = {
         "__metadata__": {
             "format": "pt",
             "mpq_version": version,
             "mpq_config": config,
-            "sha256": digest(tensors, config, version),
+            "sha256": sha,
         }
     }
     # Wide types first keep every tensor aligned.
-    names = sorted(tensors, key=lambda n: (-tensors[n].element_size(), n))
+    names = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))
     start = 0
     for name in names:
-        tensor = tensors[name]
-        end = start + tensor.numel() * tensor.element_size()
+        dtype, shape = kinds[name]
+        end = start + math.prod(shape) * dtype.itemsize
         header[name] = {
-            "dtype": DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
+            "dtype": DTYPES[dtype],
+            "shape": list(shape),
             "data_offsets": [start, end],
         }
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    payload = [_bytes(tensors[name]) for name in names]
-    write_chunks(path, [struct.pack("<Q", len(text)), text, *payload])
+    return text + b" " * (-len(text) % 8), names
 
 
 @dataclass(frozen=True)
@@ -297,21 +345,41 @@ class Container:
         The configuration.
     version : str
         Version of the format.
-    content : bytes
-        The whole file, as it was read.
+    header : bytes
+        Of the file, as it was read.
+    payload : numpy.ndarray
+        The bytes behind it, which the tensors are views of.
     """
 
     tensors: dict
     config: dict
     version: str
-    content: bytes = field(repr=False)
+    header: bytes = field(repr=False)
+    payload: np.ndarray = field(repr=False)
+
+    @property
+    def content(self):
+        """The whole file, as it was read."""
+        return self.header + self.payload.tobytes()
 
 
-def read_container(path):
+def read_container(path, check=None):
     """Reads and verifies what ``write_container`` wrote.
 
     The file is read once, so that what was verified is what is returned.
     Nothing is reserved that the file does not fill.
+
+    Arguments
+    ---------
+    path : Path
+        The file.
+    check : callable or None
+        Called with configuration, version, and type and shape of each tensor
+        by name, before the tensors are read.
+
+    Returns
+    -------
+    Container
     """
     if not path.is_file():
         inside = path.parent / "packed"  # of an experiment's folder
@@ -320,35 +388,73 @@ def read_container(path):
             path, "no such file", f"name a folder that save_packed wrote{hint}"
         )
     try:
-        content, entries, metadata = _read_checked(path)
-    except (ValueError, OSError) as error:
-        raise PackedModelError(
-            path, f"damaged or no safetensors file ({error})"
-        ) from error
-    version = _version(path, metadata)
-    try:
-        tensors = _tensors(content, entries)
-        config = metadata["mpq_config"]
-        if metadata["sha256"] != digest(tensors, config, version):
-            raise ValueError("SHA-256 does not match")
-        return Container(tensors, strict_json(config), version, content)
-    except (ValueError, RuntimeError, SafetensorError) as error:
-        raise PackedModelError(path, f"damaged ({error})") from error
+        return _read(path, check)
+    except PackedModelError:
+        raise
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
-def _read_checked(path):
-    """(content, entries, metadata) of a file that is as long as it says."""
+def _unreadable(path, error):
+    """What is no file of tensors."""
+    return PackedModelError(path, f"damaged or no safetensors file ({error})")
+
+
+def _read(path, check):
+    """A file's content; what is in its header is checked first."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        start = file.read(8)
-        length = _header_length(start, size)
-        header = start + file.read(length)
-        entries, metadata = _read_header(header)
-        _check_entries(entries, size - 8 - length)
-        content = header + file.read(size - 8 - length)
-    if len(content) != size:
-        raise ValueError(f"{len(content)} bytes of {size}")
-    return content, entries, metadata
+        try:
+            start = file.read(8)
+            length = _header_length(start, size)
+            header = start + file.read(length)
+            entries, metadata = _read_header(header)
+            _check_entries(entries, size - 8 - length)
+        except ValueError as error:
+            raise _unreadable(path, error) from error
+        version = _version(path, metadata)
+        try:
+            config = strict_json(metadata["mpq_config"])
+        except ValueError as error:
+            raise PackedModelError(path, f"damaged ({error})") from error
+        if check is not None:
+            try:
+                check(config, version, _kinds(entries))
+            except PackedModelError:
+                # A file that was damaged is told as such, in no more memory.
+                start = 8 + length
+                if start < size:
+                    mapped = np.memmap(file, np.uint8, "c", start)
+                    _verified(path, mapped, entries, metadata)
+                raise
+        payload = np.empty(size - 8 - length, np.uint8)
+        if file.readinto(payload) != len(payload) or file.read(1):
+            raise PackedModelError(
+                path, "damaged (it changes while it is read)"
+            )
+    tensors = _verified(path, payload, entries, metadata)
+    return Container(tensors, config, version, header, payload)
+
+
+def _verified(path, payload, entries, metadata):
+    """The tensors of a payload whose checksum is right."""
+    version, config = metadata["mpq_version"], metadata["mpq_config"]
+    try:
+        tensors = _tensors(payload, entries)
+        if metadata["sha256"] != digest(tensors, config, version):
+            raise ValueError("SHA-256 does not match")
+    except (ValueError, RuntimeError) as error:
+        raise PackedModelError(path, f"damaged ({error})") from error
+    return tensors
+
+
+def _kinds(entries):
+    """Type and shape of each tensor of a header."""
+    types = {name: dtype for dtype, name in DTYPES.items()}
+    return {
+        name: (types[entry["dtype"]], tuple(entry["shape"]))
+        for name, entry in entries.items()
+    }
 
 
 def _version(path, metadata):
@@ -371,16 +477,16 @@ def _version(path, metadata):
     return version
 
 
-def _tensors(content, entries):
-    """The tensors of a file whose header is sound."""
-    tensors = load(content)
-    for name, entry in entries.items():
-        tensor = tensors[name]
-        if DTYPES[tensor.dtype] != entry["dtype"]:
-            raise ValueError(f"tensor {name!r} of another type")
+def _tensors(payload, entries):
+    """The tensors of a file whose header is sound, in its own memory."""
+    tensors = {}
+    for name, (dtype, shape) in _kinds(entries).items():
+        start, stop = entries[name]["data_offsets"]
+        own = torch.from_numpy(payload[start:stop])
         # A byte other than 0 and 1 is no bool: what it does is undefined.
-        if tensor.dtype == torch.bool and tensor.view(torch.uint8).gt(1).any():
+        if dtype == torch.bool and own.gt(1).any():
             raise ValueError(f"tensor {name!r} holds no truth values")
+        tensors[name] = own.view(dtype).reshape(shape)
     return tensors
 
 
@@ -396,5 +502,5 @@ def digest(tensors, config, version):
 
 
 def _bytes(tensor):
-    """Raw little-endian bytes of a tensor."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+    """Raw little-endian bytes of a tensor, in its own memory."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())

@@ -1,20 +1,18 @@
-"""Fake quantization of one parameter, attached with a torch parametrization.
+"""Fake quantization of a weight: what estimators put in its place in training.
 
-The module keeps its identity and its float weight (``original``), which the
-optimizer goes on training; whoever reads the weight sees its quantized value.
-Bits, codebook and scale are buffers: they travel through ordinary checkpoints.
+The float weight goes on being trained; whoever reads the weight sees its
+quantized values. Bits, codebook and scale are buffers, or parameters where
+they are trained: they travel through ordinary checkpoints.
 
-Fake quantization for trainings that know nothing of quantization.
-
-Its scale is trained as a logarithm, so that what an ordinary optimizer does
-to a parameter is right for it: weight decay pulls towards the fitted scale,
-no step can make it negative, and one learning rate suits scales of any size.
+``FakeQuantize`` keeps the fitted scale and is straight through.
+``LearnedStep`` and ``LogStep`` train the scale with the gradients of learned
+step size quantization (Esser et al., ICLR 2020), relative to the fitted one.
+``LogStep`` trains its logarithm, so that what an ordinary optimizer does to a
+parameter is right for it: weight decay pulls towards the fitted scale, no step
+can make it negative, and one learning rate suits scales of any size.
 """
 
-from functools import partial
-
 import torch
-from torch.nn.utils import parametrize
 
 from .codebook import (
     TERNARY_BITS,
@@ -25,8 +23,97 @@ from .codebook import (
     has_zero,
     largest_level,
     nearest_levels,
+    rows_by_scale,
     table_bits,
 )
+
+# Of a weight's root mean square: a table that ends below it is replaced.
+RESCALE_THRESHOLD = 0.5
+_TINY = torch.finfo(torch.float32).tiny
+
+
+class StraightThroughRounding(torch.autograd.Function):
+    """Quantized values whose gradient is the weight's, unchanged.
+
+    It is not cut where the table clips: a clipped weight must be able to come
+    back, and the fitted scale clips few.
+    """
+
+    @staticmethod
+    def forward(context, weight, quantized):
+        """Passes the quantized values on."""
+        return quantized.view_as(quantized)
+
+    @staticmethod
+    def backward(context, gradient):
+        """Passes the gradient to the weight."""
+        return gradient, None
+
+
+class LearnedRounding(torch.autograd.Function):
+    """The nearest table entries, with the gradients of learned steps.
+
+    A weight inside the table follows its gradient, one beyond its ends none;
+    the scale gets what rounding and clipping changed (Esser et al., ICLR
+    2020). Little is computed and allocated, as this runs for every weight at
+    every step, and nothing kept but what the module keeps anyway.
+
+    Example
+    -------
+    >>> weight = torch.tensor([0.4, -0.1, 9.0], requires_grad=True)
+    >>> log_scale = torch.tensor(0.5).log().requires_grad_()
+    >>> table = log_scale.detach().exp(), 2, "midtread"
+    >>> LearnedRounding.apply(weight, log_scale, *table).sum().backward()
+    >>> weight.grad, log_scale.grad  # 0.5 x ((1 - 0.8) + (0 + 0.2) + 1)
+    (tensor([1., 1., 0.]), tensor(0.7000))
+    """
+
+    @staticmethod
+    def forward(context, weight, log_scale, alpha, bits, codebook):
+        """Rounds to the table of scale alpha, whose logarithm is trained.
+
+        Of ``log_scale`` only the gradient matters: it may lack a constant.
+        """
+        context.largest = largest = largest_level(bits, codebook)
+        if has_zero(bits, codebook):
+            levels = _steps(weight, alpha).round_().clamp_(-largest, largest)
+            levels.add_(0.0)  # turns -0 into 0
+        else:
+            levels = nearest_levels(weight, bits, alpha, codebook)
+        quantized = levels.mul_(alpha.to(levels)).to(weight.dtype)
+        context.save_for_backward(weight, quantized, alpha)
+        return quantized
+
+    @staticmethod
+    def backward(context, gradient):
+        """Gives the gradients of the weight and of the scale's logarithm."""
+        weight, quantized, alpha = context.saved_tensors
+        by_scale = None
+        inside = weight.abs() <= context.largest * alpha
+        by_weight = torch.where(inside, gradient, 0.0)
+        if context.needs_input_grad[1]:
+            # By the entry, less what follows the weight.
+            by_scale = _products(gradient, quantized, alpha.shape)
+            by_scale -= _products(by_weight, weight, alpha.shape)
+            by_scale = by_scale.to(alpha)
+        return by_weight, by_scale, None, None, None
+
+
+def _steps(weight, alpha):
+    """A weight in units of alpha; a new tensor."""
+    if weight.dtype == alpha.dtype == torch.float32:
+        return weight / alpha.clamp_min(_TINY)
+    # Half floats are too coarse to divide in.
+    work = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    return work / alpha.to(work).clamp_min(torch.finfo(work.dtype).tiny)
+
+
+def _products(one, other, shape):
+    """Sum of products for each scale."""
+    one, other = one.float(), other.float()
+    if not shape:
+        return torch.dot(one.reshape(-1), other.reshape(-1))
+    return (one * other).sum_to_size(shape)
 
 
 class FakeQuantize(torch.nn.Module):
@@ -107,10 +194,9 @@ class FakeQuantize(torch.nn.Module):
         with torch.no_grad():
             levels = self.levels(weight)
             quantized = dequantize(levels, self.alpha, weight.dtype)
-        # The second term is exactly zero and only carries the gradient. It is
-        # not cut where the table clips: a clipped weight must be able to come
-        # back, and the fitted scale clips few.
-        return quantized + (weight - weight.detach())
+        if not (weight.requires_grad and torch.is_grad_enabled()):
+            return quantized
+        return StraightThroughRounding.apply(weight, quantized)
 
     def right_inverse(self, weight):
         """What ``module.weight = value`` stores: the float value itself."""
@@ -131,6 +217,18 @@ class FakeQuantize(torch.nn.Module):
             f"codebook={self.codebook}"
         )
 
+    def refit(self, weight):
+        """Fits the scale anew to a float weight.
+
+        Arguments
+        ---------
+        weight : torch.Tensor
+            Float values.
+        """
+        bits, codebook = self.stored_bits, self.codebook
+        shape = tuple(self.alpha.shape)
+        self.set_scale(fit_scale(weight, bits, codebook=codebook, shape=shape))
+
     def _load_from_state_dict(self, state_dict, prefix, *arguments):
         """Checkpoints from before there was a choice of tables have Eq. 7's."""
         for name in ("ternary", "midrise"):
@@ -142,11 +240,7 @@ StraightThrough = FakeQuantize  # the name it has as an estimator
 
 
 class LearnedStep(FakeQuantize):
-    """Fake quantization whose scale is trained with the weights.
-
-    The gradients are those of learned step size quantization (Esser et al.,
-    ICLR 2020). What is trained is the scale relative to the fitted one, so
-    that one learning rate suits scales of any size.
+    """Trains the scale with the weights, relative to the fitted one.
 
     Arguments
     ---------
@@ -198,122 +292,16 @@ class LearnedStep(FakeQuantize):
         torch.Tensor
             Same shape and type.
         """
-        alpha = self.alpha
+        # Only for its gradient: the scale is what `alpha` says.
+        tiny = torch.finfo(self.stretch.dtype).tiny
+        log_scale = self.stretch.abs().clamp_min(tiny).log()
         with torch.no_grad():
-            levels = self.levels(weight)
-            quantized = dequantize(levels, alpha, weight.dtype)
-            largest = largest_level(self.stored_bits, self.codebook)
-        # Inside the table a weight follows its gradient and the scale gets
-        # what rounding changed; beyond its ends the scale gets all of it.
-        steps = weight / alpha.clamp_min(torch.finfo(alpha.dtype).tiny)
-        inside = steps.clamp(-largest, largest)
-        smooth = (inside + (levels - inside).detach()) * alpha
-        return quantized + (smooth - smooth.detach()).to(weight.dtype)
-
-
-def attach(module, attribute, fake_quantize):
-    """Quantizes one parameter of a module from now on."""
-    parametrize.register_parametrization(module, attribute, fake_quantize)
-    hook = partial(_accept_full_precision, attribute)
-    handle = module.register_load_state_dict_pre_hook(hook)
-    module.parametrizations[attribute].load_hook = handle
-
-
-def detach(module, attribute, keep_quantized=False):
-    """Undoes ``attach``."""
-    quantized = getattr(module, attribute).detach().clone()
-    # torch edits the class that it made for the module, and a deep copy of
-    # the module shares that class: edit one of our own.
-    kind = type(module)
-    module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
-    module.parametrizations[attribute].load_hook.remove()
-    parametrize.remove_parametrizations(
-        module, attribute, leave_parametrized=False
-    )
-    if keep_quantized:
-        with torch.no_grad():
-            getattr(module, attribute).copy_(quantized)
-
-
-def _accept_full_precision(attribute, module, state_dict, prefix, *_):
-    """Lets a checkpoint of the plain module load into the quantized one."""
-    if f"{prefix}{attribute}" not in state_dict:
-        return
-    inside = f"{prefix}parametrizations.{attribute}."
-    value = state_dict.pop(f"{prefix}{attribute}")
-    state_dict[f"{inside}original"] = value
-    chain = module.parametrizations[attribute]
-    chain.took_float = True  # for whoever wants to fit the scale again
-    for name, value in chain.state_dict().items():
-        state_dict.setdefault(f"{inside}{name}", value)
-
-
-# Of a weight's root mean square: a table that ends below it is replaced.
-RESCALE_THRESHOLD = 0.5
-
-
-class RoundToTable(torch.autograd.Function):
-    """The nearest table entries, with the gradients of learned steps.
-
-    A weight inside the table follows its gradient, one beyond its ends none;
-    the scale gets what rounding and clipping changed (Esser et al., ICLR
-    2020). Little is computed and allocated, as this runs for every weight at
-    every step, and nothing kept but what the module keeps anyway.
-
-    Example
-    -------
-    >>> weight = torch.tensor([0.4, -0.1, 9.0], requires_grad=True)
-    >>> stretch = torch.tensor(0.0, requires_grad=True)
-    >>> table = torch.tensor(0.5), 2, "midtread"
-    >>> RoundToTable.apply(weight, stretch, *table).sum().backward()
-    >>> weight.grad, stretch.grad  # 0.5 x ((1 - 0.8) + (0 + 0.2) + 1)
-    (tensor([1., 1., 0.]), tensor(0.7000))
-    """
-
-    @staticmethod
-    def forward(context, weight, log_stretch, fitted, bits, codebook):
-        """The weight's nearest entries in the table of scale fitted e^s."""
-        alpha = fitted * log_stretch.exp()
-        if has_zero(bits, codebook):
-            largest = largest_level(bits, codebook)
-            levels = _steps(weight, alpha).round_().clamp_(-largest, largest)
-            levels.add_(0.0)  # turns -0 into 0
-        else:
-            levels = nearest_levels(weight, bits, alpha, codebook)
-        quantized = levels.mul_(alpha.to(levels)).to(weight.dtype)
-        context.save_for_backward(weight, quantized, alpha)
-        context.largest = largest_level(bits, codebook)
-        return quantized
-
-    @staticmethod
-    def backward(context, gradient):
-        """Gradients of the weight and of the logarithm s."""
-        weight, quantized, alpha = context.saved_tensors
-        inside = weight.abs() <= context.largest * alpha
-        by_weight = gradient * inside
-        # By s: the entry, less what follows the weight.
-        by_stretch = _products(gradient, quantized, alpha.shape)
-        by_stretch -= _products(by_weight, weight, alpha.shape)
-        return by_weight, by_stretch.to(alpha), None, None, None
-
-
-def _steps(weight, alpha):
-    """A weight in units of alpha; a new tensor."""
-    # Half floats are too coarse to divide in.
-    work = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    return work / alpha.to(work).clamp_min(torch.finfo(work.dtype).tiny)
-
-
-def _products(one, other, shape):
-    """Sum of products for each scale."""
-    one, other = one.float(), other.float()
-    if not shape:
-        return torch.dot(one.reshape(-1), other.reshape(-1))
-    return (one * other).sum_to_size(shape)
+            table = self.alpha, self.stored_bits, self.codebook
+        return LearnedRounding.apply(weight, log_scale, *table)
 
 
 class LogStep(FakeQuantize):
-    """Fake quantization whose scale is trained as a logarithm.
+    """Trains the logarithm of the scale with the weights.
 
     A tensor that is all zero when its scale is fitted, as a bias before
     training, has no scale yet. It gets one as soon as it has values, and again
@@ -394,8 +382,9 @@ class LogStep(FakeQuantize):
         """
         if self.is_uninitialized and self.training:
             self._fit_late(weight.detach())
-        table = self.fitted, *self._table()
-        return RoundToTable.apply(weight, self.log_stretch, *table)
+        with torch.no_grad():
+            table = self.alpha, *self._table()
+        return LearnedRounding.apply(weight, self.log_stretch, *table)
 
     def _table(self):
         """Bits and codebook, without asking the device at every step."""
@@ -414,14 +403,14 @@ class LogStep(FakeQuantize):
     def _fit_late(self, weight):
         """Fit the scales that a weight has outgrown."""
         bits, codebook = self._table()
-        values = weight.float().reshape(self.fitted.numel(), -1)
+        values = rows_by_scale(weight.float(), self.fitted.shape)
         rms = values.norm(dim=1) / values.shape[1] ** 0.5
         end = largest_level(bits, codebook) * self.alpha
         outgrown = end < RESCALE_THRESHOLD * rms.view(end.shape)
         if not outgrown.any():
             return
-        granularity = "channel" if self.fitted.dim() else "tensor"
-        alpha = fit_scale(weight, bits, granularity, codebook)
+        shape = self.fitted.shape
+        alpha = fit_scale(weight, bits, codebook=codebook, shape=shape)
         self.fitted.copy_(torch.where(outgrown, alpha, self.fitted))
         self.log_stretch.masked_fill_(outgrown, 0.0)
 

@@ -1,18 +1,12 @@
-"""Second moments of a layer's inputs, and what they say about its outputs.
+"""Rounding a weight matrix by what it does to the layer's outputs.
 
-With the inputs X [columns, samples] of a layer and their moment H = X X^T, the
-squared error that other weights Q cause at its outputs is
-tr((W - Q) H (W - Q)^T).
-
-Layout: weights [..., rows, columns], moments [..., columns, columns].
-
-Rounding a weight matrix by what it does to the layer's outputs.
-
-Nearest rounding treats every weight alone. Here the layer's output error on
-calibration inputs X counts, tr((W - Q) H (W - Q)^T) with H = X X^T, and the
-rounding error of one column is fed back into the columns that are not rounded
-yet, as in GPTQ (Frantar et al., ICLR 2023). The order of its steps is that of
-Babai's nearest plane: one Cholesky factor of H, last column first.
+Nearest rounding treats every weight alone. Here the layer's squared output
+error on calibration inputs X [columns, samples] counts: with the second moment
+H = X X^T of the inputs, the error that other weights Q cause is
+tr((W - Q) H (W - Q)^T). The rounding error of one column is fed back into the
+columns that are not rounded yet, as in GPTQ (Frantar et al., ICLR 2023). The
+order of its steps is that of Babai's nearest plane: one Cholesky factor of H,
+last column first.
 
 Layout: weights [..., rows, columns], moments [..., columns, columns], scales
 broadcastable to the weights. Everything is computed in float64.
@@ -25,7 +19,7 @@ from .fake_quant import FakeQuantize
 
 
 def damped_moment(moment, damping=0.01):
-    """A second moment that can be factorized, whatever the inputs.
+    """Damps a second moment: it can be factorized, whatever the inputs.
 
     Arguments
     ---------
@@ -47,7 +41,7 @@ def damped_moment(moment, damping=0.01):
 
 
 def regressed_weight(weight, cross, moment, damping=0.01):
-    """The float weight that comes closest to given outputs (ridge regression).
+    """Regresses the float weight that comes closest to given outputs.
 
     Minimizes |Y - V X|^2 + d |V - W|^2 over V: where the inputs X are not
     those that W was trained on, V makes up for it as far as it can.
@@ -73,7 +67,7 @@ def regressed_weight(weight, cross, moment, damping=0.01):
 
 
 def output_error(weight, rounded, moment):
-    """Squared output error of every row, the diagonal of (W-Q) H (W-Q)^T.
+    """Computes each row's squared output error: diagonal of (W-Q) H (W-Q)^T.
 
     Arguments
     ---------
@@ -121,7 +115,7 @@ class PostTraining(FakeQuantize):
 def feedback_levels(
     weight, moment, bits, alpha, codebook="midtread", by_activity=True
 ):
-    """Levels by rounding column after column with error feedback (GPTQ).
+    """Rounds column after column with error feedback (GPTQ).
 
     With H = R^T R and R upper triangular, column i takes on the errors of all
     columns behind it: round(w_i + sum_j>i R_ij (w_j - q_j) / R_ii).
@@ -154,7 +148,7 @@ def feedback_levels(
 
 
 def calibrated_levels(weight, moment, bits, alpha, codebook="midtread"):
-    """Levels with error feedback, or the nearest where these do better.
+    """Rounds with error feedback, or to the nearest where that does better.
 
     Row by row the output error is never above that of nearest rounding;
     feedback alone has no such guarantee, as the table ends somewhere.
@@ -171,7 +165,7 @@ def calibrated_levels(weight, moment, bits, alpha, codebook="midtread"):
 
 
 def calibrated_scale(weight, moment, bits, alpha, codebook="midtread"):
-    """The scale near a given one whose calibrated levels err least.
+    """Searches the scale near a given one whose calibrated levels err least.
 
     Arguments
     ---------

@@ -1,12 +1,11 @@
-"""Groups of output channels: a tensor in slices, each with its own quantizer.
+"""Groups of output channels of a weight, each with bits of its own.
 
-A tensor is cut along its first dimension, that of the output channels in
-linear, convolutional and recurrent layers, into slices of about equal size.
-A slice is named like its tensor with the rows behind it,
+A weight is divided along its first dimension, that of the output channels in
+linear, convolutional and recurrent layers, into groups of about equal size. A
+group is named like its tensor with its channels behind it,
 "conv.weight[0:32]", and counts as a tensor of its own in clusters, plans,
-score tables and packed files.
-
-Cutting the tensors of a model into slices with bits of their own.
+score tables and packed files. Transposed convolutions have their output
+channels elsewhere and stay whole.
 """
 
 import re
@@ -112,6 +111,17 @@ class RowGroups(torch.nn.Module):
         slices = self.slices(len(weight))
         return torch.cat([q.right_inverse(weight[rows]) for rows, q in slices])
 
+    def refit(self, weight):
+        """Fits the scales anew to a float weight.
+
+        Arguments
+        ---------
+        weight : torch.Tensor
+            Float values.
+        """
+        for rows, quantizer in self.slices(len(weight)):
+            quantizer.refit(weight[rows])
+
 
 def cut(tensors, rows):
     """Cuts large matrices and filters into slices of rows.
@@ -135,9 +145,11 @@ def cut(tensors, rows):
     ['weight[0:2]', 'weight[2:5]', 'bias']
     """
     counts = {
-        name: count_slices(tuple(tensor.parameter.shape), rows)
+        name: count_slices(tuple(tensor.shape), rows)
         for name, tensor in tensors.items()
+        if tensor.axes == (0,)
     }
+    count_slices((1, 1), rows)  # refuses what is no number of channels
     return _cut(tensors, counts)
 
 
@@ -164,6 +176,6 @@ def _cut(tensors, counts):
         if count == 1 or tensor.reason:
             pieces.append(tensor)
         else:
-            length = len(tensor.parameter)
+            length = tensor.shape[0]
             pieces += [tensor.slice(r) for r in row_slices(length, count)]
     return {piece.name: piece for piece in pieces}

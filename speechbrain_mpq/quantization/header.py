@@ -1,13 +1,13 @@
-"""Trees of tensor names, which take less room than the names in full.
+"""The header of a packed file: names, bits and shapes of quantized tensors.
 
-What a packed file's header says of the quantized tensors.
-
-Formats 1 and 2 have one tree, {"conv": {"weight": [bits, *shape]}}. Format 3
-writes a layer that comes again only once, which is what the header of a
-small model is made of: "shapes" is the tree without the bits, in which
-{"tcn_0/tcn_1": ...} stands for two branches that are alike, and "bits" is a
-list in the order of the full names. Where a tensor is cut, its bits are a
-list with one number for every slice.
+Names stand in a tree, which takes less room than the names in full. Formats 1
+and 2 have {"conv": {"weight": [bits, *shape]}}. Format 3 writes a layer that
+comes again only once, which is what the header of a small model is made of:
+"shapes" is the tree without the bits, in which {"tcn_0/tcn_1": ...} stands for
+two branches that are alike, and "bits" is a list in the order of the full
+names. Where a tensor is divided into groups of output channels, its bits are a
+list with one number for every group. Format 4 tells moreover, as "axes", of
+which tensors the scales are along other dimensions than the first one.
 """
 
 import re
@@ -120,14 +120,40 @@ MAX_NAMED = 2**27  # bytes that all names and shapes may take in memory
 ENTRY_BYTES = 256  # of one of them, the name's characters aside
 
 
-def tree_header(quantized):
+def describe(quantized):
+    """Describes quantized tensors.
+
+    Arguments
+    ---------
+    quantized : dict of str -> NamedTensor
+        Tensors and groups of output channels.
+
+    Returns
+    -------
+    dict of str -> list
+        Parameter name -> [bits, *shape]; bits are a list where it is divided.
+    """
+    bits, shapes = defaultdict(list), {}
+    # In the order of rows, which is not that of names.
+    for tensor in sorted(quantized.values(), key=lambda t: first_row(t.rows)):
+        bits[tensor.parameter_name].append(tensor.fake_quantize.stored_bits)
+        shapes[tensor.parameter_name] = list(tensor.shape)
+    return {
+        name: [b if len(b) > 1 else b[0], *shapes[name]]
+        for name, b in bits.items()
+    }
+
+
+def tree_header(described):
     """{"tensors": ...} of formats 1 and 2."""
-    return {"tensors": _nest(_described(quantized))}
+    return {"tensors": _nest(described)}
 
 
-def shared_header(quantized):
-    """{"shapes": ..., "bits": ...} of format 3."""
-    return _shared(_described(quantized))
+def shared_header(described):
+    """{"shapes": ..., "bits": ...} of formats 3 and 4."""
+    shapes = {name: shape for name, (_, *shape) in described.items()}
+    bits = [described[name][0] for name in sorted(described)]
+    return {"shapes": _deduplicate(_nest(shapes)), "bits": bits}
 
 
 def upgraded_header(header):
@@ -140,7 +166,7 @@ def upgraded_header(header):
     """
     header = dict(header)
     if "tensors" in header:
-        header |= _shared(dict(leaves(header.pop("tensors"))))
+        header |= shared_header(dict(leaves(header.pop("tensors"))))
     return header
 
 
@@ -164,8 +190,39 @@ def described_tensors(header):
     return sorted(found)
 
 
+def scale_axes(header, described):
+    """Reads along which dimensions the scales of each tensor are.
+
+    Arguments
+    ---------
+    header : dict
+        That may be anybody's.
+    described : list
+        What ``described_tensors`` found in it.
+
+    Returns
+    -------
+    dict of str -> tuple of int
+        Only of those that have not the first one.
+
+    Example
+    -------
+    >>> described = [("up.weight", 4, (8, 2, 3))]
+    >>> scale_axes({"axes": {"up.weight": [1]}}, described)
+    {'up.weight': (1,)}
+    """
+    ranks = {name: len(shape) for name, _, shape in described}
+    axes = header.get("axes", {})
+    if not isinstance(axes, dict):
+        raise ValueError("axes that are no JSON object")
+    for name, own in axes.items():
+        if own not in ([1], [0, 1]) or ranks.get(name, 0) < 2:
+            raise ValueError(f"{name[:80]!r} with scales along {own!r:.40}")
+    return {name: tuple(own) for name, own in axes.items()}
+
+
 def needs_second_version(header):
-    """Whether only readers of format version 2 understand a header.
+    """Tells whether only readers of format version 2 understand a header.
 
     Example
     -------
@@ -180,13 +237,6 @@ def needs_second_version(header):
         return True
     bits = [value[0] for _, value in leaves(header["tensors"])]
     return any(b == TERNARY_BITS or isinstance(b, list) for b in bits)
-
-
-def _shared(described):
-    """Format 3's description, from parameter name -> [bits, *shape]."""
-    shapes = {name: shape for name, (_, *shape) in described.items()}
-    bits = [described[name][0] for name in sorted(described)]
-    return {"shapes": _deduplicate(_nest(shapes)), "bits": bits}
 
 
 def _joined(shapes, bits):
@@ -228,16 +278,3 @@ def _slices(name, bits, shape):
     for rows, b in zip(row_slices(shape[0], len(bits)), bits):
         size = rows.stop - rows.start
         yield slice_name(name, rows), check_bits(b), (size, *shape[1:])
-
-
-def _described(quantized):
-    """Parameter name -> [bits, *shape]; bits are a list where it is cut."""
-    bits, shapes = defaultdict(list), {}
-    # In the order of rows, which is not that of names.
-    for tensor in sorted(quantized.values(), key=lambda t: first_row(t.rows)):
-        bits[tensor.parameter_name].append(tensor.fake_quantize.stored_bits)
-        shapes[tensor.parameter_name] = list(tensor.parameter.shape)
-    return {
-        name: [b if len(b) > 1 else b[0], *shapes[name]]
-        for name, b in bits.items()
-    }

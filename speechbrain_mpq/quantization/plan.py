@@ -1,7 +1,4 @@
-"""Bit plans: how many bits each cluster of parameters gets.
-
-Between a bit plan and the model that it is for.
-"""
+"""Bit plans: how many bits each cluster gets, and what that makes of a size."""
 
 import json
 import math
@@ -227,13 +224,24 @@ def _cluster_from_dict(entry):
 
 
 def bit_plan(model):
-    """The plan that a quantized model follows."""
+    """Reads the plan that a quantized model follows.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Quantized.
+
+    Returns
+    -------
+    BitPlan
+    """
     grouped, rest = defaultdict(list), 0
     for tensor in named_tensors(model).values():
         if tensor.fake_quantize:
             grouped[tensor.cluster].append(tensor)
         else:
-            rest += tensor.parameter.numel()
+            parts = tensor.parts.values() or [tensor.parameter]
+            rest += sum(p.numel() for p in parts)
     if not grouped:
         raise ValueError(
             "the model has no quantized parameter: call quantize_ first"

@@ -2,11 +2,13 @@
 
 Every float parameter can be quantized, whatever its module does with it:
 convolutions, linear, recurrent and attention layers, norms, PReLU. The module
-that owns a parameter names its cluster.
+that owns a parameter names its cluster. The coverage table tells what every
+tensor of a model is stored as, and why.
 """
 
+import logging
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
@@ -16,12 +18,22 @@ from .codebook import (
     dequantize,
     fit_scale,
     nearest_levels,
+    scale_shape,
 )
-from .fake_quant import FakeQuantize, attach, detach
+from .fake_quant import FakeQuantize
 from .groups import RowGroups, cut, cut_as_named
+from .packing import content_of, unpackable
+from .parametrized import (
+    Constant,
+    attach,
+    computed_always,
+    computed_once,
+    detach,
+)
 from .plan import BitPlan, bit_plan, bits_of_plan, packed_bytes
 from .scheme import Scheme, scheme_of
 from .tensors import (
+    ROOT,
     NamedTensor,
     named_tensors,
     near_misses,
@@ -29,11 +41,15 @@ from .tensors import (
     select,
 )
 
+logger = logging.getLogger(__name__)
+
 
 def coverage(model):
-    """One row for every tensor of the model: asked and stored bits, bytes.
+    """Lists what a packed file holds of every tensor of a model, and why.
 
-    A tensor that is quantized in slices has a row for each of them.
+    A tensor that is quantized in groups of output channels has a row for each
+    of them. The bytes are those of the packed file but its header
+    (``packed_file_bytes`` counts that, too).
 
     Arguments
     ---------
@@ -45,7 +61,8 @@ def coverage(model):
     list of dict
         Keys tensor, cluster, shape, parameters, asked_bits and codebook (None
         where it was left alone), stored_bits, bytes, reason (why it was left
-        alone).
+        alone, and "cannot be packed" where no file can hold it). Another name
+        of a tied tensor has a row of 0 parameters and bytes.
 
     Example
     -------
@@ -61,37 +78,97 @@ def coverage(model):
     running_var 32 32
     num_batches_tracked 64 8
     """
-    tensors = sorted(
-        named_tensors(model).values(), key=lambda t: t.fake_quantize is None
-    )
-    rows = [_coverage_row(tensor) for tensor in tensors]
+    tensors = named_tensors(model)
+    content = content_of(model)
+    by_kind = sorted(tensors.values(), key=lambda t: t.fake_quantize is None)
+    rows = []
+    for tensor in by_kind:
+        if tensor.fake_quantize or tensor.chain is None:
+            rows.append(_coverage_row(tensor, content))
+        else:
+            rows += [
+                _coverage_row(NamedTensor(name, part), content)
+                for name, part in tensor.parts.items()
+            ]
+        rows += [_alias_row(tensor, name) for name in tensor.aliases]
+    listed = {row["tensor"] for row in rows}
     for name, buffer in plain_buffers(model).items():
-        tensor = NamedTensor(name, buffer, reason="buffer, not trained")
-        rows.append(_coverage_row(tensor))
+        if name not in listed:
+            buffer = NamedTensor(name, buffer, reason="buffer, not trained")
+            rows.append(_coverage_row(buffer, content))
+    rows += [_state_row(name, own) for name, own in content.states.items()]
+    if content.same:
+        same = _state_row("(names of equal buffers)", content.same_names())
+        rows.append({**same, "cluster": ROOT, "reason": "stored once"})
+    listed = {row["tensor"] for row in rows}
+    for name in sorted(set(content.refused) - listed):
+        why = f"cannot be packed: {content.refused[name]}"
+        rows.append({**_state_row(name, {}), "reason": why})
     return rows
 
 
-def _coverage_row(tensor):
+def _coverage_row(tensor, content):
     """One row of the coverage table."""
     count = tensor.weight.numel()
+    width = tensor.weight.element_size()
     row = {
         "tensor": tensor.name,
         "cluster": tensor.cluster,
         "shape": list(tensor.weight.shape),
         "parameters": count,
         "asked_bits": None,
-        "stored_bits": 8 * tensor.parameter.element_size(),
+        "stored_bits": 8 * width,
         "codebook": None,
-        "bytes": count * tensor.parameter.element_size(),
+        "bytes": count * width,
         "reason": tensor.reason or "not selected",
     }
-    if tensor.fake_quantize:
-        bits = tensor.fake_quantize.stored_bits
-        scales = tensor.fake_quantize.alpha.numel()
-        kind = tensor.fake_quantize.codebook
-        row.update(asked_bits=bits, stored_bits=bits, codebook=kind, reason="")
-        row["bytes"] = packed_bytes(count, bits, scales)
+    stored = tensor.fake_quantize
+    if stored:
+        bits = stored.stored_bits
+        row.update(asked_bits=bits, codebook=stored.codebook, reason="")
+    elif tensor.name in content.quantized:
+        stored = content.quantized[tensor.name].fake_quantize
+        row["reason"] += "; integers are exact"
+    if stored:
+        bits, scales = stored.stored_bits, stored.alpha.numel()
+        row.update(stored_bits=bits, bytes=packed_bytes(count, bits, scales))
+    if tensor.name in content.same:
+        row.update(bytes=0, reason=f"equal to {content.same[tensor.name]}")
+    elif tensor.name in content.left_out:
+        why = content.left_out[tensor.name]
+        row.update(bytes=0, reason=f"{row['reason']}; not stored: {why}")
+    elif tensor.name in content.refused:
+        why = content.refused[tensor.name]
+        row.update(bytes=0, reason=f"cannot be packed: {why}")
+    elif not stored and tensor.name not in content.floats:
+        row.update(bytes=0, reason="buffer that no checkpoint holds either")
     return row
+
+
+def _alias_row(tensor, name):
+    """The row of another name of a tied tensor."""
+    return {
+        **_state_row(name, {}),
+        "shape": list(tensor.weight.shape),
+        "asked_bits": getattr(tensor.fake_quantize, "stored_bits", None),
+        "reason": f"tied to {tensor.name}",
+    }
+
+
+def _state_row(name, tensors):
+    """The row of what a module keeps outside of parameters and buffers."""
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    return {
+        "tensor": name,
+        "cluster": name.rpartition(".")[0] or ROOT,
+        "shape": [],
+        "parameters": 0,
+        "asked_bits": None,
+        "stored_bits": 8,
+        "codebook": None,
+        "bytes": size,
+        "reason": "state of its module, not trained",
+    }
 
 
 def clusters(model, include=("*",), exclude=(), rows=None):
@@ -204,18 +281,34 @@ def quantize_(
     # The largest before the others, which then fit into its memory.
     by_size = sorted(bits, key=lambda name: -tensors[name].weight.numel())
     scales = {
-        name: _fit(name, tensors[name].weight, bits[name], scheme)
-        for name in by_size
+        name: _fit_tensor(tensors[name], bits[name], scheme) for name in by_size
     }
-    for pieces in whole:
-        quantizers = [estimator(bits[p.name], scales[p.name]) for p in pieces]
-        for quantizer in quantizers:
-            quantizer.set_codebook(scheme.codebook)
-        cut_up = len(pieces) > 1
-        quantizer = RowGroups(quantizers) if cut_up else quantizers[0]
+    made = [(p, _quantizers(p, bits, scales, scheme, estimator)) for p in whole]
+    for pieces, quantizers in made:
+        divided = len(pieces) > 1
+        quantizer = RowGroups(quantizers) if divided else quantizers[0]
         for module, attribute in pieces[0].owners:
             attach(module, attribute, quantizer)
+    computed_once(model)
+    for name, why in unpackable(model).items():
+        logger.warning(f"{name} cannot be packed: {why}")
     return bit_plan(model)
+
+
+def _quantizers(pieces, bits, scales, scheme, estimator):
+    """What quantizes a parameter, one for each group of output channels."""
+    quantizers = [estimator(bits[p.name], scales[p.name]) for p in pieces]
+    for quantizer in quantizers:
+        quantizer.set_codebook(scheme.codebook)
+        needs_parameter = getattr(quantizer, "needs_parameter", False)
+        if needs_parameter and pieces[0].chain is not None:
+            raise ValueError(
+                f"{pieces[0].name} results from parametrizations of its "
+                f"module's own, which {type(quantizer).__name__} cannot "
+                "train: call torch.nn.utils.parametrize."
+                "remove_parametrizations on its module first, or exclude it"
+            )
+    return quantizers
 
 
 def dequantize_(model, keep_quantized=False):
@@ -231,6 +324,7 @@ def dequantize_(model, keep_quantized=False):
     quantized = [t for t in named_tensors(model).values() if t.fake_quantize]
     # Slices of one tensor have the same owners.
     owners = dict.fromkeys(owner for t in quantized for owner in t.owners)
+    computed_always(model)
     for module, attribute in owners:
         detach(module, attribute, keep_quantized)
 
@@ -248,11 +342,11 @@ def requantize_(model):
         if quantizer:
             granularity = "channel" if quantizer.alpha.dim() else "tensor"
             scheme = Scheme(granularity, quantizer.codebook)
-            bits, weight = quantizer.stored_bits, tensor.weight
-            quantizer.set_scale(_fit(tensor.name, weight, bits, scheme))
+            bits = quantizer.stored_bits
+            quantizer.set_scale(_fit_tensor(tensor, bits, scheme))
 
 
-def fake_quantize(weight, bits, scheme=None, name="a tensor"):
+def fake_quantize(weight, bits, scheme=None, name="a tensor", shape=None):
     """The quantized values of a weight, by the scale that fits it best.
 
     Arguments
@@ -265,6 +359,9 @@ def fake_quantize(weight, bits, scheme=None, name="a tensor"):
         None: one scale, Eq. 7's codebook.
     name : str
         For errors.
+    shape : tuple of int or None
+        Of the scale, see `NamedTensor.scale_shape`; None: that of a weight
+        whose output channels come first.
 
     Returns
     -------
@@ -277,7 +374,8 @@ def fake_quantize(weight, bits, scheme=None, name="a tensor"):
     tensor([ 0.4000, -0.4000])
     """
     scheme = scheme or Scheme()
-    alpha = _fit(name, weight, check_bits(bits), scheme)
+    shape = shape or scale_shape(tuple(weight.shape), scheme.granularity)
+    alpha = _fit(name, weight, check_bits(bits), scheme, shape)
     levels = nearest_levels(weight, bits, alpha, scheme.codebook)
     return dequantize(levels, alpha, weight.dtype)
 
@@ -313,16 +411,41 @@ def cluster_quantized(
             f"cluster {cluster!r} is quantized already: call "
             "dequantize_(model) first"
         )
-    values = [fake_quantize(m.weight, bits, scheme, m.name) for m in members]
-    saved = [member.weight.clone() for member in members]
-    with torch.no_grad():
+    values = [_quantized(member, bits, scheme) for member in members]
+    with torch.no_grad(), ExitStack() as stack:
+        for member, value in zip(members, values, strict=True):
+            stack.enter_context(written(member, value))
+        yield
+
+
+@contextmanager
+def written(tensor, value):
+    """Give a tensor other values inside a ``with`` block, without gradient.
+
+    The old ones come back bit-exact.
+
+    Arguments
+    ---------
+    tensor : NamedTensor
+        Of a model in full precision.
+    value : torch.Tensor
+        In the tensor's shape.
+    """
+    if tensor.chain is not None:  # they result from others
+        whole = tensor.whole.clone()
+        whole[tensor.rows] = value
+        tensor.chain.append(Constant(whole))
         try:
-            for member, value in zip(members, values, strict=True):
-                member.parameter[member.rows].copy_(value)
             yield
         finally:
-            for member, value in zip(members, saved, strict=True):
-                member.parameter[member.rows].copy_(value)
+            tensor.chain.pop(len(tensor.chain) - 1)
+        return
+    saved = tensor.weight.clone()
+    try:
+        tensor.parameter[tensor.rows].copy_(value)
+        yield
+    finally:
+        tensor.parameter[tensor.rows].copy_(saved)
 
 
 def _whole_parameters(tensors, bits):
@@ -340,11 +463,23 @@ def _whole_parameters(tensors, bits):
     return [pieces[name] for name in names]
 
 
-def _fit(name, weight, bits, scheme):
+def _fit_tensor(tensor, bits, scheme):
+    """Scale of a tensor."""
+    shape = tensor.scale_shape(scheme.granularity)
+    return _fit(tensor.name, tensor.weight, bits, scheme, shape)
+
+
+def _fit(name, weight, bits, scheme, shape):
     """Scale of a tensor; names it where it cannot be fitted."""
     if not torch.isfinite(weight).all():
         raise ValueError(
             f"{name} has NaN or infinite values: load sound weights before "
             "quantizing"
         )
-    return fit_scale(weight, bits, scheme.granularity, scheme.codebook)
+    return fit_scale(weight, bits, codebook=scheme.codebook, shape=shape)
+
+
+def _quantized(tensor, bits, scheme):
+    """The quantized values of a tensor, as its own type."""
+    shape = tensor.scale_shape(scheme.granularity)
+    return fake_quantize(tensor.weight, bits, scheme, tensor.name, shape)

@@ -1,29 +1,48 @@
-"""The parameters of a model, by the names that they have while it is plain."""
+"""The weights of a model, by the names that they have while it is plain."""
 
 import difflib
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import torch
-from torch.nn.utils import parametrize
+from torch.nn.parameter import UninitializedTensorMixin
 
+from .codebook import scale_shape
 from .fake_quant import FakeQuantize
 from .groups import RowGroups, slice_name, split_name
+from .parametrized import (
+    chains,
+    float_weight,
+    is_own,
+    old_weight_norm,
+    quantizer_of,
+    settle,
+)
 
 ROOT = "."  # cluster of the parameters that the model itself owns
+OLD_WEIGHT_NORM = "torch.nn.utils.weight_norm"
+
+# torch's layers whose weights are [input channels, output channels, ...].
+TRANSPOSED = (
+    torch.nn.ConvTranspose1d,
+    torch.nn.ConvTranspose2d,
+    torch.nn.ConvTranspose3d,
+)
 
 
 @dataclass
 class NamedTensor:
-    """A parameter, or some rows of it, by its name in the plain model.
+    """A weight of a model, or some of its output channels, by its plain name.
 
     Arguments
     ---------
     name : str
-        Name in the plain model, quantized or not; with its rows where it is
-        a slice, "conv.weight[0:32]".
+        Name in the plain model, quantized or not; with its channels where it
+        is a group of them, "conv.weight[0:32]".
     parameter : torch.nn.Parameter
-        The float values that are trained, of all slices.
+        The float values that are trained, of all groups. Where the module has
+        parametrizations of its own, such as weight norm, one of what they
+        compute the weight from.
     owners : list
         (module, attribute) of every module that holds it; several where
         parameters are tied.
@@ -33,6 +52,12 @@ class NamedTensor:
         Why it cannot be quantized; empty where it can.
     rows : slice or Ellipsis
         ``parameter[rows]`` are its values.
+    aliases : list of str
+        Its other names in the plain model, where it is tied.
+    chain : torch.nn.utils.parametrize.ParametrizationList or None
+        The module's own parametrizations, which the weight results from.
+    parts : dict of str -> torch.Tensor
+        What these compute the weight from, by their names in the model.
     """
 
     name: str
@@ -41,6 +66,9 @@ class NamedTensor:
     fake_quantize: FakeQuantize = None
     reason: str = ""
     rows: object = ...
+    aliases: list = field(default_factory=list)
+    chain: object = None
+    parts: dict = field(default_factory=dict)
 
     @property
     def parameter_name(self):
@@ -48,18 +76,80 @@ class NamedTensor:
         return split_name(self.name)[0] if self.rows is not ... else self.name
 
     @property
+    def names(self):
+        """All names of the whole parameter in the plain model."""
+        return [self.parameter_name, *self.aliases]
+
+    @property
     def cluster(self):
-        """Name of the owning module, with the rows of a slice."""
+        """Name of the owning module, with the channels of a group."""
         module = self.parameter_name.rpartition(".")[0] or ROOT
         return slice_name(module, self.rows)
 
     @property
+    def whole(self):
+        """The float values of all groups, without gradient."""
+        if self.chain is None:
+            return self.parameter.detach()
+        with torch.no_grad():
+            return float_weight(self.chain).detach()
+
+    @property
     def weight(self):
-        """The float values, without gradient; a view of the parameter."""
-        return self.parameter.detach()[self.rows]
+        """The float values, without gradient.
+
+        A view of the parameter, but for modules that have parametrizations of
+        their own.
+        """
+        return self.whole[self.rows]
+
+    @property
+    def shape(self):
+        """Shape of the whole weight."""
+        return self.whole.shape
+
+    @property
+    def axes(self):
+        """Dimensions of the output channels."""
+        if self.rows is not ... or not self.owners:
+            return (0,)
+        module, attribute = self.owners[0]
+        if attribute == "weight" and isinstance(module, TRANSPOSED):
+            # Groups share places in the second dimension.
+            return (1,) if module.groups == 1 else (0, 1)
+        if attribute == "weight" and _is_transformers_linear(module):
+            return (1,)
+        return (0,)
+
+    def scale_shape(self, granularity):
+        """Gives the shape of its scale.
+
+        Arguments
+        ---------
+        granularity : str
+            "tensor" or "channel".
+
+        Returns
+        -------
+        tuple of int
+        """
+        shape = tuple(self.weight.shape)
+        return scale_shape(shape, granularity, self.axes)
 
     def slice(self, rows, fake_quantize=None):
-        """Some rows of it as a tensor of its own."""
+        """Makes a tensor of its own of some of its rows.
+
+        Arguments
+        ---------
+        rows : slice
+            Which.
+        fake_quantize : FakeQuantize or None
+            What quantizes them.
+
+        Returns
+        -------
+        NamedTensor
+        """
         return replace(
             self,
             name=slice_name(self.name, rows),
@@ -70,33 +160,92 @@ class NamedTensor:
 
 
 def named_tensors(model):
-    """All parameters by their plain names, tied ones once.
+    """Finds all weights of a model by their plain names, tied ones once.
 
-    A parameter that is quantized in slices stands there as these.
+    A weight that is quantized in groups stands there as these.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Plain or quantized.
+
+    Returns
+    -------
+    dict of str -> NamedTensor
+
+    Example
+    -------
+    >>> model = torch.nn.Sequential(torch.nn.Embedding(3, 2))
+    >>> model.append(torch.nn.Linear(2, 3, bias=False))[1].weight = model[
+    ...     0
+    ... ].weight
+    >>> named_tensors(model)["0.weight"].names
+    ['0.weight', '1.weight']
     """
     found = {}
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=False):
         if "parametrizations" in path.split("."):
             continue
         for tensor in _tensors_of(path, module):
             identity = id(tensor.parameter), slice_name("", tensor.rows)
             first = found.setdefault(identity, tensor)
             if first is not tensor:
-                first.owners += tensor.owners
+                new = [o for o in tensor.owners if not _is_in(o, first.owners)]
+                first.owners += new
+                first.aliases.append(tensor.parameter_name)
     return {tensor.name: tensor for tensor in found.values()}
 
 
+def _is_transformers_linear(module):
+    """Whether it is the Conv1D of GPT-2, a linear layer [inputs, outputs]."""
+    return any(
+        kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers")
+        for kind in type(module).__mro__
+    )
+
+
+def _is_in(owner, owners):
+    """Whether a module and attribute are among others."""
+    return any(owner[0] is m and owner[1] == name for m, name in owners)
+
+
 def plain_buffers(model):
-    """Buffers of the model without those of its quantizers."""
-    return {
-        name: buffer
-        for name, buffer in model.named_buffers()
-        if "parametrizations" not in name.split(".")
-    }
+    """Finds the buffers of a model without those of its quantizers.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Plain or quantized.
+
+    Returns
+    -------
+    dict of str -> torch.Tensor
+    """
+    buffers = dict(model.named_buffers())
+    for path, module in model.named_modules():
+        if isinstance(module, FakeQuantize | RowGroups):
+            for name, _ in module.named_buffers(prefix=path):
+                buffers.pop(name, None)
+    return buffers
 
 
 def select(tensors, include, exclude):
-    """The tensors that patterns choose, all of them quantizable.
+    """Finds the weights that patterns choose, all of them quantizable.
+
+    All names of a tied weight count.
+
+    Arguments
+    ---------
+    tensors : dict of str -> NamedTensor
+        As made by ``named_tensors``.
+    include : sequence of str
+        fnmatch patterns on names; each must match something.
+    exclude : sequence of str
+        Patterns of what to leave out of these; each must match something.
+
+    Returns
+    -------
+    list of NamedTensor
 
     Example
     -------
@@ -108,39 +257,61 @@ def select(tensors, include, exclude):
     """
     include = [include] if isinstance(include, str) else list(include)
     exclude = [exclude] if isinstance(exclude, str) else list(exclude)
-
-    def matches(tensor, patterns):
-        return any(
-            fnmatchcase(tensor.parameter_name, pattern)
-            or tensor.name == pattern
-            for pattern in patterns
-        )
-
     for pattern in include + exclude:
-        if not any(matches(t, [pattern]) for t in tensors.values()):
+        if not any(_matching(t, [pattern]) for t in tensors.values()):
             raise ValueError(
                 f"pattern {pattern!r} matches no parameter"
                 f"{near_misses(pattern, tensors)}"
             )
-
-    chosen = [
-        tensor
-        for tensor in tensors.values()
-        if matches(tensor, include) and not matches(tensor, exclude)
-    ]
-    for tensor in chosen:
-        if tensor.reason.startswith("parametrized"):
-            raise ValueError(
-                f"{tensor.name} is {tensor.reason}: call torch.nn.utils."
-                "parametrize.remove_parametrizations on its module first, or "
-                f"exclude {tensor.name!r}"
-            )
+    chosen = [t for t in tensors.values() if _is_chosen(t, include, exclude)]
+    _refuse_uncomputable(chosen)
     chosen = [tensor for tensor in chosen if not tensor.reason]
     if not chosen:
         raise ValueError(
             "nothing to quantize: include and exclude leave no float parameter"
         )
     return chosen
+
+
+def _matching(tensor, patterns):
+    """Those names of a tensor that patterns match."""
+    return [
+        name
+        for name in [*tensor.names, *tensor.parts]
+        if any(
+            fnmatchcase(name, p)
+            or (tensor.name == p and name == tensor.names[0])
+            for p in patterns
+        )
+    ]
+
+
+def _is_chosen(tensor, include, exclude):
+    """Whether patterns choose a tensor; an error where they disagree."""
+    included, excluded = _matching(tensor, include), _matching(tensor, exclude)
+    if not included or set(excluded) & set(tensor.parts):
+        return False
+    kept = [n for n in included if n not in excluded and n in tensor.names]
+    if kept and excluded:
+        raise ValueError(
+            f"{', '.join(tensor.names)} are one tied parameter, and the "
+            f"patterns exclude {excluded[0]!r} but not {kept[0]!r}: exclude "
+            "all of its names or none"
+        )
+    return not excluded
+
+
+def _refuse_uncomputable(chosen):
+    """Refuse weights that others divide by, all at once."""
+    norms = [t.name for t in chosen if t.reason.startswith(OLD_WEIGHT_NORM)]
+    if norms:
+        listed = ", ".join(repr(name) for name in norms)
+        raise ValueError(
+            f"{listed}: directions of {OLD_WEIGHT_NORM}, which become NaN "
+            "where they are quantized to zero. Use torch.nn.utils."
+            "parametrizations.weight_norm, whose resulting weight can be "
+            f"quantized, or exclude them: {norms}"
+        )
 
 
 def near_misses(wrong, names):
@@ -164,34 +335,57 @@ def near_misses(wrong, names):
 
 
 def _tensors_of(path, module):
-    """NamedTensor of each parameter that a module itself owns."""
+    """NamedTensor of each weight that a module itself owns."""
     prefix = f"{path}." if path else ""
+    divided_by = old_weight_norm(module)
     for attribute, parameter in module._parameters.items():
         if parameter is None:
             continue
-        reason = ""
-        if not parameter.is_floating_point():
-            reason = f"not a float tensor ({parameter.dtype})"
-        elif not parameter.numel():
-            reason = "empty"
+        reason = _reason(parameter)
+        if attribute in divided_by:
+            reason = OLD_WEIGHT_NORM
         owners = [(module, attribute)]
         name = prefix + attribute
         yield NamedTensor(name, parameter, owners, reason=reason)
-    if not parametrize.is_parametrized(module):
-        return
-    for attribute, chain in module.parametrizations.items():
-        name, owners = prefix + attribute, [(module, attribute)]
-        if isinstance(chain[0], FakeQuantize):
-            yield NamedTensor(name, chain.original, owners, chain[0])
-            continue
-        if isinstance(chain[0], RowGroups):
-            whole = NamedTensor(name, chain.original, owners)
-            slices = chain[0].slices(len(chain.original))
-            for rows, fake_quantize in slices:
-                yield whole.slice(rows, fake_quantize)
-            continue
-        kind = type(chain[0]).__name__
-        for part, parameter in chain.named_parameters():
-            inner = f"{prefix}parametrizations.{attribute}.{part}"
-            reason = f"parametrized by {kind}"
-            yield NamedTensor(inner, parameter, [(chain, part)], reason=reason)
+    for attribute, chain in chains(module).items():
+        settle(chain)
+        yield from _tensors_of_chain(prefix, module, attribute, chain)
+
+
+def _tensors_of_chain(prefix, module, attribute, chain):
+    """NamedTensor of a parametrized weight, or of its groups."""
+    quantizer = quantizer_of(chain)
+    name, owners = prefix + attribute, [(module, attribute)]
+    if is_own(chain):
+        inner = f"{prefix}parametrizations.{attribute}"
+        parts = dict(chain.named_parameters(prefix=inner))
+        if quantizer is not None:
+            last = f"{inner}.{len(chain) - 1}."
+            parts = {n: p for n, p in parts.items() if not n.startswith(last)}
+        if not parts:
+            return
+        with torch.no_grad():
+            value = float_weight(chain)
+        alike = [p for p in parts.values() if p.shape == value.shape]
+        parameter = (alike or list(parts.values()))[-1]
+        reason = _reason(value)
+        whole = NamedTensor(
+            name, parameter, owners, reason=reason, chain=chain, parts=parts
+        )
+    else:
+        parameter = chain.original
+        whole = NamedTensor(name, parameter, owners, reason=_reason(parameter))
+    if isinstance(quantizer, RowGroups):
+        for rows, fake_quantize in quantizer.slices(whole.shape[0]):
+            yield whole.slice(rows, fake_quantize)
+    else:
+        yield replace(whole, fake_quantize=quantizer)
+
+
+def _reason(tensor):
+    """Why a tensor cannot be quantized, if so."""
+    if isinstance(tensor, UninitializedTensorMixin):
+        return "without a shape before the first forward"
+    if not tensor.is_floating_point():
+        return f"not a float tensor ({tensor.dtype})"
+    return "" if tensor.numel() else "empty"

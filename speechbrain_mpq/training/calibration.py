@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 
 from ..allocation.output_scores import FORMS, KLScores, OutputErrorScores
 from ..allocation.sweep import evaluating, quantized_values, tensor_of
-from ..quantization.groups import split_name
 from ..quantization.packing import save_packed
 from ..quantization.quant_api import dequantize_, quantize_
 from .distributions import (
@@ -253,7 +252,7 @@ class BrainCalibration(Calibration):
         names, least = table.tensors[cluster], table.candidate_bits[0]
         values = quantized_values(self.model, names, least, scorer.scheme)
         return not all(
-            torch.equal(value, tensor_of(self.model, name))
+            torch.equal(value, tensor_of(self.model, name).weight)
             for name, value in values.items()
         )
 
@@ -262,7 +261,7 @@ class BrainCalibration(Calibration):
         if not clusters:
             return []
         weights = {
-            name: [self.model.get_parameter(split_name(t)[0]) for t in tensors]
+            name: [tensor_of(self.model, t).parameter for t in tensors]
             for name, tensors in clusters.items()
         }
         flat = [weight for row in weights.values() for weight in row]

@@ -1,23 +1,31 @@
-"""Files and checkpoints that are there whole or not at all.
+"""Checkpoints that are whole, and that fit the model they are loaded into.
 
-What happens when a state dict arrives at a quantized model.
-
-A full-precision one gets scales that are fitted to it. A quantized one brings
-its own, and must be of the same bits. Neither may lack anything: SpeechBrain's
-Pretrainer loads non-strictly and would only warn.
+A checkpoint is on the disk before it gets its name; one that is damaged all
+the same is passed over for the one before it. A full-precision state dict that
+arrives at a quantized model gets scales that are fitted to it; a quantized one
+brings its own, and must be of the same bits. Neither may lack anything, as
+SpeechBrain's Pretrainer loads non-strictly and would only warn; but modules
+that save only a part of themselves on purpose, as adapters do, may.
 """
 
 import os
 import shutil
-from functools import partial
+import zipfile
+from functools import partial, wraps
 from pathlib import Path
 
 import torch
-from speechbrain.utils.checkpoints import Checkpointer
+import yaml
+from speechbrain.utils import checkpoints as hooks
+from speechbrain.utils.checkpoints import METAFNAME, Checkpointer
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
-from torch.nn.utils import parametrize
+from speechbrain.utils.logger import get_logger
 
+from ..quantization.parametrized import chains, quantizer_of
 from ..quantization.quant_api import requantize_
+from ..quantization.state import NotStorableError, own_hook, read_saved
+
+logger = get_logger(__name__)
 
 PARTIAL = "partial+"  # a name that SpeechBrain takes for no checkpoint
 
@@ -27,7 +35,8 @@ class AtomicCheckpointer(Checkpointer):
 
     SpeechBrain's own writes the file by which it later knows a checkpoint
     first, so that one cut short would be loaded. Here everything is written
-    under another name, and renamed in the end.
+    under another name, put on the disk, and renamed in the end. A checkpoint
+    that is damaged all the same is passed over with a warning.
 
     Arguments
     ---------
@@ -48,13 +57,24 @@ class AtomicCheckpointer(Checkpointer):
     """
 
     _tidy = False  # whether what a killed run left has been removed
+    _told = frozenset()  # damaged folders that were warned of
 
     def save_checkpoint(self, *args, **kwargs):
-        """As SpeechBrain's; renames the folder when it is complete.
+        """Saves as SpeechBrain does; renames the folder when it is complete.
 
         All processes wait for that: what they do next is list the
         checkpoints, and each deletion is waited for by all. Lists that differ
         would leave them waiting for each other.
+
+        Arguments
+        ---------
+        *args, **kwargs
+            As for SpeechBrain's Checkpointer.
+
+        Returns
+        -------
+        Checkpoint
+            None but for the main process.
         """
         if not self._tidy and if_main_process():
             for left in Path(self.checkpoints_dir).glob(f"{PARTIAL}*"):
@@ -66,12 +86,112 @@ class AtomicCheckpointer(Checkpointer):
         ddp_barrier()
         return checkpoint
 
+    def recover_if_possible(
+        self,
+        importance_key=None,
+        max_key=None,
+        min_key=None,
+        ckpt_predicate=None,
+    ):
+        """Loads the checkpoint that is asked for, or the next whole one.
+
+        Arguments
+        ---------
+        importance_key, max_key, min_key, ckpt_predicate
+            As for SpeechBrain's Checkpointer.
+
+        Returns
+        -------
+        Checkpoint
+            None where there is none.
+        """
+        ranked = self.find_checkpoints(
+            importance_key, max_key, min_key, ckpt_predicate
+        )
+        names = self._required()
+        held = [names & set(checkpoint.paramfiles) for checkpoint in ranked]
+        damaged = []
+        for checkpoint, own in zip(ranked, held):
+            problem = _damage(checkpoint)
+            lost = set().union(*held) - own
+            if not problem and lost:
+                problem = f"{min(lost)} is not there, as in others"
+            if not problem:
+                for path, why in damaged:
+                    logger.warning(
+                        f"{path} is damaged ({why}): loading "
+                        f"{checkpoint.path} in its place"
+                    )
+                self.load_checkpoint(checkpoint)
+                return checkpoint
+            damaged.append((checkpoint.path, problem))
+        unlisted = self._damaged_folders()
+        damaged += [(path, why) for path, why in unlisted.items()]
+        if damaged and not (ranked == [] and self.list_checkpoints()):
+            listed = "; ".join(f"{path} ({why})" for path, why in damaged)
+            raise ValueError(
+                f"no whole checkpoint is left: {listed}. Delete them to begin "
+                "anew, or copy whole ones there"
+            )
+        logger.info("Would load a checkpoint here, but none found yet.")
+        return None
+
+    def _required(self):
+        """Names of what SpeechBrain refuses to load without."""
+        if self.allow_partial_load:
+            return set()
+        optional = self.optional_recoverables
+        return {
+            name
+            for name in self.recoverables
+            if not optional.get(name) and "dataloader" not in name
+        }
+
+    def list_checkpoints(self):
+        """Lists the checkpoints whose own description can be read.
+
+        Returns
+        -------
+        list of Checkpoint
+        """
+        damaged = self._damaged_folders()
+        for path, why in damaged.items():
+            if path not in self._told:
+                logger.warning(f"{path} is damaged ({why}): passed over")
+        self._told = self._told | set(damaged)
+        folders = [p for p in self._list_checkpoint_dirs() if p not in damaged]
+        return self._construct_checkpoint_objects(folders)
+
+    def _damaged_folders(self):
+        """Folders of checkpoints whose description cannot be read -> why."""
+        damaged = {}
+        for folder in self._list_checkpoint_dirs():
+            try:
+                text = (folder / METAFNAME).read_text(encoding="utf-8")
+                meta = yaml.safe_load(text)
+            except (yaml.YAMLError, UnicodeError) as error:
+                problem = str(error).splitlines()[0]
+                damaged[folder] = f"{METAFNAME} is no YAML: {problem}"
+                continue
+            if not isinstance(meta, dict) or not (
+                {"unixtime", "end-of-epoch"} <= set(meta)
+            ):
+                damaged[folder] = f"{METAFNAME} is not complete"
+        return damaged
+
     def _renamed(self, checkpoint):
-        """A complete checkpoint under its final name."""
+        """A complete checkpoint under its final name, on the disk."""
         final = checkpoint.path.with_name(
             checkpoint.path.name.removeprefix(PARTIAL)
         )
+        for path in [*checkpoint.path.rglob("*"), checkpoint.path]:
+            _to_disk(path)
+        old = final.with_name(f"{PARTIAL}old-{final.name}")
+        if final.exists():  # a name that was asked for again
+            os.replace(final, old)
         os.replace(checkpoint.path, final)
+        _to_disk(final.parent)
+        shutil.rmtree(old, ignore_errors=True)
         paramfiles = {
             name: final / path.name
             for name, path in checkpoint.paramfiles.items()
@@ -83,6 +203,63 @@ class AtomicCheckpointer(Checkpointer):
         path = super()._new_checkpoint_dirpath()
         return path.with_name(PARTIAL + path.name)
 
+    def _custom_checkpoint_dirpath(self, name):
+        """A name that was asked for, while it is no checkpoint's yet."""
+        path = super()._custom_checkpoint_dirpath(name)
+        return path.with_name(PARTIAL + path.name)
+
+
+def recover_whole(checkpointer, **keys):
+    """Recovers from any Checkpointer's best whole checkpoint.
+
+    Arguments
+    ---------
+    checkpointer : speechbrain.utils.checkpoints.Checkpointer
+        SpeechBrain's own, too.
+    **keys
+        As for its ``recover_if_possible``.
+
+    Returns
+    -------
+    Checkpoint
+        None where there is none.
+    """
+    whole = AtomicCheckpointer.__new__(AtomicCheckpointer)
+    whole.__dict__ = vars(checkpointer).copy()
+    return whole.recover_if_possible(**keys)
+
+
+def _to_disk(path):
+    """Wait until a file or the names in a folder are on the disk."""
+    if os.name != "posix" and path.is_dir():
+        return  # other systems have no such thing
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _damage(checkpoint):
+    """What is wrong with the files of a checkpoint; empty if nothing is."""
+    for path in checkpoint.paramfiles.values():
+        if not path.is_file():
+            continue
+        with open(path, "rb") as file:
+            start = file.read(512)
+        if not start.strip(b"\0"):
+            return f"{path.name} is empty"
+        if not start.startswith(b"PK"):
+            continue  # no file of torch's; only who wrote it knows
+        try:
+            with zipfile.ZipFile(path) as content:
+                broken = content.testzip()
+        except Exception as error:  # whatever the bytes may be taken for
+            return f"{path.name}: {error}"
+        if broken:
+            return f"{path.name}: {broken} is not what it was"
+    return ""
+
 
 WholeCheckpointer = AtomicCheckpointer  # its name in earlier YAML files
 
@@ -91,6 +268,22 @@ TABLE = ("bits", "ternary", "midrise")  # what says which table a tensor has
 
 def guard_loading(model, any_bits=False):
     """Checks and refits whatever is loaded into a quantized model.
+
+    Modules that save only a part of themselves on purpose, such as
+    SpeechBrain's AdaptedModel, save the scales of their quantized weights
+    with it from then on.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Quantized.
+    any_bits : bool
+        Whether checkpoints of other bits may be loaded.
+
+    Returns
+    -------
+    list
+        Handles, whose ``remove`` undoes it.
 
     Example
     -------
@@ -103,7 +296,9 @@ def guard_loading(model, any_bits=False):
     """
     handles = []
     for module in model.modules():
-        if not parametrize.is_parametrized(module):
+        if _saves_a_part(module):
+            _complete_hooks(type(module))
+        if not chains(module):
             continue
         check = partial(_check, any_bits=any_bits)
         handles += [
@@ -113,12 +308,86 @@ def guard_loading(model, any_bits=False):
     return handles
 
 
+def _saves_a_part(module):
+    """Whether a module's own hook saves a part of its quantized state."""
+    if own_hook(module, "SAVE") is None or not _scales(module):
+        return False
+    try:
+        saved = read_saved(module)
+    except NotStorableError:
+        return False
+    own = module.state_dict().keys()
+    return isinstance(saved, dict) and saved.keys() < own
+
+
+def _scales(module):
+    """What quantizers add to the state of a module, by its names there."""
+    found = {}
+    for path, inner in module.named_modules():
+        for attribute, chain in chains(inner).items():
+            quantizer = quantizer_of(chain)
+            if quantizer is not None:
+                name = f"{path}.parametrizations.{attribute}.{len(chain) - 1}."
+                found.update(quantizer.state_dict(prefix=name.lstrip(".")))
+    return found
+
+
+_loading_a_part = []  # modules that are being loaded by hooks of their own
+
+
+def _complete_hooks(kind):
+    """Let a class's hooks save scales too, and load what they saved."""
+    for name in ("SAVE", "LOAD", "TRANSFER"):
+        known = getattr(hooks, f"DEFAULT_{name}_HOOKS")
+        plain = next((known[k] for k in kind.__mro__ if k in known), None)
+        if plain is None or hasattr(plain, "completed"):
+            continue
+        new = _saves_scales(plain) if name == "SAVE" else _loads_a_part(plain)
+        new.completed = True
+        owner = next(k for k in kind.__mro__ if k in known)
+        known[owner] = new
+
+
+def _saves_scales(plain):
+    """A hook that saves what another one does, and the scales."""
+
+    @wraps(plain)
+    def save(module, path):
+        plain(module, path)
+        scales = _scales(module)
+        if scales and if_main_process():
+            state = torch.load(path, "cpu", weights_only=True)
+            torch.save({**scales, **state}, path)
+
+    return save
+
+
+def _loads_a_part(plain):
+    """A hook that loads what another one does, while a part may be missing."""
+
+    @wraps(plain)
+    def load(module, *arguments, **keywords):
+        _loading_a_part.append(module)
+        try:
+            return plain(module, *arguments, **keywords)
+        finally:
+            _loading_a_part.pop()
+
+    return load
+
+
 def _check(module, state_dict, prefix, *_, any_bits):
     """Before loading: refuse what lacks a tensor or has other tables."""
-    for attribute, chain in getattr(module, "parametrizations", {}).items():
+    for attribute, chain in chains(module).items():
+        if quantizer_of(chain) is None:
+            continue
         inside = f"{prefix}parametrizations.{attribute}."
         own = chain.state_dict()
         missing = [name for name in own if inside + name not in state_dict]
+        if _loading_a_part:  # what is not trained, and what was not quantized
+            floats = [n for n in own if not n.startswith(f"{len(chain) - 1}.")]
+            if missing in (floats, list(own)):
+                missing = []
         if missing == list(own):
             raise ValueError(
                 f"the checkpoint lacks {prefix + attribute!r}, which is "
@@ -156,7 +425,7 @@ def _check_tables(name, inside, own, state_dict, any_bits):
 
 def _refit(module, incompatible):
     """After loading: fit scales to float values that have arrived."""
-    for chain in getattr(module, "parametrizations", {}).values():
+    for chain in chains(module).values():
         if chain.__dict__.pop("took_float", False):
             requantize_(module)
             return

@@ -159,7 +159,8 @@ def tensors_by_owner(network):
         )
     found = defaultdict(list)
     for tensor in tensors:
-        if len(tensor.owners) == 1:
+        # What results from parametrizations cannot be written to.
+        if len(tensor.owners) == 1 and tensor.chain is None:
             found[tensor.owners[0]].append(tensor)
     return found
 

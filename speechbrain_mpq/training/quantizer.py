@@ -25,7 +25,7 @@ from ..quantization.plan import BitPlan, bit_plan
 from ..quantization.quant_api import clusters, coverage, dequantize_, quantize_
 from ..quantization.scheme import Scheme, Selection
 from ..quantization.tensors import named_tensors, near_misses, select
-from .checkpoints import guard_loading
+from .checkpoints import guard_loading, recover_whole
 
 logger = get_logger(__name__)
 UNREACHED = ("error", "ignore")
@@ -408,8 +408,8 @@ def pack_results(output_folder, packed=None, min_key=None, max_key=None):
             f"{source} has no key {missing[0]!r}, which this needs"
         )
     quantizer = _quantizer(hparams, folder)
-    found = hparams["checkpointer"].recover_if_possible(
-        min_key=min_key, max_key=max_key
+    found = recover_whole(
+        hparams["checkpointer"], min_key=min_key, max_key=max_key
     )
     if found is None:
         raise ValueError(

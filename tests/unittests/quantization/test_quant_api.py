@@ -359,14 +359,40 @@ def test_tied_parameters_are_quantized_once_and_stay_tied():
     assert torch.equal(model(tokens), expected)
 
 
-def test_foreign_parametrizations_are_refused_with_the_fix():
+def test_weights_are_quantized_behind_their_own_parametrizations():
+    weight_norm = torch.nn.utils.parametrizations.weight_norm
+    model = torch.nn.Sequential(weight_norm(torch.nn.Conv1d(2, 2, 3)))
+    full = model[0].weight.detach().clone()
+    plan = quantize_(model, 2)
+    assert set(plan.clusters["0"].tensors) == {"0.bias", "0.weight"}
+    assert len(model[0].weight.unique()) <= 3
+    model(torch.randn(1, 2, 9)).sum().backward()
+    parts = model[0].parametrizations.weight
+    assert parts.original0.grad is not None and parts.original1.grad is not None
+    dequantize_(model)
+    assert torch.equal(model[0].weight, full)
+    quantize_(model, 2)
+    quantized = model[0].weight.detach().clone()
+    torch.nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+    assert torch.equal(model[0].weight, quantized)
+
+
+def test_parts_of_a_parametrization_can_be_excluded():
     weight_norm = torch.nn.utils.parametrizations.weight_norm
     model = torch.nn.Sequential(weight_norm(torch.nn.Conv1d(2, 2, 1)))
-    with pytest.raises(ValueError, match="remove_parametrizations"):
-        quantize_(model, 4)
     plan = quantize_(model, 4, exclude="*.parametrizations.*")
     assert plan.clusters["0"].tensors == ("0.bias",)
     assert len(coverage(model)) == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_what_others_divide_by_is_refused_with_all_names():
+    layers = [torch.nn.utils.weight_norm(torch.nn.Linear(2, 2)) for _ in "ab"]
+    model = torch.nn.Sequential(*layers)
+    with pytest.raises(ValueError, match="'0.weight_v', '1.weight_v'.*NaN"):
+        quantize_(model, 2)
+    quantize_(model, 2, exclude="*.weight_v")
+    assert torch.isfinite(model(torch.randn(3, 2))).all()
 
 
 def test_integer_parameters_stay_and_are_explained():

@@ -1,0 +1,523 @@
+"""Quantizers in their place: behind a module's weight, as a parametrization.
+
+The module keeps its identity and its float weight (``original``), which the
+optimizer goes on training. A quantizer comes last: where a module has
+parametrizations of its own, such as weight norm, it is the weight that they
+result in which is quantized.
+
+Reading a quantized weight computes it. It is computed once in a forward pass
+of the whole model (see ``computed_once``), and in one of the module that owns
+it. What is read outside of the module's own forward may be written to, as
+initializations do: what was written counts as the float weight from the next
+reading on, with a scale that fits it.
+"""
+
+import threading
+import weakref
+from functools import partial, wraps
+
+import torch
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.weight_norm import WeightNorm
+
+from .fake_quant import FakeQuantize
+from .groups import RowGroups
+
+QUANTIZERS = (FakeQuantize, RowGroups)
+LOOK_FOR_HOOKS = (
+    torch.nn.MultiheadAttention,
+    torch.nn.Transformer,
+    torch.nn.TransformerDecoder,
+    torch.nn.TransformerDecoderLayer,
+    torch.nn.TransformerEncoder,
+    torch.nn.TransformerEncoderLayer,
+)
+
+
+class Fixed(torch.nn.Module):
+    """Stands for parametrizations whose result is known: passes it on.
+
+    ``remove_parametrizations`` and SpeechBrain's ``remove_weight_norm`` find
+    something to remove.
+    """
+
+    def forward(self, weight):
+        """Passes the weight on.
+
+        Arguments
+        ---------
+        weight : torch.Tensor
+            Any shape.
+
+        Returns
+        -------
+        torch.Tensor
+            The same.
+        """
+        return weight
+
+    def right_inverse(self, weight):
+        """Gives what ``module.weight = value`` stores: the value itself."""
+        return weight
+
+
+class Constant(torch.nn.Module):
+    """Puts a value in the place of whatever a weight results in.
+
+    Arguments
+    ---------
+    value : torch.Tensor
+        Of the weight's shape.
+    """
+
+    def __init__(self, value):
+        super().__init__()
+        self.register_buffer("value", value, persistent=False)
+
+    def forward(self, weight):
+        """Gives the value.
+
+        Arguments
+        ---------
+        weight : torch.Tensor
+            Not used.
+
+        Returns
+        -------
+        torch.Tensor
+            The value.
+        """
+        return self.value
+
+
+def chains(module):
+    """Finds the parametrizations of a module's own weights.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        Any.
+
+    Returns
+    -------
+    dict of str -> torch.nn.utils.parametrize.ParametrizationList
+        By the name of the weight.
+    """
+    # Past __getattr__, which adapters pass on to the module that they wrap.
+    own = module._modules.get("parametrizations")
+    if not isinstance(own, torch.nn.ModuleDict):
+        return {}
+    return {n: c for n, c in own.items() if isinstance(c, ParametrizationList)}
+
+
+def quantizer_of(chain):
+    """Gives the quantizer of a chain of parametrizations, or None."""
+    last = chain[len(chain) - 1]
+    return last if isinstance(last, QUANTIZERS) else None
+
+
+def is_own(chain):
+    """Tells whether a module has parametrizations besides a quantizer."""
+    return not isinstance(chain[0], (*QUANTIZERS, Fixed))
+
+
+def float_weight(chain):
+    """Computes what a chain's quantizer gets, or all of it without one.
+
+    Arguments
+    ---------
+    chain : torch.nn.utils.parametrize.ParametrizationList
+        Of one weight.
+
+    Returns
+    -------
+    torch.Tensor
+        The float weight; the parameter itself where there are no
+        parametrizations but a quantizer.
+    """
+    if isinstance(chain[0], QUANTIZERS):
+        return chain.original
+    count = len(chain) - (quantizer_of(chain) is not None)
+    if chain.is_tensor:
+        value = chain[0](chain.original)
+    else:
+        parts = [getattr(chain, f"original{i}") for i in range(chain.ntensors)]
+        value = chain[0](*parts)
+    for index in range(1, count):
+        value = chain[index](value)
+    return value
+
+
+def attach(module, attribute, fake_quantize):
+    """Quantizes one weight of a module from now on.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        That owns the weight.
+    attribute : str
+        Its name in the module.
+    fake_quantize : FakeQuantize or RowGroups
+        What quantizes it.
+    """
+    if chains(module):
+        _unshare_class_(module)
+    parametrize.register_parametrization(module, attribute, fake_quantize)
+    hook = partial(_accept_full_precision, attribute)
+    chain = module.parametrizations[attribute]
+    chain.load_hook = module.register_load_state_dict_pre_hook(hook)
+    chain.save_hook = chain.register_state_dict_pre_hook(_settle_before)
+    _own_class_(module, attribute)
+
+
+def detach(module, attribute, keep_quantized=False):
+    """Undoes ``attach``.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        That owns the weight.
+    attribute : str
+        Its name in the module.
+    keep_quantized : bool
+        Leave the quantized values in the weight, not the float ones.
+    """
+    chain = module.parametrizations[attribute]
+    settle(chain)
+    quantized = chain().detach().clone()
+    _unshare_class_(module)
+    chain.load_hook.remove()
+    chain.save_hook.remove()
+    if len(chain) > 1:
+        del chain.load_hook, chain.save_hook
+        chain.pop(len(chain) - 1)
+        _plain_class_(module, attribute)
+        if keep_quantized:
+            fix_(module, attribute, quantized)
+        return
+    parametrize.remove_parametrizations(
+        module, attribute, leave_parametrized=False
+    )
+    _plain_class_(module, attribute)
+    if keep_quantized:
+        with torch.no_grad():
+            getattr(module, attribute).copy_(quantized)
+
+
+def _unshare_class_(module):
+    """Give a parametrized module a class of its own.
+
+    torch edits the class that it made for the module, and a deep copy of the
+    module shares that class.
+    """
+    kind = type(module)
+    module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+
+
+def fix_(module, attribute, value):
+    """Replaces a module's own parametrizations of a weight by their result.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        That owns the weight.
+    attribute : str
+        Its name in the module.
+    value : torch.Tensor
+        The weight.
+    """
+    old = module.parametrizations[attribute]
+    trained = any(parameter.requires_grad for parameter in old.parameters())
+    with torch.no_grad():
+        like = module.parametrizations[attribute]()
+        value = value.to(like).clone()
+    parameter = torch.nn.Parameter(value, requires_grad=trained)
+    new = ParametrizationList([Fixed()], parameter)
+    module.parametrizations[attribute] = new.train(old.training)
+
+
+def old_weight_norm(module):
+    """Names the directions of ``torch.nn.utils.weight_norm`` in a module.
+
+    Other than ``torch.nn.utils.parametrizations.weight_norm`` it computes the
+    weight in a hook, where no quantizer can follow.
+    """
+    hooks = module._forward_pre_hooks.values()
+    return {f"{h.name}_v" for h in hooks if isinstance(h, WeightNorm)}
+
+
+def _accept_full_precision(attribute, module, state_dict, prefix, *_):
+    """Lets a checkpoint of the plain module load into the quantized one."""
+    inside = f"{prefix}parametrizations.{attribute}."
+    chain = chains(module).get(attribute)
+    if chain is None:  # removed by remove_parametrizations
+        return
+    arrived = state_dict.pop(f"{prefix}{attribute}", None)
+    if arrived is not None:
+        state_dict[f"{inside}original"] = arrived
+    elif is_own(chain):
+        last = f"{inside}{len(chain) - 1}."
+        floats = f"{inside}original"
+        found = [name for name in state_dict if name.startswith(inside)]
+        quantized = any(name.startswith(last) for name in found)
+        if quantized or not any(name.startswith(floats) for name in found):
+            return
+    else:
+        return
+    chain.took_float = True  # for whoever wants to fit the scale again
+    for name, value in chain.state_dict().items():
+        state_dict.setdefault(f"{inside}{name}", value)
+
+
+class _Pass(threading.local):
+    """What was computed in the forward passes that are running."""
+
+    def __init__(self):
+        self.depth = 0  # of modules whose forward is running
+        self.weights = {}  # (chain, ...) -> versions and quantized weight
+        self.owners = []  # modules that are running and own a weight
+
+
+_PASS = _Pass()
+# What was read and may have been written to since: chain -> tensor, values.
+_READ = weakref.WeakKeyDictionary()
+
+
+def computed_once(model):
+    """Computes each quantized weight once in every forward of a model.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Quantized. Its children count as models of their own where it is a
+        container that has no forward.
+    """
+    if isinstance(model, torch.nn.ModuleDict | torch.nn.ModuleList):
+        for child in model.children():
+            computed_once(child)
+        return
+    # torch's own transformers look for hooks, and then run otherwise.
+    if isinstance(model, LOOK_FOR_HOOKS) or "_once" in model.__dict__:
+        return
+    if any(chains(inner) for inner in model.modules()):
+        before = model.register_forward_pre_hook(_enter, prepend=True)
+        after = model.register_forward_hook(_leave, always_call=True)
+        model.__dict__["_once"] = before, after
+
+
+def computed_always(model):
+    """Undoes ``computed_once``."""
+    for module in model.modules():
+        for handle in module.__dict__.pop("_once", ()):
+            handle.remove()
+
+
+def _enter(*_):
+    """Before a model's forward."""
+    _PASS.depth += 1
+    _PASS.owners.append(None)
+
+
+def _leave(*_):
+    """After a model's forward, whether it failed or not."""
+    if not _PASS.depth:  # it failed before it began
+        return
+    _PASS.owners.pop()
+    _PASS.depth -= 1
+    if not _PASS.depth:
+        _PASS.weights.clear()
+
+
+def settle(chain):
+    """Takes over what was written into the weight that was last read.
+
+    Arguments
+    ---------
+    chain : torch.nn.utils.parametrize.ParametrizationList
+        Of one weight, quantized.
+    """
+    if not _READ:
+        return
+    read = _READ.pop(chain, None)
+    if read is None:
+        return
+    tensor, values = read[0].detach(), read[1]
+    if tensor.shape == values.shape and torch.equal(tensor, values):
+        return
+    quantizer = quantizer_of(chain)
+    if quantizer is None:
+        return
+    with torch.no_grad():
+        tensor = tensor.to(values).expand_as(values)
+        weight = float_weight(chain)
+        if weight is not chain._parameters.get("original"):
+            raise RuntimeError(
+                "a quantized weight that has other parametrizations was "
+                "written to in place: assign to it, or write before "
+                "quantizing"
+            )
+        # Where nothing was written the float value is more than was read.
+        weight.copy_(torch.where(tensor == values, weight, tensor))
+        quantizer.refit(weight)
+
+
+def _settle_before(chain, *_):
+    """Before a chain's state is saved."""
+    settle(chain)
+
+
+def _own_class_(module, attribute):
+    """Give the class that torch made for the module its way of reading."""
+    kind = type(module)
+    read, write = vars(kind)[attribute].fget, vars(kind)[attribute].fset
+    if not hasattr(read, "plain"):
+
+        def fget(self):
+            return _read(self, attribute, read)
+
+        def fset(self, value):
+            _write(self, attribute, write, value)
+
+        fget.plain = read
+        fset.plain = write
+        setattr(kind, attribute, property(fget, fset))
+    if "forward" not in vars(kind):
+        kind.forward = _in_a_pass(kind.forward)
+        if hasattr(kind, "reset_parameters"):
+            kind.reset_parameters = _then_refit(kind.reset_parameters)
+
+
+def _plain_class_(module, attribute):
+    """Undo ``_own_class_`` where the class is still torch's."""
+    kind = type(module)
+    own = vars(kind).get(attribute)
+    if isinstance(own, property) and hasattr(own.fget, "plain"):
+        plain = property(own.fget.plain, own.fset.plain)
+        setattr(kind, attribute, plain)
+    left = chains(module).values()
+    if left and not any(quantizer_of(chain) for chain in left):
+        for name in ("forward", "reset_parameters"):
+            if hasattr(vars(kind).get(name), "plain"):
+                delattr(kind, name)
+
+
+def _in_a_pass(plain):
+    """A module's own forward, in which every weight is computed once."""
+
+    @wraps(plain)
+    def forward(self, *arguments, **keywords):
+        _PASS.depth += 1
+        _PASS.owners.append(self)
+        try:
+            return plain(self, *arguments, **keywords)
+        finally:
+            _leave()
+
+    forward.plain = plain
+    return forward
+
+
+def _then_refit(plain):
+    """A module's own way to begin anew, which may set scales, too."""
+
+    @wraps(plain)
+    def reset_parameters(self, *arguments, **keywords):
+        result = plain(self, *arguments, **keywords)
+        refit_(self)
+        return result
+
+    reset_parameters.plain = plain
+    return reset_parameters
+
+
+def refit_(module):
+    """Fits the scales of a module's own weights again.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        Whose own quantized weights have been set.
+    """
+    for chain in chains(module).values():
+        settle(chain)
+        quantizer = quantizer_of(chain)
+        if quantizer is not None:
+            with torch.no_grad():
+                quantizer.refit(float_weight(chain))
+
+
+def _write(module, attribute, write, value):
+    """``module.weight = value``: the float weight; the scale stays."""
+    settle(module.parametrizations[attribute])
+    _PASS.weights.clear()
+    write(module, value)
+
+
+def _read(module, attribute, read):
+    """The quantized weight, computed or as it was in the same pass."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return read(module)
+    chain = module._modules["parametrizations"]._modules[attribute]
+    settle(chain)
+    own = bool(_PASS.owners) and _PASS.owners[-1] is module
+    if not _PASS.depth or parametrize._cache_enabled or _recorded():
+        value = _computed(chain, module, read)
+    else:
+        key = id(chain), torch.is_grad_enabled()
+        versions = _versions(chain)
+        found = _PASS.weights.get(key)
+        if found is None or found[0] != versions or found[1] is not chain:
+            value = _computed(chain, module, read)
+            found = versions, chain, value
+            _PASS.weights[key] = found
+        value = found[2]
+    if not own:
+        _READ[chain] = value, value.detach().clone()
+    return value
+
+
+def _as_parameter(chain, value):
+    """A weight that requires gradients where its parameter does.
+
+    Without gradients, too, as a parameter does: matrix products round
+    otherwise, and SpeechBrain's complex layers leave out a bias that does not.
+    """
+    if value.requires_grad or torch.is_grad_enabled():
+        return value
+    trained = any(p.requires_grad for p in chain._parameters.values())
+    return value.detach().requires_grad_() if trained else value
+
+
+def _recorded():
+    """Whether a segment is checkpointed: all of it is computed again later."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def _versions(chain):
+    """What changes when anything that a weight depends on is written to."""
+    only = _only_quantizer(chain)
+    if only is None:
+        held = [*chain.parameters(), *chain.buffers()]
+    else:
+        held = [chain._parameters["original"], *only._parameters.values()]
+        held += only._buffers.values()
+    if held[0].is_inference():  # they have no versions
+        return object()
+    return [tensor._version for tensor in held]
+
+
+def _only_quantizer(chain):
+    """The quantizer of a chain that consists of nothing else, or None."""
+    modules = chain._modules
+    only = modules.get("0") if len(modules) == 1 else None
+    plain = isinstance(only, FakeQuantize) and "original" in chain._parameters
+    return only if plain else None
+
+
+def _computed(chain, module, read):
+    """A quantized weight, past what torch does for chains of several."""
+    only = _only_quantizer(chain)
+    if only is None or parametrize._cache_enabled:
+        return _as_parameter(chain, read(module))
+    return _as_parameter(chain, only(chain._parameters["original"]))
