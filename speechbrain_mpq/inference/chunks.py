@@ -83,9 +83,8 @@ class ChunkedSeparator:
         ---------
         waveforms : torch.Tensor
             [batch, samples, mics].
-        level : float or sequence of float
-            RMS of the reference channel, one for all or one for each frame
-            that these samples complete, or more.
+        level : float
+            RMS of the reference channel.
 
         Returns
         -------
@@ -111,11 +110,8 @@ class ChunkedSeparator:
 
     def _inputs(self, spectra, level):
         """[B * K, inputs, frames], at the level that the network expects."""
-        level = torch.as_tensor(level, dtype=torch.float32).clamp_min(MIN_RMS)
-        level = level[: spectra.shape[3]] if level.dim() else level
         # A complex division would change signs of zeros, and so phases by 2 pi
-        parts = torch.view_as_real(spectra)  # [B, mics, bins, frames, 2]
-        parts = parts / level.to(parts).unsqueeze(-1)
+        parts = torch.view_as_real(spectra) / max(level, MIN_RMS)
         spectra = torch.view_as_complex(parts)
         now = torch.arange(spectra.shape[3], device=spectra.device)
         now = now + self._frames
@@ -274,8 +270,9 @@ class SeparationStream:
         Seconds of past that it sees; None: all. Shorter is cheaper. Used with
         `look_ahead` only.
     step : float
-        With `look_ahead`, seconds from one run of the network to the next.
-        Shorter means less delay and more work, see `work`.
+        Seconds from one change of level and gain to the next and, with
+        `look_ahead`, from one run of the network to the next. Shorter means
+        less delay and more work, see `work`.
     level : float or None
         RMS of the reference microphone over the signal, full scale being 1.
     gain : float or torch.Tensor or None
@@ -292,7 +289,7 @@ class SeparationStream:
     >>> from speechbrain_mpq import Separator, SpatialFeatures
     >>> separator = Separator(SpatialFeatures(), 4, 8, 3, 2, 7).eval()
     >>> SeparationStream(separator, 60).delay  # seconds
-    4.096
+    4.24
     >>> stream = SeparationStream(separator, [60, 120], look_ahead=0.1)
     >>> round(stream.delay, 3)
     0.272
@@ -332,15 +329,20 @@ class SeparationStream:
             network = self._windows(network, look_ahead, history, step)
         self._network = network
         self._chunks = ChunkedSeparator(separator, doas.view(1, -1), network)
-        hop, reach = self.features.hop, self.features.n_fft // 2
-        # Levels change with the frames and gains with what the network gives,
-        # not with the caller's blocks: their size changes nothing
-        self._level = RunningLevel(reach or hop, hop)
-        self._given_level = level
-        step = hop * getattr(network, "step", 1)
-        first = -reach % step or step
-        self._gain = RunningGain(doas.numel(), gain, first, step)
+        self._level, self._given_level = RunningLevel(), level
+        self._gain = RunningGain(doas.numel(), gain)
+        hop = self.features.hop
         self._offset = OffsetFilter(hop) if remove_offset else None
+        # Level and gain change where the network gives frames, not with the
+        # caller's blocks: those may have any size
+        follows = level is None or gain is None
+        frames = self._frames(step) if follows else 1
+        self._step = getattr(network, "step", max(1, frames))
+        self._waiting = torch.zeros(0, len(self.features.microphones))
+        self._due = None  # samples until the next change
+        if follows:
+            frames = self._look_ahead + self._step
+            self._due = (frames - 1) * hop + self.features.n_fft // 2
         self._begun = self._finished = False
 
     @property
@@ -349,9 +351,13 @@ class SeparationStream:
 
         Computing time is not in it, nor what your own blocks wait for.
         """
-        frames = getattr(self._network, "look_ahead", self._context)
-        frames += getattr(self._network, "step", 1) - 1
+        frames = self._look_ahead + self._step - 1
         return frames * self._frame + self.features.n_fft / SAMPLE_RATE
+
+    @property
+    def _look_ahead(self):
+        """Frames that the network waits for."""
+        return getattr(self._network, "look_ahead", self._context)
 
     @property
     def work(self):
@@ -406,19 +412,31 @@ class SeparationStream:
         return separated
 
     def _push(self, block, last):
-        """Separate, and bring to level."""
+        """Separate what is due, and bring it to level."""
         if self._finished:
             raise ValueError("the stream has ended: begin a new one")
         self._begun = self._begun or len(block) > 0
         if self._offset is not None:
             block = self._offset.push(block, last)
-        levels = self._level.push(block[:, 0])
-        if last:  # frames that reach behind the end
-            frames = self.features.n_fft // self.features.hop + 1
-            levels += [self._level.rms] * frames
-        estimate, mixture = self._chunks.push(
-            block.to(self.device)[None], self._given_level or levels, last
-        )
+        if self._due is None:
+            return self._separate(block, last)
+        block = torch.cat([self._waiting.to(block), block])
+        pieces = []
+        while len(block) >= self._due:
+            pieces.append(self._separate(block[: self._due], False))
+            block = block[self._due :]
+            self._due = self._step * self.features.hop
+        self._waiting = block.clone()
+        if last or not pieces:
+            ready = block if last else block[:0]
+            pieces.append(self._separate(ready, last))
+        return torch.cat(pieces, dim=1)
+
+    def _separate(self, block, last):
+        """One group of samples, with one level and one gain."""
+        block = block.to(self.device)
+        self._level.update(block[:, 0])
+        estimate, mixture = self._chunks.push(block[None], self.level, last)
         return self._gain.apply(estimate[0], mixture[0])
 
     def _checked(self, block):

@@ -261,68 +261,33 @@ class LevelSums:
 class RunningLevel:
     """RMS of a signal so far, the last seconds counting most.
 
-    Arguments
-    ---------
-    first, step : int
-        Samples after which `push` gives a level, and then after which it
-        gives the next one.
-
     Example
     -------
-    >>> level = RunningLevel(first=256, step=256)
-    >>> level.push(torch.full((700,), 0.5))
-    [0.5, 0.5]
+    >>> level = RunningLevel()
+    >>> level.update(torch.full((16000,), 0.5))
     >>> level.rms
     0.5
     """
 
-    def __init__(self, first=1, step=1):
-        self.samples = 0
-        self._next, self._step = first, step
+    def __init__(self):
         self._power = self._weight = 0.0
-        self._recent = self._count = 0.0  # since the last step
 
-    def push(self, signal):
-        """Update with samples; return the level at every step.
+    def update(self, signal):
+        """Update the level.
 
         Arguments
         ---------
         signal : torch.Tensor
             [samples].
-
-        Returns
-        -------
-        levels : list of float
-            They do not depend on how the signal is cut.
         """
-        power = signal.double().square().cpu()
-        levels = []
-        while len(power):
-            part = power[: self._next - self.samples]
-            power = power[len(part) :]
-            self._recent += float(part.sum())
-            self._count += len(part)
-            self.samples += len(part)
-            if self.samples == self._next:
-                self._power, self._weight = self._sums()
-                self._recent = self._count = 0.0
-                self._next += self._step
-                levels.append(self.rms)
-        return levels
+        keep = _decay(len(signal))
+        self._power = keep * self._power + float(signal.double().square().sum())
+        self._weight = keep * self._weight + len(signal)
 
     @property
     def rms(self):
         """Root of the mean square; 0 where nothing has come."""
-        power, weight = self._sums()
-        return math.sqrt(power / max(weight, 1e-12))
-
-    def _sums(self):
-        """Squares and samples, the older ones counting less."""
-        keep = _decay(self._count)
-        return (
-            keep * self._power + self._recent,
-            keep * self._weight + self._count,
-        )
+        return math.sqrt(self._power / max(self._weight, 1e-12))
 
 
 class RunningGain:
@@ -334,9 +299,6 @@ class RunningGain:
     fixed : float or torch.Tensor or None
         A gain that is known, for all targets or [targets]: nothing is
         followed.
-    first, step : int or None
-        Samples up to the first change of the gain and from one to the next;
-        None: it changes with every block.
 
     Example
     -------
@@ -347,9 +309,8 @@ class RunningGain:
     tensor([0.5000])
     """
 
-    def __init__(self, targets, fixed=None, first=None, step=None):
+    def __init__(self, targets, fixed=None):
         self._sums = LevelSums(targets)
-        self._next, self._step = first, step
         self._fixed = fixed is not None
         self.value = None
         if self._fixed:
@@ -371,20 +332,10 @@ class RunningGain:
         estimate : torch.Tensor
             [targets, samples].
         """
-        pieces, samples = [], estimate.shape[1]
-        while samples:
-            size = samples
-            if self._step is not None:
-                size = min(samples, self._next)
-                self._next = self._next - size or self._step
-            part, estimate = estimate[:, :size], estimate[:, size:]
-            pieces.append(self._apply(part, mixture[:size]))
-            mixture, samples = mixture[size:], samples - size
-        return torch.cat(pieces, dim=1) if pieces else estimate
-
-    def _apply(self, estimate, mixture):
-        """One piece, over which the gain glides to its next value."""
-        last, samples = self.value, estimate.shape[1]
+        samples = estimate.shape[1]
+        if not samples:
+            return estimate
+        last = self.value
         if not self._fixed:
             self._sums.update(estimate, mixture, _decay(samples))
             self.value = self._sums.gain.float()

@@ -92,10 +92,14 @@ def test_future_beyond_the_delay_is_not_used(separator, mode):
 
 
 def test_limits_of_what_can_be_asked(separator):
-    stream = SeparationStream(separator, 60.0)
+    stream = SeparationStream(separator, 60.0, level=0.1, gain=1.0)
     assert stream.work == 1
     context = 14 * 256 / RATE
     assert stream.delay == pytest.approx(context + 512 / RATE)
+    stream = SeparationStream(separator, 60.0)  # level and gain change
+    assert stream.work == 1
+    steps = 9 * 256 / RATE
+    assert stream.delay == pytest.approx(context + steps + 512 / RATE)
     short = SeparationStream(separator, 60.0, look_ahead=0.032, step=0.064)
     assert short.delay == pytest.approx((2 + 3) * 256 / RATE + 512 / RATE)
     assert short.work == (14 + 4 + 2) / 4
@@ -223,11 +227,11 @@ def test_the_gain_of_an_earlier_stream(separator, doas):
 
 
 def test_running_level_forgets():
-    level = RunningLevel(256, 256)
+    level = RunningLevel()
     for _ in range(60):
-        level.push(torch.full((RATE,), 0.5))
+        level.update(torch.full((RATE,), 0.5))
     for _ in range(60):
-        level.push(torch.full((RATE,), 0.1))
+        level.update(torch.full((RATE,), 0.1))
     assert level.rms == pytest.approx(0.1, rel=0.05)
 
 
