@@ -36,13 +36,14 @@ def test_fronts_of_seventeen_genes():
     def volume(evaluations):
         return nsga2.hypervolume(evaluations.all(), (1, 8 * weight.sum()))
 
+    same = nsga2.homogeneous(saturating, genes)
+    plans = [item.plan for item in same.all()]
     options = {"generations": 20, "mutation": (1, 3), "progress": False}
-    found = nsga2.search(saturating, genes, **options)
+    found = nsga2.search(saturating, genes, initial=plans, **options)
     budget = len(found)
     assert 400 < budget <= 500
     random = nsga2.random_search(saturating, genes, budget)
-    same = nsga2.homogeneous(saturating, genes)
-    assert volume(found) > volume(random) > volume(same)
+    assert volume(found) > max(volume(random), volume(same))
     # What is lost all but adds up here, which is what these two build on
     greedy = nsga2.greedy_descent(saturating, genes, 4 * budget)
     additive = nsga2.additive_search(saturating, genes, budget=130)
