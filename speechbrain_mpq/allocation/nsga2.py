@@ -24,6 +24,7 @@ from ..whole_files import write_text
 CANDIDATE_BITS = (2, 3, 4, 5, 6, 7, 8)
 POPULATION = 25
 GENERATIONS = 50
+SAVE_EVERY = 25  # evaluations, besides the end of a generation
 MUTATION = (0.2, 20)  # share of the plans; eta: larger, smaller steps
 
 
@@ -77,6 +78,8 @@ class Evaluations:
             if key not in self.known:
                 error, size = self.evaluate(dict(plan))
                 self.known[key] = float(error), float(size)
+                if len(self.known) % SAVE_EVERY == 0:
+                    self.save()
             if not all(map(math.isfinite, self.known[key])):
                 raise ValueError(f"{self.known[key]} for the plan {plan}")
             self.values[key] = self.known[key]
@@ -230,7 +233,13 @@ def search(
 
 
 def random_search(
-    evaluate, genes, budget, candidate_bits=CANDIDATE_BITS, seed=1
+    evaluate,
+    genes,
+    budget,
+    candidate_bits=CANDIDATE_BITS,
+    seed=1,
+    checkpoint=None,
+    settings=None,
 ):
     """As many plans as the budget allows, each gene drawn evenly.
 
@@ -243,6 +252,8 @@ def random_search(
         Evaluations.
     candidate_bits : sequence of int
     seed : int
+    checkpoint, settings
+        As for `search`.
 
     Returns
     -------
@@ -254,14 +265,23 @@ def random_search(
     5
     """
     candidates, rng = _checked(candidate_bits), np.random.default_rng(seed)
-    seen = Evaluations(evaluate, genes)
+    settings = {"candidate_bits": candidates, "seed": seed, **(settings or {})}
+    seen = Evaluations(evaluate, genes, checkpoint, settings)
     while len(seen) < min(budget, len(candidates) ** len(seen.genes)):
         bits = rng.choice(candidates, len(seen.genes)).tolist()
         seen(dict(zip(seen.genes, bits)))
+    seen.save()
     return seen
 
 
-def greedy_descent(evaluate, genes, budget, candidate_bits=CANDIDATE_BITS):
+def greedy_descent(
+    evaluate,
+    genes,
+    budget,
+    candidate_bits=CANDIDATE_BITS,
+    checkpoint=None,
+    settings=None,
+):
     """From most bits down, one gene by one step at a time.
 
     Each round tries every gene one step lower, and takes the step that adds
@@ -275,6 +295,8 @@ def greedy_descent(evaluate, genes, budget, candidate_bits=CANDIDATE_BITS):
     budget : int
         Evaluations.
     candidate_bits : sequence of int
+    checkpoint, settings
+        As for `search`.
 
     Returns
     -------
@@ -287,7 +309,9 @@ def greedy_descent(evaluate, genes, budget, candidate_bits=CANDIDATE_BITS):
     >>> greedy_descent(evaluate, ["a", "b"], 5).front()[0].plan
     {'a': 6, 'b': 8}
     """
-    candidates, seen = _checked(candidate_bits), Evaluations(evaluate, genes)
+    candidates = _checked(candidate_bits)
+    settings = {"candidate_bits": candidates, **(settings or {})}
+    seen = Evaluations(evaluate, genes, checkpoint, settings)
     plan = dict.fromkeys(seen.genes, candidates[-1])
     error, size = seen(plan)
     while len(seen) < budget:
@@ -303,6 +327,7 @@ def greedy_descent(evaluate, genes, budget, candidate_bits=CANDIDATE_BITS):
             break
         _, error, plan = min(steps, key=lambda step: step[:2])
         _, size = seen(plan)
+    seen.save()
     return seen
 
 

@@ -87,7 +87,7 @@ def test_interrupted_search_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         nsga2.search(interrupted, GENES, **options)
     kept = len(json.loads(path.read_text())["evaluations"])
-    assert kept == 30  # whole generations
+    assert kept == 30  # three generations
     found = nsga2.search(interrupted, GENES, **options)
     assert found.all() == small().all()
     assert len(calls) == 35 + len(found) - kept
