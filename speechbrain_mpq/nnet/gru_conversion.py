@@ -71,6 +71,18 @@ def convert(
     Returns
     -------
     IntegerGRU
+
+    Example
+    -------
+    >>> from speechbrain_mpq.nnet.gru_calibration import calibrate
+    >>> gru, inputs = torch.nn.GRU(2, 3), torch.randn(4, 5, 2)
+    >>> plan = homogeneous_plan(gru, 8) | {"l0.input_new": 2}
+    >>> linear = torch.nn.Linear(3, 10)
+    >>> integer = convert(gru, plan, calibrate(gru, [inputs]), linear)
+    >>> integer.classify(integer.quantize(inputs)).shape
+    torch.Size([4, 10])
+    >>> integer.cells["l0"].weight_ih[6:].abs().max()  # of input_new
+    tensor(1, dtype=torch.int8)
     """
     parameters, gru = gru_cells(gru), torch_gru(gru)
     check_plan(plan, parameters)

@@ -212,6 +212,17 @@ def run_cell(inputs, lengths, cell, observe, reverse=False):
         [batch, time, hidden]; behind its end a sequence keeps its state.
     state : torch.Tensor
         [batch, hidden], after the last step.
+
+    Example
+    -------
+    >>> gru, names = torch.nn.GRU(2, 3), []
+    >>> def observe(name, result, valid):
+    ...     names.append(name)
+    ...     return result
+    >>> inputs = torch.randn(4, 1, 2)
+    >>> _, state = run_cell(inputs, None, gru_cells(gru)["l0"], observe)
+    >>> len(names), torch.allclose(state, gru(inputs.transpose(0, 1))[1][0])
+    (17, True)
     """
     batch, steps, _ = inputs.shape
     valid = valid_steps(lengths, batch, steps, inputs.device)
@@ -283,6 +294,12 @@ def run_gru(cells, inputs, lengths, observe):
         [batch, time, hidden x directions].
     states : torch.Tensor
         [cells, batch, hidden], after the last step.
+
+    Example
+    -------
+    >>> cells = gru_cells(torch.nn.GRU(2, 3, bidirectional=True))
+    >>> run_gru(cells, torch.randn(4, 5, 2), None, lambda *a: a[1])[0].shape
+    torch.Size([4, 5, 6])
     """
     batch, steps, _ = inputs.shape
     valid = valid_steps(lengths, batch, steps, inputs.device)

@@ -408,6 +408,12 @@ def cell_names(description):
     ------
     tuple
         (name, features).
+
+    Example
+    -------
+    >>> sizes = {"input_size": 5, "hidden_size": 4}
+    >>> list(cell_names({**sizes, "layers": 2, "bidirectional": False}))
+    [('l0', 5), ('l1', 4)]
     """
     width = 1 + description["bidirectional"]
     features = description["input_size"]
@@ -428,6 +434,16 @@ def tensor_sizes(description):
     Returns
     -------
     dict of str -> int
+
+    Example
+    -------
+    >>> sizes = {"input_size": 2, "hidden_size": 4, "classes": 0}
+    >>> layers = {"layers": 1, "bidirectional": False}
+    >>> names = [*LINEAR, *ELEMENTWISE]
+    >>> plan = {f"l0.{name}": 4 for name in names}
+    >>> sizes = tensor_sizes({**sizes, **layers, "plan": plan})
+    >>> sizes["weights"], sizes["tables"], sizes["biases"]
+    (36, 24, 24)
     """
     sizes = dict.fromkeys(TENSORS, 0)
     hidden, plan = description["hidden_size"], description["plan"]

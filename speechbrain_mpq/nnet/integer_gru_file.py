@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ..whole_files import whole_file
 from .gru_operations import BITS, ELEMENTWISE, LINEAR, check_plan
 from .integer_gru import (
     CONSTANTS,
@@ -38,6 +39,19 @@ def save_integer_gru(path, integer):
     ---------
     path : str or Path
     integer : IntegerGRU
+
+    Example
+    -------
+    >>> from speechbrain_mpq.nnet import gru_conversion
+    >>> from speechbrain_mpq.nnet.gru_calibration import calibrate
+    >>> gru, inputs = torch.nn.GRU(2, 3), torch.zeros(4, 5, 2)
+    >>> plan = gru_conversion.homogeneous_plan(gru, 4)
+    >>> calibration = calibrate(gru, [inputs])
+    >>> integer = gru_conversion.convert(gru, plan, calibration)
+    >>> path = getfixture("tmp_path") / "gru.safetensors"
+    >>> save_integer_gru(path, integer)
+    >>> load_integer_gru(path).packed_bytes == integer.packed_bytes
+    True
     """
     plan = integer.description["plan"]
     parts = {name: [] for name in TENSORS}
@@ -63,7 +77,8 @@ def save_integer_gru(path, integer):
         for name, values in parts.items()
     }
     text = json.dumps(integer.description)
-    save_file(tensors, path, metadata={FORMAT: text})
+    with whole_file(path) as part:
+        save_file(tensors, part, metadata={FORMAT: text})
 
 
 def load_integer_gru(path):
@@ -79,6 +94,15 @@ def load_integer_gru(path):
     Returns
     -------
     IntegerGRU
+
+    Example
+    -------
+    >>> path = getfixture("tmpdir") / "other.safetensors"
+    >>> save_file({"weights": torch.zeros(2**10)}, path)
+    >>> load_integer_gru(path)
+    Traceback (most recent call last):
+    ...
+    ValueError: ... is no integer GRU: a description of 0 characters
     """
     try:
         with safe_open(path, framework="pt") as file:

