@@ -147,6 +147,7 @@ def search(
     generations=GENERATIONS,
     seed=1,
     mutation=MUTATION,
+    largest_error=None,
     initial=(),
     checkpoint=None,
     settings=None,
@@ -175,6 +176,9 @@ def search(
         Share of the new plans that mutate, and eta of polynomial mutation. At
         the default eta of 20 few genes of seven candidates change; (1, 3)
         found better fronts in every comparison here.
+    largest_error : float or None
+        Plans with more are ranked behind all others: without it, much of the
+        population may stay where size is least and nothing works.
     initial : sequence of dict
         Plans to put into the first generation.
     checkpoint : str or Path or None
@@ -210,11 +214,13 @@ def search(
             "population": population,
             "seed": seed,
             "mutation": list(mutation),
+            "largest_error": largest_error,
             "initial": [_codes(plan, genes, candidates) for plan in initial],
             **(settings or {}),
         },
     )
     algorithm = _algorithm(seen.settings, candidates, generations)
+    limit = math.inf if largest_error is None else largest_error
     hidden = None if progress is None else not progress
     with tqdm(
         total=generations, desc="NSGA-II", unit="gen", disable=hidden
@@ -223,8 +229,10 @@ def search(
             individuals = algorithm.ask()
             for individual in individuals:
                 bits = (candidates[code] for code in individual.X)
-                individual.F = np.array(seen(dict(zip(seen.genes, bits))))
-                individual.evaluated.add("F")
+                objectives = np.array(seen(dict(zip(seen.genes, bits))))
+                individual.F = objectives
+                individual.G = objectives[:1] - limit  # above 0: infeasible
+                individual.evaluated.update(("F", "G"))
             algorithm.tell(infills=individuals)
             seen.save()
             bar.set_postfix(plans=len(seen), front=len(seen.front()))
@@ -564,7 +572,12 @@ def _algorithm(settings, candidates, generations):
     genes = len(settings["genes"])
     probability, eta = settings["mutation"]
     problem = Problem(
-        n_var=genes, n_obj=2, xl=0, xu=len(candidates) - 1, vtype=int
+        n_var=genes,
+        n_obj=2,
+        n_ieq_constr=1,
+        xl=0,
+        xu=len(candidates) - 1,
+        vtype=int,
     )
     sampling = IntegerRandomSampling()
     if settings["initial"]:

@@ -92,6 +92,9 @@ def test_fsdd(tasks, tmp_path):
             soundfile.write(path, samples[: 1600 - 40 * take], 8000)
     data, labels = tasks.fsdd(tmp_path, OPTIONS)
     check(data, labels, {"train": 20, "valid": 10, "test": 10}, 8)
+    soundfile.write(tmp_path / "0_ann_17.wav", np.zeros(100), 8000)
+    with pytest.raises(ValueError, match="shorter than one frame"):
+        tasks.fsdd(tmp_path, OPTIONS)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="lacks recordings"):
         tasks.fsdd(tmp_path / "empty", OPTIONS)

@@ -109,6 +109,8 @@ def fsdd(data_folder, options):
         samples, rate = soundfile.read(path, dtype="float32")
         if samples.ndim != 1 or not np.isfinite(samples).all():
             raise ValueError(f"{path} is not mono, or not finite")
+        if len(samples) < rate // 40:
+            raise ValueError(f"{path} is shorter than one frame of 25 ms")
         rates.add(rate)
         sounds[split][0].append(samples)
         sounds[split][1].append(int(match[1]))

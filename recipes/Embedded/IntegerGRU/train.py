@@ -172,6 +172,7 @@ class Experiment:
             hparams["generations"],
             hparams["search_seed"],
             hparams["mutation"],
+            same.all()[-1].error + hparams["error_room"],
             initial=[item.plan for item in same.all()],
             checkpoint=folder / "search.json",
             settings=settings,
@@ -293,10 +294,11 @@ def report(experiment, methods, folder):
     for bits, item in sorted(same.items(), reverse=True):
         right = experiment.correct(experiment.convert(item.plan), "test")
         add(f"{bits} bits", 1, item.size, item.error, right)
-    volumes, (ceiling, largest) = {}, (1.0, eight.size)
+    corner = eight.error + hparams["error_room"], eight.size
+    volumes = {}
     for name, evaluations in methods.items():
-        volume = nsga2.hypervolume(evaluations.all(), (ceiling, largest))
-        volumes[name] = volume / (ceiling * largest)
+        volume = nsga2.hypervolume(evaluations.all(), corner)
+        volumes[name] = volume / (corner[0] * corner[1])
         item = choose(evaluations.all(), eight.error + hparams["tolerance"])
         if item is None:
             continue
@@ -360,10 +362,9 @@ def table(content):
             f"{row['only_this_right']} / {row['only_8_bits_right']} | "
             f"{row['p']:.3f} |"
         )
-    lines += ["", "Hypervolume of the fronts (reference: error 1, 8 bits):"]
-    for name, volume in content["hypervolumes"].items():
-        lines.append(f"{name} {volume:.4f},")
-    return "\n".join(lines).rstrip(",") + "\n"
+    volumes = [f"{n} {v:.4f}" for n, v in content["hypervolumes"].items()]
+    lines += ["", "Hypervolumes on validation: " + ", ".join(volumes) + "."]
+    return "\n".join(lines) + "\n"
 
 
 def main(arguments):

@@ -59,6 +59,13 @@ def test_seeds_repeat_and_leave_the_global_one_alone():
     assert np.random.get_state()[1].tolist() == before
 
 
+def test_plans_that_do_not_work_are_left():
+    def useful(evaluations):
+        return sum(item.error <= 0.1 for item in evaluations.all())
+
+    assert useful(small(largest_error=0.1)) > 1.5 * useful(small())
+
+
 def test_counts_and_bounds():
     found = small(candidate_bits=(2, 4, 8))
     assert len(found) <= 80
