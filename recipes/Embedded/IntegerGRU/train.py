@@ -322,7 +322,10 @@ def report(experiment, methods, folder):
         loaded = experiment.correct(load_integer_gru(path), "test")
         if not torch.equal(loaded, right):
             raise RuntimeError(f"{path} does not give what was saved")
-    fronts = {name: e.all() for name, e in methods.items()}
+    fronts = {
+        name: [item for item in e.all() if item.error <= corner[0]]
+        for name, e in methods.items()
+    }
     nsga2.plot_fronts(fronts, folder / "fronts.png", error_label="valid error")
     if len(found.front()) > 1:
         nsga2.plot_genomes(found.front(), folder / "genomes.png")
