@@ -160,8 +160,9 @@ class Calibration:
         version = weight.data_ptr(), weight._version, tuple(floor.tolist())
         if self._rows.get((name, bits), (None,))[0] != version:
             found = fit_rows(weight, bits, floor)
-            self._rows[name, bits] = version, *found
-        return self._rows[name, bits][1:]
+            # The weight is kept, so that no other one gets its address
+            self._rows[name, bits] = version, weight, *found
+        return self._rows[name, bits][2:]
 
     def _fit(self, name, bits):
         """Codes for what was observed of an operation."""

@@ -262,6 +262,19 @@ def test_stream_is_the_whole():
     assert torch.equal(states, ends)
 
 
+def test_changed_weights_are_converted_anew():
+    gru, inputs = made_gru()
+    calibration = calibrate(gru, [inputs])
+    plan = homogeneous_plan(gru, 4)
+    before = convert(gru, plan, calibration)
+    with torch.no_grad():
+        gru.weight_hh_l0.neg_()
+    after = convert(gru, plan, calibration)
+    assert torch.equal(
+        before.cells["l0"].weight_hh, -after.cells["l0"].weight_hh
+    )
+
+
 def test_silence_and_constant_features():
     gru, inputs = made_gru()
     for features in (torch.zeros(3, 5, 4), torch.full((3, 5, 4), 7.0)):
