@@ -125,8 +125,8 @@ def fsdd(data_folder, options):
 def keywords(data_folder, options, speak=None):
     """Commands of the embedded corpus, one word each, in white noise.
 
-    Speakers of a split speak in no other one. The sounds are kept in
-    `keywords.npz` of the folder.
+    Speakers of a split speak in no other one. The sounds of each class are
+    kept as a file of the folder.
 
     Arguments
     ---------
@@ -136,7 +136,7 @@ def keywords(data_folder, options, speak=None):
         n_mels, hop_length in ms, and `keywords`: split -> utterances of each
         class.
     speak : callable or None
-        Takes a word and a random generator's split, returns samples at 16
+        Takes a word, a split and a random generator, returns samples at 16
         kHz; None: voices of espeak-ng.
 
     Returns
@@ -144,20 +144,25 @@ def keywords(data_folder, options, speak=None):
     data : dict of str -> tuple
     labels : list of str
     """
-    counts = options["keywords"]
-    path = Path(data_folder) / "keywords.npz"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _speak_keywords(path, counts, speak or _espeak)
-    sounds = {}
-    with np.load(path, allow_pickle=False) as stored:
-        for split in SPLITS:
-            classes = stored[f"{split}_classes"].tolist()
-            if len(classes) != counts[split] * (len(KEYWORDS) + 1):
-                raise ValueError(f"{path} has other counts: delete it")
-            ends = np.cumsum(stored[f"{split}_lengths"])[:-1]
-            samples = stored[f"{split}_samples"].astype(np.float32) / 2**15
-            sounds[split] = np.split(samples, ends), classes
+    folder, sounds = Path(data_folder), {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:
+        count, samples, classes = options["keywords"][split], [], []
+        for place, word in enumerate([*KEYWORDS, OTHER]):
+            path = folder / f"{split}_{word}.npz"
+            if not path.exists():
+                _speak_keyword(path, split, place, count, speak or _espeak)
+            with np.load(path, allow_pickle=False) as stored:
+                lengths, joined = stored["lengths"], stored["samples"]
+            if len(lengths) != count:
+                raise ValueError(
+                    f"{path} has {len(lengths)} utterances, not {count}: "
+                    "delete it or name another folder"
+                )
+            joined = joined.astype(np.float32) / 2**15
+            samples += np.split(joined, np.cumsum(lengths)[:-1])
+            classes += [place] * count
+        sounds[split] = samples, classes
     return _log_mel(sounds, 16000, options), [*KEYWORDS, OTHER]
 
 
@@ -241,31 +246,24 @@ def _log_mel(sounds, rate, options):
     return data
 
 
-def _speak_keywords(path, counts, speak):
-    """Write all keywords as one file of 16-bit samples."""
+def _speak_keyword(path, split, place, count, speak):
+    """Write the utterances of a class as one file of 16-bit samples."""
     from speechbrain_mpq.simulation.sentences import vocabulary
 
     others = [word for word in vocabulary() if word not in KEYWORDS]
-    arrays = {}
-    for number, split in enumerate(SPLITS):
-        samples, lengths, classes = [], [], []
-        for place, word in enumerate([*KEYWORDS, OTHER]):
-            for index in tqdm(range(counts[split]), desc=f"{split}: {word}"):
-                rng = np.random.default_rng([number, place, index])
-                said = word if word != OTHER else others[rng.integers(64)]
-                wave = np.asarray(speak(said, split, rng), np.float64)
-                wave = 0.05 * wave / np.sqrt(np.mean(wave**2))
-                noise = 0.05 * 10 ** (-rng.uniform(*SNR) / 20)
-                wave = wave + noise * rng.standard_normal(len(wave))
-                samples.append((wave.clip(-1, 1) * 32767).astype(np.int16))
-                lengths.append(len(wave))
-                classes.append(place)
-        arrays[f"{split}_samples"] = np.concatenate(samples)
-        arrays[f"{split}_lengths"] = np.array(lengths)
-        arrays[f"{split}_classes"] = np.array(classes)
-    partial = path.with_name("keywords.partial.npz")
-    np.savez(partial, **arrays)
-    partial.replace(path)
+    word, samples = [*KEYWORDS, OTHER][place], []
+    for index in tqdm(range(count), desc=f"{split}: {word}"):
+        rng = np.random.default_rng([SPLITS.index(split), place, index])
+        said = others[rng.integers(len(others))] if word == OTHER else word
+        wave = np.asarray(speak(said, split, rng), np.float64)
+        wave = 0.05 * wave / np.sqrt(np.mean(wave**2))
+        noise = 0.05 * 10 ** (-rng.uniform(*SNR) / 20)
+        wave = wave + noise * rng.standard_normal(len(wave))
+        samples.append((wave.clip(-1, 1) * 32767).astype(np.int16))
+    partial = path.with_name(f"{path.stem}.partial.npz")
+    lengths = [len(wave) for wave in samples]
+    np.savez(partial, samples=np.concatenate(samples), lengths=lengths)
+    partial.replace(path)  # whole, or spoken again by the next start
 
 
 def _espeak(word, split, rng):

@@ -281,7 +281,7 @@ def report(experiment, methods, folder):
                 "system": name,
                 "evaluations": evaluations,
                 "bytes": int(size),
-                "smaller_than_8_bits": 1 - size / eight.size,
+                "size_of_8_bits": size / eight.size,
                 "valid_error": valid_error,
                 "test_error": 1 - right.float().mean().item(),
                 "only_this_right": result.only_first,
@@ -348,7 +348,7 @@ def table(content):
         f"Task {content['task']}, seed {content['seed']}, "
         f"{content['items']['test']} test sequences.",
         "",
-        "| system | evaluations | bytes | smaller | valid error % | "
+        "| system | evaluations | bytes | % of 8 bits | valid error % | "
         "test error % | right only here / only at 8 bits | McNemar p |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -359,7 +359,7 @@ def table(content):
     for row in content["rows"]:
         lines.append(
             f"| {row['system']} | {row['evaluations'] or ''} | "
-            f"{row['bytes']} | {percent(row['smaller_than_8_bits'])} % | "
+            f"{row['bytes']} | {percent(row['size_of_8_bits'])} | "
             f"{percent(row['valid_error'], 2)} | "
             f"{percent(row['test_error'], 2)} | "
             f"{row['only_this_right']} / {row['only_8_bits_right']} | "
