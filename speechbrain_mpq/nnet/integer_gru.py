@@ -269,6 +269,11 @@ class IntegerGRU(torch.nn.Module):
         self.register_buffer("classifier_bias", bias)
 
     @property
+    def plan(self):
+        """Operation -> bits."""
+        return dict(self.description["plan"])
+
+    @property
     def packed_bytes(self):
         """Bytes of all integers of the packed file, without its description."""
         sizes = tensor_sizes(self.description)
