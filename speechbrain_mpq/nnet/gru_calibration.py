@@ -19,6 +19,7 @@ BEHIND = {
 }
 SHRINK = torch.linspace(0.3, 1, 15, dtype=torch.float64)  # parts of a range
 SAMPLE = 512  # values of an operation that each observation adds
+FIT_SAMPLE = 8192  # values that codes are fitted to
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,7 @@ class Calibration:
             raise ValueError(f"{name} takes values that are not finite")
         largest = seen.abs().max().item() if len(seen) else 0.0
         self.largest[name] = max(self.largest.get(name, 0.0), largest)
-        stride = max(1, len(seen) // SAMPLE)
-        self.samples.setdefault(name, []).append(seen[::stride].cpu())
+        self.samples.setdefault(name, []).append(self._draw(seen, SAMPLE))
         return values
 
     def affine(self, name, bits):
@@ -164,14 +164,25 @@ class Calibration:
             self._rows[name, bits] = version, weight, *found
         return self._rows[name, bits][2:]
 
+    def _draw(self, values, count):
+        """Some of the values at random, [count] or fewer.
+
+        Every so many would be the same few columns again and again.
+        """
+        if len(values) <= count:
+            return values.cpu()
+        generator = torch.Generator().manual_seed(len(values))
+        return values.cpu()[
+            torch.randint(len(values), (count,), generator=generator)
+        ]
+
     def _fit(self, name, bits):
         """Codes for what was observed of an operation."""
         operation = name.split(".")[-1]
         if operation in LINEAR and bits >= 12:  # room for what is unseen
             largest = 2 * max(self.largest[name], 1e-6)
             return Affine(largest / (2 ** (bits - 1) - 1), 0, bits)
-        sample = torch.cat(self.samples[name]).double()
-        sample = sample[:: max(1, len(sample) // 8192)]
+        sample = self._draw(torch.cat(self.samples[name]), FIT_SAMPLE).double()
         return fit_affine(
             sample,
             bits,

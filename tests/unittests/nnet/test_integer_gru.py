@@ -262,6 +262,14 @@ def test_stream_is_the_whole():
     assert torch.equal(states, ends)
 
 
+def test_calibration_sees_every_column():
+    torch.manual_seed(0)
+    inputs = torch.zeros(64, 16, 32)
+    inputs[..., 5] = torch.randn(64, 16)  # all others are zero
+    calibration = calibrate(torch.nn.GRU(32, 64), [inputs])
+    assert calibration.affine("l0.input", 8).scale > 0.01
+
+
 def test_changed_weights_are_converted_anew():
     gru, inputs = made_gru()
     calibration = calibrate(gru, [inputs])
