@@ -25,7 +25,7 @@ setup: $(VENV)/.ready
 
 $(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[simulate,evaluate,openvino,onnx,video,corpora,test]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[simulate,evaluate,openvino,onnx,video,corpora,search,test]"
 	@touch $@
 
 clean:

@@ -1,0 +1,433 @@
+"""A small GRU in integers, each of its operations at a bit width of its own.
+
+To run this recipe, do the following:
+> python train.py hparams/train.yaml --data_folder=recordings
+
+It trains the GRU in floating point, converts it, searches for bit plans on
+the validation set by NSGA-II and by its baselines, trains the chosen plan
+again, and tells what they make of the test set: `results.json`, `table.md`,
+plots, and the packed GRUs.
+"""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import speechbrain as sb
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from torch.utils.data import DataLoader, TensorDataset
+
+from speechbrain_mpq.allocation import nsga2
+from speechbrain_mpq.evaluation.mcnemar import mcnemar
+from speechbrain_mpq.nnet.fake_quantized_gru import FakeQuantizedGRU
+from speechbrain_mpq.nnet.gru_calibration import calibrate
+from speechbrain_mpq.nnet.gru_conversion import convert, homogeneous_plan
+from speechbrain_mpq.nnet.integer_gru_file import (
+    load_integer_gru,
+    save_integer_gru,
+)
+
+EVALUATION_BATCH = 128  # sequences of about the same length
+
+
+class ClassifierBrain(sb.Brain):
+    """Classification of sequences by what the GRU ends with."""
+
+    def compute_forward(self, batch, stage):
+        """Scores of the classes, [batch, classes]."""
+        features, lengths, _ = (part.to(self.device) for part in batch)
+        gru, classifier = self.modules.gru, self.modules.classifier
+        return float_scores(gru, classifier, features, lengths)
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Cross-entropy; errors are counted outside training."""
+        classes = batch[2].to(self.device)
+        if stage != sb.Stage.TRAIN:
+            wrong = predictions.argmax(-1) != classes
+            self.errors += wrong.sum().item()
+            self.seen += len(classes)
+        return torch.nn.functional.cross_entropy(predictions, classes)
+
+    def on_stage_start(self, stage, epoch):
+        """Count errors from zero."""
+        self.errors = self.seen = 0
+
+    def on_stage_end(self, stage, stage_loss, epoch):
+        """Log, anneal the learning rate, save a checkpoint."""
+        if stage == sb.Stage.TRAIN:
+            self.train_stats = {"loss": stage_loss}
+            return
+        stats = {"loss": stage_loss, "error": self.errors / self.seen}
+        if stage == sb.Stage.VALID:
+            old_lr, new_lr = self.hparams.lr_annealing(epoch)
+            sb.nnet.schedulers.update_learning_rate(self.optimizer, new_lr)
+            self.hparams.train_logger.log_stats(
+                stats_meta={"epoch": epoch, "lr": old_lr},
+                train_stats=self.train_stats,
+                valid_stats=stats,
+            )
+            self.checkpointer.save_and_keep_only(meta=stats, min_keys=["error"])
+        else:
+            self.hparams.train_logger.log_stats(
+                stats_meta={"epoch loaded": self.hparams.epoch_counter.current},
+                test_stats=stats,
+            )
+
+
+class Experiment:
+    """A trained GRU and all that is asked of its bit plans.
+
+    Arguments
+    ---------
+    gru : speechbrain.nnet.RNN.GRU
+    classifier : torch.nn.Linear
+    data : dict of str -> tuple
+        Split -> features, lengths, classes.
+    labels : list of str
+    hparams : dict
+    """
+
+    def __init__(self, gru, classifier, data, labels, hparams):
+        self.gru, self.classifier = gru.eval(), classifier.eval()
+        self.data, self.labels, self.hparams = dict(data), labels, hparams
+        items = len(data["valid"][0])
+        order = torch.randperm(
+            items, generator=torch.Generator().manual_seed(1)
+        )[: hparams["search_items"]]
+        self.data["valid"] = tuple(part[order] for part in data["valid"])
+        order = torch.randperm(
+            len(data["train"][0]), generator=torch.Generator().manual_seed(0)
+        )[: hparams["calibration_items"]]
+        self.known = tuple(part[order] for part in data["train"])
+        features, lengths, _ = self.known
+        self.calibration = calibrate(
+            gru, [(features, lengths)], hparams["result_bits"]
+        )
+        with torch.no_grad():
+            scores = float_scores(gru, classifier, features, lengths)
+        self.wanted = scores.log_softmax(-1)
+        self.batches = {}
+
+    def convert(self, plan, gru=None, classifier=None, row_scales=None):
+        """The integer GRU of a plan."""
+        return convert(
+            gru or self.gru,
+            plan,
+            self.calibration,
+            classifier or self.classifier,
+            self.labels,
+            row_scales,
+        )
+
+    def correct(self, integer, split):
+        """Which sequences of a split are classified right, [sequences]."""
+        if split not in self.batches:
+            features, lengths, classes = self.data[split]
+            codes = integer.quantize(features)
+            self.batches[split] = [
+                (part, codes[part, : lengths[part].max()], lengths[part])
+                for part in lengths.argsort().split(EVALUATION_BATCH)
+            ]
+        classes = self.data[split][2]
+        right = torch.zeros(len(classes), dtype=torch.bool)
+        for part, codes, lengths in self.batches[split]:
+            scores = integer.classify(codes, lengths)
+            right[part] = scores.argmax(-1) == classes[part]
+        return right
+
+    def evaluate(self, plan):
+        """Share of errors on validation, and bytes of the packed integers."""
+        integer = self.convert(plan)
+        return self.valid_error(integer), integer.packed_bytes
+
+    def valid_error(self, integer):
+        """Share of errors on validation."""
+        return 1 - self.correct(integer, "valid").float().mean().item()
+
+    def score(self, plan):
+        """How far the classes' distribution moves on known sequences: KL."""
+        integer = self.convert(plan)
+        features, lengths, _ = self.known
+        _, states = integer(integer.quantize(features), lengths=lengths)
+        with torch.no_grad():
+            scores = self.classifier(integer.dequantize(states[-1]))
+        moved = torch.nn.functional.kl_div(
+            scores.log_softmax(-1),
+            self.wanted,
+            reduction="batchmean",
+            log_target=True,
+        )
+        return moved.item(), integer.packed_bytes
+
+    def search(self, genes):
+        """Every method's evaluations, by name."""
+        hparams, bits = self.hparams, self.hparams["candidate_bits"]
+        folder = Path(hparams["output_folder"])
+        settings = {"task": hparams["task"], "seed_of_gru": hparams["seed"]}
+        same = nsga2.homogeneous(self.evaluate, genes, bits)
+        found = nsga2.search(
+            self.evaluate,
+            genes,
+            bits,
+            hparams["population"],
+            hparams["generations"],
+            hparams["search_seed"],
+            hparams["mutation"],
+            same.all()[-1].error + hparams["error_room"],
+            initial=[item.plan for item in same.all()],
+            checkpoint=folder / "search.json",
+            settings=settings,
+        )
+        budget = len(found)
+        few = round(hparams["additive_share"] * budget)
+        few = max(few, len(genes) * (len(bits) - 1) + 9)
+        return {
+            "homogeneous": same,
+            "NSGA-II": found,
+            "random": nsga2.random_search(
+                self.evaluate,
+                genes,
+                budget,
+                bits,
+                checkpoint=folder / "random.json",
+                settings=settings,
+            ),
+            "greedy": nsga2.greedy_descent(
+                self.evaluate,
+                genes,
+                budget,
+                bits,
+                checkpoint=folder / "greedy.json",
+                settings=settings,
+            ),
+            "scores": nsga2.additive_search(
+                self.evaluate, genes, few, bits, self.score
+            ),
+        }
+
+    def tuned(self, plan, path):
+        """The plan's integer GRU of a file, trained now if it is not there."""
+        if not path.exists() or load_integer_gru(path).plan != plan:
+            integer = self.finetune(plan)
+            if integer is None:
+                return None
+            save_integer_gru(path, integer)
+        return load_integer_gru(path)  # what is tested is what is shipped
+
+    def finetune(self, plan):
+        """The plan's GRU in integers after training with its roundings."""
+        gru, classifier = map(copy.deepcopy, (self.gru, self.classifier))
+        fake = FakeQuantizedGRU(gru, plan, self.calibration)
+        parameters = [*fake.parameters(), *classifier.parameters()]
+        optimizer = torch.optim.Adam(parameters, self.hparams["finetune_lr"])
+        batches = DataLoader(
+            TensorDataset(*self.data["train"]),
+            self.hparams["batch_size"],
+            shuffle=True,
+            generator=torch.Generator().manual_seed(self.hparams["seed"]),
+        )
+        epochs, best = self.hparams["finetune_epochs"], (2.0, None)
+        steps = max(epochs * len(batches), 1)
+        schedule = torch.optim.lr_scheduler.LinearLR(
+            optimizer, 1.0, 0.05, total_iters=steps
+        )
+        for _ in range(epochs):
+            for features, lengths, classes in batches:
+                features = features[:, : lengths.max()]
+                _, states = fake(features, lengths)
+                loss = torch.nn.functional.cross_entropy(
+                    classifier(states[-1]), classes
+                )
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                schedule.step()
+            integer = self.convert(plan, gru, classifier, fake.row_scales())
+            error = self.valid_error(integer)
+            if error <= best[0]:
+                best = error, integer
+        return best[1]
+
+
+def float_scores(gru, classifier, features, lengths):
+    """Scores in floating point, [batch, classes]."""
+    outputs, _ = gru(features)
+    return classifier(outputs[torch.arange(len(outputs)), lengths - 1])
+
+
+def choose(evaluations, limit):
+    """The smallest plan with an error up to the limit; None without any."""
+    allowed = [item for item in evaluations if item.error <= limit + 1e-9]
+    return min(allowed, key=lambda item: item.size, default=None)
+
+
+def report(experiment, methods, folder):
+    """Test the plans that validation chose; rows of the table."""
+    hparams, data = experiment.hparams, experiment.data
+    folder = Path(folder)
+    same = {
+        next(iter(e.plan.values())): e for e in methods["homogeneous"].all()
+    }
+    eight = same[max(same)]
+    integer = experiment.convert(eight.plan)
+    reference = experiment.correct(integer, "test")
+    features, lengths, classes = data["test"]
+    with torch.no_grad():
+        scores = float_scores(
+            experiment.gru, experiment.classifier, features, lengths
+        )
+    numbers = [
+        *experiment.gru.parameters(),
+        *experiment.classifier.parameters(),
+    ]
+    size = 4 * sum(parameter.numel() for parameter in numbers)
+    rows = []
+
+    def add(name, evaluations, size, valid_error, right):
+        result = mcnemar(right, reference)
+        rows.append(
+            {
+                "system": name,
+                "evaluations": evaluations,
+                "bytes": int(size),
+                "size_of_8_bits": size / eight.size,
+                "valid_error": valid_error,
+                "test_error": 1 - right.float().mean().item(),
+                "only_this_right": result.only_first,
+                "only_8_bits_right": result.only_second,
+                "p": result.p,
+            }
+        )
+
+    add("float", None, size, None, scores.argmax(-1) == classes)
+    for bits, item in sorted(same.items(), reverse=True):
+        right = experiment.correct(experiment.convert(item.plan), "test")
+        add(f"{bits} bits", 1, item.size, item.error, right)
+    corner = eight.error + hparams["error_room"], eight.size
+    volumes = {}
+    for name, evaluations in methods.items():
+        volume = nsga2.hypervolume(evaluations.all(), corner)
+        volumes[name] = volume / (corner[0] * corner[1])
+        item = choose(evaluations.all(), eight.error + hparams["tolerance"])
+        if item is None:
+            continue
+        integer = experiment.convert(item.plan)
+        count = len(evaluations)
+        if name == "scores":
+            bits = len(hparams["candidate_bits"])
+            count += 1 + len(item.plan) * (bits - 1)
+        right = experiment.correct(integer, "test")
+        add(f"{name}, chosen", count, item.size, item.error, right)
+    found = methods["NSGA-II"]
+    item = choose(found.all(), eight.error + hparams["tuned_tolerance"])
+    # The control: the same bits for all, at about the same size
+    near = min(same, key=lambda bits: abs(same[bits].size - item.size))
+    tuned_plans = {
+        f"{bits} bits": same[bits].plan for bits in (max(same), near)
+    }
+    for name, plan in {**tuned_plans, "NSGA-II": item.plan}.items():
+        path = folder / f"{name.split()[0]}.safetensors"
+        tuned = experiment.tuned(plan, path)
+        if tuned is not None:
+            right = experiment.correct(tuned, "test")
+            error = 1 - experiment.correct(tuned, "valid").float().mean().item()
+            add(
+                f"{name}, trained again", None, tuned.packed_bytes, error, right
+            )
+    fronts = {
+        name: [item for item in e.all() if item.error <= corner[0]]
+        for name, e in methods.items()
+    }
+    nsga2.plot_fronts(fronts, folder / "fronts.png", error_label="valid error")
+    if len(found.front()) > 1:
+        nsga2.plot_genomes(found.front(), folder / "genomes.png")
+    content = {
+        "task": hparams["task"],
+        "seed": hparams["seed"],
+        "items": {split: len(part[2]) for split, part in data.items()},
+        "rows": rows,
+        "hypervolumes": volumes,
+        "plan": item.plan,
+    }
+    (folder / "results.json").write_text(json.dumps(content, indent=1))
+    (folder / "table.md").write_text(table(content))
+    return content
+
+
+def table(content):
+    """The results as a table in Markdown."""
+    lines = [
+        f"Task {content['task']}, seed {content['seed']}, "
+        f"{content['items']['test']} test sequences.",
+        "",
+        "| system | evaluations | bytes | % of 8 bits | valid error % | "
+        "test error % | right only here / only at 8 bits | McNemar p |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+
+    def percent(value, digits=1):
+        return "" if value is None else f"{100 * value:.{digits}f}"
+
+    for row in content["rows"]:
+        lines.append(
+            f"| {row['system']} | {row['evaluations'] or ''} | "
+            f"{row['bytes']} | {percent(row['size_of_8_bits'])} | "
+            f"{percent(row['valid_error'], 2)} | "
+            f"{percent(row['test_error'], 2)} | "
+            f"{row['only_this_right']} / {row['only_8_bits_right']} | "
+            f"{row['p']:.3f} |"
+        )
+    volumes = [f"{n} {v:.4f}" for n, v in content["hypervolumes"].items()]
+    lines += ["", "Hypervolumes on validation: " + ", ".join(volumes) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments):
+    """Prepare, train, search, report."""
+    hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
+    with open(hparams_file, encoding="utf-8") as fin:
+        hparams = load_hyperpyyaml(fin, overrides)
+    sb.create_experiment_directory(
+        experiment_directory=hparams["output_folder"],
+        hyperparams_to_save=hparams_file,
+        overrides=overrides,
+    )
+    from tasks import TASKS
+
+    if hparams["task"] not in TASKS:
+        raise ValueError(f"task is one of {', '.join(TASKS)}")
+    prepare = TASKS[hparams["task"]]
+    data, labels = prepare(hparams["data_folder"], hparams["features"])
+    width, asked = data["train"][0].shape[-1], hparams["input_size"]
+    if (width, len(labels)) != (asked, hparams["classes"]):
+        raise ValueError(
+            f"give --input_size={width} --classes={len(labels)} for this task"
+        )
+    brain = ClassifierBrain(
+        modules=hparams["modules"],
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    loaders = {
+        split: DataLoader(
+            TensorDataset(*parts),
+            hparams["batch_size"],
+            shuffle=split == "train",
+        )
+        for split, parts in data.items()
+    }
+    brain.fit(hparams["epoch_counter"], loaders["train"], loaders["valid"])
+    brain.evaluate(loaders["test"], min_key="error")
+    gru, classifier = (brain.modules[n].cpu() for n in ("gru", "classifier"))
+    experiment = Experiment(gru, classifier, data, labels, hparams)
+    methods = experiment.search(list(homogeneous_plan(gru, 8)))
+    print(table(report(experiment, methods, hparams["output_folder"])))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

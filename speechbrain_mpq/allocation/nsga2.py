@@ -1,0 +1,623 @@
+"""Search for bit plans by evaluating whole plans.
+
+A plan gives every gene (an operation, a cluster, ...) a bit width, and
+`evaluate(plan)` gives two objectives, both better when lower: an error and a
+size. `search` finds plans that no other one beats in both by NSGA-II (Deb et
+al. 2002, 10.1109/4235.996017); the baselines here spend the same evaluations
+in simpler ways. No function knows what is evaluated.
+
+A search of the same seed evaluates the same plans. That is what an interrupted
+one goes on by: the checkpoint is JSON of all evaluations, written whole after
+each generation, and a new start takes from there what it would evaluate again.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from ..utils import write_text
+
+CANDIDATE_BITS = (2, 3, 4, 5, 6, 7, 8)
+POPULATION = 25
+GENERATIONS = 50
+SAVE_EVERY = 25  # evaluations, besides the end of a generation
+MUTATION = (0.2, 20)  # share of the plans; eta: larger, smaller steps
+
+
+class Evaluation(NamedTuple):
+    """A plan and what it is worth: lower is better for both."""
+
+    plan: dict
+    error: float
+    size: float
+
+
+class Evaluations:
+    """Every plan that was evaluated, each one once.
+
+    Arguments
+    ---------
+    evaluate : callable
+        Takes a plan (dict of str -> int), returns (error, size).
+    genes : sequence of str
+    checkpoint : str or Path or None
+        JSON file to go on from and to write to.
+    settings : dict
+        What a checkpoint must have been made with.
+
+    Example
+    -------
+    >>> seen = Evaluations(lambda plan: (1 / plan["a"], plan["a"]), ["a"])
+    >>> seen({"a": 4})
+    (0.25, 4.0)
+    >>> len(seen), seen.front()
+    (1, [Evaluation(plan={'a': 4}, error=0.25, size=4.0)])
+    """
+
+    def __init__(self, evaluate, genes, checkpoint=None, settings=None):
+        self.evaluate, self.genes = evaluate, tuple(genes)
+        if not self.genes or len(set(self.genes)) != len(self.genes):
+            raise ValueError("genes must be names, none twice")
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.settings = {"genes": list(self.genes), **(settings or {})}
+        self.known, self.values = {}, {}
+        if self.checkpoint is not None and self.checkpoint.exists():
+            self._read()
+
+    def __len__(self):
+        return len(self.values)
+
+    def __call__(self, plan):
+        """Objectives of a plan, from before where it was evaluated."""
+        key = tuple(plan[gene] for gene in self.genes)
+        if key not in self.values:
+            if key not in self.known:
+                error, size = self.evaluate(dict(plan))
+                self.known[key] = float(error), float(size)
+                if len(self.known) % SAVE_EVERY == 0:
+                    self.save()
+            if not all(map(math.isfinite, self.known[key])):
+                raise ValueError(f"{self.known[key]} for the plan {plan}")
+            self.values[key] = self.known[key]
+        return self.values[key]
+
+    def all(self):
+        """Everything evaluated, in order.
+
+        Returns
+        -------
+        list of Evaluation
+        """
+        return [
+            Evaluation(dict(zip(self.genes, key)), *values)
+            for key, values in self.values.items()
+        ]
+
+    def front(self):
+        """What nothing else beats.
+
+        Returns
+        -------
+        list of Evaluation
+            Smallest first.
+        """
+        return pareto_front(self.all())
+
+    def save(self):
+        """Write the checkpoint, whole, where there is one."""
+        if self.checkpoint is None:
+            return
+        rows = [[list(key), *value] for key, value in self.known.items()]
+        content = {"settings": self.settings, "evaluations": rows}
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.checkpoint, json.dumps(content))
+
+    def _read(self):
+        """Take over the evaluations of a checkpoint of the same search."""
+        try:
+            content = json.loads(self.checkpoint.read_text(encoding="utf-8"))
+            settings, rows = content["settings"], content["evaluations"]
+            known = {
+                tuple(key): (float(error), float(size))
+                for key, error, size in rows
+            }
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{self.checkpoint} is no checkpoint of a search ({error}): "
+                "delete it"
+            ) from error
+        for name, value in self.settings.items():
+            if settings.get(name) != json.loads(json.dumps(value)):
+                raise ValueError(
+                    f"{self.checkpoint} is of another search: its {name} "
+                    "differ; delete it or name another file"
+                )
+        self.known = known
+
+
+def search(
+    evaluate,
+    genes,
+    candidate_bits=CANDIDATE_BITS,
+    population=POPULATION,
+    generations=GENERATIONS,
+    seed=1,
+    mutation=MUTATION,
+    largest_error=None,
+    initial=(),
+    checkpoint=None,
+    settings=None,
+    progress=None,
+):
+    """NSGA-II over bit plans.
+
+    Two-point crossover and polynomial mutation of integer genes, no plan
+    twice. The defaults are those of https://github.com/alecerio/nas-nsnet2,
+    by an author of https://arxiv.org/abs/2402.12263, which does not name its
+    own.
+
+    Arguments
+    ---------
+    evaluate : callable
+        Takes a plan (dict of str -> int), returns (error, size), both better
+        when lower. The same plan must get the same values.
+    genes : sequence of str
+    candidate_bits : sequence of int
+        In rising order.
+    population, generations : int
+        The first generation is random; population x generations is the most
+        that is evaluated.
+    seed : int
+    mutation : tuple of float
+        Share of the new plans that mutate, and eta of polynomial mutation. At
+        the default eta of 20 few genes of seven candidates change; (1, 3)
+        found better fronts in every comparison here.
+    largest_error : float or None
+        Plans with more are ranked behind all others: without it, much of the
+        population may stay where size is least and nothing works.
+    initial : sequence of dict
+        Plans to put into the first generation.
+    checkpoint : str or Path or None
+        Written after every generation; a search with the same settings goes
+        on from there.
+    settings : dict or None
+        What else tells this search from others, such as the network's name;
+        JSON. Other settings in the checkpoint are an error.
+    progress : bool or None
+        Show a progress bar; None shows it on terminals only.
+
+    Returns
+    -------
+    evaluations : Evaluations
+
+    Example
+    -------
+    >>> def evaluate(plan):
+    ...     return sum(2.0**-bits for bits in plan.values()), plan["a"]
+    >>> found = search(evaluate, ["a", "b"], generations=5)
+    >>> [item.plan for item in found.front()][:2]
+    [{'a': 2, 'b': 8}, {'a': 3, 'b': 8}]
+    """
+    candidates = _checked(candidate_bits)
+    if population < 2 or generations < 1:
+        raise ValueError("give a population of 2 or more, and a generation")
+    seen = Evaluations(
+        evaluate,
+        genes,
+        checkpoint,
+        {
+            "candidate_bits": candidates,
+            "population": population,
+            "seed": seed,
+            "mutation": list(mutation),
+            "largest_error": largest_error,
+            "initial": [_codes(plan, genes, candidates) for plan in initial],
+            **(settings or {}),
+        },
+    )
+    algorithm = _algorithm(seen.settings, candidates, generations)
+    limit = math.inf if largest_error is None else largest_error
+    hidden = None if progress is None else not progress
+    with tqdm(
+        total=generations, desc="NSGA-II", unit="gen", disable=hidden
+    ) as bar:
+        while algorithm.has_next():
+            individuals = algorithm.ask()
+            for individual in individuals:
+                bits = (candidates[code] for code in individual.X)
+                objectives = np.array(seen(dict(zip(seen.genes, bits))))
+                individual.F = objectives
+                individual.G = objectives[:1] - limit  # above 0: infeasible
+                individual.evaluated.update(("F", "G"))
+            algorithm.tell(infills=individuals)
+            seen.save()
+            bar.set_postfix(plans=len(seen), front=len(seen.front()))
+            bar.update()
+    return seen
+
+
+def random_search(
+    evaluate,
+    genes,
+    budget,
+    candidate_bits=CANDIDATE_BITS,
+    seed=1,
+    checkpoint=None,
+    settings=None,
+):
+    """As many plans as the budget allows, each gene drawn evenly.
+
+    Arguments
+    ---------
+    evaluate : callable
+        As for `search`.
+    genes : sequence of str
+    budget : int
+        Evaluations.
+    candidate_bits : sequence of int
+    seed : int
+    checkpoint, settings
+        As for `search`.
+
+    Returns
+    -------
+    evaluations : Evaluations
+
+    Example
+    -------
+    >>> len(random_search(lambda plan: (1, plan["a"]), ["a"], budget=5))
+    5
+    """
+    candidates, rng = _checked(candidate_bits), np.random.default_rng(seed)
+    settings = {"candidate_bits": candidates, "seed": seed, **(settings or {})}
+    seen = Evaluations(evaluate, genes, checkpoint, settings)
+    while len(seen) < min(budget, len(candidates) ** len(seen.genes)):
+        bits = rng.choice(candidates, len(seen.genes)).tolist()
+        seen(dict(zip(seen.genes, bits)))
+    seen.save()
+    return seen
+
+
+def greedy_descent(
+    evaluate,
+    genes,
+    budget,
+    candidate_bits=CANDIDATE_BITS,
+    checkpoint=None,
+    settings=None,
+):
+    """From most bits down, one gene by one step at a time.
+
+    Each round tries every gene one step lower, and takes the step that adds
+    the least error for what it saves.
+
+    Arguments
+    ---------
+    evaluate : callable
+        As for `search`.
+    genes : sequence of str
+    budget : int
+        Evaluations.
+    candidate_bits : sequence of int
+    checkpoint, settings
+        As for `search`.
+
+    Returns
+    -------
+    evaluations : Evaluations
+
+    Example
+    -------
+    >>> def evaluate(plan):
+    ...     return 1 / plan["a"] + 9 / plan["b"], plan["a"] + plan["b"]
+    >>> greedy_descent(evaluate, ["a", "b"], 5).front()[0].plan
+    {'a': 6, 'b': 8}
+    """
+    candidates = _checked(candidate_bits)
+    settings = {"candidate_bits": candidates, **(settings or {})}
+    seen = Evaluations(evaluate, genes, checkpoint, settings)
+    plan = dict.fromkeys(seen.genes, candidates[-1])
+    error, size = seen(plan)
+    while len(seen) < budget:
+        steps = []
+        for gene in seen.genes:
+            place = candidates.index(plan[gene])
+            if place and len(seen) < budget:
+                lower = {**plan, gene: candidates[place - 1]}
+                new_error, new_size = seen(lower)
+                saved = max(size - new_size, 1e-9)
+                steps.append(((new_error - error) / saved, new_error, lower))
+        if not steps:
+            break
+        _, error, plan = min(steps, key=lambda step: step[:2])
+        _, size = seen(plan)
+    seen.save()
+    return seen
+
+
+def additive_search(
+    evaluate, genes, budget, candidate_bits=CANDIDATE_BITS, score=None
+):
+    """Plans from what each gene costs alone: scores, then a knapsack.
+
+    Every gene is lowered alone; that what is lost adds up is then taken for
+    granted. The plans on the lower hull of summed score against size are
+    evaluated, evenly spread, for what is left of the budget.
+
+    Arguments
+    ---------
+    evaluate : callable
+        As for `search`.
+    genes : sequence of str
+    budget : int
+        Evaluations, those for the scores counted: one and, for each gene, one
+        for each candidate but the last.
+    candidate_bits : sequence of int
+    score : callable or None
+        Takes a plan and returns (sensitivity, size): finer than the error
+        where that is a count. None: `evaluate`.
+
+    Returns
+    -------
+    evaluations : Evaluations
+        What `evaluate` gave; plans that were only scored are not among them.
+
+    Example
+    -------
+    >>> def evaluate(plan):
+    ...     return 1 / plan["a"] + 9 / plan["b"], plan["a"] + plan["b"]
+    >>> found = additive_search(evaluate, ["a", "b"], 25)
+    >>> found.front()[0].plan, found.front()[-1].plan
+    ({'a': 2, 'b': 2}, {'a': 8, 'b': 8})
+    """
+    candidates, seen = _checked(candidate_bits), Evaluations(evaluate, genes)
+    full = dict.fromkeys(seen.genes, candidates[-1])
+    left = budget - 1 - len(seen.genes) * (len(candidates) - 1)
+    if left < 1:
+        raise ValueError(
+            f"the scores alone take {budget - left} evaluations: give a "
+            f"budget beyond {budget - left}, not {budget}"
+        )
+    score = score or seen
+    base, full_size = score(full)
+    losses, sizes = {}, {}
+    for gene in seen.genes:
+        for bits in candidates:
+            value, size = (base, full_size)
+            if bits != candidates[-1]:
+                value, size = score({**full, gene: bits})
+            losses[gene, bits], sizes[gene, bits] = value - base, size
+    hull = _hull_plans(seen.genes, candidates, losses, sizes)
+    spread = np.linspace(0, len(hull) - 1, min(left, len(hull)))
+    for place in spread.round().astype(int).tolist():
+        seen(hull[place])
+    return seen
+
+
+def homogeneous(evaluate, genes, candidate_bits=CANDIDATE_BITS):
+    """The same bits for all genes.
+
+    Arguments
+    ---------
+    evaluate : callable
+        As for `search`.
+    genes : sequence of str
+    candidate_bits : sequence of int
+
+    Returns
+    -------
+    evaluations : Evaluations
+
+    Example
+    -------
+    >>> len(homogeneous(lambda plan: (1, plan["a"]), ["a", "b"]))
+    7
+    """
+    seen = Evaluations(evaluate, genes)
+    for bits in _checked(candidate_bits):
+        seen(dict.fromkeys(seen.genes, bits))
+    return seen
+
+
+def pareto_front(evaluations):
+    """What no other evaluation beats in one objective and equals in the other.
+
+    Arguments
+    ---------
+    evaluations : iterable of Evaluation
+
+    Returns
+    -------
+    list of Evaluation
+        Smallest first; one of those that are equal.
+
+    Example
+    -------
+    >>> items = [Evaluation({}, 0.1, 9), Evaluation({}, 0.1, 8)]
+    >>> pareto_front([*items, Evaluation({}, 0.3, 4), Evaluation({}, 0.4, 5)])
+    [Evaluation(plan={}, error=0.3, size=4), Evaluation(plan={}, error=0.1, ...
+    """
+    front = []
+    for item in sorted(evaluations, key=lambda item: (item.size, item.error)):
+        if not front or item.error < front[-1].error:
+            front.append(item)
+    return front
+
+
+def hypervolume(evaluations, reference):
+    """Area between a front and a reference point.
+
+    Arguments
+    ---------
+    evaluations : iterable of Evaluation
+    reference : tuple of float
+        (error, size); what is not below both adds nothing.
+
+    Returns
+    -------
+    float
+
+    Example
+    -------
+    >>> items = [Evaluation({}, 0.5, 1.0), Evaluation({}, 0.0, 3.0)]
+    >>> hypervolume(items, (1.0, 4.0))
+    2.0
+    """
+    area, (ceiling, largest) = 0.0, reference
+    for item in pareto_front(evaluations):
+        if item.size < largest and item.error < ceiling:
+            area += (ceiling - item.error) * (largest - item.size)
+            ceiling = item.error
+    return area
+
+
+def plot_fronts(fronts, path, size_label="bytes", error_label="error"):
+    """Draw fronts, each as a line of steps.
+
+    Arguments
+    ---------
+    fronts : dict of str -> list of Evaluation
+        By what the legend calls it.
+    path : str or Path
+        An image, .png or .svg.
+    size_label, error_label : str
+        With units.
+    """
+    figure, axes = _figure()
+    for label, evaluations in fronts.items():
+        front = pareto_front(evaluations)
+        sizes = [item.size for item in front]
+        errors = [item.error for item in front]
+        axes.step(sizes, errors, where="post", marker=".", label=label)
+    axes.set(xlabel=size_label, ylabel=error_label)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, bbox_inches="tight")
+
+
+def plot_genomes(front, path):
+    """Draw the plans of a front, like next to like, under a dendrogram.
+
+    Arguments
+    ---------
+    front : list of Evaluation
+        At least two.
+    path : str or Path
+        An image, .png or .svg.
+    """
+    from scipy.cluster.hierarchy import dendrogram, linkage
+
+    if len(front) < 2:
+        raise ValueError("a dendrogram needs two plans or more")
+    genes = list(front[0].plan)
+    bits = np.array([[item.plan[gene] for gene in genes] for item in front])
+    figure, (tree, axes) = _figure(2, gridspec_kw={"height_ratios": [1, 3]})
+    drawn = dendrogram(linkage(bits, "average"), ax=tree, no_labels=True)
+    order = drawn["leaves"]
+    image = axes.imshow(bits[order].T, aspect="auto", cmap="viridis")
+    axes.set_yticks(range(len(genes)), genes)
+    sizes = [f"{front[place].size:.0f}" for place in order]
+    axes.set_xticks(range(len(order)), sizes, rotation=90)
+    axes.set_xlabel("size")
+    tree.set_ylabel("distance in bits")
+    figure.colorbar(image, ax=axes, label="bits", orientation="horizontal")
+    figure.savefig(path, bbox_inches="tight")
+
+
+def _figure(rows=1, **options):
+    """A figure that needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4 * rows), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, **options)
+
+
+def _checked(candidate_bits):
+    """The candidates as a list in rising order."""
+    candidates = [int(bits) for bits in candidate_bits]
+    if len(candidates) < 2 or candidates != sorted(set(candidates)):
+        raise ValueError(
+            f"candidate bits rise and are two or more, not {candidate_bits}"
+        )
+    return candidates
+
+
+def _codes(plan, genes, candidates):
+    """A plan as integer genes."""
+    if set(plan) != set(genes):
+        foreign = sorted(set(plan) ^ set(genes))
+        raise ValueError(f"a plan of another network: {foreign[:3]}")
+    return [candidates.index(plan[gene]) for gene in genes]
+
+
+def _algorithm(settings, candidates, generations):
+    """pymoo's NSGA-II, ready to be asked."""
+    try:
+        from pymoo.algorithms.moo.nsga2 import NSGA2
+        from pymoo.core.problem import Problem
+        from pymoo.operators.crossover.pntx import TwoPointCrossover
+        from pymoo.operators.mutation.pm import PolynomialMutation
+        from pymoo.operators.repair.rounding import RoundingRepair
+        from pymoo.operators.sampling.rnd import IntegerRandomSampling
+    except ImportError as error:
+        raise ImportError(
+            "NSGA-II needs pymoo: pip install speechbrain_mpq[search]"
+        ) from error
+    genes = len(settings["genes"])
+    probability, eta = settings["mutation"]
+    problem = Problem(
+        n_var=genes,
+        n_obj=2,
+        n_ieq_constr=1,
+        xl=0,
+        xu=len(candidates) - 1,
+        vtype=int,
+    )
+    sampling = IntegerRandomSampling()
+    if settings["initial"]:
+        rng = np.random.default_rng(settings["seed"])
+        drawn = rng.integers(
+            len(candidates), size=(settings["population"], genes)
+        )
+        given = np.array(settings["initial"])[: len(drawn)]
+        drawn[: len(given)] = given
+        sampling = drawn
+    algorithm = NSGA2(
+        pop_size=settings["population"],
+        sampling=sampling,
+        crossover=TwoPointCrossover(),
+        mutation=PolynomialMutation(
+            prob=probability, eta=eta, repair=RoundingRepair()
+        ),
+        eliminate_duplicates=True,
+    )
+    algorithm.setup(
+        problem,
+        termination=("n_gen", generations),
+        seed=settings["seed"],
+        verbose=False,
+    )
+    return algorithm
+
+
+def _hull_plans(genes, candidates, losses, sizes):
+    """Plans that are best for some price of a byte, largest first."""
+    plans = []
+    for price in [0.0, *np.logspace(-9, 3, 600).tolist()]:
+        plan = {
+            gene: min(
+                reversed(candidates),
+                key=lambda bits, gene=gene: losses[gene, bits]
+                + price * sizes[gene, bits],
+            )
+            for gene in genes
+        }
+        if plan not in plans:
+            plans.append(plan)
+    return plans

@@ -1,0 +1,280 @@
+"""A trained GRU to integers: codes, multipliers, shifts, tables."""
+
+import math
+
+import torch
+
+from .gru_calibration import BEHIND, fit_rows
+from .gru_operations import (
+    ELEMENTWISE,
+    INPUT_BITS,
+    LINEAR,
+    check_plan,
+    gru_cells,
+    named_matrices,
+    operations,
+    torch_gru,
+)
+from .integer_gru import (
+    FORMAT,
+    MAX_SHIFT,
+    TABLES,
+    VERSION,
+    IntegerCell,
+    IntegerGRU,
+)
+
+MULTIPLIER_BITS = 15
+
+
+def homogeneous_plan(gru, bits):
+    """The same bits for every operation.
+
+    Arguments
+    ---------
+    gru : torch.nn.GRU or speechbrain.nnet.RNN.GRU
+    bits : int
+        2 to 8.
+
+    Returns
+    -------
+    dict of str -> int
+
+    Example
+    -------
+    >>> len(homogeneous_plan(torch.nn.GRU(2, 3, num_layers=2), 4))
+    34
+    """
+    return dict.fromkeys(operations(gru_cells(gru)), bits)
+
+
+def convert(
+    gru, plan, calibration, classifier=None, labels=(), row_scales=None
+):
+    """A trained GRU in integers.
+
+    Arguments
+    ---------
+    gru : torch.nn.GRU or speechbrain.nnet.RNN.GRU
+        Any number of layers, one or two directions, with or without biases.
+    plan : dict of str -> int
+        Operation -> bits (see `gru_operations.py`).
+    calibration : Calibration
+        From `calibrate` on inputs like those to come.
+    classifier : torch.nn.Linear or None
+        Applied to the last output of a sequence; it gets 8 bits.
+    labels : sequence of str
+        Names of the classes, kept in the file.
+    row_scales : dict of str -> torch.Tensor or None
+        From `FakeQuantizedGRU.row_scales` after training.
+
+    Returns
+    -------
+    IntegerGRU
+
+    Example
+    -------
+    >>> from speechbrain_mpq.nnet.gru_calibration import calibrate
+    >>> gru, inputs = torch.nn.GRU(2, 3), torch.randn(4, 5, 2)
+    >>> plan = homogeneous_plan(gru, 8) | {"l0.input_new": 2}
+    >>> linear = torch.nn.Linear(3, 10)
+    >>> integer = convert(gru, plan, calibrate(gru, [inputs]), linear)
+    >>> integer.classify(integer.quantize(inputs)).shape
+    torch.Size([4, 10])
+    >>> integer.cells["l0"].weight_ih[6:].abs().max()  # of input_new
+    tensor(1, dtype=torch.int8)
+    """
+    parameters, gru = gru_cells(gru), torch_gru(gru)
+    check_plan(plan, parameters)
+    current = source = calibration.affine("l0.input", INPUT_BITS)
+    cells, joints, width = {}, {}, 1 + gru.bidirectional
+    for number, name in enumerate(parameters):
+        matrices = [
+            (full.removeprefix(f"{name}."), weight, bias)
+            for full, weight, bias in named_matrices(gru)
+            if full.startswith(f"{name}.")
+        ]
+        cells[name] = _convert_cell(
+            name, matrices, plan, calibration, current, row_scales
+        )
+        if number % width < width - 1:
+            continue
+        first = name.removesuffix("_reverse")
+        following = calibration.affine(f"{name}.state", plan[f"{name}.state"])
+        if gru.bidirectional:
+            following = calibration.affine(f"{first}.output", INPUT_BITS)
+            joints[first] = []
+            for cell in (first, name):
+                scale = calibration.affine(
+                    f"{cell}.state", plan[f"{cell}.state"]
+                ).scale
+                (multiplier,), shift = fixed_point(scale / following.scale)
+                joints[first].append([multiplier, shift])
+            joints[first].append(following.zero_point)
+        current = following
+    integers = None
+    if classifier is not None:
+        integers = _convert_classifier(classifier, current)
+    description = {
+        "format": FORMAT,
+        "version": VERSION,
+        "input_size": gru.input_size,
+        "hidden_size": gru.hidden_size,
+        "layers": gru.num_layers,
+        "bidirectional": gru.bidirectional,
+        "result_bits": calibration.result_bits,
+        "plan": dict(plan),
+        "input": [source.scale, source.zero_point],
+        "output": [current.scale, current.zero_point, current.bits],
+        "classes": 0 if classifier is None else len(integers[1]),
+        "labels": list(labels),
+    }
+    return IntegerGRU(description, cells, joints, integers)
+
+
+def fixed_point(*ratios, most=MAX_SHIFT):
+    """Integer multipliers with one right shift in place of real ratios.
+
+    Arguments
+    ---------
+    *ratios : float
+        From 0, below 2^14.
+    most : int
+        The largest shift.
+
+    Returns
+    -------
+    multipliers : list of int
+        Below 2^15; the largest has all 15 bits.
+    shift : int
+        1 to `most`.
+
+    Example
+    -------
+    >>> fixed_point(0.5), fixed_point(1.0, 0.25)
+    (([16384], 15), ([16384, 4096], 14))
+    """
+    largest = max(ratios)
+    if not 0 <= largest < 2 ** (MULTIPLIER_BITS - 1):
+        raise ValueError(
+            f"a ratio of {largest:g} between scales: were features calibrated "
+            "that are all zero?"
+        )
+    exponent = math.frexp(largest)[1] if largest else 0  # largest < 2^exponent
+    shift = min(max(MULTIPLIER_BITS - exponent, 1), most)
+    limit = 2**MULTIPLIER_BITS - 1
+    return [min(round(r * 2**shift), limit) for r in ratios], shift
+
+
+def lookup_table(function, source, target):
+    """A non-linearity as one code for each code of its input.
+
+    Arguments
+    ---------
+    function : callable
+    source, target : Affine
+        Codes of its input and of its result.
+
+    Returns
+    -------
+    torch.Tensor
+        [2^bits of source], int8.
+
+    Example
+    -------
+    >>> from speechbrain_mpq.nnet.gru_calibration import Affine
+    >>> lookup_table(torch.sigmoid, Affine(4.0, 0, 2), Affine(1 / 3, -2, 2))
+    tensor([-2, -2,  0,  1], dtype=torch.int8)
+    """
+    codes = torch.arange(source.lowest, source.highest + 1)
+    return target.quantize(function(source.dequantize(codes))).to(torch.int8)
+
+
+def _convert_cell(name, matrices, plan, calibration, source, row_scales):
+    """An IntegerCell of a cell whose inputs are codes of `source`."""
+    bits = {
+        operation.split(".")[1]: width
+        for operation, width in plan.items()
+        if operation.startswith(f"{name}.")
+    }
+
+    def affine(operation):
+        width = bits[operation]
+        if operation in LINEAR:
+            width = calibration.result_width(width)
+        return calibration.affine(f"{name}.{operation}", width)
+
+    weights, biases, scalings = [], [], []
+    for operation, weight, bias in matrices:
+        before = source if operation in LINEAR[:3] else affine("state")
+        full, width = f"{name}.{operation}", bits[operation]
+        floor = bias.detach().double().abs() / before.scale / 2**29
+        learned = (row_scales or {}).get(full)
+        codes, scales = (
+            calibration.rows(full, weight, width, floor)
+            if learned is None
+            else fit_rows(weight, width, floor, learned)
+        )
+        scales = scales * before.scale  # of the accumulator
+        shifted = before.zero_point * codes.long().sum(1)
+        bias = (bias.detach().double() / scales).round().long() - shifted
+        ratios = (scales / affine(operation).scale).tolist()
+        weights.append(codes)
+        biases.append(bias.to(torch.int32))
+        scalings += [fixed_point(ratio) for ratio in ratios]
+    multipliers = torch.tensor([m for (m,), _ in scalings], dtype=torch.int16)
+    shifts = torch.tensor([s for _, s in scalings], dtype=torch.uint8)
+    rows = torch.cat(biases), multipliers, shifts
+    return IntegerCell(
+        bits,
+        calibration.result_bits,
+        (torch.cat(weights[:3]), torch.cat(weights[3:])),
+        [tensor.reshape(2, -1) for tensor in rows],
+        {
+            operation: lookup_table(
+                BEHIND[before], affine(before), affine(operation)
+            )
+            for operation, before in TABLES.items()
+        },
+        _constants(affine),
+    )
+
+
+def _constants(affine):
+    """Zero points, multipliers and shifts of element-wise operations."""
+    scale = {name: affine(name).scale for name in (*LINEAR, *ELEMENTWISE)}
+    operands = {
+        "sum_reset": (scale["input_reset"], scale["hidden_reset"]),
+        "sum_update": (scale["input_update"], scale["hidden_update"]),
+        "sum_new": (scale["input_new"], scale["gated_hidden"]),
+        "gated_hidden": (scale["reset"] * scale["hidden_new"],),
+        "complement": (scale["update"],),
+        "new_part": (scale["complement"] * scale["new"],),
+        "old_part": (scale["update"] * scale["state"],),
+        "state": (scale["new_part"], scale["old_part"]),
+    }
+    constants = [affine(name).zero_point for name in ELEMENTWISE]
+    for name, factors in operands.items():
+        most = MAX_SHIFT
+        if name == "complement":  # 1 shifted to the left is an int32 too
+            most = 30 - max(math.frexp(1 / scale[name])[1], 0)
+        ratios = (factor / scale[name] for factor in factors)
+        multipliers, shift = fixed_point(*ratios, most=most)
+        if name == "complement":
+            constants.append(round(2**shift / scale[name]))
+        constants += [*multipliers, shift]
+    return constants
+
+
+def _convert_classifier(linear, source):
+    """Weight and bias in integers, one scale for all classes."""
+    weight = linear.weight.detach()
+    codes, scales = fit_rows(weight.reshape(1, -1), 8, torch.zeros(1))
+    codes = codes.reshape(weight.shape)
+    bias = source.zero_point * -codes.long().sum(1)
+    if linear.bias is not None:
+        real = linear.bias.detach().double() / (scales * source.scale)
+        bias = bias + real.round().long()
+    if bias.abs().max() + codes.long().abs().sum(1).max() * 128 >= 2**31:
+        raise ValueError("a bias of the classifier is beyond int32")
+    return codes, bias.to(torch.int32)
