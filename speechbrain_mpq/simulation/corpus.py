@@ -50,6 +50,17 @@ PEAK = 0.95  # highest sample allowed
 CHUNK = 50  # utterances written between two marks of progress
 
 
+def vocabulary():
+    """List all words that a sentence can have.
+
+    Example
+    -------
+    >>> len(vocabulary())
+    71
+    """
+    return sorted({word for words in WORDS.values() for word in words})
+
+
 def sentence(rng):
     """Draw one sentence of the grammar.
 
