@@ -1,9 +1,22 @@
-"""Checkpoints that were cut short are not taken for checkpoints."""
+"""Checkpoints: damaged ones are passed over, parts come with their scales."""
+
+import os
 
 import pytest
 import torch
+from speechbrain.nnet.adapters import AdaptedModel, LoRA
+from speechbrain.utils.checkpoints import Checkpointer
 
-from speechbrain_mpq.training.checkpoints import AtomicCheckpointer
+from speechbrain_mpq.quantization.fake_quant import (
+    FakeQuantize,
+    LearnedStep,
+    LogStep,
+)
+from speechbrain_mpq.training.checkpoints import (
+    AtomicCheckpointer,
+    recover_whole,
+)
+from speechbrain_mpq.training.quantizer import Quantizer
 
 
 class Interrupted(Exception):
@@ -46,3 +59,182 @@ def test_only_the_best_and_the_latest_are_kept(tmp_path):
     checkpointer.recover_if_possible(min_key="loss")
     assert layer.weight.tolist() == [[1.0, 1.0]]
     assert len(checkpointer.list_checkpoints()) == 2
+
+
+def two_checkpoints(folder, **recoverables):
+    """A checkpointer with an older and a newer checkpoint, and the newer."""
+    layer = torch.nn.Linear(2, 1)
+    checkpointer = AtomicCheckpointer(folder, {"layer": layer, **recoverables})
+    layer.weight.data.fill_(1.0)
+    older = checkpointer.save_checkpoint({"loss": 2.0}, name="older")
+    layer.weight.data.fill_(2.0)
+    newer = checkpointer.save_checkpoint({"loss": 1.0}, name="newer")
+    os.utime(older.path, (1, 1))
+    return checkpointer, layer, newer
+
+
+def empty(path):
+    """As after a crash of the system: names are there, contents are not."""
+    path.write_bytes(b"")
+
+
+def zeros(path):
+    """The same, where the length is right."""
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def half(path):
+    """A disk that was full."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flipped(path):
+    """Another content of the same length."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 255
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [empty, zeros, half, flipped, os.remove])
+@pytest.mark.parametrize("how", [{}, {"min_key": "loss"}], ids=["new", "best"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog, damage, how):
+    checkpointer, layer, newer = two_checkpoints(tmp_path)
+    damage(newer.paramfiles["layer"])
+    found = checkpointer.recover_if_possible(**how)
+    assert found.path.name == "CKPT+older"
+    assert layer.weight.tolist() == [[1.0, 1.0]]
+    assert "CKPT+newer is damaged (" in caplog.text
+    assert "in its place" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "\0" * 80, "unixtime: 1", "a: [", "- 1"])
+def test_a_damaged_description_is_passed_over(tmp_path, caplog, text):
+    checkpointer, layer, newer = two_checkpoints(tmp_path)
+    (newer.path / "CKPT.yaml").write_text(text)
+    checkpointer.recover_if_possible()
+    assert layer.weight.tolist() == [[1.0, 1.0]]
+    assert "CKPT+newer is damaged (CKPT.yaml" in caplog.text
+    checkpointer.save_and_keep_only({"loss": 0.5}, min_keys=["loss"])
+
+
+def test_speechbrains_own_checkpointer_recovers_likewise(tmp_path):
+    _, layer, newer = two_checkpoints(tmp_path)
+    half(newer.paramfiles["layer"])
+    (tmp_path / "CKPT+another").mkdir()
+    (tmp_path / "CKPT+another/CKPT.yaml").write_text("")
+    recover_whole(Checkpointer(tmp_path, {"layer": layer}))
+    assert layer.weight.tolist() == [[1.0, 1.0]]
+    assert recover_whole(Checkpointer(tmp_path / "new", {"l": layer})) is None
+
+
+def test_no_whole_checkpoint_is_no_fresh_start(tmp_path):
+    checkpointer, _, newer = two_checkpoints(tmp_path)
+    for path in tmp_path.rglob("layer.ckpt"):
+        half(path)
+    with pytest.raises(ValueError, match="no whole checkpoint.*Delete them"):
+        checkpointer.recover_if_possible()
+
+
+def test_another_models_checkpoint_is_an_error_as_ever(tmp_path):
+    two_checkpoints(tmp_path)
+    other = AtomicCheckpointer(tmp_path, {"layer": torch.nn.Linear(3, 1)})
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        other.recover_if_possible()
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(
+    tmp_path, monkeypatch
+):
+    layer, order = torch.nn.Linear(2, 1), []
+    checkpointer = AtomicCheckpointer(tmp_path, {"layer": layer})
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr("os.fsync", lambda f: order.append("disk") or fsync(f))
+    monkeypatch.setattr(
+        "os.replace", lambda *p: order.append("name") or replace(*p)
+    )
+    checkpointer.save_checkpoint()
+    # Two files and their folder, then the folder with the new name.
+    assert order == ["disk"] * 3 + ["name", "disk"]
+
+
+def test_a_name_can_be_used_again(tmp_path):
+    layer = torch.nn.Linear(2, 1)
+    checkpointer = AtomicCheckpointer(tmp_path, {"layer": layer})
+    for value in (1.0, 2.0):
+        layer.weight.data.fill_(value)
+        checkpointer.save_checkpoint(name="best")
+    assert [p.name for p in tmp_path.iterdir()] == ["CKPT+best"]
+    layer.weight.data.fill_(0.0)
+    checkpointer.recover_if_possible()
+    assert layer.weight.tolist() == [[2.0, 2.0]]
+
+
+def adapted(seed=0, **options):
+    """A model with adapters: only these are trained, and saved."""
+    torch.manual_seed(seed)
+    layers = torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4)
+    return AdaptedModel(
+        torch.nn.Sequential(*layers),
+        adapter_class=LoRA,
+        all_linear=True,
+        adapter_kwargs={"rank": 2},
+        **options,
+    )
+
+
+def train(model, steps=5):
+    """Some steps of what is trained."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, 0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(4, 8)).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "estimator", [LogStep, LearnedStep, FakeQuantize], ids=lambda e: e.__name__
+)
+@pytest.mark.parametrize(
+    "exclude", [["*.bias"], ["*adapter*"], ["*pretrained*"]], ids=str
+)
+def test_parts_of_a_model_are_resumed_with_their_scales(
+    tmp_path, estimator, exclude
+):
+    options = {"bits": 4, "exclude": exclude, "estimator": estimator}
+    model, x = adapted(), torch.randn(2, 8)
+    Quantizer({"asr": model}, **options)
+    train(model)
+    Checkpointer(tmp_path, {"model": model}).save_checkpoint()
+    again = adapted()
+    Quantizer({"asr": again}, **options)
+    Checkpointer(tmp_path, {"model": again}).recover_if_possible()
+    assert torch.equal(again.eval()(x), model.eval()(x))
+
+
+def test_parts_in_full_precision_load_into_a_quantized_model(tmp_path):
+    full = adapted()
+    train(full)
+    Checkpointer(tmp_path, {"model": full}).save_checkpoint()
+    model = adapted()
+    Quantizer({"asr": model}, bits=8)
+    Checkpointer(tmp_path, {"model": model}).recover_if_possible()
+    x = torch.randn(2, 8)
+    torch.testing.assert_close(model(x), full(x), atol=0.05, rtol=0.05)
+
+
+def test_parts_of_other_bits_are_refused(tmp_path):
+    model = adapted()
+    Quantizer({"asr": model}, bits=4)
+    Checkpointer(tmp_path, {"model": model}).save_checkpoint()
+    other = adapted()
+    Quantizer({"asr": other}, bits=2)
+    with pytest.raises(ValueError, match="quantized to another plan"):
+        Checkpointer(tmp_path, {"model": other}).recover_if_possible()
+
+
+def test_a_whole_model_may_lack_nothing_as_ever():
+    layer = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    Quantizer({"layer": layer}, bits=4)
+    with pytest.raises(ValueError, match="lacks '0.weight'"):
+        layer.load_state_dict({}, strict=False)
