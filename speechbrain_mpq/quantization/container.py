@@ -300,7 +300,9 @@ def container_bytes(kinds, config, version="1"):
     """
     config = json.dumps(config, separators=(",", ":"), allow_nan=False)
     text, _ = _header_text(kinds, config, version)
-    sizes = (math.prod(shape) * dtype.itemsize for dtype, shape in kinds.values())
+    sizes = (
+        math.prod(shape) * dtype.itemsize for dtype, shape in kinds.values()
+    )
     return 8 + len(text) + sum(sizes)
 
 
@@ -395,9 +397,7 @@ def read_container(path, check=None):
 
 def _unreadable(path, error):
     """What is no file of tensors."""
-    return PackedModelError(
-        path, f"damaged or no safetensors file ({error})"
-    )
+    return PackedModelError(path, f"damaged or no safetensors file ({error})")
 
 
 def _read(path, check):
@@ -429,7 +429,9 @@ def _read(path, check):
                 raise
         payload = np.empty(size - 8 - length, np.uint8)
         if file.readinto(payload) != len(payload) or file.read(1):
-            raise PackedModelError(path, "damaged (it changes while it is read)")
+            raise PackedModelError(
+                path, "damaged (it changes while it is read)"
+            )
     tensors = _verified(path, payload, entries, metadata)
     return Container(tensors, config, version, header, payload)
 

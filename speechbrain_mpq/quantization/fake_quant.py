@@ -29,6 +29,7 @@ from .codebook import (
 
 # Of a weight's root mean square: a table that ends below it is replaced.
 RESCALE_THRESHOLD = 0.5
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class StraightThroughRounding(torch.autograd.Function):
@@ -73,24 +74,23 @@ class LearnedRounding(torch.autograd.Function):
 
         Of ``log_scale`` only the gradient matters: it may lack a constant.
         """
+        context.largest = largest = largest_level(bits, codebook)
         if has_zero(bits, codebook):
-            largest = largest_level(bits, codebook)
             levels = _steps(weight, alpha).round_().clamp_(-largest, largest)
             levels.add_(0.0)  # turns -0 into 0
         else:
             levels = nearest_levels(weight, bits, alpha, codebook)
         quantized = levels.mul_(alpha.to(levels)).to(weight.dtype)
         context.save_for_backward(weight, quantized, alpha)
-        context.largest = largest_level(bits, codebook)
         return quantized
 
     @staticmethod
     def backward(context, gradient):
         """Gives the gradients of the weight and of the scale's logarithm."""
         weight, quantized, alpha = context.saved_tensors
-        by_weight = by_scale = None
+        by_scale = None
         inside = weight.abs() <= context.largest * alpha
-        by_weight = gradient * inside
+        by_weight = torch.where(inside, gradient, 0.0)
         if context.needs_input_grad[1]:
             # By the entry, less what follows the weight.
             by_scale = _products(gradient, quantized, alpha.shape)
@@ -101,6 +101,8 @@ class LearnedRounding(torch.autograd.Function):
 
 def _steps(weight, alpha):
     """A weight in units of alpha; a new tensor."""
+    if weight.dtype == alpha.dtype == torch.float32:
+        return weight / alpha.clamp_min(_TINY)
     # Half floats are too coarse to divide in.
     work = weight.to(torch.promote_types(weight.dtype, torch.float32))
     return work / alpha.to(work).clamp_min(torch.finfo(work.dtype).tiny)

@@ -7,634 +7,79 @@ order. What stayed in float keeps its own name. The header's ``mpq_config``
 gives the bits and shape of every quantized tensor, ``sha256`` guards it all.
 quantization_config.json beside it is a readable copy that nothing reads. All
 bytes are in docs/packed_format.md.
-
-Reading, every check comes before what it protects: names and shapes are held
-against the model before the weights are read, and integers are unpacked a
-piece at a time.
 """
 
 import json
-import logging
 import math
-from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 
 import torch
 
 from ..utils import write_text
-from .codebook import (
-    GRANULARITIES,
-    TERNARY_BITS,
-    check_codebook,
-    dequantize,
-    largest_level,
-    quantize_to_integers,
-    scale_shape,
-)
+from .codebook import GRANULARITIES, quantize_to_integers
 from .container import (
     PackedModelError,
     container_bytes,
     pack_bits,
-    read_container,
-    unpack_bits,
     write_container,
 )
-from .groups import cut_as_named, first_row, split_name
+from .groups import cut_as_named, split_name
 from .header import (
     check_name,
     describe,
     described_tensors,
     needs_second_version,
-    scale_axes,
     shared_header,
     tree_header,
 )
-from .parametrized import chains, fix_, is_own
 from .plan import bit_plan, packed_bytes
 from .state import (
-    EXTRA,
     SAME,
     as_integers,
-    decode_states,
     encode,
     equal_buffers,
-    is_fixed,
     made_alike,
     module_states,
-    set_module_states,
     stored_buffers,
     unknown_state,
     why_not,
 )
 from .tensors import NamedTensor, named_tensors
+from .unpacking import (
+    MODEL_FILE,
+    POOLS,
+    PackedModel,
+    PackedTensor,
+    check_compatible,
+    check_scales,
+    inner_buffers,
+    load_packed_,
+    plain_targets,
+    read_model,
+    read_packed,
+)
 
 __all__ = [
     "CONFIG_FILE",
     "MODEL_FILE",
+    "PackedModel",
+    "PackedTensor",
+    "check_compatible",
+    "content_of",
     "load_packed_",
     "packed_file_bytes",
+    "plain_targets",
     "read_model",
     "read_packed",
     "readable_config",
     "save_packed",
+    "stored_buffers",
+    "unpackable",
 ]
 
-logger = logging.getLogger(__name__)
-
-MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "quantization_config.json"
-POOLS = ("packed", "scales")
-PIECE = 40 * 2**14  # values unpacked at a time: whole bytes at any bits
-
-# What the header of each format version holds.
-KEYS = {
-    **dict.fromkeys(("1", "2"), {"granularity", "tensors"}),
-    "3": {"granularity", "shapes", "bits", "architecture"},
-    "4": {"granularity", "shapes", "bits", "architecture", "axes"},
-}
-OPTIONAL = {"codebook"}
-
-# What a header can raise that was written by a stranger.
-_INCONSISTENT = (
-    *(AttributeError, KeyError, TypeError, ValueError, IndexError),
-    *(OverflowError, RecursionError, RuntimeError),
-)
-
-
-@dataclass(frozen=True)
-class PackedTensor:
-    """A quantized tensor, or a group of its output channels, as it is stored.
-
-    Arguments
-    ---------
-    bits : int or float
-        Bits of one value.
-    packed : torch.Tensor
-        uint8, without gaps.
-    alpha : torch.Tensor
-        float32 scale, broadcastable to the integers.
-    shape : tuple of int
-        That of the weight.
-    codebook : str
-        "midtread" or "midrise".
-    """
-
-    bits: int | float
-    packed: torch.Tensor = field(repr=False)
-    alpha: torch.Tensor
-    shape: tuple
-    codebook: str = "midtread"
-
-    @property
-    def integers(self):
-        """int32 in the shape of the weight, unpacked at every call."""
-        pieces = [values for _, values in self.pieces()]
-        values = torch.cat(pieces) if pieces else torch.zeros(0)
-        return values.int().reshape(self.shape)
-
-    def pieces(self):
-        """Unpacks a part of the integers at a time.
-
-        Yields
-        ------
-        (int, torch.Tensor)
-            Where the part begins, and its int32 values, in one dimension.
-        """
-        count = math.prod(self.shape)
-        for start in range(0, count, PIECE):
-            size = min(PIECE, count - start)
-            first = packed_bytes(start, self.bits, scales=0)
-            packed = self.packed[first:][: packed_bytes(size, self.bits, 0)]
-            yield start, unpack_bits(packed, self.bits, (size,), self.codebook)
-
-    def values(self, dtype=torch.float32):
-        """Computes the float values, a part at a time.
-
-        Arguments
-        ---------
-        dtype : torch.dtype
-            Of the result.
-
-        Returns
-        -------
-        torch.Tensor
-            In the shape of the weight.
-        """
-        result = torch.empty(self.shape, dtype=dtype)
-        flat, scales = result.view(-1), self.alpha.reshape(-1)
-        own = [i for i, size in enumerate(self.alpha.shape) if size > 1]
-        stride = math.prod(self.shape[own[-1] + 1 :]) if own else 1
-        for start, integers in self.pieces():
-            alpha = scales
-            if len(scales) > 1:
-                index = torch.arange(start, start + len(integers))
-                alpha = scales[index // stride % len(scales)]
-            piece = dequantize(integers, alpha, dtype)
-            flat[start : start + len(integers)] = piece
-        return result
-
-    def check(self, name):
-        """Refuses integers that are not in their codebook; all bits count.
-
-        Arguments
-        ---------
-        name : str
-            Of the tensor.
-        """
-        bits, count = self.bits, math.prod(self.shape)
-        largest = largest_level(bits, self.codebook)
-        for _, integers in self.pieces():
-            if integers.abs().max() > largest:
-                raise ValueError(
-                    f"{name} has integers that are not in the {bits}-bit codebook"
-                )
-        if bits == TERNARY_BITS:
-            room = 3 ** (count % 5) if count % 5 else 256
-        else:
-            room = 2 ** (count * bits % 8) if count * bits % 8 else 256
-        if count and int(self.packed[-1]) >= room:
-            raise ValueError("a last byte with more than the last integers")
-
-
-@dataclass(frozen=True)
-class PackedModel:
-    """A packed model as it is in the file, verified.
-
-    Arguments
-    ---------
-    path : Path
-        The file.
-    quantized : dict of str -> PackedTensor
-        What was quantized, by the name of the parameter or group.
-    floats : dict of str -> torch.Tensor
-        What was not.
-    states : dict of str -> object
-        What modules keep outside of parameters and buffers.
-    header : dict
-        Granularity, codebook, architecture, and what describes the tensors.
-    version : int
-        Version of the format.
-    container : Container
-        The file.
-    """
-
-    path: Path
-    quantized: dict
-    floats: dict
-    states: dict
-    header: dict
-    version: int
-    container: object = field(repr=False)
-
-    @property
-    def architecture(self):
-        """What the model was saved with as its architecture, or None."""
-        return self.header.get("architecture")
-
-    @property
-    def content(self):
-        """The whole file, as bytes."""
-        return self.container.content
-
-    @property
-    def shapes(self):
-        """Name -> (shape, type), the type None where quantized."""
-        shapes = {n: (tuple(t.shape), t.dtype) for n, t in self.floats.items()}
-        quantized = {n: tuple(t.shape) for n, t in self.quantized.items()}
-        return shapes | _whole_shapes(quantized)
-
-    def values(self, targets):
-        """Computes the values of every tensor, in the types of a model.
-
-        Arguments
-        ---------
-        targets : dict of str -> torch.Tensor
-            What the model has, by name.
-
-        Returns
-        -------
-        dict of str -> torch.Tensor
-        """
-        grouped = self.groups()
-        values = dict(self.floats)
-        for name, groups in grouped.items():
-            target = targets.get(name, groups[0][1].alpha)
-            floats = [tensor.values(target.dtype) for _, tensor in groups]
-            values[name] = torch.cat(floats) if len(floats) > 1 else floats[0]
-        return values
-
-    def groups(self):
-        """Collects what each quantized parameter consists of.
-
-        Returns
-        -------
-        dict of str -> list
-            Name -> pairs of rows and PackedTensor, in order.
-        """
-        grouped = defaultdict(list)
-        for name, tensor in self.quantized.items():
-            parameter, rows = split_name(name)
-            grouped[parameter].append((first_row(rows), rows, tensor))
-        return {
-            name: [(rows, t) for _, rows, t in sorted(own, key=itemgetter(0))]
-            for name, own in grouped.items()
-        }
-
-
-def read_model(path, compatible=None):
-    """Reads and checks a packed model, without any model.
-
-    Arguments
-    ---------
-    path : str or Path
-        The folder, or its model.safetensors.
-    compatible : callable or None
-        Called with path, and shape and type of each tensor by name, before
-        the weights are read; what it raises is passed on.
-
-    Returns
-    -------
-    PackedModel
-    """
-    path = Path(path)
-    path = path / MODEL_FILE if path.is_dir() else path
-    read = {}
-
-    def check(header, version, kinds):
-        try:
-            read["described"] = _check_header(header, version, kinds)
-        except _INCONSISTENT as error:
-            raise _inconsistent(path, error) from error
-        if compatible is not None:
-            compatible(path, _declared(read["described"], kinds))
-
-    container = read_container(path, check)
-    try:
-        quantized = _quantized(container, read["described"])
-        rest = {n: t for n, t in container.tensors.items() if n not in POOLS}
-        floats, states = decode_states(rest if quantized else container.tensors)
-    except _INCONSISTENT as error:
-        raise _inconsistent(path, error) from error
-    version = int(container.version)
-    return PackedModel(
-        path, quantized, floats, states, container.config, version, container
-    )
-
-
-def _inconsistent(path, error):
-    """What a header that contradicts itself is told as."""
-    problem = f"inconsistent ({error!r})"
-    return PackedModelError(path, problem, "pack the model again")
-
-
-def _check_header(header, version, kinds):
-    """Name, bits, shape and scale's shape of all tensors of a sound header."""
-    if not isinstance(header, dict):
-        raise TypeError("mpq_config is no JSON object")
-    if not set(header) - OPTIONAL == KEYS[version]:
-        raise ValueError(f"not what format {version} has")
-    described = described_tensors(header)
-    axes = scale_axes(header, described)
-    granularity = header["granularity"]
-    check_codebook(header.get("codebook", "midtread"))
-    scale_shape((), granularity)  # refuses an unknown one
-    rows, size, count = [], 0, 0
-    for name, bits, shape in described:
-        if split_name(name)[0] in kinds:
-            raise ValueError(f"{name} is stored twice")
-        alpha = scale_shape(shape, granularity, axes.get(name, (0,)))
-        rows.append((name, bits, shape, alpha))
-        size += packed_bytes(math.prod(shape), bits, scales=0)
-        count += math.prod(alpha)
-        if described and not set(POOLS) <= set(kinds):
-            raise KeyError(POOLS)
-    for name in kinds:
-        if name not in POOLS or not described:
-            check_name(name)
-    if described:
-        wanted = {"packed": (torch.uint8, size), "scales": (torch.float32, count)}
-        for name, (dtype, length) in wanted.items():
-            if kinds[name][0] != dtype:
-                raise ValueError("packed is not uint8 or scales not float32")
-            if len(kinds[name][1]) != 1:
-                raise ValueError("packed or scales is no vector")
-            if kinds[name][1][0] < length:
-                raise ValueError("no integers or scales left for all tensors")
-            if kinds[name][1][0] > length:
-                raise ValueError("more integers or scales than tensors")
-    return rows
-
-
-def _declared(described, kinds):
-    """Name -> (shape, type) of all that a header declares."""
-    shapes = {n: (shape, dtype) for n, (dtype, shape) in kinds.items()}
-    if described:
-        shapes = {n: s for n, s in shapes.items() if n not in POOLS}
-    return shapes | _whole_shapes({name: shape for name, _, shape, _ in described})
-
-
-def _whole_shapes(shapes):
-    """Parameter name -> (shape, None), groups of output channels together."""
-    whole = {}
-    for name, shape in shapes.items():
-        parameter, rows = split_name(name)
-        if rows is not ... and parameter in whole:
-            shape = (whole[parameter][0][0] + shape[0], *shape[1:])
-        whole[parameter] = tuple(shape), None
-    return whole
-
-
-def _quantized(container, described):
-    """The quantized tensors of a file whose header is sound, checked."""
-    if not described:  # full precision
-        return {}
-    packed, scales = (container.tensors[name] for name in POOLS)
-    codebook = container.config.get("codebook", "midtread")
-    _checked(scales)
-    quantized = {}
-    for name, bits, shape, alpha_shape in described:
-        size = packed_bytes(math.prod(shape), bits, scales=0)
-        count = math.prod(alpha_shape)
-        alpha = scales[:count].reshape(alpha_shape)
-        _checked(alpha * largest_level(bits, codebook))
-        tensor = PackedTensor(bits, packed[:size], alpha, shape, codebook)
-        tensor.check(name)
-        quantized[name] = tensor
-        packed, scales = packed[size:], scales[count:]
-    return quantized
-
-
-def _checked(scales):
-    """Scales, or largest values, that are finite and not negative."""
-    if not torch.isfinite(scales).all() or (scales < 0).any():
-        raise ValueError("scales must be finite and not negative")
-    return scales
-
-
-def read_packed(folder):
-    """Reads and checks the tensors of a packed model.
-
-    Arguments
-    ---------
-    folder : str or Path
-        As for ``read_model``.
-
-    Returns
-    -------
-    quantized : dict of str -> PackedTensor
-        By the name of the parameter or group.
-    floats : dict of str -> torch.Tensor
-        By name.
-    """
-    packed = read_model(folder)
-    return packed.quantized, packed.floats
-
-
-def check_compatible(packed, targets):
-    """Refuses a packed model that is not the given model's.
-
-    Arguments
-    ---------
-    packed : PackedModel
-        As read.
-    targets : dict of str -> torch.Tensor
-        As ``plain_targets`` finds them.
-    """
-    _check_shapes(packed.path, packed.shapes, targets)
-
-
-def _check_shapes(path, shapes, targets):
-    """Refuse names, shapes and types that are not a model's."""
-    problem = _difference(shapes, targets)
-    if problem:
-        raise PackedModelError(
-            path,
-            problem,
-            "load it into the architecture that it was packed from",
-        )
-
-
-def _difference(shapes, targets):
-    """How a file's tensors differ from a model's; empty if they do not."""
-    missing = sorted(set(targets) - set(shapes))
-    unexpected = sorted(set(shapes) - set(targets))
-    if missing or unexpected:
-        return (
-            f"another model: lacks {_some(missing)}; adds {_some(unexpected)}"
-        )
-    for name, target in targets.items():
-        shape, dtype = shapes[name]
-        if dtype is None and target.is_floating_point():
-            dtype = target.dtype  # integers become any type of floats
-        if (shape, dtype) != (tuple(target.shape), target.dtype):
-            return (
-                f"{name} is {shape} {dtype or 'quantized'}, the model's is "
-                f"{tuple(target.shape)} {target.dtype}"
-            )
-    return ""
-
-
-def _some(names):
-    """The first names of a list, for a message."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return (", ".join(names[:3]) or "nothing") + more
-
-
-def load_packed_(model, folder):
-    """Loads a packed model into a plain model of the same architecture.
-
-    The parameters become plain tensors that hold the dequantized values, so
-    that the forward is bit-identical to the quantized model's. Everything is
-    checked before the model is touched, names and shapes before the weights
-    are read. Where a weight was quantized behind parametrizations of the
-    module's own, such as weight norm, it replaces them by what they resulted
-    in.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Model without quantized parameters.
-    folder : str or Path or PackedModel
-        Folder that ``save_packed`` wrote, its model.safetensors, or what
-        ``read_model`` read of it. As a custom hook of SpeechBrain's
-        Pretrainer it gets the file.
-
-    Returns
-    -------
-    torch.nn.Module
-        The model.
-    """
-    own_states, _ = module_states(model)
-
-    def compatible(path, shapes):
-        plain = {n: s for n, s in shapes.items() if "@" not in n}
-        same = SAME in shapes  # which names, only its content tells
-        targets = plain_targets(model, shapes)
-        if same:
-            targets = {n: t for n, t in targets.items() if n in plain}
-        _check_shapes(path, plain, targets)
-
-    packed = folder
-    if not isinstance(folder, PackedModel):
-        packed = read_model(folder, compatible)
-    shapes = packed.shapes
-    targets = plain_targets(model, shapes)
-    _check_shapes(packed.path, shapes, targets)
-    _check_states(packed, model, own_states)
-    if packed.states:  # the only thing that can fail from here on
-        try:
-            set_module_states(model, packed.states)
-        except Exception as error:
-            raise PackedModelError(
-                packed.path,
-                f"its state does not load ({error})",
-                "pack the model again",
-            ) from error
-    _fill(model, targets, packed)
-    return model
-
-
-def _fill(model, targets, packed):
-    """Put a file's values into a model that it fits, one after the other."""
-    groups = packed.groups()
-    behind = _behind_own(model, packed.shapes)
-    with torch.no_grad():
-        for name, target in targets.items():
-            pieces = groups.get(name) or [(..., None)]
-            for rows, tensor in pieces:
-                value = tensor.values(target.dtype) if tensor else None
-                value = packed.floats[name] if value is None else value
-                target[rows].copy_(value)
-            for module, attribute in behind.get(name, ()):
-                fix_(module, attribute, target)
-
-
-def _behind_own(model, names):
-    """Weights of parametrized modules that a file holds as one: owners."""
-    return {
-        name: tensor.owners
-        for name, tensor in named_tensors(model).items()
-        if name in names and tensor.chain is not None
-    }
-
-
-def _check_states(packed, model, own):
-    """Refuse states of modules that are not the model's."""
-    modules = dict(model.named_modules())
-    for name in packed.states:
-        path, _, kind = name.rpartition(".")
-        module = modules.get(path)
-        known = module is not None and (
-            name in own or _can_load(module, kind)
-        )
-        if not known:
-            raise PackedModelError(
-                packed.path,
-                f"another model: adds {name}",
-                "load it into the architecture that it was packed from",
-            )
-    for name in set(own) - set(packed.states):
-        logger.warning(
-            f"{packed.path} holds no {name}: the model keeps what it has there"
-        )
-
-
-def _can_load(module, kind):
-    """Whether a module takes a state of a kind."""
-    from .state import own_hook
-
-    if kind == EXTRA:
-        plain = torch.nn.Module.set_extra_state
-        return type(module).set_extra_state is not plain
-    return own_hook(module, "LOAD") is not None
-
-
-def plain_targets(model, names=None):
-    """Finds what a packed file must fill.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Without quantized parameters.
-    names : container of str or None
-        What the file holds: it may lack buffers that are alike in all new
-        modules, and hold the result of a module's own parametrizations.
-
-    Returns
-    -------
-    dict of str -> torch.Tensor
-    """
-    tensors = named_tensors(model)
-    if any(tensor.fake_quantize for tensor in tensors.values()):
-        raise ValueError(
-            "packed models load into plain models and this one is quantized: "
-            "call dequantize_(model) first"
-        )
-    targets, buffers = {}, stored_buffers(model)
-    for name, tensor in tensors.items():
-        if tensor.chain is None:
-            targets[name] = tensor.parameter
-        elif names is not None and name in names:
-            targets[name] = tensor.whole.clone()
-            for inner in _inner_buffers(tensor):
-                buffers.pop(inner, None)
-        else:
-            targets.update(tensor.parts)
-    if names is not None:
-        for name in made_alike(model):
-            if name not in names:
-                buffers.pop(name, None)
-    return {**targets, **buffers}
-
-
-def _inner_buffers(tensor):
-    """Names of buffers of a module's own parametrizations of a weight."""
-    path, _, attribute = tensor.parameter_name.rpartition(".")
-    inner = f"{path}.parametrizations.{attribute}".lstrip(".")
-    return [n for n, _ in tensor.chain.named_buffers(prefix=inner)]
 
 
 @dataclass
@@ -713,7 +158,7 @@ def content_of(model, granularity=None):
         if tensor.fake_quantize and tensor.chain is not None:
             why = f"{tensor.parameter_name} results from it"
             left_out.update(dict.fromkeys(tensor.parts, why))
-            for inner in _inner_buffers(tensor):
+            for inner in inner_buffers(tensor):
                 if inner in buffers:
                     left_out[inner] = why
                     known.add(id(buffers.pop(inner)))
@@ -886,7 +331,7 @@ def _pack_tensors(quantized, codebook):
         weight = tensor.weight
         integers = quantize_to_integers(weight, bits, alpha, codebook)
         packed.append(pack_bits(integers, bits, codebook))
-        scales.append(_checked(alpha.detach().cpu().float().reshape(-1)))
+        scales.append(check_scales(alpha.detach().cpu().float().reshape(-1)))
     if not quantized:
         return {}
     return dict(zip(POOLS, (torch.cat(packed), torch.cat(scales))))
@@ -1037,11 +482,9 @@ def _as_planned(model, plan, content):
             members[name].fake_quantize = _Planned(entry.bits)
             quantized[name] = members[name]
     for name, tensor in whole.items():
-        planned = any(
-            t.parameter_name == name for t in quantized.values()
-        )
+        planned = any(t.parameter_name == name for t in quantized.values())
         parts = tensor.parts or {name: tensor.parameter}
-        inner = _inner_buffers(tensor) if tensor.chain is not None else []
+        inner = inner_buffers(tensor) if tensor.chain is not None else []
         for part in [*parts, *inner]:
             if planned:
                 floats.pop(part, None)

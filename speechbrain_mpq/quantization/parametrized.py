@@ -458,21 +458,21 @@ def _read(module, attribute, read):
     """The quantized weight, computed or as it was in the same pass."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return read(module)
-    chain = module.parametrizations[attribute]
+    chain = module._modules["parametrizations"]._modules[attribute]
     settle(chain)
     own = bool(_PASS.owners) and _PASS.owners[-1] is module
     if not _PASS.depth or parametrize._cache_enabled or _recorded():
-        value = _as_parameter(chain, read(module))
+        value = _computed(chain, module, read)
     else:
         key = id(chain), torch.is_grad_enabled()
         versions = _versions(chain)
         found = _PASS.weights.get(key)
         if found is None or found[0] != versions or found[1] is not chain:
-            value = _as_parameter(chain, read(module))
+            value = _computed(chain, module, read)
             found = versions, chain, value
             _PASS.weights[key] = found
         value = found[2]
-    if not own and quantizer_of(chain) is not None:
+    if not own:
         _READ[chain] = value, value.detach().clone()
     return value
 
@@ -496,12 +496,28 @@ def _recorded():
 
 def _versions(chain):
     """What changes when anything that a weight depends on is written to."""
-    held = list(chain._parameters.values())
-    if len(chain) == 1 and isinstance(chain[0], FakeQuantize):
-        held += chain[0]._parameters.values()
-        held += chain[0]._buffers.values()
+    only = _only_quantizer(chain)
+    if only is None:
+        held = [*chain.parameters(), *chain.buffers()]
     else:
-        held += [*chain.parameters(), *chain.buffers()]
-    if any(tensor.is_inference() for tensor in held):  # they have no versions
+        held = [chain._parameters["original"], *only._parameters.values()]
+        held += only._buffers.values()
+    if held[0].is_inference():  # they have no versions
         return object()
     return [tensor._version for tensor in held]
+
+
+def _only_quantizer(chain):
+    """The quantizer of a chain that consists of nothing else, or None."""
+    modules = chain._modules
+    only = modules.get("0") if len(modules) == 1 else None
+    plain = isinstance(only, FakeQuantize) and "original" in chain._parameters
+    return only if plain else None
+
+
+def _computed(chain, module, read):
+    """A quantized weight, past what torch does for chains of several."""
+    only = _only_quantizer(chain)
+    if only is None or parametrize._cache_enabled:
+        return _as_parameter(chain, read(module))
+    return _as_parameter(chain, only(chain._parameters["original"]))

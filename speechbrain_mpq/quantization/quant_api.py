@@ -286,7 +286,9 @@ def quantize_(
         name: _fit(tensors[name], bits[name], granularity, codebook)
         for name in by_size
     }
-    made = [(p, _quantizers(p, bits, scales, codebook, estimator)) for p in whole]
+    made = [
+        (p, _quantizers(p, bits, scales, codebook, estimator)) for p in whole
+    ]
     for pieces, quantizers in made:
         divided = len(pieces) > 1
         quantizer = RowGroups(quantizers) if divided else quantizers[0]

@@ -24,7 +24,6 @@ from torch.nn.parameter import UninitializedTensorMixin
 from .codebook import TERNARY_BITS, dequantize, nearest_levels
 from .container import DTYPES, strict_json
 from .fake_quant import FakeQuantize
-from .parametrized import Fixed, chains
 from .tensors import NamedTensor, plain_buffers
 
 SAVER, EXTRA, SAME = "@saver", "@extra", "@same"
@@ -161,9 +160,7 @@ def as_integers(name, buffer, granularity="tensor"):
     bits = TERNARY_BITS if largest > 0 and (magnitude == 0).any() else 1
     tensor = NamedTensor(name, buffer)
     alpha = largest.float().expand(tensor.scale_shape(granularity)).clone()
-    exact = dequantize(
-        nearest_levels(buffer, bits, alpha), alpha, buffer.dtype
-    )
+    exact = dequantize(nearest_levels(buffer, bits, alpha), alpha, buffer.dtype)
     if not _same(exact, buffer):  # negative zeros, or finer than float32
         return None
     tensor.fake_quantize = FakeQuantize(bits, alpha)
@@ -550,24 +547,6 @@ def why_not(name, tensor):
     if "@" in name:
         return "its name is taken by the format"
     return ""
-
-
-def is_fixed(module, attribute):
-    """Tells whether a weight stands for parametrizations that it had.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        That owns the weight.
-    attribute : str
-        Its name in the module.
-
-    Returns
-    -------
-    bool
-    """
-    chain = chains(module).get(attribute)
-    return chain is not None and isinstance(chain[0], Fixed)
 
 
 def _is_large(buffer):

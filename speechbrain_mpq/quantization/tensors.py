@@ -176,7 +176,9 @@ def named_tensors(model):
     Example
     -------
     >>> model = torch.nn.Sequential(torch.nn.Embedding(3, 2))
-    >>> model.append(torch.nn.Linear(2, 3, bias=False))[1].weight = model[0].weight
+    >>> model.append(torch.nn.Linear(2, 3, bias=False))[1].weight = model[
+    ...     0
+    ... ].weight
     >>> named_tensors(model)["0.weight"].names
     ['0.weight', '1.weight']
     """
@@ -221,7 +223,7 @@ def plain_buffers(model):
     """
     buffers = dict(model.named_buffers())
     for path, module in model.named_modules():
-        if isinstance(module, (FakeQuantize, RowGroups)):
+        if isinstance(module, FakeQuantize | RowGroups):
             for name, _ in module.named_buffers(prefix=path):
                 buffers.pop(name, None)
     return buffers
@@ -277,7 +279,8 @@ def _matching(tensor, patterns):
         name
         for name in [*tensor.names, *tensor.parts]
         if any(
-            fnmatchcase(name, p) or (tensor.name == p and name == tensor.names[0])
+            fnmatchcase(name, p)
+            or (tensor.name == p and name == tensor.names[0])
             for p in patterns
         )
     ]

@@ -21,8 +21,8 @@ from speechbrain_mpq.quantization.fake_quant import (
     FakeQuantize,
     LearnedStep,
 )
-from speechbrain_mpq.quantization.parametrized import attach, detach
 from speechbrain_mpq.quantization.packing import load_packed_, save_packed
+from speechbrain_mpq.quantization.parametrized import attach, detach
 from speechbrain_mpq.quantization.quant_api import quantize_, requantize_
 
 

@@ -365,7 +365,8 @@ def test_transposed_convolutions_are_not_divided():
 
 
 @pytest.mark.parametrize(
-    "axes", [{"weight": [0]}, {"weight": [2]}, {"other": [1]}, [], {"bias": [1]}]
+    "axes",
+    [{"weight": [0]}, {"weight": [2]}, {"other": [1]}, [], {"bias": [1]}],
 )
 def test_forged_axes_are_refused(tmp_path, axes):
     module = nn.ConvTranspose1d(4, 4, 3)

@@ -194,9 +194,7 @@ def normalized(model, x):
 
 def hifigan():
     """A vocoder, with weight norm on all its convolutions."""
-    return HifiganGenerator(
-        8, 1, "1", [[1, 3, 5]], [3], [4, 4], 8, [2, 2]
-    )
+    return HifiganGenerator(8, 1, "1", [[1, 3, 5]], [3], [4, 4], 8, [2, 2])
 
 
 def draw(*shape):
@@ -328,24 +326,39 @@ ZOO = {
     # speechbrain.lobes.models
     "crdnn": (
         lambda: CRDNN(
-            input_size=8, cnn_channels=(2, 2), rnn_neurons=4, rnn_layers=1,
-            dnn_neurons=4, time_pooling=False,
+            input_size=8,
+            cnn_channels=(2, 2),
+            rnn_neurons=4,
+            rnn_layers=1,
+            dnn_neurons=4,
+            time_pooling=False,
         ),
         draw(2, 10, 8),
     ),
     "front_end": (
-        lambda: ConvolutionFrontEnd((1, 8, 8), 1, 1, out_channels=[2],
-                                    kernel_sizes=[3], strides=[2],
-                                    residuals=[False]),
+        lambda: ConvolutionFrontEnd(
+            (1, 8, 8),
+            1,
+            1,
+            out_channels=[2],
+            kernel_sizes=[3],
+            strides=[2],
+            residuals=[False],
+        ),
         draw(2, 8, 8),
     ),
     "tdnn": (lambda: TDNNBlock(4, 4, 3, 1), draw(2, 4, 9)),
     "res2net": (lambda: SERes2NetBlock(8, 8, 4, 4), draw(2, 8, 9)),
     "xvector": (
-        lambda: Xvector(in_channels=4, activation=nn.LeakyReLU,
-                        tdnn_blocks=1, tdnn_channels=[4],
-                        tdnn_kernel_sizes=[3], tdnn_dilations=[1],
-                        lin_neurons=4),
+        lambda: Xvector(
+            in_channels=4,
+            activation=nn.LeakyReLU,
+            tdnn_blocks=1,
+            tdnn_channels=[4],
+            tdnn_kernel_sizes=[3],
+            tdnn_dilations=[1],
+            lin_neurons=4,
+        ),
         draw(2, 9, 4),
     ),
     "conv_tasnet": (
@@ -363,13 +376,15 @@ ZOO = {
         draw(1, 2, 20, 20),
     ),
     "rnnlm": (
-        lambda: RNNLM(7, embedding_dim=4, rnn_neurons=4, rnn_layers=1,
-                      dnn_neurons=4),
+        lambda: RNNLM(
+            7, embedding_dim=4, rnn_neurons=4, rnn_layers=1, dnn_neurons=4
+        ),
         tokens(2, 5),
     ),
     "transformer_lm": (
-        lambda: TransformerLM(7, d_model=8, nhead=2, num_encoder_layers=1,
-                              d_ffn=8),
+        lambda: TransformerLM(
+            7, d_model=8, nhead=2, num_encoder_layers=1, d_ffn=8
+        ),
         tokens(2, 5),
     ),
     "sb_encoder": (
