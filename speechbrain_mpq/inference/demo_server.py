@@ -183,8 +183,8 @@ def _facts(name, model):
     """What the page says of a model."""
     packed = read_model(model.model_file)
     tensors = packed.quantized.values()
-    values = sum(t.integers.numel() for t in tensors)
-    bits = sum(t.bits * t.integers.numel() for t in tensors)
+    values = sum(t.numel() for t in tensors)
+    bits = sum(t.bits * t.numel() for t in tensors)
     floats = sum(t.numel() for t in packed.floats.values())
     return {
         "name": name,

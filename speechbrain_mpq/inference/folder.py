@@ -150,9 +150,9 @@ def coverage_rows(model):
     """Build the coverage table of a packed model."""
     rows = []
     for name, tensor in model.quantized.items():
-        count, scales = tensor.integers.numel(), tensor.alpha.numel()
+        count, scales = tensor.numel(), tensor.alpha.numel()
         size = packed_bytes(count, tensor.bits, scales)
-        row = _row(name, tensor.integers, tensor.bits, size)
+        row = _row(name, tensor, tensor.bits, size)
         rows.append({**row, "scales": scales, "reason": ""})
     for name, tensor in model.floats.items():
         width = tensor.element_size()

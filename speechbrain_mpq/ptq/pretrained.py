@@ -17,7 +17,7 @@ from ..allocation.output_scores import KLScores, OutputErrorScores
 from ..allocation.scores import check_candidates
 from ..allocation.sweep import OutputScores
 from ..quantization.fake_quant import FakeQuantize
-from ..quantization.packing import save_packed
+from ..quantization.packing import packed_file_bytes
 from ..quantization.plan import bit_plan
 from ..quantization.quant_api import coverage, dequantize_, quantize_
 from ..quantization.scheme import Scheme, Selection
@@ -101,11 +101,7 @@ class InterfaceCalibration(Calibration):
         """Bytes of the files that the modules make with a plan."""
         quantize_(self.model, plan)
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                return sum(
-                    save_packed(module, folder).stat().st_size
-                    for module in self.modules.values()
-                )
+            return sum(map(packed_file_bytes, self.modules.values()))
         finally:
             dequantize_(self.model)
 

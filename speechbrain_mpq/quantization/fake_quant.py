@@ -12,6 +12,7 @@ parameter is right for it: weight decay pulls towards the fitted scale, no step
 can make it negative, and one learning rate suits scales of any size.
 """
 
+import numpy as np
 import torch
 
 from .codebook import (
@@ -89,14 +90,26 @@ class LearnedRounding(torch.autograd.Function):
         """Gives the gradients of the weight and of the scale's logarithm."""
         weight, quantized, alpha = context.saved_tensors
         by_scale = None
-        inside = weight.abs() <= context.largest * alpha
-        by_weight = torch.where(inside, gradient, 0.0)
+        by_weight = _inside(gradient, weight, context.largest, alpha)
         if context.needs_input_grad[1]:
             # By the entry, less what follows the weight.
             by_scale = _products(gradient, quantized, alpha.shape)
             by_scale -= _products(by_weight, weight, alpha.shape)
             by_scale = by_scale.to(alpha)
         return by_weight, by_scale, None, None, None
+
+
+def _inside(gradient, weight, largest, alpha):
+    """A gradient, zero where the weight is beyond the ends of its table."""
+    plain = weight.dtype == gradient.dtype == alpha.dtype == torch.float32
+    if weight.is_cpu and plain and not alpha.dim():
+        # In one go: several times as fast as a comparison and a choice. It
+        # leaves out the ends, which belong to the table.
+        end = np.float32(alpha.item() * largest)
+        end = float(np.nextafter(end, np.float32(np.inf)))
+        return torch.ops.aten.hardtanh_backward(gradient, weight, -end, end)
+    inside = weight.abs() <= largest * alpha
+    return torch.where(inside, gradient, 0.0)
 
 
 def _steps(weight, alpha):
@@ -382,8 +395,8 @@ class LogStep(FakeQuantize):
         """
         if self.is_uninitialized and self.training:
             self._fit_late(weight.detach())
-        with torch.no_grad():
-            table = self.alpha, *self._table()
+        alpha = self.fitted * self.log_stretch.detach().exp()
+        table = alpha, *self._table()
         return LearnedRounding.apply(weight, self.log_stretch, *table)
 
     def _table(self):

@@ -90,6 +90,15 @@ class PackedTensor:
         values = torch.cat(pieces) if pieces else torch.zeros(0)
         return values.int().reshape(self.shape)
 
+    def numel(self):
+        """Counts the values, without unpacking them.
+
+        Returns
+        -------
+        int
+        """
+        return math.prod(self.shape)
+
     def pieces(self):
         """Unpacks a part of the integers at a time.
 

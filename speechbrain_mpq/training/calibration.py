@@ -7,7 +7,6 @@ what is needed, predictions for a divergence, `compute_objectives` for a loss.
 Batches keep their own shapes.
 """
 
-import tempfile
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from unittest.mock import patch
@@ -20,8 +19,7 @@ from torch.utils.data import DataLoader
 
 from ..allocation.output_scores import FORMS, KLScores, OutputErrorScores
 from ..allocation.sweep import evaluating, quantized_values, tensor_of
-from ..quantization.packing import save_packed
-from ..quantization.quant_api import dequantize_, quantize_
+from ..quantization.packing import packed_file_bytes
 from .distributions import (
     find_distributions,
     find_output,
@@ -47,6 +45,8 @@ class Calibration:
     passes = 1  # how many there are to run
     gives = ("inputs", "weights", "loss", "prototypes")  # what scores may need
 
+    granularity = "tensor"  # of the scales in a packed file
+
     def __init__(self, model, prefix=""):
         self.model = model
         self.prefix = prefix
@@ -61,12 +61,7 @@ class Calibration:
 
     def packed_bytes(self, plan):
         """Bytes of the file that the model makes with a plan."""
-        quantize_(self.model, plan)
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                return save_packed(self.model, folder).stat().st_size
-        finally:
-            dequantize_(self.model)
+        return packed_file_bytes(self.model, plan, self.granularity)
 
     def completed(self, table, scorer):
         """A score table, after a look at what it does not see."""

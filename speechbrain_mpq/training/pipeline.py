@@ -78,6 +78,9 @@ class Pipeline:
     additivity: bool = False
     seconds: dict = field(default_factory=dict)  # what stages took
 
+    def __post_init__(self):
+        self.calibration.granularity = self.scheme.granularity
+
     @property
     def model(self):
         """What is quantized."""

@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from ..allocation.solver import equal_groups
 from ..quantization.codebook import check_bits
 from ..quantization.fake_quant import LogStep
-from ..quantization.packing import save_packed
+from ..quantization.packing import packed_file_bytes, save_packed
 from ..quantization.plan import BitPlan, bit_plan
 from ..quantization.quant_api import clusters, coverage, dequantize_, quantize_
 from ..quantization.scheme import Scheme, Selection
@@ -273,7 +273,8 @@ class Quantizer:
         logger.info(
             f"Quantized {len(plan.tensors)} tensors in {len(plan.clusters)} "
             f"clusters to {plan.average_bits:.3f} bits on average, "
-            f"{plan.bytes} bytes in all; {plan.rest_parameters} parameters "
+            f"{packed_file_bytes(self.model)} bytes in all; "
+            f"{plan.rest_parameters} parameters "
             "stay in full precision"
         )
 
