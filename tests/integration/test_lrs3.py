@@ -6,23 +6,20 @@ The corpus has LRS3's layout and is made of drawn faces and synthetic voices.
 import doctest
 import importlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from helpers import ROOT, call, experiment
 
-from speechbrain_mpq.lobes.models.separator import build_separator
 from speechbrain_mpq.simulation.corpus import utterance
 from speechbrain_mpq.simulation.recordings import (
     ffmpeg_program,
     write_manifests,
 )
-from speechbrain_mpq.simulation.rooms import prepare_rooms
 
 for needed in ("espeakng_loader", "pyroomacoustics", "pesq"):
     pytest.importorskip(needed)
@@ -31,8 +28,6 @@ try:
 except ImportError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-ROOT = Path(__file__).parents[2]
-TINY = ROOT / "tests/data/separator_tiny.yaml"
 sys.path.insert(0, str(ROOT / "recipes/LRS3"))
 prepare, tiny = (
     importlib.import_module(name) for name in ("lrs3_prepare", "tiny_corpus")
@@ -183,43 +178,22 @@ def test_lrs2_by_one_option(tmp_path):
     assert any(key.startswith("pretrain_") for key in splits["train"])
 
 
-@pytest.fixture
-def rooms(data):
-    """The same 25 rooms for all splits, to save the time for others."""
-    microphones = build_separator(TINY).features.microphones
-    prepare_rooms(data, {"test": 25}, microphones, workers=1, progress=False)
-    for split in ("train", "valid"):
-        shutil.copytree(data / "rooms/test", data / "rooms" / split)
-
-
-def test_the_experiment_runs_on_it(data, rooms, tmp_path):
+def test_the_experiment_runs_on_it(data, folder):
     """The README's command, at tiny size."""
-    sizes = {
-        "separator_file": TINY,
+    # The embedded corpus's rooms: the microphones are the same
+    shutil.copytree(folder / "data/rooms", data / "rooms")
+    options = {
         "data_folder": data,
-        "results_folder": tmp_path,
         "corpus": "lrs3",
         "skip_prep": True,
-        "rooms": "{train: 25, valid: 25, test: 25}",
-        "mixtures": "{train: 4, valid: 2, test: 4}",
+        "mixtures": {"train": 4, "valid": 2, "test": 4},
         "number_of_epochs": 1,
-        "chunk_seconds": 1.0,
-        "batch_size": 4,
-        "workers": 1,
         "examples": 0,
     }
-    line = [sys.executable, "train.py", "hparams/pretrain.yaml"]
-    for key, value in sizes.items():
-        line += [f"--{key}", str(value)]
-    done = subprocess.run(
-        [*line, "--device=cpu"],
-        cwd=ROOT / "recipes/LRS3/separation",
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = tmp_path / "pretrain_32bit/1234"
+    line = experiment(folder, "pretrain.yaml", **options)
+    place = "recipes/LRS3/separation"
+    call(f"{place}/train.py", *line, folder=ROOT / place)
+    results = folder / "results/pretrain_32bit/1234"
     metrics = json.loads((results / "metrics.json").read_text())
     assert metrics["corpus"] == "lrs3"
     assert sum(b["n"] for b in metrics["buckets"].values()) == 4
