@@ -90,7 +90,8 @@ def main_job(once, corpus, shipped):
 
     def make(folder):
         copy(corpus, folder / "data")
-        printed = run(folder, "kl_4bit.yaml", pretrained_separator=shipped)
+        options = {"pretrained_separator": shipped, "examples": 2}
+        printed = run(folder, "kl_4bit.yaml", **options)
         (folder / "printed.txt").write_text(printed)
 
     return once("main_job", make)

@@ -18,7 +18,6 @@ SIZES = {
     "mixtures": {"train": 8, "valid": 2, "test": 4},
     "utterances": {"train": 8, "valid": 8, "test": 8},
     "number_of_epochs": 1,
-    "examples": 0,
     "against": "[]",
     "separator_file": ROOT / "tests/data/separator_av_tiny.yaml",
 }

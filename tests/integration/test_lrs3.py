@@ -188,7 +188,6 @@ def test_the_experiment_runs_on_it(data, folder):
         "skip_prep": True,
         "mixtures": {"train": 4, "valid": 2, "test": 4},
         "number_of_epochs": 1,
-        "examples": 0,
     }
     line = experiment(folder, "pretrain.yaml", **options)
     place = "recipes/LRS3/separation"

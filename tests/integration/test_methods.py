@@ -20,6 +20,7 @@ METHODS = {
 def test_every_method_meets_its_budget(folder, shipped, file):
     system, options = METHODS[file]
     options = {"pretrained_separator": shipped, "against": "[]", **options}
+    options["mixtures"] = {"train": 16, "valid": 4, "test": 4}
     run(folder, file, **options)
     results = folder / f"results/{system}_4bit/1234"
     plan = BitPlan.load(results / "plan.json")

@@ -47,7 +47,6 @@ def test_mixtures_from_the_device_are_those_of_the_loader(folder):
     one_step = {
         "mixtures": {"train": 4, "valid": 4, "test": 4},
         "number_of_epochs": 1,
-        "examples": 0,
         "results_folder": folder / "one_step",
     }
     mixed = on_device(folder, **one_step)
