@@ -469,10 +469,9 @@ def like_a_process(script, arguments=(), folder=ROOT):
     sys.argv = list(map(str, [script, *arguments]))
     sys.path.insert(0, str((ROOT / script).parent))
     torch.set_num_threads(1)
-    patch = pytest.MonkeyPatch()  # asks pip for all packages, each time
-    patch.setattr(
-        speechbrain_logger, "get_environment_description", environment
-    )
+    patch = pytest.MonkeyPatch()
+    name = "speechbrain.utils.logger.get_environment_description"
+    patch.setattr(name, environment)
     printed = io.StringIO()
     try:
         with redirect_stdout(printed):
