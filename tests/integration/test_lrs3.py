@@ -37,7 +37,7 @@ OPTIONS = {"valid_hours": 0.0015, "pretrain_hours": 0.006, "speakers": 0}
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
+def lrs3(tmp_path_factory):
     """A few clips of each part."""
     folder = tmp_path_factory.mktemp("lrs3")
     tiny.write_corpus(folder, clips=CLIPS, pixels=48)
@@ -45,10 +45,10 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def data(corpus, tmp_path_factory):
+def data(lrs3, tmp_path_factory):
     """What the recipe makes of them."""
     folder = tmp_path_factory.mktemp("data")
-    prepare.prepare_lrs3(corpus, folder, **OPTIONS, workers=2)
+    prepare.prepare_lrs3(lrs3, folder, **OPTIONS, workers=2)
     return folder
 
 
@@ -124,24 +124,24 @@ def test_videos_play(data):
     assert frames == pytest.approx(25 * entry["length"], abs=2)
 
 
-def test_again_makes_only_what_is_missing(corpus, data):
+def test_again_makes_only_what_is_missing(lrs3, data):
     before = manifests(data)
     files = sorted(data.rglob("*.flac"))
     stamps = {path: path.stat().st_mtime_ns for path in files}
     files[0].unlink()
     files[1].write_bytes(b"fLaC")  # cut short
-    prepare.prepare_lrs3(corpus, data, **OPTIONS, workers=2)
+    prepare.prepare_lrs3(lrs3, data, **OPTIONS, workers=2)
     assert manifests(data) == before
     changed = {p for p in files if p.stat().st_mtime_ns != stamps[p]}
     assert changed == set(files[:2])
 
 
 @pytest.fixture
-def damaged(corpus, tmp_path):
+def damaged(lrs3, tmp_path):
     """The corpus with one video cut short, and one transcript missing."""
     folder = tmp_path / "lrs3"
-    for source in corpus.rglob("*.*"):
-        path = folder / source.relative_to(corpus)
+    for source in lrs3.rglob("*.*"):
+        path = folder / source.relative_to(lrs3)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.symlink_to(source)
     videos = sorted((folder / "test").rglob("*.mp4"))
