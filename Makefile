@@ -3,18 +3,26 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint setup clean
+# A process for each core, with one thread; a file's tests stay together
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+	--numprocesses=auto --dist=loadfile --no-loadscope-reorder
+
+.PHONY: help demo test test-fast lint setup clean
 
 help:
-	@echo "make demo   quantize the separator to 4 bits, score it, write a report"
-	@echo "make test   lint and tests"
-	@echo "make setup  the virtual environment only"
+	@echo "make demo        quantize to 4 bits, score, write a report"
+	@echo "make test        lint and tests"
+	@echo "make test-fast   tests of units and consistency only"
+	@echo "make setup       the virtual environment only"
 
 demo: $(VENV)/.ready
 	$(BIN)/python train.py hparams/kl_4bit.yaml --device=cpu
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-fast: $(VENV)/.ready
+	$(PYTEST) tests/unittests tests/consistency
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -14,18 +14,25 @@ A demo of small models and its server, for the tests of page and browser.
 
 The recipe in tests/data/tiny_recipe, for the tests of the plugin.
 
-train.py at tiny size, for the tests beside this file.
+Scripts of the repository, run in this process as their command lines would.
+
+train.py at tiny size, and rows of tests/recipes, for the integration tests.
 """
 
+import csv
+import functools
 import importlib.util
 import io
 import json
+import logging
 import os
 import random
+import re
+import shlex
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +40,7 @@ import pytest
 import soundfile
 import torch
 from hyperpyyaml import load_hyperpyyaml
+from speechbrain.utils.logger import get_environment_description
 
 from speechbrain_mpq.evaluation.metrics import summarise
 from speechbrain_mpq.evaluation.plots import SUBLAYERS
@@ -514,37 +522,105 @@ ROOT = Path(__file__).parents[1]
 
 
 TINY = ROOT / "tests/data/separator_tiny.yaml"
-TINY_SIZES = """
-utterances: {train: 24, valid: 8, test: 12}
-rooms: {train: 25, valid: 25, test: 25}
-mixtures: {train: 16, valid: 4, test: 8}
-number_of_epochs: 2
-calibration_mixtures: 2
-chunk_seconds: 1.0
-batch_size: 4
-examples: 2
-workers: 1
-"""
+CORPUS = {"train": 24, "valid": 8, "test": 40}  # what all tests together need
+ROOMS = {"train": 8, "valid": 6, "test": 6}
+TINY_SIZES = {
+    "utterances": {"train": 24, "valid": 8, "test": 12},
+    "rooms": ROOMS,
+    "mixtures": {"train": 16, "valid": 4, "test": 8},
+    "number_of_epochs": 2,
+    "calibration_mixtures": 2,
+    "chunk_seconds": 1.0,
+    "batch_size": 4,
+    "examples": 0,  # their plots take longer than the rest of a run
+    "workers": 1,
+}
 
 
-def command(folder, hparams, **options):
-    """The command line, with tiny sizes."""
+def load_script(path):
+    """A script of the repository as a module, known by a name of its own."""
+    path = ROOT / path
+    name = re.sub(r"\W", "_", str(path.relative_to(ROOT).with_suffix("")))
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # whose file the experiment's folder copies
+    spec.loader.exec_module(module)
+    return module
+
+
+# It asks pip for all packages
+environment = functools.cache(get_environment_description)
+
+
+@contextmanager
+def like_a_process(script, arguments=(), folder=ROOT):
+    """What a process has of its own is, inside, a script's; what it prints."""
+    state = os.getcwd(), sys.argv, sys.path[:], sys.excepthook
+    root, threads = logging.getLogger(), torch.get_num_threads()
+    handlers, level = root.handlers[:], root.level
+    os.chdir(folder)
+    sys.argv = list(map(str, [script, *arguments]))
+    sys.path.insert(0, str((ROOT / script).parent))
+    torch.set_num_threads(1)
+    patch = pytest.MonkeyPatch()
+    name = "speechbrain.utils.logger.get_environment_description"
+    patch.setattr(name, environment)
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed):
+            yield printed
+    finally:
+        patch.undo()
+        os.chdir(state[0])
+        sys.argv, sys.path[:], sys.excepthook = state[1:]
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        torch.set_num_threads(threads)
+        torch.compiler.set_stance("default")
+
+
+def call(script, *arguments, folder=ROOT, **changes):
+    """Run a script's main() with some of its names changed; its output.
+
+    It reads the command line, or takes it as an argument.
+    """
+    with like_a_process(script, arguments, folder) as printed:
+        module = load_script(script)
+        vars(module).update(changes)
+        takes = module.main.__code__.co_argcount
+        module.main(*[sys.argv[1:]] * takes)
+    return printed.getvalue()
+
+
+def flags(options):
+    """Options as a command line has them."""
+    pairs = ((f"--{key}", str(value)) for key, value in options.items())
+    return [part for pair in pairs for part in pair]
+
+
+def experiment(folder, hparams, **options):
+    """Arguments of train.py, with tiny sizes."""
     options = {
-        **dict(line.split(": ", 1) for line in TINY_SIZES.strip().splitlines()),
+        **TINY_SIZES,
         "separator_file": TINY,
         "data_folder": folder / "data",
         "results_folder": folder / "results",
         **options,
     }
-    line = [sys.executable, "train.py", f"hparams/{hparams}", "--device=cpu"]
-    for key, value in options.items():
-        line += [f"--{key}", str(value)]
-    return line
+    return [f"hparams/{hparams}", "--device=cpu", *flags(options)]
+
+
+def command(folder, hparams, **options):
+    """The whole command line."""
+    line = experiment(folder, hparams, **options)
+    return [sys.executable, "train.py", *line]
 
 
 def run(folder, hparams, **options):
-    """Run the command to its end; its output is returned."""
-    return finished(command(folder, hparams, **options))
+    """Run train.py in this process to its end; its output is returned."""
+    return call("train.py", *experiment(folder, hparams, **options))
 
 
 def finished(line):
@@ -584,6 +660,45 @@ def train_losses(folder):
         float(line.split("train loss: ")[1].split()[0])
         for line in log.splitlines()
     ]
+
+
+def read_rows():
+    """The rows of tests/recipes."""
+    path = ROOT / "tests/recipes/Embedded.csv"
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def last_value(log, variable, epoch):
+    """A value that the train log has for an epoch."""
+    pattern = rf"epoch: {epoch}\b.*?{variable}: ([-+.\de]+)"
+    return float(re.search(pattern, log)[1])
+
+
+def start_row(row, shared, output, **options):
+    """Run a row, with a folder for tests/tmp; its output folder."""
+    line = row["test_debug_flags"].replace("tests/tmp", str(shared))
+    options = {"output_folder": output, **options}
+    line = [*shlex.split(line), "--device=cpu", *flags(options)]
+    call(row["Script_file"], row["Hparam_file"], *line)
+    return output
+
+
+def run_row(row, shared):
+    """Run a row and check it; its output folder."""
+    output = shared / row["Hparam_file"].removesuffix(".yaml")
+    start_row(row, shared, output)
+    checks = row["test_debug_checks"]
+    for name in re.search(r"file_exists=\[(.*?)\]", checks)[1].split(","):
+        assert (output / name).exists(), name
+    wanted = re.search(r"performance_check=\[(.*?)\]", checks)[1]
+    file, variable, limit, epoch = (part.strip() for part in wanted.split(","))
+    epoch = int(epoch.removeprefix("epoch: "))
+    log = (output / file).read_text()
+    last = last_value(log, variable, epoch)
+    assert last <= float(limit.removeprefix("<="))
+    assert last < last_value(log, variable, 1)
+    return output
 
 
 def published(path):

@@ -3,7 +3,8 @@
 Image-source simulation by pyroomacoustics of the paper's rooms (4 x 4 x 2.5
 to 10 x 8 x 6 metres, T60 0.05 to 0.7 s, talkers 1 to 5 metres away). Only the
 microphones that a separator uses are simulated. Room i of a split depends on
-(seed, split, i) alone, so that a larger bank extends a smaller one.
+(seed, split, i) alone, so that a larger bank extends a smaller one. They are
+stored by the ROOMS_PER_SHARD; only the last file of a bank may hold fewer.
 """
 
 import json
@@ -157,10 +158,10 @@ def prepare_rooms(
     settings = {"seed": seed, "microphones": list(microphones)}
     _check_settings(folder, settings)
     jobs = [
-        (folder, split, shard, tuple(microphones), seed)
+        (_shard(folder, split, shard), split, rooms, tuple(microphones), seed)
         for split, count in counts.items()
-        for shard in range(-(-count // ROOMS_PER_SHARD))
-        if not _shard(folder, split, shard).exists()
+        for shard, rooms in enumerate(_shards(count))
+        if _stored(_shard(folder, split, shard)) < len(rooms)
     ]
     if not jobs:
         return
@@ -168,12 +169,12 @@ def prepare_rooms(
     context = multiprocessing.get_context("fork")
     with context.Pool(workers) as pool:
         done = pool.imap_unordered(_simulate_shard, jobs)
-        total = len(jobs) * ROOMS_PER_SHARD
+        total = sum(len(rooms) for _, _, rooms, _, _ in jobs)
         with tqdm(
             total=total, desc="rooms", unit="room", disable=not progress
         ) as bar:
-            for _ in done:
-                bar.update(ROOMS_PER_SHARD)
+            for rooms in done:
+                bar.update(rooms)
 
 
 def _check_settings(folder, settings):
@@ -196,12 +197,27 @@ def _shard(folder, split, shard):
     return folder / split / f"{shard:05d}.npz"
 
 
+def _shards(count):
+    """Indices of the rooms in each of a bank's files."""
+    return [
+        range(start, min(start + ROOMS_PER_SHARD, count))
+        for start in range(0, count, ROOMS_PER_SHARD)
+    ]
+
+
+def _stored(path):
+    """How many rooms a shard holds, 0 where there is none."""
+    if not path.exists():
+        return 0
+    with np.load(path) as arrays:
+        return sum(name.startswith("rirs_") for name in arrays.files)
+
+
 def _simulate_shard(job):
-    """Simulate and store ROOMS_PER_SHARD rooms, atomically."""
-    folder, split, shard, microphones, seed = job
+    """Simulate and store the rooms of a shard, atomically; their number."""
+    path, split, rooms, microphones, seed = job
     arrays = {}
-    for i in range(ROOMS_PER_SHARD):
-        index = shard * ROOMS_PER_SHARD + i
+    for i, index in enumerate(rooms):
         rng = np.random.default_rng([seed, SPLITS.index(split), index])
         room = _draw_room(rng)
         rirs = simulate(room, microphones)
@@ -215,10 +231,10 @@ def _simulate_shard(job):
                 *room["distance"],
             ]
         )
-    path = _shard(folder, split, shard)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part, open(part, "wb") as out:
         np.savez(out, **arrays)
+    return len(rooms)
 
 
 class RoomBank:
@@ -243,19 +259,18 @@ class RoomBank:
     def __init__(self, data_folder, split, count):
         folder = Path(data_folder) / "rooms"
         self._rirs, self.doa, self.info = [], [], []
-        for shard in range(-(-count // ROOMS_PER_SHARD)):
+        for shard, rooms in enumerate(_shards(count)):
             path = _shard(folder, split, shard)
-            if not path.exists():
+            if _stored(path) < len(rooms):
                 raise FileNotFoundError(
-                    f"{path} is missing: run prepare_rooms for {count} "
-                    f"{split} rooms first"
+                    f"{path} is missing or has too few rooms: run "
+                    f"prepare_rooms for {count} {split} rooms first"
                 )
             with np.load(path) as arrays:
-                for i in range(ROOMS_PER_SHARD):
+                for i in range(len(rooms)):
                     self._rirs.append(arrays[f"rirs_{i}"])
                     self.doa.append(arrays[f"doa_{i}"])
                     self.info.append(arrays[f"info_{i}"])
-        del self._rirs[count:], self.doa[count:], self.info[count:]
 
     def __len__(self):
         return len(self._rirs)

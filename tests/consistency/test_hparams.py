@@ -1,6 +1,8 @@
 """The hyper-parameter files: no drift between them, no key without use."""
 
+import ast
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -54,26 +56,99 @@ def test_files_differ_only_in_the_method(path):
     assert differing <= allowed
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_every_key_is_used(path):
-    text = path.read_text(encoding="utf-8")
+def references(node):
+    """Keys that the values in a tree of YAML refer to."""
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag in ("!ref", "!copy"):
+            yield from re.findall(r"<(\w+)", node.value)
+        return
+    for child in node.value:
+        mapping = isinstance(node, yaml.MappingNode)
+        yield from references(child[1] if mapping else child)
+
+
+def is_hparams(node):
+    """Whether an expression is somebody's hparams."""
+    return "hparams" in (getattr(node, "id", ""), getattr(node, "attr", ""))
+
+
+def texts(node, loops):
+    """Patterns of the strings that an expression may be."""
+    if isinstance(node, ast.Constant):
+        return {re.escape(str(node.value))}
+    if isinstance(node, ast.IfExp):
+        return texts(node.body, loops) | texts(node.orelse, loops)
+    if isinstance(node, ast.Name):
+        return loops.get(node.id, set())
+    if isinstance(node, ast.JoinedStr):
+        parts = [
+            re.escape(part.value) if isinstance(part, ast.Constant) else r"\w+"
+            for part in node.values
+        ]
+        return {"".join(parts)}
+    return set()
+
+
+def keys_read(source):
+    """Patterns of the keys that a program takes from what it calls hparams."""
+    tree, loops = ast.parse(source), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.comprehension | ast.For):
+            if isinstance(node.iter, ast.Tuple) and hasattr(node.target, "id"):
+                found = [texts(part, {}) for part in node.iter.elts]
+                loops.setdefault(node.target.id, set()).update(*found)
+    keys = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_hparams(node.value):
+            keys.add(node.attr)
+        elif isinstance(node, ast.Subscript) and is_hparams(node.value):
+            keys |= texts(node.slice, loops)
+        elif isinstance(node, ast.Call):
+            owner = getattr(node.func, "value", None)  # hparams.get(key)
+            words = [owner, *node.args]
+            if getattr(node.func, "id", "") == "getattr":
+                words = node.args
+            elif getattr(node.func, "attr", "") != "get":
+                continue
+            if is_hparams(words[0]):
+                keys |= texts(words[1], loops)
+    return keys
+
+
+def test_keys_are_found_however_they_are_read():
+    source = """
+        hparams["a"], self.hparams.b, brain.hparams.get("c"), bits, "bits"
+        hparams["d" if x else "e"], getattr(hparams, "f"), hparams[f"{x}_g"]
+        {key: hparams[key] for key in ("h", "i")}, other.get("j"), other["k"]
+    """
+    found = keys_read(textwrap.dedent(source))
+    assert found - {"get"} == {*"abcdefhi", r"\w+_g"}
+    root = yaml.compose("a: !ref <b>\nc:\n- d: !ref <e> * <f[g]>\nh: <i>")
+    assert set(references(root)) == {*"bef"}
+
+
+@pytest.fixture(scope="module")
+def read():
+    """Patterns of all keys that an experiment reads."""
     package = ROOT / "speechbrain_mpq"
     readers = [
         *(ROOT / "train.py", package / "simulation/dataio.py"),
         *package.glob("training/*.py"),
         *package.glob("experiments/*.py"),
     ]
-    sources = "".join(file.read_text(encoding="utf-8") for file in readers)
+    sources = (file.read_text(encoding="utf-8") for file in readers)
+    return set().union(*map(keys_read, sources))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_key_is_used(path, read):
+    used = set(references(yaml.compose(path.read_text(encoding="utf-8"))))
     for key in entries(path):
-        used = (
+        assert (
             key.startswith("__")
-            or f"!ref <{key}" in text
-            or f"<{key}>" in text
-            or f'"{key}"' in sources
-            or f"hparams.{key}" in sources
-            or re.fullmatch("(train|valid|test)_speech", key)
-        )
-        assert used, f"{path.name}: nothing uses {key}"
+            or key in used
+            or any(re.fullmatch(pattern, key) for pattern in read)
+        ), f"{path.name}: nothing uses {key}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

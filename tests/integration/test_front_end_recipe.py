@@ -88,7 +88,6 @@ def write_models(folder):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("front_end")
     patch = pytest.MonkeyPatch()
-    patch.setattr("speechbrain_mpq.simulation.rooms.ROOMS_PER_SHARD", 1)
     patch.setattr(sys, "excepthook", sys.excepthook)  # SpeechBrain changes it
     write_data(folder)
     write_models(folder)

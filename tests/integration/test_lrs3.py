@@ -6,23 +6,20 @@ The corpus has LRS3's layout and is made of drawn faces and synthetic voices.
 import doctest
 import importlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from helpers import ROOT, call, experiment
 
-from speechbrain_mpq.lobes.models.separator import build_separator
 from speechbrain_mpq.simulation.corpus import utterance
 from speechbrain_mpq.simulation.recordings import (
     ffmpeg_program,
     write_manifests,
 )
-from speechbrain_mpq.simulation.rooms import prepare_rooms
 
 for needed in ("espeakng_loader", "pyroomacoustics", "pesq"):
     pytest.importorskip(needed)
@@ -31,8 +28,6 @@ try:
 except ImportError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-ROOT = Path(__file__).parents[2]
-TINY = ROOT / "tests/data/separator_tiny.yaml"
 sys.path.insert(0, str(ROOT / "recipes/LRS3"))
 prepare, tiny = (
     importlib.import_module(name) for name in ("lrs3_prepare", "tiny_corpus")
@@ -42,7 +37,7 @@ OPTIONS = {"valid_hours": 0.0015, "pretrain_hours": 0.006, "speakers": 0}
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
+def lrs3(tmp_path_factory):
     """A few clips of each part."""
     folder = tmp_path_factory.mktemp("lrs3")
     tiny.write_corpus(folder, clips=CLIPS, pixels=48)
@@ -50,10 +45,10 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def data(corpus, tmp_path_factory):
+def data(lrs3, tmp_path_factory):
     """What the recipe makes of them."""
     folder = tmp_path_factory.mktemp("data")
-    prepare.prepare_lrs3(corpus, folder, **OPTIONS, workers=2)
+    prepare.prepare_lrs3(lrs3, folder, **OPTIONS, workers=2)
     return folder
 
 
@@ -129,24 +124,24 @@ def test_videos_play(data):
     assert frames == pytest.approx(25 * entry["length"], abs=2)
 
 
-def test_again_makes_only_what_is_missing(corpus, data):
+def test_again_makes_only_what_is_missing(lrs3, data):
     before = manifests(data)
     files = sorted(data.rglob("*.flac"))
     stamps = {path: path.stat().st_mtime_ns for path in files}
     files[0].unlink()
     files[1].write_bytes(b"fLaC")  # cut short
-    prepare.prepare_lrs3(corpus, data, **OPTIONS, workers=2)
+    prepare.prepare_lrs3(lrs3, data, **OPTIONS, workers=2)
     assert manifests(data) == before
     changed = {p for p in files if p.stat().st_mtime_ns != stamps[p]}
     assert changed == set(files[:2])
 
 
 @pytest.fixture
-def damaged(corpus, tmp_path):
+def damaged(lrs3, tmp_path):
     """The corpus with one video cut short, and one transcript missing."""
     folder = tmp_path / "lrs3"
-    for source in corpus.rglob("*.*"):
-        path = folder / source.relative_to(corpus)
+    for source in lrs3.rglob("*.*"):
+        path = folder / source.relative_to(lrs3)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.symlink_to(source)
     videos = sorted((folder / "test").rglob("*.mp4"))
@@ -183,43 +178,21 @@ def test_lrs2_by_one_option(tmp_path):
     assert any(key.startswith("pretrain_") for key in splits["train"])
 
 
-@pytest.fixture
-def rooms(data):
-    """The same 25 rooms for all splits, to save the time for others."""
-    microphones = build_separator(TINY).features.microphones
-    prepare_rooms(data, {"test": 25}, microphones, workers=1, progress=False)
-    for split in ("train", "valid"):
-        shutil.copytree(data / "rooms/test", data / "rooms" / split)
-
-
-def test_the_experiment_runs_on_it(data, rooms, tmp_path):
+def test_the_experiment_runs_on_it(data, folder):
     """The README's command, at tiny size."""
-    sizes = {
-        "separator_file": TINY,
+    # The embedded corpus's rooms: the microphones are the same
+    shutil.copytree(folder / "data/rooms", data / "rooms")
+    options = {
         "data_folder": data,
-        "results_folder": tmp_path,
         "corpus": "lrs3",
         "skip_prep": True,
-        "rooms": "{train: 25, valid: 25, test: 25}",
-        "mixtures": "{train: 4, valid: 2, test: 4}",
+        "mixtures": {"train": 4, "valid": 2, "test": 4},
         "number_of_epochs": 1,
-        "chunk_seconds": 1.0,
-        "batch_size": 4,
-        "workers": 1,
-        "examples": 0,
     }
-    line = [sys.executable, "train.py", "hparams/pretrain.yaml"]
-    for key, value in sizes.items():
-        line += [f"--{key}", str(value)]
-    done = subprocess.run(
-        [*line, "--device=cpu"],
-        cwd=ROOT / "recipes/LRS3/separation",
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = tmp_path / "pretrain_32bit/1234"
+    line = experiment(folder, "pretrain.yaml", **options)
+    place = "recipes/LRS3/separation"
+    call(f"{place}/train.py", *line, folder=ROOT / place)
+    results = folder / "results/pretrain_32bit/1234"
     metrics = json.loads((results / "metrics.json").read_text())
     assert metrics["corpus"] == "lrs3"
     assert sum(b["n"] for b in metrics["buckets"].values()) == 4

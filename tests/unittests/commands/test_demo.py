@@ -79,11 +79,9 @@ def test_without_the_extra(folder, served, capsys, monkeypatch):
     assert served[0]["recordings"] == []
 
 
-def test_simulated_mixtures(tmp_path, monkeypatch):
+def test_simulated_mixtures(tmp_path):
     pytest.importorskip("espeakng_loader")
     pytest.importorskip("pyroomacoustics")
-    home = "speechbrain_mpq.simulation.rooms.ROOMS_PER_SHARD"
-    monkeypatch.setattr(home, 12)
     made = simulate_mixtures([1, 8, 15], tmp_path, count=2)
     assert len(made) == 2
     apart = []

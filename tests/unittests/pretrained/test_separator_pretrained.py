@@ -41,12 +41,9 @@ def mixtures(tmp_path_factory, separator):
 
     folder = tmp_path_factory.mktemp("corpus")
     prepare_speech(folder, train=0, valid=0, test=12, workers=1, progress=False)
-    patch = pytest.MonkeyPatch()
-    patch.setattr("speechbrain_mpq.simulation.rooms.ROOMS_PER_SHARD", 6)
     microphones = separator.features.microphones
     prepare_rooms(folder, {"test": 6}, microphones, 1234, 1, False)
     bank = RoomBank(folder, "test", 6)
-    patch.undo()
     speech = load_speech(folder / "test_speech.json", folder)
     maker = MixtureMaker(speech, bank)
     return listed_mixtures(maker, fixed_mixtures(maker, 8))

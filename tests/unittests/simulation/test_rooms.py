@@ -78,6 +78,14 @@ def test_bank_is_repeatable_resumable_and_grows(tmp_path):
     assert not half.exists()
     np.testing.assert_array_equal(first_rir(tmp_path / "b", 2), before)
     np.testing.assert_array_equal(first_rir(tmp_path / "a", 4), before)
+    prepare_rooms(tmp_path / "c", {"train": 1}, **kwargs)  # half a shard
+    np.testing.assert_array_equal(first_rir(tmp_path / "c", 1), before)
+    with pytest.raises(FileNotFoundError, match="too few rooms"):
+        RoomBank(tmp_path / "c", "train", 2)
+    prepare_rooms(tmp_path / "c", {"train": 2}, **kwargs)
+    one, other = (RoomBank(tmp_path / name, "train", 2) for name in "bc")
+    assert len(one) == len(other) == 2
+    np.testing.assert_array_equal(one.rirs(1, (2,)), other.rirs(1, (2,)))
 
     with pytest.raises(ValueError, match="data_folder"):
         prepare_rooms(tmp_path / "a", {"train": 2}, (1, 2))
