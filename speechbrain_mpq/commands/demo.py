@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from ..utils import BUNDLED_MODEL
 from .device import add_engine_options, whole_number
 
 HELP = "a local page: turn a dial, hear who talks there, compare bit budgets"
 EXAMPLE = """
+  speechbrain-mpq demo --open
   speechbrain-mpq demo packed
   speechbrain-mpq demo fp32/packed 4bit/packed 2bit/packed
   speechbrain-mpq demo packed --mixtures recordings/*.wav --port 8080"""
@@ -17,7 +19,12 @@ MADE = 4  # mixtures, one for each angle bucket
 def add_arguments(parser):
     """Say what the command line may hold."""
     parser.add_argument(
-        "folders", nargs="+", metavar="folder", help="packed folders to compare"
+        "folders",
+        nargs="*",
+        default=[BUNDLED_MODEL],
+        metavar="folder",
+        help="packed folders to compare (default: the 4-bit separator that "
+        "comes with the package)",
     )
     parser.add_argument(
         "--mixtures",
@@ -79,7 +86,8 @@ def model_names(folders):
     for folder in folders:
         path = Path(folder)
         short = path.parent if path.name == "packed" else path
-        name = str(short) if short.name else path.name
+        bundled = path == BUNDLED_MODEL
+        name = str(short) if short.name and not bundled else path.name
         names[name if name not in names else str(path)] = str(path)
     return names
 

@@ -3,8 +3,11 @@
 import json
 from collections import defaultdict
 
+from ..utils import BUNDLED_MODEL
+
 HELP = "sizes, bits of every cluster, and the coverage table of a folder"
 EXAMPLE = """
+  speechbrain-mpq inspect
   speechbrain-mpq inspect packed
   speechbrain-mpq inspect packed --plot bits.png
   speechbrain-mpq inspect packed --json | jq .average_bits"""
@@ -21,7 +24,13 @@ SUBLAYERS = (  # of a ConvBlock, in order
 
 def add_arguments(parser):
     """Say what the command line may hold."""
-    parser.add_argument("folder", help="packed folder")
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        default=BUNDLED_MODEL,
+        help="packed folder (default: the 4-bit separator that comes with "
+        "the package)",
+    )
     parser.add_argument(
         "--plot",
         metavar="FILE",

@@ -5,11 +5,12 @@ import sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from ..utils import BUNDLED_MODEL
 from .device import add_engine_options, check_device
 
 HELP = "separate talkers of a multichannel recording by their directions"
 EXAMPLE = """
-  speechbrain-mpq separate mix.wav --doa 60 --model packed -o anna.wav
+  speechbrain-mpq separate mix.wav --doa 60 -o anna.wav
   speechbrain-mpq separate mix.flac --doa 60 120 --model packed -o out.wav
       (out_60.wav and out_120.wav)
   speechbrain-mpq separate mix.wav --face 410 --width 640 --model packed
@@ -61,9 +62,10 @@ def add_arguments(parser):
     )
     parser.add_argument(
         "--model",
-        required=True,
+        default=BUNDLED_MODEL,
         metavar="FOLDER",
-        help="packed folder, or its name on the Hugging Face hub",
+        help="packed folder, or its name on the Hugging Face hub (default: "
+        "the 4-bit separator that comes with the package)",
     )
     parser.add_argument(
         "-o",

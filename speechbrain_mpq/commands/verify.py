@@ -1,5 +1,7 @@
 """`speechbrain-mpq verify`: whether packed folders are whole and safe."""
 
+from ..utils import BUNDLED_MODEL
+
 HELP = "check packed folders: exit status 0 if they are whole, else 1"
 EXAMPLE = """
   speechbrain-mpq verify packed
@@ -8,7 +10,14 @@ EXAMPLE = """
 
 def add_arguments(parser):
     """Say what the command line may hold."""
-    parser.add_argument("folders", nargs="+", metavar="folder")
+    parser.add_argument(
+        "folders",
+        nargs="*",
+        default=[BUNDLED_MODEL],
+        metavar="folder",
+        help="packed folders (default: the 4-bit separator that comes with "
+        "the package)",
+    )
 
 
 def run(options):

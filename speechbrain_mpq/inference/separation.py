@@ -11,6 +11,7 @@ from ..quantization.packing import (
     plain_targets,
     read_model,
 )
+from ..utils import BUNDLED_MODEL
 from .folder import copy_folder
 from .hub import fetch_folder, push_folder
 from .interfaces import EngineNetwork, SeparationInterface, load_for_engine
@@ -58,7 +59,7 @@ class QuantizedSeparator(SeparationInterface, Pretrained):
     @classmethod
     def from_pretrained(
         cls,
-        source,
+        source=BUNDLED_MODEL,
         engine="torch",
         threads=1,
         device="cpu",
@@ -69,7 +70,8 @@ class QuantizedSeparator(SeparationInterface, Pretrained):
         Arguments
         ---------
         source : str or Path
-            Packed folder, or "user/name" on the hub.
+            Packed folder, or "user/name" on the hub; the 4-bit separator
+            that comes with the package if not given.
         engine : str
             "torch", "openvino" or "onnx": what runs the network.
         threads : int

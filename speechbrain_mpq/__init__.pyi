@@ -1,0 +1,52 @@
+"""Public names and where they are, for editors and type checkers."""
+
+__version__: str
+
+from .allocation.analysis import coding_gain as coding_gain
+from .allocation.baselines import RandomScores as RandomScores
+from .allocation.baselines import SizeScores as SizeScores
+from .allocation.baselines import WeightErrorScores as WeightErrorScores
+from .allocation.hessian import HessianScores as HessianScores
+from .allocation.nas import NASScores as NASScores
+from .allocation.output_scores import KLScores as KLScores
+from .allocation.output_scores import LossScores as LossScores
+from .allocation.output_scores import MaskErrorScores as MaskErrorScores
+from .allocation.output_scores import RefinedScores as RefinedScores
+from .allocation.solver import allocate_bits as allocate_bits
+from .inference.chunks import SeparationStream as SeparationStream
+from .inference.folder import repack as repack
+from .inference.folder import save_separator as save_separator
+from .inference.interfaces import doa_from_face as doa_from_face
+from .inference.loading import load_separator as load_separator
+from .inference.pretrainer import PackedPretrainer as PackedPretrainer
+from .inference.separation import QuantizedSeparator as QuantizedSeparator
+from .inference.verification import check_folder as check_folder
+from .lobes.models.front_end import SeparatorFrontEnd as SeparatorFrontEnd
+from .lobes.models.separator import Separator as Separator
+from .lobes.models.spatial_features import SpatialFeatures as SpatialFeatures
+from .lobes.models.tcn import fold_norms_ as fold_norms_
+from .ptq.pretrained import quantize_pretrained as quantize_pretrained
+from .quantization.admm import ADMM as ADMM
+from .quantization.fake_quant import FakeQuantize as FakeQuantize
+from .quantization.fake_quant import LearnedStep as LearnedStep
+from .quantization.fake_quant import LogStep as LogStep
+from .quantization.fake_quant import StraightThrough as StraightThrough
+from .quantization.gptq import PostTraining as PostTraining
+from .quantization.packing import load_packed_ as load_packed_
+from .quantization.packing import packed_file_bytes as packed_file_bytes
+from .quantization.packing import save_packed as save_packed
+from .quantization.quant_api import coverage as coverage
+from .quantization.quant_api import dequantize_ as dequantize_
+from .quantization.quant_api import quantize_ as quantize_
+from .quantization.quant_api import requantize_ as requantize_
+from .training.admm_training import AdamExtraGradient as AdamExtraGradient
+from .training.admm_training import ADMMTraining as ADMMTraining
+from .training.admm_training import ExtraGradient as ExtraGradient
+from .training.checkpoints import AtomicCheckpointer as AtomicCheckpointer
+from .training.choose import choose_bits as choose_bits
+from .training.one_stage import LearnedBits as LearnedBits
+from .training.one_stage import OneStage as OneStage
+from .training.one_stage import learn_bits as learn_bits
+from .training.quantizer import Quantizer as Quantizer
+from .training.quantizer import pack_results as pack_results
+from .training.rounding import round_calibrated_ as round_calibrated_

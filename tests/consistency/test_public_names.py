@@ -1,0 +1,35 @@
+"""What editors see of the package is what it has."""
+
+import ast
+from pathlib import Path
+
+import speechbrain_mpq
+
+PACKAGE = Path(speechbrain_mpq.__file__).parent
+
+
+def stub_names():
+    """Name -> module, as the stub has them."""
+    tree = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8"))
+    return {
+        alias.asname: node.module
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.name == alias.asname  # given on, not only used
+    }
+
+
+def test_stub_names_what_the_package_has():
+    assert stub_names() == speechbrain_mpq._HOMES
+
+
+def test_package_says_that_it_has_types():
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def test_model_inside_is_the_one_of_pretrained():
+    from speechbrain_mpq.utils import BUNDLED_MODEL
+
+    link = PACKAGE.parent / "pretrained/separator_mini_4bit"
+    assert link.resolve() == BUNDLED_MODEL.resolve()
