@@ -305,12 +305,19 @@ class LearnedStep(FakeQuantize):
         torch.Tensor
             Same shape and type.
         """
-        # Only for its gradient: the scale is what `alpha` says.
-        tiny = torch.finfo(self.stretch.dtype).tiny
-        log_scale = self.stretch.abs().clamp_min(tiny).log()
+        # The gradients of `LearnedRounding`, but with autograd's rounding, to
+        # which published results go back.
+        alpha = self.alpha
         with torch.no_grad():
-            table = self.alpha, self.stored_bits, self.codebook
-        return LearnedRounding.apply(weight, log_scale, *table)
+            levels = self.levels(weight)
+            quantized = dequantize(levels, alpha, weight.dtype)
+            largest = largest_level(self.stored_bits, self.codebook)
+        # Inside the table a weight follows its gradient and the scale gets
+        # what rounding changed; beyond its ends the scale gets all of it.
+        steps = weight / alpha.clamp_min(torch.finfo(alpha.dtype).tiny)
+        inside = steps.clamp(-largest, largest)
+        smooth = (inside + (levels - inside).detach()) * alpha
+        return quantized + (smooth - smooth.detach()).to(weight.dtype)
 
 
 class LogStep(FakeQuantize):
