@@ -86,25 +86,14 @@ class Evaluations:
         return self.values[key]
 
     def all(self):
-        """Everything evaluated, in order.
-
-        Returns
-        -------
-        list of Evaluation
-        """
+        """Everything evaluated, in order."""
         return [
             Evaluation(dict(zip(self.genes, key)), *values)
             for key, values in self.values.items()
         ]
 
     def front(self):
-        """What nothing else beats.
-
-        Returns
-        -------
-        list of Evaluation
-            Smallest first.
-        """
+        """What nothing else beats."""
         return pareto_front(self.all())
 
     def save(self):
@@ -251,22 +240,6 @@ def random_search(
 ):
     """As many plans as the budget allows, each gene drawn evenly.
 
-    Arguments
-    ---------
-    evaluate : callable
-        As for `search`.
-    genes : sequence of str
-    budget : int
-        Evaluations.
-    candidate_bits : sequence of int
-    seed : int
-    checkpoint, settings
-        As for `search`.
-
-    Returns
-    -------
-    evaluations : Evaluations
-
     Example
     -------
     >>> len(random_search(lambda plan: (1, plan["a"]), ["a"], budget=5))
@@ -294,21 +267,6 @@ def greedy_descent(
 
     Each round tries every gene one step lower, and takes the step that adds
     the least error for what it saves.
-
-    Arguments
-    ---------
-    evaluate : callable
-        As for `search`.
-    genes : sequence of str
-    budget : int
-        Evaluations.
-    candidate_bits : sequence of int
-    checkpoint, settings
-        As for `search`.
-
-    Returns
-    -------
-    evaluations : Evaluations
 
     Example
     -------
@@ -347,24 +305,6 @@ def additive_search(
     Every gene is lowered alone; that what is lost adds up is then taken for
     granted. The plans on the lower hull of summed score against size are
     evaluated, evenly spread, for what is left of the budget.
-
-    Arguments
-    ---------
-    evaluate : callable
-        As for `search`.
-    genes : sequence of str
-    budget : int
-        Evaluations, those for the scores counted: one and, for each gene, one
-        for each candidate but the last.
-    candidate_bits : sequence of int
-    score : callable or None
-        Takes a plan and returns (sensitivity, size): finer than the error
-        where that is a count. None: `evaluate`.
-
-    Returns
-    -------
-    evaluations : Evaluations
-        What `evaluate` gave; plans that were only scored are not among them.
 
     Example
     -------
@@ -426,15 +366,6 @@ def homogeneous(evaluate, genes, candidate_bits=CANDIDATE_BITS):
 def pareto_front(evaluations):
     """What no other evaluation beats in one objective and equals in the other.
 
-    Arguments
-    ---------
-    evaluations : iterable of Evaluation
-
-    Returns
-    -------
-    list of Evaluation
-        Smallest first; one of those that are equal.
-
     Example
     -------
     >>> items = [Evaluation({}, 0.1, 9), Evaluation({}, 0.1, 8)]
@@ -451,16 +382,6 @@ def pareto_front(evaluations):
 def hypervolume(evaluations, reference):
     """Area between a front and a reference point.
 
-    Arguments
-    ---------
-    evaluations : iterable of Evaluation
-    reference : tuple of float
-        (error, size); what is not below both adds nothing.
-
-    Returns
-    -------
-    float
-
     Example
     -------
     >>> items = [Evaluation({}, 0.5, 1.0), Evaluation({}, 0.0, 3.0)]
@@ -476,17 +397,7 @@ def hypervolume(evaluations, reference):
 
 
 def plot_fronts(fronts, path, size_label="bytes", error_label="error"):
-    """Draw fronts, each as a line of steps.
-
-    Arguments
-    ---------
-    fronts : dict of str -> list of Evaluation
-        By what the legend calls it.
-    path : str or Path
-        An image, .png or .svg.
-    size_label, error_label : str
-        With units.
-    """
+    """Draw fronts, each as a line of steps."""
     figure, axes = _figure()
     for label, evaluations in fronts.items():
         front = pareto_front(evaluations)
@@ -500,15 +411,7 @@ def plot_fronts(fronts, path, size_label="bytes", error_label="error"):
 
 
 def plot_genomes(front, path):
-    """Draw the plans of a front, like next to like, under a dendrogram.
-
-    Arguments
-    ---------
-    front : list of Evaluation
-        At least two.
-    path : str or Path
-        An image, .png or .svg.
-    """
+    """Draw the plans of a front, like next to like, under a dendrogram."""
     from scipy.cluster.hierarchy import dendrogram, linkage
 
     if len(front) < 2:

@@ -207,11 +207,6 @@ class WeightedErrorScores(OutputScores):
         weights : torch.Tensor
             [items, bins, frames], not negative. The output has a whole number
             of groups of `bins` channels, which share the weights.
-
-        Returns
-        -------
-        inputs, error, scale : tuple
-            As `OutputScores.table` takes them.
         """
         if len(weights) != len(inputs):
             raise ValueError(

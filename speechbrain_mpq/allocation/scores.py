@@ -228,17 +228,7 @@ class Scorer:
         self.scheme = scheme_of(scheme, **options) or Scheme()
 
     def with_scheme(self, scheme):
-        """A copy that scores a model's scheme; refused where it has another.
-
-        Arguments
-        ---------
-        scheme : Scheme
-            That of the model.
-
-        Returns
-        -------
-        scorer : Scorer
-        """
+        """A copy that scores a model's scheme; refused where it has another."""
         for key, own in self._asked.items():
             asked = getattr(scheme, key)
             if own != asked:
@@ -256,23 +246,7 @@ class Scorer:
         return copy.copy(self)
 
     def score(self, network, values, selection, progress=True):
-        """Score a network.
-
-        Arguments
-        ---------
-        network : torch.nn.Module
-            In full precision; left as it was found.
-        values : dict
-            What `needs` names.
-        selection : Selection
-            What is scored.
-        progress : bool
-            Shows a progress bar.
-
-        Returns
-        -------
-        table : ScoreTable
-        """
+        """Score a network."""
         raise NotImplementedError(f"{type(self).__name__} scores nothing")
 
     def __call__(

@@ -204,15 +204,6 @@ def super_network(model, members, prototypes):
     there is none it becomes the mean of the prototypes. All comes back at the
     end.
 
-    Arguments
-    ---------
-    model : torch.nn.Module
-        In full precision.
-    members : dict of str -> list of str
-        Cluster -> names of its tensors.
-    prototypes : sequence of dict
-        Values of all parameters by name, one dict for each candidate.
-
     Yields
     ------
     choices : list of BitChoice

@@ -33,13 +33,6 @@ from .scores import Scorer, ScoreTable
 def scored_clusters(network, selection, scheme):
     """The clusters of a network, by their names in its model.
 
-    Returns
-    -------
-    root : torch.nn.Module
-        Module that the names start from.
-    members : dict of str -> list of str
-        Cluster -> names of its tensors.
-
     Example
     -------
     >>> selection = Selection(prefix="net")
@@ -69,14 +62,8 @@ def tensor_of(root, name):
 
     Arguments
     ---------
-    root : torch.nn.Module
-        Module that the name starts from.
     name : str
         Such as "conv.weight" or "conv.weight[0:32]".
-
-    Returns
-    -------
-    tensor : NamedTensor
 
     Example
     -------
@@ -165,23 +152,7 @@ def replaced(module, values):
 
 @contextmanager
 def parametrized(places):
-    """Parameters computed by other modules inside; then plain again.
-
-    Arguments
-    ---------
-    places : sequence of tuple
-        Module, name of its parameter, and the parametrization to attach.
-
-    Example
-    -------
-    >>> layer = nn.PReLU(init=0.5)
-    >>> with parametrized([(layer, "weight", nn.Hardtanh(0, 0.25))]):
-    ...     print(layer.weight.item())
-    0.25
-    >>> layer.weight
-    Parameter containing:
-    tensor([0.5000], requires_grad=True)
-    """
+    """Parameters computed by other modules inside; then plain again."""
     order = {
         id(module): (module, list(module._parameters)) for module, *_ in places
     }
@@ -412,18 +383,7 @@ class OutputScores(Scorer):
         return scorer
 
     def comparison(self, *values):
-        """How outputs are compared.
-
-        Arguments
-        ---------
-        *values : object
-            Those that `needs` names.
-
-        Returns
-        -------
-        inputs, error, scale : tuple
-            As `table` takes them.
-        """
+        """How outputs are compared."""
         raise NotImplementedError("a subclass says what is compared")
 
     def score(self, network, values, selection, progress=True):
@@ -440,23 +400,7 @@ class OutputScores(Scorer):
         exclude=(),
         prefix="",
     ):
-        """The error of a whole plan, in the unit of the scores.
-
-        Arguments
-        ---------
-        network : torch.nn.Module
-            In full precision; left as it was found.
-        plan_or_bits : BitPlan or int or float
-            What is measured.
-        *values : object
-            Those that `needs` names.
-        include, exclude, prefix : object
-            See `Selection`.
-
-        Returns
-        -------
-        error : float
-        """
+        """The error of a whole plan, in the unit of the scores."""
         inputs, error, scale = self.comparison(*values)
         selection = Selection(include, exclude, prefix)
         root, members = scored_clusters(network, selection, self.scheme)
@@ -480,22 +424,8 @@ class OutputScores(Scorer):
 
         Arguments
         ---------
-        network : torch.nn.Module
-            In full precision; left as it was found.
         inputs : torch.Tensor
             [items, ...]; chunks of it are moved to the network's device.
-        error : callable
-            `error(reference, output, items)`: summed over some items.
-        scale : callable
-            `scale(reference, items)`: what errors are divided by, summed.
-        selection : Selection or None
-            What is scored; None: all.
-        progress : bool
-            Shows a progress bar.
-
-        Returns
-        -------
-        table : ScoreTable
         """
         started = time.perf_counter()
         selection, scheme = selection or Selection(), self.scheme

@@ -251,29 +251,7 @@ def dequantize(integers, alpha, dtype=torch.float32):
 
 
 def scale_shape(shape, granularity="tensor", axes=(0,)):
-    """Gives the shape of a tensor's scale.
-
-    Arguments
-    ---------
-    shape : tuple of int
-        Shape of the tensor.
-    granularity : str
-        "tensor" or "channel".
-    axes : tuple of int
-        Dimensions that have scales of their own with "channel": those of the
-        output channels (see ``NamedTensor.axes``).
-
-    Returns
-    -------
-    tuple of int
-
-    Example
-    -------
-    >>> scale_shape((8, 4, 3), "channel"), scale_shape((8,), "channel")
-    ((8, 1, 1), ())
-    >>> scale_shape((8, 4, 3), "channel", axes=(1,))
-    (1, 4, 1)
-    """
+    """Gives the shape of a tensor's scale."""
     if granularity not in GRANULARITIES:
         raise ValueError(
             f"granularity must be one of {GRANULARITIES}, not {granularity!r}"
@@ -285,13 +263,6 @@ def scale_shape(shape, granularity="tensor", axes=(0,)):
 
 def rows_by_scale(weight, shape):
     """Lays out a weight with the values of each of its scales in a row.
-
-    Arguments
-    ---------
-    weight : torch.Tensor
-        Any shape.
-    shape : tuple of int
-        Shape of the scales, broadcastable to the weight.
 
     Returns
     -------
@@ -319,24 +290,6 @@ def fit_scale(
     the scale to <w, q> / <q, q> until it stays. The largest-magnitude scale
     is on the grid and neither step raises the error, so that the result is
     never worse than it. Deterministic, in float64.
-
-    Arguments
-    ---------
-    weight : torch.Tensor
-        Finite values.
-    bits : int or float
-        Bits of one value.
-    granularity : str
-        "tensor" or "channel".
-    codebook : str
-        "midtread" or "midrise".
-    shape : tuple of int or None
-        Shape of the scale, where it is not that of the granularity.
-
-    Returns
-    -------
-    torch.Tensor
-        float32.
     """
     bits = check_bits(bits)
     if shape is None:

@@ -254,19 +254,6 @@ def write_container(path, tensors, config, version="1", check=None):
 
     The safetensors library writes the metadata in an order of its own, which
     changes from run to run; here the bytes depend on the content only.
-
-    Arguments
-    ---------
-    path : Path
-        What was there stays until the new file is complete.
-    tensors : dict of str -> torch.Tensor
-        On the CPU.
-    config : dict
-        Anything that JSON can hold.
-    version : str
-        Version of the format.
-    check : callable or None
-        Called with the path of the complete file before it takes its place.
     """
     config = json.dumps(config, separators=(",", ":"), allow_nan=False)
     kinds = {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}
@@ -283,21 +270,7 @@ def write_container(path, tensors, config, version="1", check=None):
 
 
 def container_bytes(kinds, config, version="1"):
-    """Computes how long a file will be, before there is one.
-
-    Arguments
-    ---------
-    kinds : dict of str -> (torch.dtype, tuple of int)
-        Type and shape of each tensor.
-    config : dict
-        Anything that JSON can hold.
-    version : str
-        Version of the format.
-
-    Returns
-    -------
-    int
-    """
+    """Computes how long a file will be, before there is one."""
     config = json.dumps(config, separators=(",", ":"), allow_nan=False)
     text, _ = _header_text(kinds, config, version)
     sizes = (
@@ -368,18 +341,6 @@ def read_container(path, check=None):
 
     The file is read once, so that what was verified is what is returned.
     Nothing is reserved that the file does not fill.
-
-    Arguments
-    ---------
-    path : Path
-        The file.
-    check : callable or None
-        Called with configuration, version, and type and shape of each tensor
-        by name, before the tensors are read.
-
-    Returns
-    -------
-    Container
     """
     if not path.is_file():
         inside = path.parent / "packed"  # of an experiment's folder

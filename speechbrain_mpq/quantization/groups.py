@@ -112,13 +112,7 @@ class RowGroups(torch.nn.Module):
         return torch.cat([q.right_inverse(weight[rows]) for rows, q in slices])
 
     def refit(self, weight):
-        """Fits the scales anew to a float weight.
-
-        Arguments
-        ---------
-        weight : torch.Tensor
-            Float values.
-        """
+        """Fits the scales anew to a float weight."""
         for rows, quantizer in self.slices(len(weight)):
             quantizer.refit(weight[rows])
 

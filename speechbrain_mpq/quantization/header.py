@@ -193,18 +193,6 @@ def described_tensors(header):
 def scale_axes(header, described):
     """Reads along which dimensions the scales of each tensor are.
 
-    Arguments
-    ---------
-    header : dict
-        That may be anybody's.
-    described : list
-        What ``described_tensors`` found in it.
-
-    Returns
-    -------
-    dict of str -> tuple of int
-        Only of those that have not the first one.
-
     Example
     -------
     >>> described = [("up.weight", 4, (8, 2, 3))]

@@ -110,24 +110,14 @@ class Content:
     refused: dict
 
     def same_names(self):
-        """Writes down which buffers are stored under another name.
-
-        Returns
-        -------
-        dict of str -> torch.Tensor
-        """
+        """Writes down which buffers are stored under another name."""
         if not self.same:
             return {}
         text = json.dumps(self.same, separators=(",", ":"))
         return {SAME: torch.tensor(list(text.encode()), dtype=torch.uint8)}
 
     def stored(self):
-        """Collects the tensors of the file but the two pools.
-
-        Returns
-        -------
-        dict of str -> torch.Tensor
-        """
+        """Collects the tensors of the file but the two pools."""
         stored = dict(self.floats)
         for parts in self.states.values():
             stored.update(parts)
@@ -136,19 +126,7 @@ class Content:
 
 
 def content_of(model, granularity=None):
-    """Finds out what a packed file of a model would hold.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Quantized or not.
-    granularity : str or None
-        Of the scales; that of the model if not given.
-
-    Returns
-    -------
-    Content
-    """
+    """Finds out what a packed file of a model would hold."""
     tensors = named_tensors(model)
     quantized = {n: t for n, t in sorted(tensors.items()) if t.fake_quantize}
     buffers = stored_buffers(model)
@@ -222,25 +200,7 @@ def _granularity(quantized):
 
 
 def unpackable(model):
-    """Names what no packed file of a model can hold.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Quantized or not.
-
-    Returns
-    -------
-    dict of str -> str
-        Name -> why.
-
-    Example
-    -------
-    >>> model = torch.nn.Linear(2, 2)
-    >>> model.register_buffer("phase", torch.zeros(2, dtype=torch.complex64))
-    >>> unpackable(model)
-    {'phase': 'its type torch.complex64 is not supported'}
-    """
+    """Names what no packed file of a model can hold."""
     return content_of(model).refused
 
 
@@ -368,19 +328,7 @@ def _header(described, granularity, codebook, axes, architecture):
 
 
 def readable_config(header, version):
-    """Lists what quantization_config.json repeats of a header.
-
-    Arguments
-    ---------
-    header : dict
-        Of a packed model.
-    version : int
-        Version of the format.
-
-    Returns
-    -------
-    dict
-    """
+    """Lists what quantization_config.json repeats of a header."""
     kept = {k: header[k] for k in ("architecture",) if k in header}
     return {
         "quant_method": "speechbrain_mpq",

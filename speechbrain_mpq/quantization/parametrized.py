@@ -43,18 +43,7 @@ class Fixed(torch.nn.Module):
     """
 
     def forward(self, weight):
-        """Passes the weight on.
-
-        Arguments
-        ---------
-        weight : torch.Tensor
-            Any shape.
-
-        Returns
-        -------
-        torch.Tensor
-            The same.
-        """
+        """Passes the weight on."""
         return weight
 
     def right_inverse(self, weight):
@@ -76,34 +65,12 @@ class Constant(torch.nn.Module):
         self.register_buffer("value", value, persistent=False)
 
     def forward(self, weight):
-        """Gives the value.
-
-        Arguments
-        ---------
-        weight : torch.Tensor
-            Not used.
-
-        Returns
-        -------
-        torch.Tensor
-            The value.
-        """
+        """Gives the value."""
         return self.value
 
 
 def chains(module):
-    """Finds the parametrizations of a module's own weights.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Any.
-
-    Returns
-    -------
-    dict of str -> torch.nn.utils.parametrize.ParametrizationList
-        By the name of the weight.
-    """
+    """Finds the parametrizations of a module's own weights."""
     # Past __getattr__, which adapters pass on to the module that they wrap.
     own = module._modules.get("parametrizations")
     if not isinstance(own, torch.nn.ModuleDict):
@@ -123,19 +90,7 @@ def is_own(chain):
 
 
 def float_weight(chain):
-    """Computes what a chain's quantizer gets, or all of it without one.
-
-    Arguments
-    ---------
-    chain : torch.nn.utils.parametrize.ParametrizationList
-        Of one weight.
-
-    Returns
-    -------
-    torch.Tensor
-        The float weight; the parameter itself where there are no
-        parametrizations but a quantizer.
-    """
+    """Computes what a chain's quantizer gets, or all of it without one."""
     if isinstance(chain[0], QUANTIZERS):
         return chain.original
     count = len(chain) - (quantizer_of(chain) is not None)
@@ -150,17 +105,7 @@ def float_weight(chain):
 
 
 def attach(module, attribute, fake_quantize):
-    """Quantizes one weight of a module from now on.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        That owns the weight.
-    attribute : str
-        Its name in the module.
-    fake_quantize : FakeQuantize or RowGroups
-        What quantizes it.
-    """
+    """Quantizes one weight of a module from now on."""
     if chains(module):
         _unshare_class_(module)
     parametrize.register_parametrization(module, attribute, fake_quantize)
@@ -172,17 +117,7 @@ def attach(module, attribute, fake_quantize):
 
 
 def detach(module, attribute, keep_quantized=False):
-    """Undoes ``attach``.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        That owns the weight.
-    attribute : str
-        Its name in the module.
-    keep_quantized : bool
-        Leave the quantized values in the weight, not the float ones.
-    """
+    """Undoes ``attach``."""
     chain = module.parametrizations[attribute]
     settle(chain)
     quantized = chain().detach().clone()
@@ -216,17 +151,7 @@ def _unshare_class_(module):
 
 
 def fix_(module, attribute, value):
-    """Replaces a module's own parametrizations of a weight by their result.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        That owns the weight.
-    attribute : str
-        Its name in the module.
-    value : torch.Tensor
-        The weight.
-    """
+    """Replaces a module's own parametrizations of a weight by their result."""
     old = module.parametrizations[attribute]
     trained = any(parameter.requires_grad for parameter in old.parameters())
     with torch.no_grad():
@@ -285,14 +210,7 @@ _READ = weakref.WeakKeyDictionary()
 
 
 def computed_once(model):
-    """Computes each quantized weight once in every forward of a model.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Quantized. Its children count as models of their own where it is a
-        container that has no forward.
-    """
+    """Computes each quantized weight once in every forward of a model."""
     if isinstance(model, torch.nn.ModuleDict | torch.nn.ModuleList):
         for child in model.children():
             computed_once(child)
@@ -432,13 +350,7 @@ def _then_refit(plain):
 
 
 def refit_(module):
-    """Fits the scales of a module's own weights again.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Whose own quantized weights have been set.
-    """
+    """Fits the scales of a module's own weights again."""
     for chain in chains(module).values():
         settle(chain)
         quantizer = quantizer_of(chain)

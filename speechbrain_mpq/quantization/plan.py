@@ -224,17 +224,7 @@ def _cluster_from_dict(entry):
 
 
 def bit_plan(model):
-    """Reads the plan that a quantized model follows.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Quantized.
-
-    Returns
-    -------
-    BitPlan
-    """
+    """Reads the plan that a quantized model follows."""
     grouped, rest = defaultdict(list), 0
     for tensor in named_tensors(model).values():
         if tensor.fake_quantize:

@@ -349,25 +349,6 @@ def requantize_(model):
 def fake_quantize(weight, bits, scheme=None, name="a tensor", shape=None):
     """The quantized values of a weight, by the scale that fits it best.
 
-    Arguments
-    ---------
-    weight : torch.Tensor
-        Float weight of any shape.
-    bits : int or float
-        1 to 16, or 1.6.
-    scheme : Scheme or None
-        None: one scale, Eq. 7's codebook.
-    name : str
-        For errors.
-    shape : tuple of int or None
-        Of the scale, see `NamedTensor.scale_shape`; None: that of a weight
-        whose output channels come first.
-
-    Returns
-    -------
-    values : torch.Tensor
-        Same shape and type.
-
     Example
     -------
     >>> fake_quantize(torch.tensor([0.6, -0.2]), 1)

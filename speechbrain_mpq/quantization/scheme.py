@@ -47,18 +47,6 @@ class Scheme:
 def scheme_of(scheme=None, **options):
     """A scheme given as an object, by single options, or not at all.
 
-    Arguments
-    ---------
-    scheme : Scheme or None
-        What options are not given for; None: the defaults.
-    **options : dict
-        Fields of `Scheme`.
-
-    Returns
-    -------
-    scheme : Scheme or None
-        None where nothing was given.
-
     Example
     -------
     >>> scheme_of(codebook="midrise").codebook

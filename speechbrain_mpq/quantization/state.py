@@ -56,34 +56,13 @@ class JsonText(str):
 
 
 def stored_buffers(model):
-    """Finds the persistent buffers of a model but those of its quantizers.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Plain or quantized.
-
-    Returns
-    -------
-    dict of str -> torch.Tensor
-    """
+    """Finds the persistent buffers of a model but those of its quantizers."""
     stored = model.state_dict(keep_vars=True)
     return {n: b for n, b in plain_buffers(model).items() if n in stored}
 
 
 def made_alike(model):
-    """Names the large buffers that every new module of their class has.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Any.
-
-    Returns
-    -------
-    set of str
-        Only of such that are equal to a new one's, bit for bit.
-    """
+    """Names the large buffers that every new module of their class has."""
     found = set()
     for path, module in model.named_modules():
         kind = type(module)
@@ -101,18 +80,7 @@ def made_alike(model):
 
 
 def equal_buffers(buffers):
-    """Finds large buffers that are equal to one before them.
-
-    Arguments
-    ---------
-    buffers : dict of str -> torch.Tensor
-        By name.
-
-    Returns
-    -------
-    dict of str -> str
-        Name -> name of the first one that is equal, bit for bit.
-    """
+    """Finds large buffers that are equal to one before them."""
     first, equal = {}, {}
     for name in sorted(n for n, b in buffers.items() if _is_large(b)):
         buffer = buffers[name]
@@ -127,19 +95,6 @@ def equal_buffers(buffers):
 
 def as_integers(name, buffer, granularity="tensor"):
     """Describes a large buffer as integers, where these are exact.
-
-    Arguments
-    ---------
-    name : str
-        Its name.
-    buffer : torch.Tensor
-        Any.
-    granularity : str
-        Of the scales in the file.
-
-    Returns
-    -------
-    NamedTensor or None
 
     Example
     -------
@@ -168,20 +123,7 @@ def as_integers(name, buffer, granularity="tensor"):
 
 
 def module_states(model):
-    """Collects what modules keep outside of parameters and buffers.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Any.
-
-    Returns
-    -------
-    states : dict of str -> object
-        Name, such as "normalize.@saver", -> state.
-    refused : dict of str -> str
-        Name -> why it cannot be stored.
-    """
+    """Collects what modules keep outside of parameters and buffers."""
     states, refused = {}, {}
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
@@ -197,15 +139,7 @@ def module_states(model):
 
 
 def set_module_states(model, states):
-    """Gives modules back what ``module_states`` collected, or changes nothing.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        It has what the states are of.
-    states : dict of str -> object
-        As collected.
-    """
+    """Give modules back what `module_states` collected, or change nothing."""
     before, _ = module_states(model)
     try:
         _set(model, states)
@@ -219,17 +153,7 @@ def set_module_states(model, states):
 
 
 def encoded(state):
-    """Writes a state as bytes, to compare it.
-
-    Arguments
-    ---------
-    state : object
-        Plain values and tensors.
-
-    Returns
-    -------
-    list of bytes
-    """
+    """Writes a state as bytes, to compare it."""
     if state is None:
         return []
     tensors = encode(state, "").values()
@@ -273,20 +197,7 @@ def encode(state, name):
 
 
 def decode_states(floats):
-    """Takes the states out of the tensors of a file, which may be anybody's.
-
-    Arguments
-    ---------
-    floats : dict of str -> torch.Tensor
-        By name.
-
-    Returns
-    -------
-    floats : dict of str -> torch.Tensor
-        The others; buffers that are equal under each of their names.
-    states : dict of str -> object
-        By name.
-    """
+    """Takes the states out of the tensors of a file, which may be anybody's."""
     plain = {n: t for n, t in floats.items() if "@" not in n}
     kept = {n: t for n, t in floats.items() if n not in plain}
     same = kept.pop(SAME, None)
@@ -384,20 +295,7 @@ def _hooks():
 
 
 def own_hook(module, kind):
-    """Finds a hook for checkpoints that a module's class brought along.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Any.
-    kind : str
-        "SAVE", "LOAD" or "TRANSFER".
-
-    Returns
-    -------
-    callable or None
-        None for those of all modules, too.
-    """
+    """Finds a hook for checkpoints that a module's class brought along."""
     if _hooks() is None:
         return None
     known = getattr(_hooks(), f"DEFAULT_{kind}_HOOKS")
@@ -406,18 +304,7 @@ def own_hook(module, kind):
 
 
 def read_saved(module):
-    """Reads what a module's own hook saves.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        With a hook of its own.
-
-    Returns
-    -------
-    object
-        Plain values and tensors, or JsonText.
-    """
+    """Reads what a module's own hook saves."""
     hook = own_hook(module, "SAVE")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state"
@@ -499,20 +386,7 @@ def _set(model, states):
 
 
 def unknown_state(model, known):
-    """Names what is in ``state_dict`` and neither parameter nor buffer.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Any.
-    known : set of int
-        Identities of tensors that are known otherwise.
-
-    Returns
-    -------
-    dict of str -> str
-        Name -> why it cannot be stored.
-    """
+    """Names what is in ``state_dict`` and neither parameter nor buffer."""
     names = {n for n, _ in model.named_parameters(remove_duplicate=False)}
     names |= {n for n, _ in model.named_buffers(remove_duplicate=False)}
     return {
@@ -525,19 +399,7 @@ def unknown_state(model, known):
 
 
 def why_not(name, tensor):
-    """Tells why a tensor cannot be stored; empty where it can.
-
-    Arguments
-    ---------
-    name : str
-        Its name.
-    tensor : torch.Tensor
-        Its values.
-
-    Returns
-    -------
-    str
-    """
+    """Tells why a tensor cannot be stored; empty where it can."""
     if isinstance(tensor, UninitializedTensorMixin):
         return "without a shape before the first forward"
     if tensor.dtype not in DTYPES:

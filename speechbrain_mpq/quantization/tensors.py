@@ -122,34 +122,12 @@ class NamedTensor:
         return (0,)
 
     def scale_shape(self, granularity):
-        """Gives the shape of its scale.
-
-        Arguments
-        ---------
-        granularity : str
-            "tensor" or "channel".
-
-        Returns
-        -------
-        tuple of int
-        """
+        """Gives the shape of its scale."""
         shape = tuple(self.weight.shape)
         return scale_shape(shape, granularity, self.axes)
 
     def slice(self, rows, fake_quantize=None):
-        """Makes a tensor of its own of some of its rows.
-
-        Arguments
-        ---------
-        rows : slice
-            Which.
-        fake_quantize : FakeQuantize or None
-            What quantizes them.
-
-        Returns
-        -------
-        NamedTensor
-        """
+        """Makes a tensor of its own of some of its rows."""
         return replace(
             self,
             name=slice_name(self.name, rows),
@@ -163,24 +141,6 @@ def named_tensors(model):
     """Finds all weights of a model by their plain names, tied ones once.
 
     A weight that is quantized in groups stands there as these.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Plain or quantized.
-
-    Returns
-    -------
-    dict of str -> NamedTensor
-
-    Example
-    -------
-    >>> model = torch.nn.Sequential(torch.nn.Embedding(3, 2))
-    >>> model.append(torch.nn.Linear(2, 3, bias=False))[1].weight = model[
-    ...     0
-    ... ].weight
-    >>> named_tensors(model)["0.weight"].names
-    ['0.weight', '1.weight']
     """
     found = {}
     for path, module in model.named_modules(remove_duplicate=False):
@@ -210,17 +170,7 @@ def _is_in(owner, owners):
 
 
 def plain_buffers(model):
-    """Finds the buffers of a model without those of its quantizers.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Plain or quantized.
-
-    Returns
-    -------
-    dict of str -> torch.Tensor
-    """
+    """Finds the buffers of a model without those of its quantizers."""
     buffers = dict(model.named_buffers())
     for path, module in model.named_modules():
         if isinstance(module, FakeQuantize | RowGroups):
@@ -233,19 +183,6 @@ def select(tensors, include, exclude):
     """Finds the weights that patterns choose, all of them quantizable.
 
     All names of a tied weight count.
-
-    Arguments
-    ---------
-    tensors : dict of str -> NamedTensor
-        As made by ``named_tensors``.
-    include : sequence of str
-        fnmatch patterns on names; each must match something.
-    exclude : sequence of str
-        Patterns of what to leave out of these; each must match something.
-
-    Returns
-    -------
-    list of NamedTensor
 
     Example
     -------

@@ -91,12 +91,7 @@ class PackedTensor:
         return values.int().reshape(self.shape)
 
     def numel(self):
-        """Counts the values, without unpacking them.
-
-        Returns
-        -------
-        int
-        """
+        """Counts the values, without unpacking them."""
         return math.prod(self.shape)
 
     def pieces(self):
@@ -115,18 +110,7 @@ class PackedTensor:
             yield start, unpack_bits(packed, self.bits, (size,), self.codebook)
 
     def values(self, dtype=torch.float32):
-        """Computes the float values, a part at a time.
-
-        Arguments
-        ---------
-        dtype : torch.dtype
-            Of the result.
-
-        Returns
-        -------
-        torch.Tensor
-            In the shape of the weight.
-        """
+        """Computes the float values, a part at a time."""
         result = torch.empty(self.shape, dtype=dtype)
         flat, scales = result.view(-1), self.alpha.reshape(-1)
         own = [i for i, size in enumerate(self.alpha.shape) if size > 1]
@@ -141,13 +125,7 @@ class PackedTensor:
         return result
 
     def check(self, name):
-        """Refuses integers that are not in their codebook; all bits count.
-
-        Arguments
-        ---------
-        name : str
-            Of the tensor.
-        """
+        """Refuses integers that are not in their codebook; all bits count."""
         bits, count = self.bits, math.prod(self.shape)
         largest = largest_level(bits, self.codebook)
         for _, integers in self.pieces():
@@ -211,17 +189,7 @@ class PackedModel:
         return shapes | _whole_shapes(quantized)
 
     def values(self, targets):
-        """Computes the values of every tensor, in the types of a model.
-
-        Arguments
-        ---------
-        targets : dict of str -> torch.Tensor
-            What the model has, by name.
-
-        Returns
-        -------
-        dict of str -> torch.Tensor
-        """
+        """Computes the values of every tensor, in the types of a model."""
         grouped = self.groups()
         values = dict(self.floats)
         for name, groups in grouped.items():
@@ -231,13 +199,7 @@ class PackedModel:
         return values
 
     def groups(self):
-        """Collects what each quantized parameter consists of.
-
-        Returns
-        -------
-        dict of str -> list
-            Name -> pairs of rows and PackedTensor, in order.
-        """
+        """Collects what each quantized parameter consists of."""
         grouped = defaultdict(list)
         for name, tensor in self.quantized.items():
             parameter, rows = split_name(name)
@@ -249,20 +211,7 @@ class PackedModel:
 
 
 def read_model(path, compatible=None):
-    """Reads and checks a packed model, without any model.
-
-    Arguments
-    ---------
-    path : str or Path
-        The folder, or its model.safetensors.
-    compatible : callable or None
-        Called with path, and shape and type of each tensor by name, before
-        the weights are read; what it raises is passed on.
-
-    Returns
-    -------
-    PackedModel
-    """
+    """Reads and checks a packed model, without any model."""
     path = Path(path)
     path = path / MODEL_FILE if path.is_dir() else path
     read = {}
@@ -377,18 +326,7 @@ def _quantized(container, described):
 
 
 def check_scales(scales):
-    """Refuses scales, or largest values, that are not finite or negative.
-
-    Arguments
-    ---------
-    scales : torch.Tensor
-        Of any shape.
-
-    Returns
-    -------
-    torch.Tensor
-        The same.
-    """
+    """Refuses scales, or largest values, that are not finite or negative."""
     if not torch.isfinite(scales).all() or (scales < 0).any():
         raise ValueError("scales must be finite and not negative")
     return scales
@@ -414,15 +352,7 @@ def read_packed(folder):
 
 
 def check_compatible(packed, targets):
-    """Refuses a packed model that is not the given model's.
-
-    Arguments
-    ---------
-    packed : PackedModel
-        As read.
-    targets : dict of str -> torch.Tensor
-        As ``plain_targets`` finds them.
-    """
+    """Refuses a packed model that is not the given model's."""
     _check_shapes(packed.path, packed.shapes, targets)
 
 
@@ -569,20 +499,7 @@ def _can_load(module, kind):
 
 
 def plain_targets(model, names=None):
-    """Finds what a packed file must fill.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Without quantized parameters.
-    names : container of str or None
-        What the file holds: it may lack buffers that are alike in all new
-        modules, and hold the result of a module's own parametrizations.
-
-    Returns
-    -------
-    dict of str -> torch.Tensor
-    """
+    """Finds what a packed file must fill."""
     tensors = named_tensors(model)
     if any(tensor.fake_quantize for tensor in tensors.values()):
         raise ValueError(
@@ -607,17 +524,7 @@ def plain_targets(model, names=None):
 
 
 def inner_buffers(tensor):
-    """Names the buffers of a module's own parametrizations of a weight.
-
-    Arguments
-    ---------
-    tensor : NamedTensor
-        The weight.
-
-    Returns
-    -------
-    list of str
-    """
+    """Names the buffers of a module's own parametrizations of a weight."""
     path, _, attribute = tensor.parameter_name.rpartition(".")
     inner = f"{path}.parametrizations.{attribute}".lstrip(".")
     return [n for n, _ in tensor.chain.named_buffers(prefix=inner)]

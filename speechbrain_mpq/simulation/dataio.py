@@ -32,16 +32,7 @@ def _scene_of(mixture):
 
 
 def mix_batch_(mixer, batch, device):
-    """Mix a batch of voices in place.
-
-    Arguments
-    ---------
-    mixer : DeviceMixer
-    batch : speechbrain.dataio.batch.PaddedBatch
-        With "voices" and "scene" (see `dataio.training_mixtures`);
-        "mixture" and "targets" are added.
-    device : str or torch.device
-    """
+    """Mix a batch of voices in place."""
     voices, shares = batch.voices
     lengths = (shares * voices.shape[1]).round().long()
     mixed = mixer(*(t.to(device) for t in (voices, lengths, batch.scene.data)))
@@ -220,14 +211,6 @@ def training_mixtures(maker, seconds, count=None, videos=None, dry=False):
 def listed_mixtures(maker, mixtures, videos=None):
     """Make a dataset of listed mixtures, at full length.
 
-    Arguments
-    ---------
-    maker : MixtureMaker
-    mixtures : dict
-        From `mixtures.fixed_mixtures`.
-    videos : LipVideos or None
-        Of the same maker.
-
     Returns
     -------
     dataset : DynamicItemDataset
@@ -269,13 +252,7 @@ logger = get_logger(__name__)
 
 
 def prepare_data(hparams):
-    """Synthesize the corpus and simulate the rooms, where missing.
-
-    Arguments
-    ---------
-    hparams : dict
-        Those of the experiment, and the separator's `microphones`.
-    """
+    """Synthesize the corpus and simulate the rooms, where missing."""
     folder, seed = hparams["data_folder"], hparams["corpus_seed"]
     show = sys.stderr.isatty()
     if not hparams["skip_prep"]:
@@ -288,21 +265,7 @@ def prepare_data(hparams):
 
 
 def dataio_prep(hparams):
-    """Make the datasets of the three splits.
-
-    Arguments
-    ---------
-    hparams : dict
-        Those of the experiment, and the separator's `lips_size`.
-
-    Returns
-    -------
-    datasets : dict
-        "train", "valid" and "test"; "voices" is "train" before it is mixed,
-        for a device that does it.
-    maker : MixtureMaker
-        Its `epoch` says which training mixtures are drawn.
-    """
+    """Make the datasets of the three splits."""
     folder = hparams["data_folder"]
     makers = {
         split: MixtureMaker(
@@ -341,19 +304,7 @@ def dataio_prep(hparams):
 
 
 def device_mixer(hparams, rooms, device):
-    """Make the mixer of a device; None where the loader mixes.
-
-    Arguments
-    ---------
-    hparams : dict
-        `mix_on_device` says True or False; None: where it is a GPU.
-    rooms : RoomBank
-    device : str or torch.device
-
-    Returns
-    -------
-    mixer : DeviceMixer or None
-    """
+    """Make the mixer of a device; None where the loader mixes."""
     wanted = hparams["mix_on_device"]
     if wanted is None:
         wanted = torch.device(device).type == "cuda"

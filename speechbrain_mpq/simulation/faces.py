@@ -275,23 +275,11 @@ def draw_mouths(shapes, look, pose, size):
     ---------
     shapes : numpy.ndarray
         [pictures, 5], from `mouth_shapes`.
-    look : Look
-    pose : Pose
-    size : (int, int)
-        Height and width in pixels.
 
     Returns
     -------
     pictures : numpy.ndarray
         [pictures, height, width], float32, 0 to 1.
-
-    Example
-    -------
-    >>> look = draw_look(np.random.default_rng(0))
-    >>> shapes = np.array([[0.0, 0, 0, 0, 0], [1.0, 0, 0, 0, 0]])
-    >>> closed, open_ = draw_mouths(shapes, look, still(2), (24, 32))
-    >>> bool(closed[12, 16] > open_[12, 16])  # it is dark in there
-    True
     """
     x, y = _places(pose, size)
     pixel = 1 / size[1]

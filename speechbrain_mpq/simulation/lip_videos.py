@@ -64,24 +64,7 @@ PERFECT = Corruption((0.0, 0.0), *[0.0] * 8)
 
 
 def draw_pose(rng, pictures, jitter):
-    """Draw the pose of a mouth that is framed somehow and moves a little.
-
-    Arguments
-    ---------
-    rng : numpy.random.Generator
-    pictures : int
-    jitter : float
-        Deviation of the mouth's place, in picture widths; 0: in the middle.
-
-    Returns
-    -------
-    pose : Pose
-
-    Example
-    -------
-    >>> draw_pose(np.random.default_rng(0), 3, 0.0).x
-    array([0., 0., 0.])
-    """
+    """Draw the pose of a mouth that is framed somehow and moves a little."""
     place = rng.normal(0, jitter, (4, 1))
     sway = _smooth(rng.normal(0, jitter / 2, (4, pictures)))
     x, y, scale, angle = place + sway
@@ -344,17 +327,6 @@ class LipVideos:
 
 def videos_of_splits(makers, size):
     """Make the lip videos of every split, corrupted in training most.
-
-    Arguments
-    ---------
-    makers : dict of str -> MixtureMaker
-        By split.
-    size : (int, int) or None
-        Height and width of a picture; None: no lips.
-
-    Returns
-    -------
-    videos : dict of str -> LipVideos or None
 
     Example
     -------

@@ -106,10 +106,6 @@ def speech_shaped(rng, samples, voices, sample_rate=16000):
 
     Arguments
     ---------
-    rng : numpy.random.Generator
-    samples : int
-    voices : sequence of numpy.ndarray
-        Of which up to 4 are drawn.
     sample_rate : int
         Hz.
 
@@ -411,11 +407,8 @@ def read_noise(path, sample_rate=16000, resample=False):
 
     Arguments
     ---------
-    path : str or Path
     sample_rate : int
         Hz, of the result.
-    resample : bool
-        Take higher rates too.
 
     Returns
     -------
@@ -445,16 +438,6 @@ def active_level(speech, sample_rate=16000):
         [samples].
     sample_rate : int
         Hz.
-
-    Returns
-    -------
-    float
-
-    Example
-    -------
-    >>> speech = np.concatenate([np.full(5120, 0.1), np.zeros(51200)])
-    >>> round(active_level(speech), 3)
-    0.1
     """
     _check(speech, "speech")
     size = min(round(FRAME * sample_rate), len(speech))
@@ -485,16 +468,6 @@ def mix_at_snr(speech, noise, snr, sample_rate=16000):
     -------
     noisy, speech : numpy.ndarray
         [samples], the sum and the speech in it.
-
-    Example
-    -------
-    >>> speech, noise = np.full(1600, 0.1), np.tile([1.0, -1.0], 800)
-    >>> noisy, clean = mix_at_snr(speech, noise, snr=20)
-    >>> round(float(np.std(noisy - clean)), 3)
-    0.01
-    >>> mix_at_snr(speech, 0 * noise, snr=20)
-    Traceback (most recent call last):
-    ValueError: the noise is silent: no level makes a ratio of it
     """
     if speech.shape != noise.shape:
         raise ValueError(

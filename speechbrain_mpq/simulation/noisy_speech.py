@@ -125,7 +125,6 @@ def read_speech(path, sample_rate=16000):
 
     Arguments
     ---------
-    path : str or Path
     sample_rate : int
         Hz that it has to have.
 

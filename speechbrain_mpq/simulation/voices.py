@@ -57,24 +57,6 @@ _LIST_END, _PHONEME = 0, 7  # espeak_EVENT_TYPE
 def speak(text, voice, rate, pitch, range):
     """Speak a text by espeak-ng.
 
-    Arguments
-    ---------
-    text : str
-        What to say.
-    voice : str
-        Voice and variant, e.g. "en-us+m3".
-    rate : int
-        Words per minute.
-    pitch, range : int
-        0 to 99, 50 is the voice's own.
-
-    Returns
-    -------
-    samples : numpy.ndarray
-        int16 at 22.05 kHz.
-    events : list of tuple
-        (first sample, symbol) of every phoneme, in espeak-ng's alphabet.
-
     Example
     -------
     >>> samples, events = speak("seven", "en-us", 150, 50, 50)  # doctest: +SKIP
@@ -119,10 +101,6 @@ def _in_child(function, *arguments):
 @functools.cache
 def library():
     """Initialise the library, once per process.
-
-    Returns
-    -------
-    ctypes.CDLL
 
     Example
     -------
@@ -289,17 +267,6 @@ def speakers(split, seed=1234):
 def vary(speaker, rng):
     """Change a speaker to the mood of one utterance.
 
-    Arguments
-    ---------
-    speaker : Speaker
-        Who speaks.
-    rng : numpy.random.Generator
-        Draws up to 8 % of rate, 4 steps of pitch and 10 of range.
-
-    Returns
-    -------
-    Speaker
-
     Example
     -------
     >>> anna = Speaker("anna", "en-us", "f1", 50, 50, 160, 1.0)
@@ -317,17 +284,8 @@ def vary(speaker, rng):
 def synthesize(text, speaker):
     """Synthesize a text with a speaker's voice.
 
-    Arguments
-    ---------
-    text : str
-        What to say.
-    speaker : Speaker
-        Who says it.
-
     Returns
     -------
-    waveform : numpy.ndarray
-        float32 samples at 16 kHz between -1 and 1.
     phonemes : list of tuple
         (start, end, symbol) in seconds, in espeak-ng's alphabet.
 

@@ -71,33 +71,11 @@ class Camera:
         self.reverse = reverse
 
     def angles(self, x, y):
-        """Compute azimuth and elevation from the optical axis, in degrees.
-
-        Arguments
-        ---------
-        x, y : np.ndarray
-            Points in pixels.
-
-        Returns
-        -------
-        azimuth, elevation : np.ndarray
-            Degrees, positive to the right and upwards.
-        """
+        """Compute azimuth and elevation from the optical axis, in degrees."""
         raise NotImplementedError
 
     def doa(self, x, y):
-        """Compute the direction of arrival of points of the picture.
-
-        Arguments
-        ---------
-        x, y : np.ndarray
-            Points in pixels; NaN gives NaN.
-
-        Returns
-        -------
-        doa : np.ndarray
-            Degrees from the array's axis, 0 to 180.
-        """
+        """Compute the direction of arrival of points of the picture."""
         azimuth, elevation = self.angles(np.asarray(x), np.asarray(y))
         doa = _cone_angle(90 + self.yaw + azimuth, elevation)
         return 180 - doa if self.reverse else doa

@@ -51,22 +51,8 @@ def check_length(track, seconds, slack=SLACK):
 
     Arguments
     ---------
-    track : FaceTrack
-        Of the target.
     seconds : float
         Duration of the sound.
-    slack : float
-        Seconds that may be missing: the last direction is held for them,
-        and what the track has beyond the sound is not used.
-
-    Example
-    -------
-    >>> from speechbrain_mpq.vision.face_track import FaceTrack
-    >>> track = FaceTrack(np.full(25, 70.0), np.ones((25, 4)), 25, 360, 288)
-    >>> check_length(track, seconds=1.3)
-    >>> check_length(track, seconds=3.0)
-    Traceback (most recent call last):
-    ValueError: the sound lasts 3.00 s, the face's track 1.00 s: give the ...
     """
     if abs(track.seconds - seconds) > slack:
         raise ValueError(

@@ -20,24 +20,10 @@ from ..utils import read_text, strict_json, write_text
 def read_boxes(path):
     """Read the boxes of all frames, with frame rate and size if given.
 
-    Arguments
-    ---------
-    path : str | Path
-        `.json` or `.npy`, see the module.
-
     Returns
     -------
     detections : list of np.ndarray
         For each frame [boxes, 4].
-    about : dict
-        "fps", "width" and "height", as far as the file says.
-
-    Example
-    -------
-    >>> path = Path(getfixture("tmpdir")) / "boxes.npy"
-    >>> np.save(path, [[1.0, 2, 3, 4], [np.nan] * 4])
-    >>> read_boxes(path)
-    ([array([[1., 2., 3., 4.]]), array([], shape=(0, 4), dtype=float64)], {})
     """
     path, about = Path(path), {}
     try:
@@ -92,28 +78,8 @@ def choose_face(doas, widths, target=None, near=None):
     ---------
     doas : sequence of float
         Direction of each face in degrees, faces from left to right.
-    widths : sequence of float
-        Width of each face in pixels.
-    target : int | str | None
-        Number of the face in the picture, from the left, from 1; or
-        "largest". None: there must be one face only.
     near : float | None
         Instead of `target`: the face nearest to this direction, in degrees.
-
-    Returns
-    -------
-    index : int
-        From 0.
-
-    Example
-    -------
-    >>> doas, widths = [30.0, 80.0, 140.0], [50.0, 60.0, 40.0]
-    >>> choose_face(doas, widths, target=3)
-    2
-    >>> choose_face(doas, widths, target="largest")
-    1
-    >>> choose_face(doas, widths, near=40.0)
-    0
     """
     if target is not None and near is not None:
         raise ValueError("give a target or a direction near it, not both")
@@ -196,13 +162,7 @@ class FaceTrack:
         return len(self.doas) / self.fps
 
     def save(self, path):
-        """Write the track file atomically.
-
-        Arguments
-        ---------
-        path : str | Path
-            Where to.
-        """
+        """Write the track file atomically."""
         boxes = self.boxes.round(2).tolist()
         content = {
             "version": VERSION,
@@ -221,18 +181,7 @@ class FaceTrack:
 
     @classmethod
     def load(cls, path):
-        """Read a track file.
-
-        Arguments
-        ---------
-        path : str | Path
-            Written by `save`.
-
-        Returns
-        -------
-        track : FaceTrack
-            As it was, directions to a thousandth of a degree.
-        """
+        """Read a track file."""
         try:
             content = strict_json(read_text(path))
             if content["version"] != VERSION:
@@ -250,13 +199,7 @@ class FaceTrack:
         return track
 
     def check_video(self, video):
-        """Raise ValueError unless a video may be what the track is from.
-
-        Arguments
-        ---------
-        video : Video
-            By its width, height and fps.
-        """
+        """Raise ValueError unless a video may be what the track is from."""
         own = self.width, self.height, self.fps
         given = video.width, video.height, video.fps
         if own[:2] != given[:2] or abs(own[2] - given[2]) > 0.01 * own[2]:

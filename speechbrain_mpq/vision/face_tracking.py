@@ -35,8 +35,6 @@ def smooth(values, penalty):
     ---------
     values : np.ndarray
         [frames], NaN where nothing was measured.
-    penalty : float
-        From `_bend_penalty`; 0 leaves the measurements as they are.
 
     Returns
     -------
@@ -44,12 +42,6 @@ def smooth(values, penalty):
         [frames]. Across a gap it goes straight from the last to the next
         smoothed value; before the first and after the last measurement it
         stays.
-
-    Example
-    -------
-    >>> values = np.array([np.nan, 10.0, np.nan, 30.0, np.nan])
-    >>> smooth(values, penalty=100.0).round(6)
-    array([10., 10., 20., 30., 30.])
     """
     seen = np.flatnonzero(np.isfinite(values))
     if not len(seen):
@@ -98,11 +90,6 @@ def centers(boxes):
     -------
     centers : np.ndarray
         [..., 2].
-
-    Example
-    -------
-    >>> centers(np.array([10.0, 20.0, 4.0, 6.0]))
-    array([12., 23.])
     """
     return boxes[..., :2] + boxes[..., 2:] / 2
 
@@ -194,30 +181,8 @@ def track_boxes(
     ---------
     detections : sequence of np.ndarray
         For each frame [boxes, 4]: x, y, width, height in pixels.
-    fps : float
-        Frames per second.
-    size : (int, int)
-        Width and height of the picture in pixels.
-    camera : Camera | None
-        The paper's 180-degree camera if not given.
-    target, near : int | str | None, float | None
-        Which face, see `target.choose_face`.
     bandwidth : float
         Hz: sways of this frequency are halved, slower ones stay.
-    source : str
-        What to call it in errors and in the track file.
-
-    Returns
-    -------
-    track : FaceTrack
-        Of the target.
-
-    Example
-    -------
-    >>> boxes = [np.array([[80.0 + t, 50, 20, 20]]) for t in range(3)]
-    >>> track = track_boxes(boxes, fps=25, size=(360, 288))
-    >>> track.doas.round(6)  # x / width * 180
-    array([45. , 45.5, 46. ])
     """
     camera = PanoramaCamera(size[0]) if camera is None else camera
     penalty = _penalty(bandwidth, fps, source)
