@@ -91,7 +91,7 @@ def main_job(once, corpus, shipped):
     def make(folder):
         copy(corpus, folder / "data")
         options = {"pretrained_separator": shipped, "examples": 2}
-        printed = run(folder, "kl_4bit.yaml", **options)
+        printed = run(folder, "kl_4bit.yaml", pictures=True, **options)
         (folder / "printed.txt").write_text(printed)
 
     return once("main_job", make)
