@@ -20,8 +20,11 @@ EXAMPLE = (
 
 _NO_FOLDER = (
     "the hparams have no output_folder, so that there is no place for the "
-    "packed model"
+    "plan and the packed model: name one with --folder"
 )
+
+
+ROUNDED = "rounded"  # name of the checkpoint where nothing is trained
 
 
 class UnsuitableScript(ValueError):
@@ -39,25 +42,49 @@ class Runner:
         Name of the Brain class to quantize, where there are several.
     weights : str or None
         Folder of full-precision checkpoints to begin with.
+    folder : str or None
+        Of scores.json, plan.json and packed/; None: the hparams'
+        output_folder.
     **options : dict
         More arguments of `choose_bits`.
     """
 
-    def __init__(self, budget, brain=None, weights=None, **options):
+    def __init__(
+        self, budget, brain=None, weights=None, folder=None, **options
+    ):
         from .allocation.budget import parse_budget
-        from .training.choose import check_scores, method_of
+        from .quantization.scheme import Scheme
+        from .training.choose import check_scores, method_of, scorer_of
 
         # Now, not after the script has prepared its data.
         parse_budget(budget)
-        if options.get("scores"):
-            check_scores(options["scores"])
-        if options.get("method"):
-            options["method"] = method_of(options["method"])
+        scores = options.get("scores")
+        if scores:
+            check_scores(scores)
+        self.method = method_of(options.get("method") or "log_step")
+        self.method.check(
+            Scheme(),
+            options.get("rounding") or self.method.rounding,
+            scores and scorer_of(scores, Scheme()),
+        )
+        if weights and not Path(weights).is_dir():
+            raise ValueError(f"no folder {weights}: change --weights")
+        if folder and Path(folder).exists() and not Path(folder).is_dir():
+            raise ValueError(f"{folder} is no folder: change --folder")
         self.budget = budget
         self.brain_name = brain
         self.weights = weights
+        self.folder = folder
         self.options = options
         self.brain = None  # the one whose modules are quantized
+        self.trained = False  # whether its fit has come to its end
+
+    def folder_of(self, brain):
+        """Where files of a Brain go."""
+        own = getattr(brain.hparams, "output_folder", None)
+        if not (self.folder or own):
+            raise UnsuitableScript(_NO_FOLDER)
+        return Path(self.folder or own)
 
     def before_fit(self, brain, train_set, valid_set, loader_kwargs):
         """Choose bits, if this is the Brain and its first `fit`."""
@@ -74,8 +101,8 @@ class Runner:
             )
         from .training.choose import choose_bits
 
-        if getattr(brain.hparams, "output_folder", None) is None:
-            raise UnsuitableScript(_NO_FOLDER)
+        folder = self.folder_of(brain)
+        folder.mkdir(parents=True, exist_ok=True)
         if self.weights:
             _load_weights(brain, self.weights)
         data = train_set if valid_set is None else valid_set
@@ -84,19 +111,27 @@ class Runner:
             data,
             budget=self.budget,
             loader_kwargs=None if valid_set is None else loader_kwargs,
+            folder=folder,
             **self.options,
         )
         self.brain = brain
 
     def trains(self, brain):
         """Whether this Brain is to be trained after its bits are chosen."""
-        method = self.options.get("method")
-        return brain is not self.brain or method is None or method.trains
+        return brain is not self.brain or self.method.trains
+
+    def after_fit(self, brain):
+        """Note that there is something to pack."""
+        self.trained = self.trained or brain is self.brain
 
     def keep(self, brain):
-        """Save what was rounded as the checkpoint that is evaluated."""
-        if brain.checkpointer is not None:
-            brain.checkpointer.save_checkpoint(name="rounded")
+        """Keep what was rounded as the checkpoint that is evaluated."""
+        checkpointer = brain.checkpointer
+        if checkpointer is None:
+            return
+        # An earlier start may have rounded it: then this one has not.
+        if checkpointer.recover_if_possible() is None:
+            checkpointer.save_checkpoint(name=ROUNDED)
 
     def before_evaluate(self, brain):
         """Refuse results of a Brain that is still in full precision."""
@@ -123,12 +158,14 @@ class Runner:
 
         from .training.quantizer import quantizer_of
 
+        quantizer, folder = quantizer_of(self.brain), self.folder_of(self.brain)
+        if quantizer.method:
+            quantizer.method.finish(quantizer.model)
         if not if_main_process():
             return None
-        folder = getattr(self.brain.hparams, "output_folder", None)
-        if folder is None:
-            raise UnsuitableScript(_NO_FOLDER)
-        return quantizer_of(self.brain).pack(Path(folder) / "packed")
+        if not self.method.keeps_plan:
+            quantizer.plan.save(folder / "plan.json")
+        return quantizer.pack(folder / "packed")
 
 
 def _load_weights(brain, folder):
@@ -143,8 +180,6 @@ def _load_weights(brain, folder):
             "--weights loads the modules that the recipe's checkpointer "
             "saves, and it saves none"
         )
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"no folder {folder}: change --weights")
     source = Checkpointer(folder, modules)
     if source.recover_if_possible() is None:
         raise FileNotFoundError(
@@ -169,8 +204,10 @@ def quantized_fit(runner):
             given.get("valid_loader_kwargs", {}),
         )
         if runner.trains(brain):
-            return fit(brain, *args, **kwargs)
-        return runner.keep(brain)
+            fit(brain, *args, **kwargs)
+        else:
+            runner.keep(brain)
+        runner.after_fit(brain)
 
     def check_and_evaluate(brain, *args, **kwargs):
         runner.before_evaluate(brain)
@@ -210,8 +247,17 @@ def main(arguments=None):
     except SystemExit as ended:
         if ended.code:
             raise
+    except Exception:
+        if runner.trained:  # what comes later must not cost the training
+            _finish(runner)
+        raise
     finally:
         sys.argv, sys.path[:] = before
+    return _finish(runner)
+
+
+def _finish(runner):
+    """Pack what was trained, and say where."""
     path = runner.finish()
     if path:
         print(f"Packed: {path}, {path.stat().st_size} bytes")
@@ -258,7 +304,11 @@ def _parser():
     add = parser.add_argument
     add("script", help="the recipe's train.py; its own arguments follow")
     add("--bits", default="4", help='budget: 4, "2.5 bit", "350 KiB"')
-    add("--scores", help="kl (the default), hessian, loss, nas, uniform, ...")
+    add(
+        "--scores",
+        help="what bits are chosen by: kl (the default), output_error, "
+        "hessian, loss, nas, weight_error, size, random, uniform",
+    )
     add(
         "--method",
         help="how weights are found: log_step (the default), learned_step, "
@@ -274,6 +324,12 @@ def _parser():
     )
     add("--include", nargs="+", default=("*",), help="patterns")
     add("--exclude", nargs="+", default=(), help="patterns")
+    add(
+        "--float_vectors",
+        dest="vectors",
+        action="store_false",
+        help="leave biases, norms and all else of one dimension in float",
+    )
     add("--batches", type=int, default=8, help="of validation data")
     add("--min_bits", type=int, default=2, help="of any cluster")
     add("--equal_bits", nargs="+", default=(), help="qkv, gates, patterns")
@@ -282,6 +338,11 @@ def _parser():
         choices=("calibrated", "nearest"),
         help="calibrated: layers are fitted to their outputs in float; the "
         "default where training begins at rounded weights",
+    )
+    add(
+        "--folder",
+        help="of scores.json, plan.json and packed/ (default: the hparams' "
+        "output_folder)",
     )
     add("--brain", help="class to quantize, where there are several")
     add("--weights", help="full-precision checkpoints to begin with")

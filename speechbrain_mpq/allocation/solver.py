@@ -8,9 +8,13 @@ a torch.nn.LSTM) are one cluster and share their bits anyway.
 The best bit plan that a size budget allows.
 """
 
+import ctypes
 import logging
 import math
+import os
+import sys
 from bisect import bisect_left
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -96,6 +100,8 @@ def _matches(names, rule):
 
 logger = logging.getLogger(__name__)
 COST_UNIT = 1e4  # HiGHS stops at a gap of 1e-6: 1e-10 of the best sum
+STDOUT = 1  # file descriptor
+POSIX = os.name == "posix"
 NODE_LIMIT = 1000  # usually it needs a few; many only to tell ties apart
 
 
@@ -280,16 +286,17 @@ def _solve(costs, sizes, budget, allowed):
     """One allowed candidate a cluster with the least cost in the budget."""
     clusters, candidates = costs.shape
     one_each = kron(eye_array(clusters), np.ones((1, candidates)))
-    result = milp(
-        costs.ravel(),
-        integrality=np.ones(costs.size),
-        bounds=Bounds(0, allowed.ravel().astype(float)),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(sizes.reshape(1, -1), -np.inf, budget),
-        ],
-        options={"mip_rel_gap": 0, "node_limit": NODE_LIMIT},
-    )
+    with _quiet():
+        result = milp(
+            costs.ravel(),
+            integrality=np.ones(costs.size),
+            bounds=Bounds(0, allowed.ravel().astype(float)),
+            constraints=[
+                LinearConstraint(one_each, 1, 1),
+                LinearConstraint(sizes.reshape(1, -1), -np.inf, budget),
+            ],
+            options={"mip_rel_gap": 0, "node_limit": NODE_LIMIT},
+        )
     if result.x is None:
         raise RuntimeError(f"scipy's milp found no plan: {result.message}")
     if not result.success:
@@ -298,3 +305,29 @@ def _solve(costs, sizes, budget, allowed):
             f"most {result.mip_gap:.2g} of its summed score above the best"
         )
     return result.x.reshape(costs.shape).argmax(1)
+
+
+@contextmanager
+def _quiet():
+    """Nothing on standard output: HiGHS prints there past its options."""
+    with suppress(AttributeError, ValueError):  # none there, or closed
+        sys.stdout.flush()
+    try:
+        kept = os.dup(STDOUT)
+    except OSError:  # closed
+        yield
+        return
+    flush = getattr(ctypes.CDLL(None), "fflush", None) if POSIX else None
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        # C has a buffer of its own.
+        if flush:
+            flush(None)
+        os.dup2(nowhere, STDOUT)
+        yield
+    finally:
+        if flush:
+            flush(None)
+        os.dup2(kept, STDOUT)
+        os.close(kept)
+        os.close(nowhere)

@@ -134,6 +134,19 @@ def _add_method_options(group):
     group.add_argument(
         "--rounding", choices=("calibrated", "nearest"), default="calibrated"
     )
+    group.add_argument(
+        "--scores",
+        default="kl",
+        help="what bits are chosen by: kl, the change of the outputs (the "
+        "default), output_error, hessian, loss, nas, weight_error, size, "
+        "random, uniform",
+    )
+    group.add_argument(
+        "--method",
+        default="post_training",
+        help="post_training; methods that train are the runner's, `python -m "
+        "speechbrain_mpq.run`",
+    )
     group.add_argument("--device", default="cpu")
 
 
@@ -155,6 +168,8 @@ def _significance(quality):
     if not quality or quality["source"].name != WordErrorRate.name:
         return ""
     source, packed = quality["source"].pairs, quality["packed"].pairs
+    if not any(said.split() for said, _ in source.values()):
+        return ""
     result = mapsswe((*source[key], packed[key][1]) for key in source)
     differ = "differ" if result.significant else "do not differ"
     return (

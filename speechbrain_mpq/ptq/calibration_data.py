@@ -93,10 +93,18 @@ def read_items(entries, sample_rate, key="wav"):
 
 
 def read_audio(name, entry, key, normalize):
-    """Audio that an entry names under a key.
+    """Audio that an entry names under a key, in any form of SpeechBrain's.
 
     Arguments
     ---------
+    name : str
+        Of the entry, for messages.
+    entry : dict
+        A file's name under the key, or {"file" or "files", "start", "stop"};
+        with a name, start and stop may be keys of the entry. They count
+        samples.
+    key : str
+        "wav", "s1_wav", ...
     normalize : callable
         ``normalize(audio, sample_rate)`` for audio [time, channels].
 
@@ -105,22 +113,111 @@ def read_audio(name, entry, key, normalize):
     torch.Tensor
         [time].
     """
+    files, start, stop = segment_of(name, entry, key)
+    try:
+        parts = [
+            load(
+                path,
+                frame_offset=start,
+                num_frames=-1 if stop is None else stop - start,
+                channels_first=False,
+            )
+            for path in files
+        ]
+        audio, rate = torch.cat([part for part, _ in parts], 1), parts[0][1]
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"manifest entry {name!r}: {error}") from error
+    if stop is not None and len(audio) != stop - start:
+        raise ValueError(
+            f"manifest entry {name!r}: {files[0]} has no samples {start} to "
+            f"{stop}, it ends at {start + len(audio)}"
+        )
+    audio = normalize(audio, rate)
+    if not len(audio) or not torch.isfinite(audio).all():
+        raise ValueError(
+            f"{files[0]} (manifest entry {name!r}) is empty or has NaN or "
+            "infinite samples: leave it out"
+        )
+    return audio
+
+
+def segment_of(name, entry, key):
+    """Files, first sample and the one behind the last, of an entry's audio.
+
+    Arguments
+    ---------
+    name, entry, key
+        See `read_audio`.
+
+    Returns
+    -------
+    files, start, stop : tuple
+        List of str, int, and int or None.
+
+    Example
+    -------
+    >>> segment_of("a", {"wav": {"file": "a.wav", "start": 8}}, "wav")
+    (['a.wav'], 8, None)
+    >>> segment_of("a", {"wav": "a.wav", "start": "0", "stop": "9"}, "wav")
+    (['a.wav'], 0, 9)
+    """
     if key not in entry:
         raise ValueError(
             f"manifest entry {name!r} has no key {key!r} that names its audio "
             f"file, only {sorted(entry)}"
         )
-    try:
-        audio, rate = load(str(entry[key]), channels_first=False)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"manifest entry {name!r}: {error}") from error
-    audio = normalize(audio, rate)
-    if not len(audio) or not torch.isfinite(audio).all():
+    said, limits = entry[key], entry
+    if isinstance(said, dict):
+        limits, said = said, said.get("file", said.get("files"))
+    files = said if isinstance(said, list) else [said]
+    if not files or not all(isinstance(file, str) for file in files):
         raise ValueError(
-            f"{entry[key]} (manifest entry {name!r}) is empty or has NaN or "
-            "infinite samples: leave it out"
+            f"manifest entry {name!r}: {key!r} is {entry[key]!r}, not the name "
+            'of a file or {"file": name, "start": samples, "stop": samples}'
         )
-    return audio
+    start = _samples(name, limits, "start") or 0
+    stop = _samples(name, limits, "stop")
+    if stop is not None and stop <= start:
+        raise ValueError(
+            f"manifest entry {name!r}: stop {stop} is not behind start {start}"
+        )
+    return files, start, stop
+
+
+def _samples(name, limits, key):
+    """A number of samples, or None where there is none."""
+    said = limits.get(key)
+    if said is None or said == "":
+        return None
+    try:
+        samples = float(said)
+        if isinstance(said, bool) or samples != int(samples) or samples < 0:
+            raise ValueError("no whole number of samples")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"manifest entry {name!r}: {key} is {said!r}, not a number of "
+            "samples"
+        ) from error
+    return int(samples)
+
+
+def check_files(entries, key="wav"):
+    """Refuse entries whose audio is not there, before any work.
+
+    Arguments
+    ---------
+    entries : dict
+        Those of a manifest.
+    key : str
+        Names the audio.
+    """
+    for name, entry in entries.items():
+        for path in segment_of(name, entry, key)[0]:
+            if not Path(path).is_file():
+                raise ValueError(
+                    f"manifest entry {name!r}: no file {path}. What stands for "
+                    "{data_root} can be said by --data-root"
+                )
 
 
 def batch_of(audio):

@@ -23,12 +23,14 @@ from ..quantization.quant_api import coverage, dequantize_, quantize_
 from ..quantization.scheme import Scheme, Selection
 from ..quantization.tensors import named_tensors, select
 from ..training.calibration import Calibration
-from ..training.choose import check_scores, scorer_of
+from ..training.choose import METHODS, check_scores, scorer_of
 from ..training.methods import EstimationMethod
 from ..training.pipeline import Pipeline
 from ..training.plan_store import PlanStore, logger
 from ..training.rounding import check_rounding
 from .calibration_data import (
+    Example,
+    check_files,
     evenly_spaced,
     read_items,
     read_manifest,
@@ -187,6 +189,7 @@ def quantize_pretrained(
     codebook="midrise",
     rounding="calibrated",
     scores="kl",
+    method="post_training",
     prototypes=None,
     device="cpu",
     progress=True,
@@ -208,7 +211,7 @@ def quantize_pretrained(
     budget : str
         Average bits, "4bit", or bytes of the packed files, "2.5MB".
     output : str or Path
-        Folder to write; it must be empty or not there.
+        Folder to write, or a link to one; empty, or not there.
     test : str, Path or None
         Manifest for the quality before and after; None: the calibration's.
     data_root : str, Path or None
@@ -233,6 +236,8 @@ def quantize_pretrained(
         "calibrated", layer by layer on the calibration items, or "nearest".
     scores : str or Scorer
         "kl", the change of the outputs; or others, as for `choose_bits`.
+    method : str
+        "post_training"; others train, and are refused.
     prototypes : dict or None
         Bits -> packed folder of a uniform system, for the scores "nas".
     device : str
@@ -260,21 +265,24 @@ def quantize_pretrained(
     check_rounding(rounding)
     check_candidates(candidate_bits)
     check_scores(scores)
+    _check_method(method)
+    scheme = Scheme(codebook=codebook)
+    scorer = scorer_of(scores, scheme, candidate_bits)
     output, cls = _empty_folder(output), find_class(class_name)
+    outputs, measure = task_of(cls)
     entries = read_manifest(calibration, data_root)
     tested = read_manifest(test, data_root) if test else entries
     entries, tested = (
         evenly_spaced(entries, items),
         evenly_spaced(tested, test_items),
     )
+    check_files({**entries, **tested}, audio_key)
+    measure = _measurable(measure and measure(reference), tested, reference)
     interface, hparams_path = load_interface(cls, source, device)
     rate = sample_rate_of(interface)
     tests = read_items(tested, rate, audio_key)
-    outputs, measure = task_of(cls)
-    measure = _measurable(measure and measure(reference), tests, reference)
     comparison = outputs(interface, read_items(entries, rate, audio_key))
     quantized, _ = load_interface(cls, source, device)
-    scheme = Scheme(codebook=codebook)
     modules, _ = packable(quantized)
     calibration = InterfaceCalibration(
         comparison.of(quantized), modules, prototypes
@@ -288,7 +296,7 @@ def quantize_pretrained(
         selection=Selection(names),
         scheme=scheme,
         limits={**budget, "min_bits": min(candidate_bits)},
-        scorer=scorer_of(scores, scheme, candidate_bits),
+        scorer=scorer,
         store=PlanStore(None, tell=_tell if progress else logger.info),
         method=EstimationMethod(FakeQuantize),
         rounding=rounding,
@@ -329,9 +337,7 @@ def _written(comparison, quantized, hparams_path, output, evaluate, known):
         )
         card = model_card(outcome)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        if output.is_dir():
-            output.rmdir()
-        shutil.move(folder, output)
+        _move(folder, output)
     return outcome
 
 
@@ -345,16 +351,51 @@ def _quality(measure, interface, tests, progress, packed):
     }
 
 
+def _check_method(method):
+    """Refuse estimation that a folder without a recipe has no data for."""
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is none of {tuple(METHODS)}")
+    if method != "post_training":
+        raise ValueError(
+            f"{method} trains, which takes a recipe with its data and its "
+            "loss, and an interface has none: run its recipe, `python -m "
+            "speechbrain_mpq.run train.py hparams/train.yaml --method "
+            f"{method} --weights results/.../save`; without training there is "
+            "post_training"
+        )
+
+
 def _empty_folder(output):
     """The output folder's path, where nothing is lost by writing to it."""
-    output = Path(output).absolute()
+    output = Path(output).resolve()  # a link stays one
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} is not empty: name a new folder")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent):
+            pass
+        if output.is_dir():
+            with tempfile.TemporaryDirectory(dir=output):
+                pass
+    except OSError as error:
+        raise ValueError(
+            f"nothing can be written to {output} ({error.strerror}): name "
+            "another folder"
+        ) from error
     return output
 
 
-def _measurable(measure, items, asked):
+def _move(folder, output):
+    """Move a folder to where there is none or an empty one."""
+    if not output.exists():
+        shutil.move(folder, output)
+        return
+    # It may be where the user is, or where something is mounted.
+    for path in list(folder.iterdir()):
+        shutil.move(path, output / path.name)
+
+
+def _measurable(measure, entries, asked):
     """The measure, or None where the manifest has no truth to measure by."""
     if measure is None:
         if asked:
@@ -363,6 +404,7 @@ def _measurable(measure, items, asked):
                 "one; leave it out"
             )
         return None
+    items = [Example(key, None, entry) for key, entry in entries.items()]
     for item in items:
         missing = [k for k in measure.keys(items) if k not in item.entry]
         if missing and asked:
@@ -372,6 +414,7 @@ def _measurable(measure, items, asked):
             )
         if missing:
             return None
+    measure.check(items)
     return measure
 
 

@@ -140,6 +140,9 @@ def _outcome_notes(outcome):
             "No quality was measured: the manifest has no reference for it, "
             "or this class no measure. Only the outputs were compared."
         )
+    elif outcome.quality["source"].skipped:
+        count = outcome.quality["source"].skipped
+        notes.append(f"{count} items have no reference and are not measured.")
     left = Counter()
     for row in outcome.left_alone:
         left[row["reason"]] += row["parameters"]

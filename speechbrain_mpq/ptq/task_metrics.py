@@ -35,12 +35,15 @@ class Quality:
         Items.
     pairs : dict
         Item -> (reference, answer) where these are text.
+    skipped : int
+        Items without a reference.
     """
 
     name: str
     value: float
     count: int
     pairs: dict = field(default_factory=dict)
+    skipped: int = 0
 
 
 class Metric:
@@ -62,14 +65,39 @@ class Metric:
         """Keys that an item needs."""
         return [self.reference]
 
+    def check(self, items):
+        """Refuse references that say nothing, before any work.
+
+        Arguments
+        ---------
+        items : list of Example
+            Whose entries have all keys.
+        """
+        if not self.measured(items):
+            raise ValueError(
+                f"no entry of the manifest has a reference under "
+                f"{self.reference!r}: leave it out, or name another key"
+            )
+
+    def measured(self, items):
+        """Those items that have a reference."""
+        return [
+            item
+            for item in items
+            if all(item.entry[key] is not None for key in self.keys([item]))
+        ]
+
     def __call__(self, interface, items, progress=True):
         """Measure an interface, one item at a time."""
-        answers = []
+        answers, given = [], len(items)
+        items = self.measured(items)
         with torch.no_grad():
             for item in tqdm(items, "measuring", disable=not progress):
                 wavs, lengths = batch_of([item.audio])
                 answers.append(self.predict(interface, item, wavs, lengths))
-        return self.aggregate(items, answers)
+        quality = self.aggregate(items, answers)
+        quality.skipped = given - len(items)
+        return quality
 
     def predict(self, interface, item, wavs, lengths):
         """What the interface says of one item."""
@@ -82,9 +110,21 @@ class Metric:
     def _pairs(self, items, answers):
         """Item -> (reference, answer)."""
         return {
-            item.key: (str(item.entry[self.reference]), predict)
+            item.key: (self.text(item), predict)
             for item, predict in zip(items, answers, strict=True)
         }
+
+    def text(self, item):
+        """The reference of an item as text."""
+        said = item.entry[self.reference]
+        if isinstance(said, list) and all(isinstance(w, str) for w in said):
+            return " ".join(said)
+        if isinstance(said, str) or type(said) is int:
+            return str(said)
+        raise ValueError(
+            f"manifest entry {item.key!r}: {self.reference!r} is {said!r}, "
+            "which is no text"
+        )
 
 
 class WordErrorRate(Metric):
@@ -100,6 +140,15 @@ class WordErrorRate(Metric):
 
     name = "WER, %"
     usual = "words"
+
+    def check(self, items):
+        """There must be words; see ``Metric``."""
+        super().check(items)
+        if not any(self.text(item).split() for item in self.measured(items)):
+            raise ValueError(
+                f"no reference under {self.reference!r} has a word, so that "
+                "there are no words to be wrong: name another key"
+            )
 
     def predict(self, interface, item, wavs, lengths):
         """The words; see ``Metric``."""
@@ -129,6 +178,12 @@ class ErrorRate(Metric):
 
     name = "error rate, %"
     usual = "label"
+
+    def check(self, items):
+        """Labels must be text; see ``Metric``."""
+        super().check(items)
+        for item in self.measured(items):
+            self.text(item)
 
     def predict(self, interface, item, wavs, lengths):
         """The label; see ``Metric``."""

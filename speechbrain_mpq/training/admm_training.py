@@ -54,8 +54,8 @@ class ExtraGradient(torch.optim.Optimizer):
     extrapolation : float
         Look-ahead eta1 in units of the step size; the paper's 0.02 / 0.001.
     step : float or None
-        Step size at the first `lr`, where that is of a recipe whose schedule
-        changes it: steps then shrink and grow with it. None: `lr` itself.
+        Step size at the largest `lr` so far, where that is of a recipe whose
+        schedule changes it: steps shrink with it. None: `lr` itself.
 
     Example
     -------
@@ -80,8 +80,9 @@ class ExtraGradient(torch.optim.Optimizer):
                 f"lr and extrapolation must not be negative, not {lr!r} and "
                 f"{extrapolation!r}"
             )
-        unit = 1.0 if step is None or not lr else step / lr
+        unit = 1.0 if step is None else _unit(step, lr)
         defaults.update(lr=lr, extrapolation=extrapolation, unit=unit)
+        defaults["largest"] = step
         super().__init__(params, defaults)
         self.penalty = 0.0
         self.estimators = {}  # parameter -> its ADMM parametrization
@@ -92,9 +93,17 @@ class ExtraGradient(torch.optim.Optimizer):
         """Whether a step needs `extrapolate()` before."""
         return any(group["extrapolation"] for group in self.param_groups)
 
+    def _follow_schedules(self):
+        """A schedule that has warmed up to more means the same step by it."""
+        for group in self.param_groups:
+            if group["largest"] is not None:
+                unit = _unit(group["largest"], group["lr"])
+                group["unit"] = min(group["unit"] or unit, unit)
+
     @torch.no_grad()
     def extrapolate(self):
         """Go to Tbar, from where `step()` comes back."""
+        self._follow_schedules()
         for group in self.param_groups:
             for parameter in group["params"]:
                 self._origins[parameter] = parameter.clone()
@@ -118,6 +127,7 @@ class ExtraGradient(torch.optim.Optimizer):
                 "call extrapolate() with a gradient of the same batch before "
                 "step(), or construct with extrapolation=0"
             )
+        self._follow_schedules()
         for group in self.param_groups:
             for parameter in group["params"]:
                 origin = self._origins.pop(parameter, parameter)
@@ -139,6 +149,11 @@ class ExtraGradient(torch.optim.Optimizer):
                 self.penalty,
             )
         parameter.copy_(origin - size * group["lr"] * group["unit"] * gradient)
+
+
+def _unit(step, lr):
+    """What a learning rate is multiplied by; 0 where it does not say."""
+    return step / lr if lr else 0.0
 
 
 class AdamExtraGradient(ExtraGradient):
@@ -309,12 +324,13 @@ class ADMMTraining(EstimationMethod):
 
     def check_brain(self, brain):
         """Refuse a Brain whose optimizer cannot be replaced."""
+        _check_steps(brain)
         own = type(brain).init_optimizers is not sb.Brain.init_optimizers
         if self.replaces_optimizer and (own or brain.opt_class is None):
             raise ValueError(
                 f"ADMM has an optimizer of its own, and {type(brain).__name__} "
                 "makes its optimizers itself, not by opt_class: use another "
-                "method"
+                'method, such as "log_step"'
             )
 
     def prepare(self, brain):
@@ -325,8 +341,8 @@ class ADMMTraining(EstimationMethod):
 
         def make(parameters):
             parameters = list(parameters)
-            lr = plain(parameters).param_groups[0]["lr"]
-            return AdamExtraGradient(parameters, lr=lr, step=STEP)
+            lr = plain(parameters).param_groups[0].get("lr", STEP)
+            return AdamExtraGradient(parameters, lr=float(lr), step=STEP)
 
         brain.opt_class = make
         folder = getattr(brain.hparams, "output_folder", None)
@@ -358,11 +374,7 @@ class ADMMTraining(EstimationMethod):
 
     def before_step(self, brain, batch):
         """First half of an extra-gradient step; the Brain does the second."""
-        if brain.grad_accumulation_factor != 1 or brain.scaler.is_enabled():
-            raise ValueError(
-                "ADMM takes whole steps without loss scaling: set "
-                "grad_accumulation_factor to 1 and --precision to fp32 or bf16"
-            )
+        _check_steps(brain)
         if not self._optimizer.looks_ahead:
             return
         with brain.training_ctx:
@@ -438,6 +450,15 @@ class ADMMTraining(EstimationMethod):
             steps = state[-1]["step"] if state else 0
             state = {"history": state, "steps": steps}
         self.history, self.steps = state["history"], state["steps"]
+
+
+def _check_steps(brain):
+    """Refuse a Brain whose steps are not of whole gradients."""
+    if brain.grad_accumulation_factor != 1 or brain.scaler.is_enabled():
+        raise ValueError(
+            "ADMM takes whole steps without loss scaling: set "
+            "grad_accumulation_factor to 1 and --precision to fp32 or bf16"
+        )
 
 
 def _admm_tensors(model):

@@ -14,13 +14,16 @@ from unittest.mock import patch
 import speechbrain as sb
 import torch
 from speechbrain.dataio.dataloader import LoopedLoader
+from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.logger import get_logger
+from speechbrain.utils.metric_stats import MetricStats
 from torch.utils.data import DataLoader
 
 from ..allocation.output_scores import FORMS, KLScores, OutputErrorScores
 from ..allocation.sweep import evaluating, quantized_values, tensor_of
 from ..quantization.packing import packed_file_bytes
 from .distributions import (
+    NoDistributionError,
     find_distributions,
     find_output,
     tensors_in,
@@ -50,6 +53,9 @@ class Calibration:
     def __init__(self, model, prefix=""):
         self.model = model
         self.prefix = prefix
+
+    def check(self):
+        """Refuse a model that cannot be run yet, before any work."""
 
     def ready(self):
         """A context in which the model is run."""
@@ -169,6 +175,18 @@ class BrainCalibration(Calibration):
         """How many there are to run."""
         return len(self.batches)
 
+    def check(self):
+        """Refuse normalization whose statistics no batch has made yet."""
+        fresh = unmeasured_norms(self.brain)
+        if fresh:
+            raise ValueError(
+                f"{', '.join(fresh)}: no statistics yet, which the first "
+                "training makes: give --weights or load trained ones before "
+                "choose_bits. Fresh ones can be trained with "
+                'scores="uniform" or others that look at weights only, and '
+                'rounding="nearest"'
+            )
+
     @contextmanager
     def ready(self):
         """Eval mode as in a stage that the Brain has started."""
@@ -193,6 +211,7 @@ class BrainCalibration(Calibration):
         torch.manual_seed(SEED)
         wanted = "compute_objectives" if objective else "compute_forward"
         with ExitStack() as stack:
+            stack.enter_context(_without_metrics())
             for searcher in _searchers(self.brain):
                 stack.enter_context(self._search_once(searcher, index))
             return _result_of(
@@ -224,7 +243,11 @@ class BrainCalibration(Calibration):
             for name, row in table.scores.items()
             if not any(row.values()) and self._changes(table, name, scorer)
         ]
-        unused = self._unused({name: table.tensors[name] for name in silent})
+        try:
+            unused = self._unused({n: table.tensors[n] for n in silent})
+        except NoGradientError as error:
+            logger.warning(f"Not known whether the loss needs them: {error}")
+            unused = silent
         needed = [name for name in silent if name not in unused]
         if needed:
             raise ValueError(
@@ -295,12 +318,77 @@ class BrainCalibration(Calibration):
             yield
 
 
-def _searchers(brain):
-    """The beam searchers among a Brain's hyper-parameters."""
-    from speechbrain.decoders.seq2seq import S2SBaseSearcher
+def _parts(brain):
+    """Modules of a Brain by name, those of its hyper-parameters included."""
+    hparams = vars(getattr(brain, "hparams", None) or object).items()
+    own = {n: v for n, v in hparams if isinstance(v, torch.nn.Module)}
+    return {**own, **dict(brain.modules.named_modules())}
 
-    values = vars(getattr(brain, "hparams", None) or object).values()
-    return [v for v in values if isinstance(v, S2SBaseSearcher)]
+
+def unmeasured_norms(brain):
+    """Names of global normalizations that have seen no batch.
+
+    Arguments
+    ---------
+    brain : speechbrain.Brain
+        With `hparams`.
+
+    Returns
+    -------
+    names : list of str
+    """
+    found = {
+        id(part): name
+        for name, part in _parts(brain).items()
+        if isinstance(part, InputNormalization)
+        and part.norm_type == "global"
+        and not part.count
+    }
+    return sorted(found.values())
+
+
+def _searchers(brain):
+    """The searches of a Brain, whatever they search."""
+    found = {
+        id(part): part
+        for part in _parts(brain).values()
+        if _is_searcher(type(part))
+    }
+    return list(found.values())
+
+
+@contextmanager
+def _without_metrics():
+    """No score depends on SpeechBrain's metrics, some of which take long."""
+    with ExitStack() as stack:
+        for cls in _with_subclasses(MetricStats):
+            if "append" in vars(cls):
+                stack.enter_context(patch.object(cls, "append", _nothing))
+        yield
+
+
+def _nothing(*args, **kwargs):
+    """In the place of a metric."""
+
+
+def _with_subclasses(cls):
+    """A class and all that inherit from it."""
+    yield cls
+    for subclass in cls.__subclasses__():
+        yield from _with_subclasses(subclass)
+
+
+def _is_searcher(cls):
+    """Whether a class is one of SpeechBrain's searchers, or inherits."""
+    return any(
+        base.__module__.startswith("speechbrain.decoders")
+        and base.__name__.endswith("Searcher")
+        for base in cls.__mro__
+    )
+
+
+class NoGradientError(ValueError):
+    """A Brain's validation cannot be differentiated."""
 
 
 class _Enough(Exception):
@@ -338,6 +426,14 @@ def _result_of(brain, wanted, batch, stage):
             brain.evaluate_batch(batch, stage)
         except _Enough:
             return found[0]
+        except RuntimeError as error:
+            if "requires grad" not in str(error):
+                raise
+            raise NoGradientError(
+                f"{type(brain).__name__} takes values out of its {wanted} in "
+                f"{stage} that have gradients ({error}): use scores that need "
+                'none, such as "kl" or "loss", or another stage='
+            ) from error
     raise ValueError(
         f"{type(brain).__name__}.evaluate_batch does not call {wanted}: scores "
         "and calibrated rounding need it; use scores that look at weights "
@@ -475,7 +571,7 @@ def _for_outputs(scorer, network):
     with torch.no_grad(), calibration.ready():
         try:
             network(torch.tensor(0))
-        except ValueError:
+        except NoDistributionError:
             if calibration.output or not _has_output(calibration):
                 raise
             network = _Output(calibration)
@@ -503,8 +599,11 @@ def _for_outputs(scorer, network):
 
 def _has_output(calibration):
     """Whether predictions hold finite values that the model has put out."""
-    with torch.enable_grad():
-        output = find_output(calibration.run(0))
+    try:
+        with torch.enable_grad():
+            output = find_output(calibration.run(0))
+    except NoGradientError:  # by which outputs are told from inputs
+        return False
     return output is not None and bool(output.isfinite().all())
 
 

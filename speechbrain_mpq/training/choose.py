@@ -3,17 +3,22 @@
 from functools import partial
 
 import speechbrain as sb
+from speechbrain.utils.logger import get_logger
 
 from ..allocation.baselines import RandomScores, SizeScores, WeightErrorScores
 from ..allocation.budget import parse_budget
 from ..allocation.hessian import HessianScores
 from ..allocation.nas import NASScores
 from ..allocation.output_scores import KLScores, LossScores, OutputErrorScores
-from ..allocation.scores import Scorer
+from ..allocation.scores import Scorer, check_candidates
 from ..quantization.fake_quant import FakeQuantize, LearnedStep
 from ..quantization.gptq import PostTraining
 from .admm_training import ADMMTraining
-from .calibration import BrainCalibration, calibration_batches
+from .calibration import (
+    BrainCalibration,
+    calibration_batches,
+    unmeasured_norms,
+)
 from .methods import EstimationMethod, attach
 from .one_stage import OneStage
 from .pipeline import Pipeline
@@ -21,6 +26,7 @@ from .plan_store import PlanStore
 from .quantizer import as_list, quantizer_of
 from .rounding import check_rounding
 
+logger = get_logger(__name__)
 CANDIDATES = (2, 3, 4, 6, 8, 16)
 PROBES = 4  # of each batch, for the Hessian
 SCORERS = {
@@ -47,7 +53,7 @@ METHODS = {
     "learned_step": partial(EstimationMethod, LearnedStep),
     "log_step": EstimationMethod,
     "admm": partial(ADMMTraining, penalty=0.03, growth=1.09),
-    "one_stage": OneStage,
+    "one_stage": partial(OneStage, shrinks=True),
 }
 
 
@@ -77,6 +83,23 @@ def method_of(name):
     if name not in METHODS:
         raise ValueError(f"method {name!r} is none of {tuple(METHODS)}")
     return METHODS[name]()
+
+
+def name_of(method, asked):
+    """How a method is named in the files of a training."""
+    return asked if isinstance(asked, str) else type(method).__name__
+
+
+def _usual_rounding(method, brain):
+    """The rounding of a method, where none is asked for."""
+    fresh = unmeasured_norms(brain)
+    if method.rounding == "calibrated" and fresh:
+        logger.info(
+            f"Nearest rounding: {', '.join(fresh)} has no statistics yet, so "
+            "that nothing can be fitted to what the model puts out"
+        )
+        return "nearest"
+    return method.rounding
 
 
 def check_scores(scores):
@@ -143,6 +166,7 @@ def choose_bits(
     quantizer=None,
     include=("*",),
     exclude=(),
+    vectors=True,
     output=None,
     batches=8,
     loader_kwargs=None,
@@ -174,17 +198,18 @@ def choose_bits(
     scores : str, Scorer or None
         "kl", the default: divergence of all of the model's own output
         distributions, or the squared error of its outputs where they are
-        none. "hessian": curvature of its loss. "loss": increase of its loss.
-        "nas": search in
-        a super-network. "weight_error", "size" and "random" look at weights
-        only. "uniform": the same bits for all. Or an object such as
-        `KLScores`.
+        none. "output_error": that error. "hessian": curvature of its loss.
+        "loss": increase of its loss. "nas": search in a super-network.
+        "weight_error", "size" and "random" look at weights only. "uniform":
+        the same bits for all. Or an object such as `KLScores`.
     budget : int, float or str
         Bits on average, or bytes of the packed file (see `parse_budget`).
     quantizer : Quantizer or None
         None: that of the hparams, or a new one of all the Brain's modules.
     include, exclude : sequence of str
         For a new quantizer.
+    vectors : bool
+        For a new quantizer: biases and norms as well.
     output : callable or None
         Predictions -> their log-probabilities or mask; None compares all
         distributions that are found (see `find_distributions`).
@@ -202,7 +227,8 @@ def choose_bits(
         "calibrated": layers that are matrices (see `is_matrix_layer`) are
         fitted to what they put out in full precision, which changes biases
         and norms that stay in float as well. "nearest" needs no data. None:
-        calibrated where the method begins at rounded weights.
+        calibrated where the method begins at rounded weights and the model
+        can be run.
     method : str, EstimationMethod or None
         How weights are found in the training that follows, one of `METHODS`;
         None: by the quantizer's own estimator.
@@ -224,19 +250,21 @@ def choose_bits(
     """
     if brain.optimizers_dict is not None:
         raise ValueError("choose_bits comes before brain.fit, not after it")
-    quantizer = quantizer_of(brain, quantizer, include, exclude)
+    quantizer = quantizer_of(brain, quantizer, include, exclude, vectors)
     limits = {
         **parse_budget(budget),
         "min_bits": min_bits,
         "equal_bits": as_list(equal_bits or quantizer.equal_bits),
     }
     asked, method = method, method_of(method or "log_step")
+    if isinstance(asked, str) and method.candidate_bits is not None:
+        method.candidate_bits = check_candidates(candidate_bits)
     if asked:
         method.check_brain(brain)
-        quantizer.estimator = method.estimator
+        quantizer.use_method(method)
     if scores is None:
         scores = "kl" if method.keeps_plan else "uniform"
-    rounding = rounding or method.rounding
+    rounding = rounding or _usual_rounding(method, brain)
     check_rounding(rounding)
     own = getattr(getattr(brain, "hparams", None), "output_folder", None)
     settings = {
@@ -244,7 +272,7 @@ def choose_bits(
         **limits,
         "rounding": rounding,
         "candidate_bits": list(candidate_bits),
-        "method": asked and type(method).__name__,
+        "method": asked and name_of(method, asked),
     }
     load = partial(calibration_batches, brain, dataset, batches, loader_kwargs)
     quantizer.dequantize()

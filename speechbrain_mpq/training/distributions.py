@@ -11,6 +11,10 @@ TOLERANCE = 1e-3  # of sums of probabilities; half floats have no more
 EDGE = 1e-6  # masks keep this distance from 0 and 1, so that logits exist
 
 
+class NoDistributionError(ValueError):
+    """Predictions hold nothing that KL divergence is defined for."""
+
+
 def distribution_type(tensor):
     """Which distribution a tensor holds."""
     if not tensor.is_floating_point() or tensor.dim() < 2 or not tensor.numel():
@@ -49,7 +53,7 @@ def find_distributions(predictions):
         if kind in kinds:
             return [tensor for tensor, k in zip(found, kinds) if k == kind]
     shapes = ", ".join(str(list(tensor.shape)) for tensor in found[:5])
-    raise ValueError(
+    raise NoDistributionError(
         "the predictions hold no distribution to compare, only tensors of "
         f"shapes {shapes or 'none at all'}: give choose_bits output=, a "
         "function of the predictions that returns log-probabilities or a "

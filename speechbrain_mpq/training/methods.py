@@ -11,7 +11,8 @@ from ..quantization.fake_quant import LogStep
 
 ROUNDED = (
     "calibrated rounding is for a plan that stays, and for estimators that "
-    "begin at rounded weights: set round_calibrated to False"
+    'begin at rounded weights: ask for rounding="nearest" (of an experiment, '
+    "round_calibrated: False)"
 )
 
 
@@ -35,6 +36,7 @@ class EstimationMethod:
     recoverable = ""  # key of the method's own state in checkpoints
     keeps_plan = True  # whether bits stay what they are before training
     rounding = "calibrated"  # what training begins with, where it is not said
+    candidate_bits = None  # those that it chooses from, where it chooses
 
     def __init__(self, estimator=LogStep):
         self.estimator = estimator

@@ -10,6 +10,8 @@ are trained. There are no prototypes, no scoring pass and no second training.
 in a recipe by its YAML alone.
 """
 
+import copy
+import tempfile
 import weakref
 from functools import partial
 
@@ -21,18 +23,19 @@ from speechbrain.utils.checkpoints import (
 )
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..allocation.budget import parse_budget
 from ..allocation.fisher import SquaredGradients, fitted
 from ..allocation.scores import check_candidates
-from ..allocation.solver import allocate_bits
 from ..quantization.codebook import check_bits
 from ..quantization.groups import cut
+from ..quantization.packing import save_packed
 from ..quantization.plan import bit_plan
 from ..quantization.tensors import named_tensors, select
 from .methods import ROUNDED, EstimationMethod
+from .pipeline import allocate_within
 from .quantizer import Quantizer
+from .unreached import listen_to_steps
 
 
 def learn_bits(parameters, quantizer, opt_class, **options):
@@ -113,6 +116,9 @@ class OneStage(EstimationMethod):
         Steps between two decisions.
     decisions : int
         How many there are.
+    shrinks : bool
+        An epoch of fewer steps makes their number the interval; otherwise its
+        validation is refused.
 
     Example
     -------
@@ -135,7 +141,11 @@ class OneStage(EstimationMethod):
     rounding = "nearest"
 
     def __init__(
-        self, candidate_bits=(2, 3, 4, 6, 8, 16), interval=20, decisions=4
+        self,
+        candidate_bits=(2, 3, 4, 6, 8, 16),
+        interval=20,
+        decisions=4,
+        shrinks=False,
     ):
         super().__init__()
         self.candidate_bits = check_candidates(candidate_bits)
@@ -146,6 +156,7 @@ class OneStage(EstimationMethod):
             )
         self.interval = interval
         self.decisions = decisions
+        self.shrinks = shrinks
         self.step = 0
         self.gradients = None
 
@@ -153,7 +164,8 @@ class OneStage(EstimationMethod):
         """Refuse what the method cannot do, before any work."""
         if scorer is not None:
             raise ValueError(
-                "one_stage decides on the bits itself: set scores to null"
+                "one_stage decides on the bits itself: leave scores out (null "
+                "in a YAML)"
             )
         if rounding == "calibrated":
             raise ValueError(ROUNDED)
@@ -164,16 +176,18 @@ class OneStage(EstimationMethod):
         Arguments
         ---------
         limits : dict
-            Those of `allocate_bits`; a budget in bytes is refused.
+            Those of `allocate_bits`.
 
         Returns
         -------
         bits : int
         """
-        if "average_bits" not in limits:
+        least = max(self.candidate_bits[0], limits.get("min_bits", 0))
+        bits = limits.get("average_bits", least)
+        if not least <= bits <= self.candidate_bits[-1]:
             raise ValueError(
-                "bits that are decided in training need a budget in bits, such "
-                "as 4"
+                f"{bits} bits on average cannot be reached with {least} to "
+                f"{self.candidate_bits[-1]}, the candidates of one_stage"
             )
         return self.candidate_bits[-1]
 
@@ -183,6 +197,16 @@ class OneStage(EstimationMethod):
 
     def before_valid(self):
         """Before validation, see `require_decision`."""
+        if self.shrinks and 0 < self.step < self.interval:
+            logger.info(
+                f"An epoch has {self.step} steps: bits are decided on after "
+                f"each {self.step}, not {self.interval}"
+            )
+            self.interval = self.step
+            self._decide()
+            self.gradients.restart()
+            if self.settled:
+                self.gradients.close()
         self.require_decision()
 
     def watch(self, model, limits, store=None):
@@ -222,7 +246,7 @@ class OneStage(EstimationMethod):
         """Give the model the best plan for the gradients seen so far."""
         table = self.gradients.table(self.candidate_bits)
         table.method = "one_stage"
-        plan = allocate_bits(table, **self.limits)
+        plan = allocate_within(table, self.limits, self._packed_bytes)
         changed = change_bits_(self.gradients.model, plan)
         logger.info(
             f"Decision {self.step // self.interval} of {self.decisions}: other "
@@ -231,6 +255,25 @@ class OneStage(EstimationMethod):
         )
         if self.store and if_main_process():
             self.store.save_table(table)
+            if self.store.settings is not None:  # nobody else keeps the plan
+                self.store.save_plan(plan)
+
+    def _packed_bytes(self, plan):
+        """Bytes of the file that the model makes with other bits."""
+        model = self.gradients.model
+        tensors = named_tensors(model)
+        before = {
+            name: copy.deepcopy(tensor.fake_quantize.state_dict())
+            for name, tensor in tensors.items()
+            if tensor.fake_quantize
+        }
+        change_bits_(model, plan)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                return save_packed(model, folder).stat().st_size
+        finally:
+            for name, state in before.items():
+                tensors[name].fake_quantize.load_state_dict(state)
 
     def require_decision(self):
         """Raise ValueError while the model is not within its budget.
@@ -251,6 +294,7 @@ class OneStage(EstimationMethod):
             "step": self.step,
             "steps": self.gradients.steps,
             "sums": self.gradients.sums,
+            "interval": self.interval,
         }
         torch.save(state, path)
 
@@ -260,6 +304,7 @@ class OneStage(EstimationMethod):
         del end_of_epoch
         state = torch.load(path, weights_only=True)
         self.step = state["step"]
+        self.interval = state.get("interval", self.interval)
         self.gradients.steps = state["steps"]
         self.gradients.sums = state["sums"]
         if self.settled:
@@ -347,11 +392,12 @@ class LearnedBits(Quantizer):
         self.one_stage.watch(self.model, limits)
         tensors = named_tensors(self.model).values()
         first = next(t.fake_quantize for t in tensors if t.fake_quantize)
+        self._unfollowed = listen_to_steps(
+            self, partial(_check_followed, weakref.ref(self))
+        )
         self._handles += [
             first.register_forward_pre_hook(self._check_validation),
-            register_optimizer_step_post_hook(
-                partial(_check_followed, weakref.ref(self))
-            ),
+            self._unfollowed,
         ]
 
     def follow(self, optimizer):
@@ -376,6 +422,7 @@ class LearnedBits(Quantizer):
         optimizer.register_state_dict_post_hook(self._add_state)
         optimizer.register_load_state_dict_pre_hook(self._take_state)
         self.followed = True
+        self._unfollowed.remove()
 
     def _end_step(self, *_):
         """After a step of the optimizer."""

@@ -99,20 +99,23 @@ class Pipeline:
                 "no Brain can give it: use other scores, such as "
                 'scores="kl"'
             )
+        self._check_file()
         if self.method.keeps_plan:
-            self._check_file()
             check_limits(
                 self.calibration, self.selection, self.scorer, self.limits
             )
         else:
             self.method.first_plan(self.limits)
+        if self.scorer and self.scorer.needs:
+            self.calibration.check()
 
     def _check_file(self):
         """Refuse a budget in bytes that no file can keep."""
         budget = self.limits.get("budget_bytes")
-        if budget is None or self.scorer is None:
+        chooses = self.scorer or self.method
+        if budget is None or chooses.candidate_bits is None:
             return
-        low = max(self.scorer.candidate_bits[0], self.limits["min_bits"])
+        low = max(chooses.candidate_bits[0], self.limits["min_bits"])
         plan = self._uniform(low)
         least = self.calibration.packed_bytes(plan)
         if least > budget:
@@ -144,6 +147,8 @@ class Pipeline:
     def _plan(self, progress):
         """The plan of an earlier start, or a new one; or the bits of all."""
         if not self.method.keeps_plan:
+            self.check()
+            self.store.begin()
             return self.method.first_plan(self.limits)
         plan = self.store.earlier_plan()
         if plan is not None:
@@ -194,6 +199,7 @@ class Pipeline:
         asked = self.rounding == "calibrated" and if_main_process()
         if not asked or self.store.weights_follow(self.model):
             return None
+        self.calibration.check()
         return CalibratedRounding(self.calibration)
 
     def _inherit(self, plan):

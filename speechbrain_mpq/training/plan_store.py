@@ -43,43 +43,56 @@ class PlanStore:
         """The plan of an earlier start with the same settings, or None."""
         path = self.folder and self.folder / "plan.json"
         if not path or not path.exists():
-            if self.settings is None:
-                return None
-            if self.checkpointer and self.checkpointer.find_checkpoint():
-                raise ValueError(
-                    f"{self.checkpointer.checkpoints_dir} holds checkpoints "
-                    "but no plan.json is beside them: fit would load weights "
-                    "that the bits were not chosen for. Load them with a "
-                    "Pretrainer instead, and train in another output_folder"
-                )
+            self._refuse_checkpoints()
             return None
         if self.settings is not None:
             self._check_settings(path)
         logger.info(f"Continuing with the bit plan in {path}")
         return BitPlan.load(path)
 
+    def begin(self):
+        """Note what a training is asked for that finds its plan itself.
+
+        Refused where an earlier start was asked for something else.
+        """
+        if self.folder is None or self.settings is None:
+            return
+        path = self.folder / SETTINGS
+        if path.exists():
+            self._check_settings(path)
+            return
+        self._refuse_checkpoints()
+        if if_main_process():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, self.settings)
+
+    def _refuse_checkpoints(self):
+        """Refuse checkpoints of a training that was not quantized."""
+        if self.settings is None or not self.checkpointer:
+            return
+        if self.checkpointer.find_checkpoint():
+            raise ValueError(
+                f"{self.checkpointer.checkpoints_dir} holds checkpoints "
+                "but no plan.json is beside them: fit would load weights "
+                "that the bits were not chosen for. Load them with a "
+                "Pretrainer instead, and train in another output_folder"
+            )
+
     def _check_settings(self, path):
         """Refuse a plan that was chosen with others."""
         # Older files do not tell these.
         older = {"candidate_bits": self.settings.get("candidate_bits")}
-        stored = {"rounding": "nearest", **older, **self._earlier_settings()}
+        stored = {
+            "rounding": "nearest",
+            **older,
+            **earlier_settings(self.folder),
+        }
         stored.setdefault("method", self.settings.get("method"))
         if stored != self.settings:
             raise ValueError(
                 f"{path} was chosen with {stored}, asked for is "
                 f"{self.settings}: train in another output_folder"
             )
-
-    def _earlier_settings(self):
-        """What the plan in the folder was asked for."""
-        path = self.folder / SETTINGS
-        try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path} does not tell what the plan.json beside it was asked "
-                f"for ({error}): train in another output_folder"
-            ) from error
 
     def weights_follow(self, model):
         """Whether `fit` will load all weights of a model from a checkpoint."""
@@ -114,3 +127,25 @@ class PlanStore:
             if self.settings is not None:
                 write_json(self.folder / SETTINGS, self.settings)
             plan.save(self.folder / "plan.json")
+
+
+def earlier_settings(folder):
+    """What the plan in a folder was asked for.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Of plan.json.
+
+    Returns
+    -------
+    settings : dict
+    """
+    path = Path(folder) / SETTINGS
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} does not tell what the plan.json beside it was asked "
+            f"for ({error}): train in another output_folder"
+        ) from error

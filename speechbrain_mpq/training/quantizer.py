@@ -2,20 +2,17 @@
 
 It attaches fake quantizers in place when the YAML is loaded; what a YAML may
 give it is checked there and then, as many options are used only after all data
-is prepared. Weights that no loss reaches are found after the first step, by
-the hook that torch calls after the step of any optimizer.
+is prepared.
 """
 
 import inspect
+import logging
 import os
-import weakref
 from pathlib import Path
 
 import torch
-from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.logger import get_logger
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..allocation.solver import equal_groups
 from ..quantization.codebook import check_bits
@@ -25,10 +22,10 @@ from ..quantization.plan import BitPlan, bit_plan
 from ..quantization.quant_api import clusters, coverage, dequantize_, quantize_
 from ..quantization.scheme import Scheme, Selection
 from ..quantization.tensors import named_tensors, near_misses, select
-from .checkpoints import guard_loading, recover_whole
+from .checkpoints import guard_loading
+from .unreached import check_unreached, watch_gradients
 
 logger = get_logger(__name__)
-UNREACHED = ("error", "ignore")
 
 
 def _refuse_unknown(cls, unknown):
@@ -100,76 +97,6 @@ def _check_estimator(estimator):
         )
 
 
-def _check_unreached(unreached):
-    """Refuses unknown ways with weights that have no gradient."""
-    if unreached not in UNREACHED:
-        raise ValueError(
-            f"unreached must be one of {UNREACHED}, not {unreached!r}"
-        )
-
-
-def _watch_unused_parameters(model):
-    """Check after one step that every quantized weight had a gradient."""
-    return register_optimizer_step_post_hook(_Watch(model))
-
-
-class _Watch:
-    """What has been seen of the quantized weights of a model."""
-
-    def __init__(self, model):
-        self.weights = {
-            name: weakref.ref(tensor.parameter)
-            for name, tensor in named_tensors(model).items()
-            if tensor.fake_quantize
-        }
-        self.seen = {}  # optimizer -> names of its weights
-        self.done = False  # torch lets no hook remove itself
-
-    def __call__(self, optimizer, *_):
-        """After a step: look at those weights that the optimizer has."""
-        if self.done:
-            return
-        weights = {name: weight() for name, weight in self.weights.items()}
-        if None in weights.values():  # the model is gone
-            self.done = True
-            return
-        trained = {n: w for n, w in weights.items() if w.requires_grad}
-        groups = optimizer.param_groups
-        held = {id(weight) for group in groups for weight in group["params"]}
-        mine = {n: w for n, w in trained.items() if id(w) in held}
-        if not mine:
-            return
-        second = id(optimizer) in self.seen
-        self.seen.setdefault(id(optimizer), set(mine))
-        left = set(trained).difference(*self.seen.values())
-        unreached = [n for n, w in mine.items() if w.grad is None]
-        self.done = bool(second or unreached or not left)
-        if second:
-            _warn_of_others(sorted(left))
-        elif unreached:
-            raise ValueError(_message(unreached))
-
-
-def _message(names):
-    """What is wrong, and the three ways out."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    module = names[0].rpartition(".")[0]
-    return (
-        f"no loss reaches {', '.join(names[:3])}{more}, which the quantizer "
-        f"covers: take {module!r} out of its targets, add '{module}.*' to its "
-        'exclude, or give it unreached: "ignore" where later steps reach it'
-    )
-
-
-def _warn_of_others(names):
-    """Weights that no optimizer had by the second step of one."""
-    if names:
-        logger.warning(
-            f"{len(names)} quantized tensors are trained by no optimizer yet, "
-            f"{names[0]} first: they keep their values"
-        )
-
-
 class Quantizer:
     """Quantizes the modules of a recipe in place, when its YAML is loaded.
 
@@ -199,6 +126,8 @@ class Quantizer:
         How quantized weights are trained.
     equal_bits : sequence of str
         What must get equal bits where bits are chosen (see `equal_groups`).
+    vectors : bool
+        Quantize biases, norms and all else of one dimension as well.
     unreached : str
         "error": refuse weights without a gradient after the first step.
         "ignore": later steps may reach them.
@@ -215,7 +144,8 @@ class Quantizer:
     True
     """
 
-    any_bits = False  # whether bits change in training
+    any_bits = False  # whether it changes bits in training by itself
+    method = None  # the estimation method of `choose_bits`
 
     def __init__(
         self,
@@ -229,16 +159,20 @@ class Quantizer:
         estimator=LogStep,
         equal_bits=(),
         unreached="error",
+        vectors=True,
         **unknown,
     ):
         _refuse_unknown(type(self), unknown)
         self.scheme = Scheme(granularity, codebook, rows)
-        self.selection = Selection(include, exclude)
         _check_estimator(estimator)
-        _check_unreached(unreached)
+        check_unreached(unreached)
         if not isinstance(bits, BitPlan | None):
             check_uniform_bits(bits)
         self.model = _named_targets(targets)
+        self.asked = Selection(include, exclude), vectors
+        if not vectors:
+            exclude = [*as_list(exclude), *_vectors(self.model)]
+        self.selection = Selection(include, exclude)
         self.estimator = estimator
         self.equal_bits = equal_bits
         self.unreached = unreached
@@ -266,17 +200,47 @@ class Quantizer:
             scheme=self.scheme,
         )
         self._freeze_scales_of_frozen()
-        self._handles = guard_loading(self.model, self.any_bits)
+        self._handles = guard_loading(self.model, self._bits_change)
         if self.unreached == "error":
-            self._handles.append(_watch_unused_parameters(self.model))
+            self._handles += watch_gradients(self.model)
+        _refuse_scripting(self.model)
+        self._tell()
+
+    def _tell(self):
+        """Log what was done, as soon as there is a log."""
         plan = self.plan
-        logger.info(
+        said = (
             f"Quantized {len(plan.tensors)} tensors in {len(plan.clusters)} "
             f"clusters to {plan.average_bits:.3f} bits on average, "
             f"{packed_file_bytes(self.model)} bytes in all; "
             f"{plan.rest_parameters} parameters "
             "stay in full precision"
         )
+        if logger.isEnabledFor(logging.INFO):
+            logger.info(said)
+            return
+
+        # A YAML is loaded before the script has a log.
+        def tell(module, given):
+            if logger.isEnabledFor(logging.INFO):
+                handle.remove()
+                logger.info(said)
+
+        tensors = named_tensors(self.model).values()
+        first = next(t.fake_quantize for t in tensors if t.fake_quantize)
+        handle = first.register_forward_pre_hook(tell)
+        self._handles.append(handle)
+
+    def use_method(self, method):
+        """Quantize as an estimation method wants it from now on.
+
+        Arguments
+        ---------
+        method : EstimationMethod
+            That finds the weights.
+        """
+        self.method = method
+        self.estimator = method.estimator
 
     def dequantize(self):
         """Make all parameters plain again; nothing if they are.
@@ -287,6 +251,11 @@ class Quantizer:
             dequantize_(self.model)
         while self._handles:
             self._handles.pop().remove()
+
+    @property
+    def _bits_change(self):
+        """Whether a checkpoint may have other bits than the modules."""
+        return self.any_bits or bool(self.method and not self.method.keeps_plan)
 
     @property
     def plan(self):
@@ -348,12 +317,44 @@ def _named_targets(targets):
     return torch.nn.ModuleDict(targets)
 
 
-def quantizer_of(brain, quantizer=None, include=("*",), exclude=()):
+def _vectors(model):
+    """Names of all parameters of fewer than two dimensions."""
+    tensors = named_tensors(model).values()
+    vectors = [tensor for tensor in tensors if tensor.weight.dim() < 2]
+    # Patterns have to name a tied parameter by all of its names.
+    return [n for t in vectors for n in getattr(t, "names", [t.name])]
+
+
+def _refuse_scripting(model):
+    """Say what to do where TorchScript meets a quantized module."""
+
+    def refuse(module):
+        raise ValueError(
+            f"{type(module).__name__} cannot be compiled by TorchScript, for "
+            "it is quantized: leave out --jit, or take the module out of "
+            "jit_module_keys; a packed model that is loaded can be compiled"
+        )
+
+    owners = {
+        type(owner)
+        for tensor in named_tensors(model).values()
+        if tensor.fake_quantize
+        for owner, _ in tensor.owners
+    }
+    for cls in owners:  # of each module its own, made by torch's parametrize
+        cls.__prepare_scriptable__ = refuse
+
+
+def quantizer_of(
+    brain, quantizer=None, include=("*",), exclude=(), vectors=True
+):
     """The quantizer of a Brain's modules; a new one where there is none."""
     own = getattr(getattr(brain, "hparams", None), "quantizer", None)
     quantizer = quantizer or own or getattr(brain, "chosen_quantizer", None)
     if quantizer is None:
-        quantizer = Quantizer(brain.modules, None, include, exclude)
+        quantizer = Quantizer(
+            brain.modules, None, include, exclude, vectors=vectors
+        )
         # Nothing else holds it, and the hooks are its own.
         brain.chosen_quantizer = quantizer
     elif not isinstance(quantizer, Quantizer):
@@ -361,76 +362,17 @@ def quantizer_of(brain, quantizer=None, include=("*",), exclude=()):
             "the hparams' quantizer must be a speechbrain_mpq.Quantizer, not "
             f"a {type(quantizer).__name__}"
         )
-    elif Selection(include, exclude) not in (quantizer.selection, Selection()):
+    elif (Selection(include, exclude), vectors) not in (
+        quantizer.asked,
+        (Selection(), True),
+    ):
         raise ValueError(
-            "include and exclude are the quantizer's, which is there already: "
-            "give them in its block, or the same at every call"
+            "include, exclude and vectors are the quantizer's, which is there "
+            "already: give them in its block, or the same at every call"
         )
     if quantizer.any_bits:
         raise ValueError(
             "the quantizer learns its bits in training: name a Quantizer, not "
             "LearnedBits, where choose_bits chooses them"
         )
-    return quantizer
-
-
-def pack_results(output_folder, packed=None, min_key=None, max_key=None):
-    """Writes the best checkpoint of a quantized training as a packed model.
-
-    Builds the modules anew from the folder's own hyperparams.yaml, and needs
-    neither `train.py` nor data.
-
-    Arguments
-    ---------
-    output_folder : str or Path
-        That of the training: hyperparams.yaml and, where bits were chosen,
-        plan.json are read. The hparams need `modules` and `checkpointer`.
-    packed : str or Path or None
-        Folder to write; output_folder/packed if not given.
-    min_key, max_key : str or None
-        Which checkpoint, as in `Brain.evaluate`; the latest if not given.
-
-    Returns
-    -------
-    path : Path
-        The model.safetensors.
-    """
-    folder = Path(output_folder)
-    source = folder / "hyperparams.yaml"
-    if not source.exists():
-        raise FileNotFoundError(
-            f"no {source}: name the output_folder of a finished training"
-        )
-    with open(source, encoding="utf-8") as text:
-        hparams = load_hyperpyyaml(text)
-    missing = [key for key in ("modules", "checkpointer") if key not in hparams]
-    if missing:
-        raise ValueError(
-            f"{source} has no key {missing[0]!r}, which this needs"
-        )
-    quantizer = _quantizer(hparams, folder)
-    found = recover_whole(
-        hparams["checkpointer"], min_key=min_key, max_key=max_key
-    )
-    if found is None:
-        raise ValueError(
-            f"no checkpoint in {hparams['checkpointer'].checkpoints_dir}: "
-            "finish the training first"
-        )
-    return quantizer.pack(packed or folder / "packed")
-
-
-def _quantizer(hparams, folder):
-    """The quantizer of the hparams, or one for the plan that was chosen."""
-    plan = folder / "plan.json"
-    quantizer = hparams.get("quantizer")
-    if quantizer is None:
-        if not plan.exists():
-            raise ValueError(
-                f"{folder} is of no quantized training: its hyperparams.yaml "
-                "has no quantizer, and it holds no plan.json"
-            )
-        return Quantizer(hparams["modules"], BitPlan.load(plan))
-    if plan.exists():
-        quantizer.quantize(BitPlan.load(plan))
     return quantizer
