@@ -7,10 +7,12 @@ Options that are not known here go to train.py as they are. Every system is
 one `python train.py ...`, whose output is kept in `<results_folder>/logs`.
 What was interrupted continues when started again, what is finished is only
 checked. A failing system does not stop the others; the exit status is 1 then.
+What train.py refuses, as an option that it does not have, stops all at once.
 """
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import time
@@ -39,6 +41,14 @@ STAGES = (
 )
 OWN_KEYS = ("bits", "system", "output_folder")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+
+
+_TOLD = re.compile(r"^Look and listen: (.*)/report\.html$", re.MULTILINE)
+REFUSED = 2  # exit status of train.py where it has not begun
+
+
+class Refusal(Exception):
+    """What train.py said to a command line that it cannot mean."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +84,11 @@ class Job:
             *("--results_folder", str(results_folder), *overrides),
         ]
 
-    def folder(self, results_folder):
-        """Where train.py leaves its results."""
+    def folder(self, results_folder, output=""):
+        """Where train.py left its results, by what it said of it."""
+        told = _TOLD.findall(output)
+        if told:
+            return ROOT / told[-1]
         return ROOT / results_folder / self.name / str(self.seed)
 
 
@@ -135,12 +148,15 @@ def run_all(jobs, start, limit=1, report=print):
 
 
 def run_job(job, program, results_folder, overrides):
-    """Run one system to its end; return whether it went well, and a remark."""
+    """Run one system to its end.
+
+    Returns whether it went well, a remark, and the folder of its results.
+    """
     folder = job.folder(results_folder)
     log = folder.parents[1] / "logs" / f"{job.name}_{job.seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    known = (folder / "metrics.json").exists()
-    started = time.perf_counter()
+    before = log.stat().st_size if log.exists() else 0
+    now, started = time.time(), time.perf_counter()
     with open(log, "a", encoding="utf-8") as output:
         code = subprocess.run(
             job.command(program, results_folder, overrides),
@@ -150,13 +166,19 @@ def run_job(job, program, results_folder, overrides):
             stderr=subprocess.STDOUT,
             env=ENVIRONMENT | os.environ,
         ).returncode
+    said = log.read_bytes()[before:].decode(errors="replace")
+    if code == REFUSED:
+        raise Refusal(said.splitlines()[-1])
     seconds = f"{time.perf_counter() - started:.0f} s"
     if code:
-        return False, f"FAILED with status {code} after {seconds}, see {log}"
+        remark = f"FAILED with status {code} after {seconds}, see {log}"
+        return False, remark, folder
+    folder = job.folder(results_folder, said)
     try:
         average = load_run(folder)["average"]
+        known = (folder / "metrics.json").stat().st_mtime < now
     except (ValueError, OSError) as error:
-        return False, f"FAILED after {seconds}: {error}"
+        return False, f"FAILED after {seconds}: {error}", folder
     scores = ", ".join(
         f"{title} {average[key]:.2f}{unit}"
         for title, key, unit in (
@@ -166,7 +188,7 @@ def run_job(job, program, results_folder, overrides):
         if average[key] is not None
     )
     how = "finished already" if known else f"done in {seconds}"
-    return True, f"{how}: {scores}"
+    return True, f"{how}: {scores}", folder
 
 
 def read_options(arguments=None):
@@ -179,6 +201,11 @@ def read_options(arguments=None):
         "--results_folder", default="results", help="within the repository"
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument(
+        "--wide",
+        action="store_true",
+        help="every bucket of angles in the table",
+    )
     options, overrides = parser.parse_known_args(arguments)
     for text in overrides:
         key = text.split("=")[0].removeprefix("--")
@@ -196,17 +223,27 @@ def main(arguments=None, program=TRAIN):
     options, overrides = read_options(arguments)
     jobs = all_jobs(options.seed)
 
+    folders = {}
+
     def start(job):
-        return run_job(job, program, options.results_folder, overrides)
+        went_well, remark, folders[job] = run_job(
+            job, program, options.results_folder, overrides
+        )
+        return went_well, remark
 
     def report(line):
         print(line, flush=True)
 
-    failed = run_all(jobs, start, options.jobs, report)
+    try:
+        failed = run_all(jobs, start, options.jobs, report)
+    except Refusal as refusal:
+        print(f"stopped: {refusal}", file=sys.stderr)
+        return REFUSED
     done = [job for job in jobs if job not in failed]
     if done:
-        runs = [load_run(job.folder(options.results_folder)) for job in done]
-        print(results_table(sorted(runs, key=table_order)))
+        runs = [load_run(folders[job]) for job in done]
+        runs = sorted(runs, key=table_order)
+        print(results_table(runs, wide=options.wide))
     if failed:
         names = ", ".join(f"{job.name} (seed {job.seed})" for job in failed)
         print(f"{len(failed)} of {len(jobs)} failed: {names}", file=sys.stderr)

@@ -29,6 +29,12 @@ def add_arguments(parser):
         default="all",
         help="a row for each seed, or only their mean and standard deviation",
     )
+    parser.add_argument(
+        "--wide",
+        action="store_true",
+        help="every condition, as the angle buckets, and the speed; without "
+        "it the table has 80 columns",
+    )
     parser.add_argument("--html", help="write a page to this file as well")
 
 
@@ -45,16 +51,26 @@ def run(options):
     code : int
         Exit status.
     """
-    from ..evaluation.results_table import results_table
+    from ..evaluation.results_table import results_table, tables_of
     from ..evaluation.runs import gather
 
     runs = gather(*(options.folders or ["results"]))
-    shown = results_table(runs, options.against, options.seeds)
+    tables = tables_of(runs, options.against)
+    shown = []
+    for number, (group, against) in enumerate(tables, 1):
+        if len(tables) > 1:
+            corpus = group[0].get("corpus") or "unnamed"
+            shown.append(
+                f"Test set {number} of {len(tables)}, corpus {corpus}, as "
+                f"{group[0]['folder']}:\n"
+            )
+        table = results_table(group, against, options.seeds, options.wide)
+        shown.append(table + "\n" * (number < len(tables)))
     if options.html:
         from ..evaluation.report import write_table
 
         write_table(options.html, runs, options.against, options.seeds)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # not all terminals have †
-    print(shown)
+    print("\n".join(shown))
     return 0

@@ -6,6 +6,7 @@ systems 1, 3 and 4). Runs are compared with the baseline's run of the same
 seed, by the significance test of their task.
 """
 
+import re
 from itertools import combinations
 from statistics import fmean, stdev
 
@@ -141,10 +142,15 @@ def _one_named(asked, known):
     raise ValueError(f"the baseline {asked!r} {problem}; choose from: {there}")
 
 
-def _names(system, bits, estimator):
+def _names(system, bits, estimator, variant=None):
     """Names that a system is called by, the longest last."""
     names = [system, f"{system}_{bits:g}bit"]
-    return [*names, f"{names[1]}_{estimator}"] if estimator else names
+    if estimator:
+        names.append(f"{names[1]}_{estimator}")
+    if variant:
+        said = re.sub(r"[ ,]+", "_", variant)
+        names = [f"{name}_{said}" for name in names]
+    return names
 
 
 EQUAL_BYTES = 0.01  # largest relative difference of sizes called equal

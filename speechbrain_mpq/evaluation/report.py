@@ -19,7 +19,12 @@ from .comparisons import compare
 from .mapsswe import SIGNIFICANCE_LEVEL
 from .media import example_section, picture
 from .page import page, tag, text
-from .results_table import difference_cells, table_cells, table_notes
+from .results_table import (
+    difference_cells,
+    table_cells,
+    table_notes,
+    tables_of,
+)
 from .runs import FULL_PRECISION, bits_text, label, size_text, task_of
 
 
@@ -445,18 +450,22 @@ def write_table(path, runs, against=None, seeds="all"):
     path : str | Path
         The file; its folder must exist.
     runs : list[dict]
-        Contents of metrics.json files, as `runs.gather` gives them.
+        Contents of metrics.json files, as `runs.gather` gives them; there is
+        a table for each test set.
     against : sequence of str | None
         Baselines of the marks, see `choose_baselines`.
     seeds : str
         "all" or "mean", see `table_cells`.
     """
-    sections = [
-        tag("h1", tag("small", "Results") + "Systems on one test set"),
-        tag("p", text(_origin(runs[0], ("corpus", "test_set"))), class_="soft"),
-        _table_section(runs, against, seeds),
-        _pareto_section(runs, own=False),
-    ]
+    sections = []
+    for group, marked in tables_of(runs, against):
+        origin = _origin(group[0], ("corpus", "test_set"))
+        sections += [
+            tag("h1", tag("small", "Results") + "Systems on one test set"),
+            tag("p", text(origin), class_="soft"),
+            _table_section(group, marked, seeds),
+            _pareto_section(group, own=False),
+        ]
     write_text(path, page("Results", "\n".join(sections)))
 
 

@@ -10,7 +10,14 @@ from ..utils import read_json, write_json
 from .metrics import significance, summarise
 from .report import Evidence, write_report
 from .results_table import results_table
-from .runs import label, load_run, system_key, table_order, task_of
+from .runs import (
+    label,
+    load_run,
+    system_key,
+    table_order,
+    task_of,
+    told_apart,
+)
 from .separation_task import SEPARATION
 
 logger = get_logger(__name__)
@@ -65,7 +72,8 @@ def write_results(
             scored.items, others[0]["items"], others[0]["system"], task
         )
     _write_examples(folder, scored.examples)
-    runs = [{**metrics, "items": scored.items, "folder": folder}, *others]
+    run = {**metrics, "items": scored.items, "folder": folder}
+    runs = told_apart([run, *others])
     files = [folder / f"{name}.json" for name in _SHOWN]
     evidence = Evidence(
         examples=[_shown(example, runs) for example in scored.examples],
@@ -78,20 +86,22 @@ def write_results(
     return metrics
 
 
-def show_results(folders):
+def show_results(folders, wide=True):
     """Lay out the table of some finished experiments as text.
 
     Arguments
     ---------
     folders : sequence[str or Path]
         Folders with metrics.json, all on one test set.
+    wide : bool
+        Whether to show every condition, see `results_table`.
 
     Returns
     -------
     str
         The table.
     """
-    return results_table([load_run(path) for path in folders])
+    return results_table(told_apart(map(load_run, folders)), wide=wide)
 
 
 def _training_curve(path):

@@ -4,6 +4,7 @@ Columns are the measures of the task by condition; rows are systems, and their
 mean and standard deviation where there are several seeds.
 """
 
+import textwrap
 from statistics import fmean
 
 from .comparisons import (
@@ -19,17 +20,19 @@ from .runs import (
     KIB,
     MIB,
     bits_text,
+    by_test_set,
     check_same_test_set,
     full_label,
     system_key,
     task_of,
 )
 
+TERMINAL = 80  # columns, of tables that are not wide
 NOTHING = "-"  # shown where a value is not known
 SEEDS = ("all", "mean")  # rows of every run, or of every system only
 
 
-def table_cells(runs, against=None, seeds="all"):
+def table_cells(runs, against=None, seeds="all", wide=True):
     """Lay out the cells of the results table.
 
     Arguments
@@ -42,6 +45,8 @@ def table_cells(runs, against=None, seeds="all"):
         "all": a row for each run, and the mean and the standard deviation
         over the seeds of a system below. "mean": only these for systems with
         several seeds.
+    wide : bool
+        False: averages over the conditions only, and no speed.
 
     Returns
     -------
@@ -71,7 +76,7 @@ def table_cells(runs, against=None, seeds="all"):
     if seeds not in SEEDS:
         raise ValueError(f"seeds must be one of {SEEDS}, not {seeds!r}")
     check_same_test_set(runs)
-    layout = _Layout(runs, against)
+    layout = _Layout(runs, against, wide)
     rows = []
     if layout.task.unprocessed:
         rows.append(layout.input_row(runs[0]))
@@ -124,9 +129,11 @@ def difference_cells(runs):
 class _Layout:
     """Columns of one table, and the rows that fill them."""
 
-    def __init__(self, runs, against):
+    def __init__(self, runs, against, wide):
         self.runs = runs
         self.task = task_of(runs[0])
+        self.names = self.task.condition_names if wide else ()
+        self.speed = self.task.speed if wide else None
         self.baselines = choose_baselines(runs, against)
         self.with_estimation = any(run.get("estimator") for run in runs)
         self.with_seed = len({run.get("seed") for run in runs}) > 1
@@ -137,11 +144,11 @@ class _Layout:
         self.full_bytes = full[0].get("model_bytes") if full else None
         lead = self._lead("sys", "system", "estimation", "#bit", "seed")
         tail = [unit_name, "ratio"]
-        if self.task.speed:
-            tail.append(self.task.speed)
+        if self.speed:
+            tail.append(self.speed)
         titles = [self._title(measure) for measure in self.task.columns]
-        if self.task.conditions:
-            names = [*self.task.condition_names, "avg."]
+        if self.task.conditions and self.names:
+            names = [*self.names, "avg."]
             columns = names * len(titles)
         else:
             names, columns = [""], titles
@@ -160,7 +167,7 @@ class _Layout:
 
     def _blocks(self, run):
         """Blocks of numbers of a run, one for every column of a measure."""
-        names = self.task.condition_names if self.task.conditions else ()
+        names = self.names if self.task.conditions else ()
         return [*(run["buckets"][name] for name in names), run["average"]]
 
     def input_row(self, run):
@@ -171,7 +178,7 @@ class _Layout:
             names = self.task.condition_names
             values = [run["buckets"][name].get(key) for name in names]
             shown = [*values, _mean(values)]
-            if not self.task.conditions:
+            if not (self.task.conditions and self.names):
                 shown = shown[-1:]
             row = [_number(value, measure.decimals) for value in shown]
             if measure.test:
@@ -237,7 +244,7 @@ class _Layout:
             _number(None if size is None else size / self.unit, decimals),
             _number(ratio or None, 1),
         ]
-        if self.task.speed:
+        if self.speed:
             tail.append(_number(run.get("seconds_per_hour"), 1))
         return [*lead, *numbers, *tail]
 
@@ -276,7 +283,7 @@ def _mean(values):
 _TO_THE_LEFT = ("sys", "system", "estimation", "same size, by seed")
 
 
-def results_table(runs, against=None, seeds="all"):
+def results_table(runs, against=None, seeds="all", wide=True):
     """Lay out systems scored on one test set as plain text.
 
     Arguments
@@ -287,6 +294,8 @@ def results_table(runs, against=None, seeds="all"):
         Baselines that marks refer to, see `choose_baselines`.
     seeds : str
         "all" or "mean", see `table_cells`.
+    wide : bool
+        False: averages only, in 80 columns.
 
     Returns
     -------
@@ -295,15 +304,54 @@ def results_table(runs, against=None, seeds="all"):
         below it what the marks say and, where systems have several seeds, the
         differences between those of equal bytes.
     """
-    groups, header, rows = table_cells(runs, against, seeds)
+    groups, header, rows = table_cells(runs, against, seeds, wide)
     lines = _aligned(header, rows)
+    if not wide and len(lines[0]) > TERMINAL:
+        lines = _aligned(header, rows, gap=" ")
     if any(title for title, _ in groups):
         lines.insert(0, _group_line(groups, _widths(header, rows)))
-    lines += table_notes(runs, against, seeds)
+    notes = table_notes(runs, against, seeds)
+    for note in notes:
+        indent = {"subsequent_indent": "  "}
+        lines += [note] if wide else textwrap.wrap(note, TERMINAL, **indent)
     header, rows = difference_cells(runs)
     if rows:
         lines += ["", *_aligned(header, rows)]
     return "\n".join(lines)
+
+
+def tables_of(runs, against=None):
+    """Split runs by what they were scored on, each with its baselines.
+
+    Arguments
+    ---------
+    runs : list[dict]
+        Contents of metrics.json files.
+    against : sequence of str | None
+        Baselines of the first, the largest table; the others have them too
+        where these are there.
+
+    Returns
+    -------
+    list of tuple
+        (runs, against) of each table.
+
+    Example
+    -------
+    >>> run = {"system": "kl", "bits": 4}
+    >>> tables_of([run]) == [([run], None)]
+    True
+    """
+    found = []
+    for group in by_test_set(runs):
+        own = against
+        if found:
+            try:
+                choose_baselines(group, against)
+            except ValueError:
+                own = None
+        found.append((group, own))
+    return found
 
 
 def table_notes(runs, against=None, seeds="all"):
@@ -355,6 +403,9 @@ def table_notes(runs, against=None, seeds="all"):
         if untested:
             note += f"; not tested: {', '.join(dict.fromkeys(untested))}"
         notes.append(note)
+    for number, (run, *_) in enumerate(systems, 1):
+        if run.get("variant"):
+            notes.append(f"sys {number}: {run['variant']}")
     if len(systems) < len(runs):
         over = "mean and standard deviation over the seeds of a system"
         marked = "; marked if no seed differs" if notes else ""
@@ -362,12 +413,12 @@ def table_notes(runs, against=None, seeds="all"):
     return notes
 
 
-def _aligned(header, rows):
+def _aligned(header, rows, gap="  "):
     """Lines of a table with its columns aligned, ruled below the header."""
     widths = _widths(header, rows)
     left = [title in _TO_THE_LEFT for title in header]
     lines = [
-        "  ".join(
+        gap.join(
             cell.ljust(width) if to_left else cell.rjust(width)
             for cell, width, to_left in zip(row, widths, left)
         )

@@ -131,6 +131,7 @@ def table_order(run):
         name,
         run["bits"],
         run.get("estimator") or "",
+        run.get("variant") or "",
         run.get("seed") or 0,
     )
 
@@ -146,12 +147,15 @@ def system_key(run):
     Returns
     -------
     tuple
+        Name, bits, estimator and, where a run has one, its variant: what it
+        has other than the run whose folder it would have had.
     """
-    return run["system"], run["bits"], run.get("estimator")
+    key = run["system"], run["bits"], run.get("estimator")
+    return (*key, run["variant"]) if run.get("variant") else key
 
 
 def full_label(run, runs):
-    """Name a run with its estimation, where others need it to differ.
+    """Name a run with its estimation and variant, where others differ in them.
 
     Arguments
     ---------
@@ -173,17 +177,18 @@ def full_label(run, runs):
     ... )
     ('kl 4 bit', 'kl 4 bit ADMM')
     """
-    same = [
-        other.get("estimator")
-        for other in runs
-        if (other["system"], other["bits"]) == (run["system"], run["bits"])
-    ]
-    several = len(set(same)) > 1 and run.get("estimator")
-    return f"{label(run)} {run['estimator']}" if several else label(run)
+    mine = system_key(run)
+    same = [key for key in map(system_key, runs) if key[:2] == mine[:2]]
+    name = label(run)
+    if len({key[2] for key in same}) > 1 and mine[2]:
+        name += f" {mine[2]}"
+    if len({key for key in same if key[:3] == mine[:3]}) > 1 and mine[3:]:
+        name += f" ({mine[3]})"
+    return name
 
 
 _NUMBERS = ("average_bits", "model_bytes", "fp32_bytes", "seconds_per_hour")
-_TEXTS = ("task", "test_set", "estimator", "corpus")
+_TEXTS = ("task", "test_set", "estimator", "variant", "corpus")
 
 
 def load_metrics(path):
@@ -285,7 +290,75 @@ def gather(*folders):
             )
         for path in paths:
             found.setdefault(path.resolve(), path.parent)
-    return sorted(map(load_run, found.values()), key=table_order)
+    return told_apart(sorted(map(load_run, found.values()), key=table_order))
+
+
+def told_apart(runs):
+    """Keep variants where names, bits and estimation do not tell runs apart.
+
+    Arguments
+    ---------
+    runs : sequence of dict
+        Contents of metrics.json files.
+
+    Returns
+    -------
+    list[dict]
+        The same without a "variant" that nobody needs.
+
+    Example
+    -------
+    >>> one = {"system": "kl", "bits": 4, "variant": "rows 8"}
+    >>> two = {"system": "kl", "bits": 4}
+    >>> ["variant" in run for run in told_apart([one, two])]
+    [True, False]
+    >>> told_apart([one]) == [two]
+    True
+    """
+    runs = list(runs)
+    names = [(*system_key(run)[:3], run.get("seed")) for run in runs]
+    return [
+        run
+        if names.count(name) > 1
+        else {key: value for key, value in run.items() if key != "variant"}
+        for run, name in zip(runs, names)
+    ]
+
+
+def by_test_set(runs):
+    """Group runs by what they were scored on.
+
+    Arguments
+    ---------
+    runs : list[dict]
+        Contents of metrics.json files.
+
+    Returns
+    -------
+    list[list[dict]]
+        The largest group first; each fits in one table.
+
+    Example
+    -------
+    >>> runs = [{"system": name, "bits": 4} for name in ("kl", "hes")]
+    >>> runs = [{**run, "test_set": run["system"]} for run in runs]
+    >>> [len(group) for group in by_test_set(runs)]
+    [1, 1]
+    """
+    groups = []
+    for run in runs:
+        if len(runs) > 1:
+            _test_set(run)  # it must tell
+        for group in groups:
+            try:
+                check_same_test_set([group[0], run])
+            except ValueError:
+                continue
+            group.append(run)
+            break
+        else:
+            groups.append([run])
+    return sorted(groups, key=len, reverse=True)
 
 
 def check_same_test_set(runs):

@@ -33,6 +33,7 @@ from ..simulation.dataio import (
 )
 from ..training.brain import QuantizationBrain
 from ..utils import read_json
+from .costs import cost_of
 
 
 class Separation(QuantizationBrain):
@@ -215,6 +216,68 @@ def make_brain(separator, hparams, run_opts):
     return brain
 
 
+def check(hparams, run_opts):
+    """Refuse what cannot be done, before any work; tell what the rest costs.
+
+    Arguments
+    ---------
+    hparams : dict
+        Loaded hyper-parameters of an experiment.
+    run_opts : dict
+        SpeechBrain's run options.
+
+    Returns
+    -------
+    cost : Cost
+        Of the experiment.
+    """
+    for key in ("admm", "one_stage"):
+        if isinstance(hparams[key], dict):
+            raise ValueError(f"--{key} names no object: use hparams/{key}_4bit")
+    if hparams["skip_prep"]:
+        for split in ("train", "valid", "test"):
+            path = Path(hparams[f"{split}_speech"])
+            if not path.exists():
+                raise FileNotFoundError(
+                    f"no {path}: write it, name it with --{split}_speech, or "
+                    "leave out --skip_prep"
+                )
+    wanted = hparams["calibration_mixtures"]
+    if not 1 <= wanted <= hparams["mixtures"]["train"]:
+        raise ValueError(
+            f"--calibration_mixtures {wanted}: they are taken from the "
+            f"{hparams['mixtures']['train']} training mixtures"
+        )
+    separator = starting_separator(hparams)
+    brain = make_brain(separator, hparams, run_opts)
+    parameters = sum(p.numel() for p in separator.parameters())
+    return cost_of(hparams, parameters, brain.trains)
+
+
+def estimation_text(brain):
+    """Say what `estimate` will do, in a line for the terminal.
+
+    Arguments
+    ---------
+    brain : Separation
+        From `make_brain`.
+
+    Returns
+    -------
+    text : str
+    """
+    hparams = brain.hparams
+    trains = brain.trains and hparams.number_of_epochs
+    parts = ["train"] if trains else []
+    if hparams.bits != 32:
+        parts.insert(
+            0, "round" if not hparams.round_calibrated else "fit layers"
+        )
+        if hparams.scores is not None:
+            parts.insert(0, "score clusters, choose bits")
+    return ", ".join(parts) or "full precision as it is"
+
+
 def load_data(brain, hparams):
     """Prepare speech and rooms, and make the datasets.
 
@@ -324,8 +387,10 @@ def describe_system(brain, hparams, plan, packed, fp32_bytes):
     system : dict
         See `write_results`.
     """
+    variant = hparams.get("variant")
     return {
         "system": hparams["system"],
+        **({"variant": variant} if variant else {}),
         "bits": hparams["bits"],
         "average_bits": plan.average_bits if plan else 32,
         "estimator": hparams["estimator"].__name__ if plan else None,

@@ -1,71 +1,54 @@
-"""What an experiment was asked, and whether two were asked the same.
+"""The folder of one experiment, and the experiments that another one needs.
 
-Settings are the top-level keys of a hyper-parameter file with all references
-resolved and all overrides applied. How they are written does not matter, nor
-do comments and where the results lie.
+A folder belongs to one set of settings. Starting the same again continues or
+does nothing. Where a finished run with others is in it, the new one gets a
+folder of its own beside it, so that no result can come from a mixture of two;
+an unfinished one makes room.
 
-The folder of one experiment: what it was asked, whether it is finished.
-
-A folder belongs to one set of hyper-parameters. Starting the same again
-continues or does nothing; starting another in it is refused, so that no
-result can come from a mixture of two.
-
-Experiments that another one needs: its baselines and its prototypes.
-
-They are run before it, where they are missing, with what they share of its
-overrides: sizes, data and weights are then the same in all.
+Baselines and prototypes are run before the experiment, where they are missing,
+with what they depend on of its overrides: sizes, data and weights are then the
+same in all.
 """
 
 import hashlib
+import itertools
 import json
 import math
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.utils.logger import get_logger
 
 from ..utils import write_json
-
-# Keys that say where or how fast, not what comes out.
-PLACES = (
-    *("output_folder", "results_folder", "data_folder", "workers"),
-    "mix_on_device",  # the same but for rounding
+from .hparams_source import (
+    PLACES,
+    REPORTED,
+    HparamsSource,
+    differing,
+    entries,
+    hparams_text,
+    overrides_text,
+    read_hparams,
+    settings_of,
+    unread,
 )
 
+try:
+    import fcntl
+except ImportError:  # not on Windows: nobody is asked there
+    fcntl = None
 
-# Keys of what is told about a result beside it: they change its report only.
-REPORTED = ("against", "examples")
-_YAML = "tag:yaml.org,2002:"
-_TYPED = {_YAML + kind for kind in ("null", "bool", "int", "float")}
-
-
-def resolved_text(path, overrides=""):
-    """A hyper-parameter file with its references and overrides resolved."""
-    if overrides:  # in one form, however they are written
-        overrides = yaml.serialize(yaml.compose(overrides))
-    with open(path, encoding="utf-8") as source:
-        return resolve_references(source, overrides).getvalue()
-
-
-def settings_of(text):
-    """What a resolved file asks for, JSON-ready."""
-    settings = {
-        key.value: _plain(value) for key, value in yaml.compose(text).value
-    }
-    folder = str(settings.get("output_folder") or "")
-    settings = {k: v for k, v in settings.items() if k not in PLACES}
-    return _without(folder, settings) if folder else settings
-
-
-def _differing(settings, others):
-    """Keys whose values differ, or that one of both lacks."""
-    missing = object()
-    return sorted(
-        key
-        for key in {*settings, *others}
-        if settings.get(key, missing) != others.get(key, missing)
-    )
+__all__ = ["Experiment", "Step", "plan_steps", "read_hparams"]
+logger = get_logger(__name__)
+_LONGEST = 48  # letters of what a folder's name says of its settings
+# ADMM has an estimator and an optimizer of its own, with another unit of lr.
+ADMM_KEYS = {"estimator", "opt_class", "lr", "round_calibrated"}
+# How weights are found after the bits are: what "estimation" means in tables.
+ESTIMATION = ("estimator", "round_calibrated")
 
 
 def digest(paths, begin=""):
@@ -87,67 +70,41 @@ def text_digest(text, paths):
     return digest(paths, begin="\n".join(lines))
 
 
-def _plain(node):
-    """A YAML node as JSON has it, tags kept."""
-    if isinstance(node, yaml.MappingNode):
-        content = {key.value: _plain(value) for key, value in node.value}
-    elif isinstance(node, yaml.SequenceNode):
-        content = [_plain(value) for value in node.value]
-    elif node.tag in _TYPED:
-        return yaml.safe_load(node.value)
-    else:
-        content = node.value
-    return content if node.tag.startswith(_YAML) else {node.tag: content}
-
-
-def _without(folder, value):
-    """A value without the folder's name in it."""
-    if isinstance(value, dict):
-        return {key: _without(folder, item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without(folder, item) for item in value]
-    if isinstance(value, str) and f"{value}/".startswith(f"{folder}/"):
-        return "<output_folder>" + value[len(folder) :]
-    return value
-
-
-logger = get_logger(__name__)
-
-
-def read_hparams(path, overrides=""):
-    """Load a hyper-parameter file."""
-    with open(path, encoding="utf-8") as source:
-        return load_hyperpyyaml(source, overrides)
-
-
 class Experiment:
     """Output folder of one experiment.
 
     Arguments
     ---------
-    hparams : dict
-        Loaded hyper-parameters; `output_folder` is used.
-    hparams_file : str
-        Where they come from.
-    overrides : str
-        YAML text of the overrides.
+    source : HparamsSource
+        What it is asked; its `output_folder`, or one beside that, is used.
     inputs : sequence of str or Path
         Files that the result depends on too, such as the weights to start
         from; what is missing is left out.
     """
 
-    def __init__(self, hparams, hparams_file, overrides="", inputs=()):
-        self.folder = Path(hparams["output_folder"])
-        text = resolved_text(hparams_file, overrides)
-        self.asked = {"settings": settings_of(text), "inputs": digest(inputs)}
-        stored = self._stored(text, inputs) or self.asked
-        keys = _differing(stored["settings"], self.asked["settings"])
-        self.report_differs = [key for key in keys if key in REPORTED]
-        keys = [key for key in keys if key not in REPORTED]
-        if stored["inputs"] != self.asked["inputs"]:
-            keys.append("weights or architecture to start from")
-        if keys:
-            raise self._refusal(f"settings: {', '.join(keys)}")
+    def __init__(self, source, inputs=()):
+        self.source = source
+        self.asked = {"settings": source.settings, "inputs": digest(inputs)}
+        self.variant = ""  # what tells it from the run in the usual folder
+        self.note = ""  # where it is, where that is not the usual folder
+        self.makes_room = False  # an unfinished other run
+        self.report_differs = []
+        self.folder = source.output_folder
+        self._inputs = inputs
+        self._lock = None
+        keys = self._differing()
+        if not keys:
+            return
+        if not self.finished and not _in_use(self.folder):
+            self.makes_room = True
+            return
+        if "output_folder" in source.given:
+            raise ValueError(
+                f"{self.folder} holds a run with other "
+                f"{', '.join(self._roots(keys))}: "
+                "leave out --output_folder, or name another"
+            )
+        self._move(keys)
 
     @property
     def finished(self):
@@ -156,27 +113,107 @@ class Experiment:
 
     @property
     def state(self):
-        """One sentence on a finished experiment."""
-        said = f"{self.folder} is finished already"
-        if self.report_differs:
-            said += (
-                f"; its report was made with another "
+        """What there is to say of it before it runs; or nothing."""
+        said = [self.note] if self.note else []
+        if self.finished:
+            said.append(f"{self.folder} is finished already")
+        elif (self.folder / "settings.json").exists() and not self.makes_room:
+            said.append(f"goes on with what is in {self.folder}")
+        if self.finished and self.report_differs:
+            said.append(
+                f"its report was made with another "
                 f"{' and '.join(self.report_differs)}: delete its "
                 "metrics.json to have it scored and written again"
             )
-        return said
-
-    def log_finished(self):
-        """Log so; a warning, which is seen, where its report is another."""
-        log = logger.warning if self.report_differs else logger.info
-        log(self.state)
+        return "; ".join(said)
 
     def start(self):
         """Make the folder and note whose it is."""
+        if self.makes_room:
+            _put_aside(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _hold(self.folder)
         write_json(self.folder / "settings.json", self.asked)
 
-    def _stored(self, text, inputs):
+    def read(self):
+        """Load the hyper-parameters, with all their objects, for this folder.
+
+        Returns
+        -------
+        hparams : dict
+        """
+        hparams = self.source.read(**self._places())
+        hparams["variant"] = self.variant
+        return hparams
+
+    def write_hyperparams(self):
+        """Leave the resolved hyper-parameters in the folder."""
+        text = self.source.written(**self._places())
+        head = f"# Resolved from:\n# {self.source.path}\n# yamllint disable\n"
+        path = self.folder / "hyperparams.yaml"
+        path.write_text(head + text, encoding="utf-8")
+
+    def _places(self):
+        """The folder, where it is not the one that the file names."""
+        usual = self.folder == self.source.output_folder
+        return {} if usual else {"output_folder": str(self.folder)}
+
+    def _move(self, keys):
+        """Take a folder whose name says what is different."""
+        words = {key: self._word(key) for key in self._roots(keys)}
+        name = "-".join(words.values())
+        exact = digest([], json.dumps(self.asked, sort_keys=True))[:8]
+        first = self.folder
+        for suffix in (name[:_LONGEST].rstrip("-_."), exact):
+            parent = f"{first.parent.name}-{suffix}"
+            self.folder = first.parent.with_name(parent) / first.name
+            self.makes_room = bool(self._differing())
+            if not (
+                self.makes_room and (self.finished or _in_use(self.folder))
+            ):
+                break
+        shown = [word for key, word in words.items() if key != "estimator"]
+        self.variant = ", ".join(shown).replace("_", " ")
+        self.note = (
+            f"{first} holds a run with other {', '.join(words)}: this one is "
+            f"in {self.folder}"
+        )
+
+    def _roots(self, keys):
+        """Of differing keys those that others do not merely follow."""
+        known = entries(self.source.text)
+        free = [
+            key
+            for key in keys
+            if key in known and "!ref" not in yaml.serialize(known[key])
+        ]
+        return free or keys
+
+    def _word(self, key):
+        """A key with its value, as a part of a folder's name."""
+        value = self.asked["settings"].get(key)
+        if key not in self.asked["settings"]:
+            return f"weights_{self.asked['inputs'][:6]}"
+        if isinstance(value, dict) and len(value) == 1 and key == "estimator":
+            return next(iter(value)).rpartition(".")[2]
+        if isinstance(value, dict | list):
+            return f"{key}_{digest([], json.dumps(value))[:6]}"
+        said = Path(value).stem if isinstance(value, str) else value
+        return re.sub(r"[^\w.+-]+", "_", f"{key}_{said}")
+
+    def _differing(self):
+        """In what a run in the folder differs; nothing where there is none."""
+        stored = self._stored()
+        if stored is None:
+            return []
+        keys = differing(stored["settings"], self.asked["settings"])
+        self.report_differs = [key for key in keys if key in REPORTED]
+        keys = [key for key in keys if key not in REPORTED]
+        if stored["inputs"] != self.asked["inputs"]:
+            keys.append("weights or architecture to start from")
+        return keys
+
+    def _stored(self):
         """What the folder's run was asked; None without one."""
         path = self.folder / "settings.json"
         if not path.exists():
@@ -188,39 +225,210 @@ class Experiment:
             return stored
         # An older run left a hash: of these settings, or of those it saved?
         saved = self.folder / "hyperparams.yaml"
-        texts = [text]
+        texts = [self.source.resolved]
         if saved.exists():
             texts.append(saved.read_text(encoding="utf-8"))
         for candidate in texts:
-            if text_digest(candidate, inputs) == stored["sha256"]:
+            if text_digest(candidate, self._inputs) == stored["sha256"]:
                 settings = settings_of(candidate)
-                return {"settings": settings, "inputs": digest(inputs)}
+                return {"settings": settings, "inputs": digest(self._inputs)}
         raise self._refusal("settings or weights (see its hyperparams.yaml)")
 
     def _refusal(self, difference):
-        """An error for a folder that belongs to another experiment."""
+        """An error for a folder of which nobody knows what is in it."""
         return ValueError(
             f"{self.folder} holds a run with other {difference}. Delete it, "
             "or choose another place with --results_folder"
         )
 
 
-# ADMM has an estimator and an optimizer of its own, with another unit of lr.
-ADMM_KEYS = {"estimator", "opt_class", "lr", "round_calibrated"}
+def _hold(folder):
+    """Marks a folder as in use, until this process ends, however it ends."""
+    if fcntl is None:
+        return None
+    lock = open(folder / ".in_use", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another process, or a file system without locks
+        pass
+    return lock
 
 
-def run_baselines(run, hparams, overrides):
-    """Run the experiments that one is compared with."""
-    folders = []
+def _in_use(folder):
+    """Whether another process is at work in a folder."""
+    path = folder / ".in_use"
+    if fcntl is None or not path.exists():
+        return False
+    with open(path) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _put_aside(folder):
+    """Removes an unfinished run, or keeps what took time under a new name."""
+    if not any(folder.glob("scores.json")) and not any(folder.glob("save/C*")):
+        shutil.rmtree(folder)
+        return
+    names = (
+        f"{folder.name}_unfinished_{count}" for count in itertools.count(1)
+    )
+    aside = next(
+        path for path in map(folder.with_name, names) if not path.exists()
+    )
+    folder.rename(aside)
+    logger.warning(
+        f"{folder} held an unfinished run with other settings: it is {aside} "
+        "now, and may be deleted"
+    )
+
+
+@dataclass(eq=False)
+class Step:
+    """One experiment of those that a command line asks for.
+
+    Arguments
+    ---------
+    source : HparamsSource
+        What it is asked.
+    hparams : dict
+        Loaded, to look at: its folder is another.
+    baselines : list of Step
+        What it is compared with.
+    prototypes : dict
+        Bits -> the uniform system of these bits that it inherits from.
+
+    Example
+    -------
+    >>> Step(None, {"system": "kl", "bits": 4}).hparams["bits"]
+    4
+    """
+
+    source: HparamsSource
+    hparams: dict
+    baselines: list = field(default_factory=list)
+    prototypes: dict = field(default_factory=dict)
+    experiment: Experiment | None = None
+
+    def begin(self, input_files):
+        """Find the folder, after those that it needs have run.
+
+        Arguments
+        ---------
+        input_files : callable
+            (hparams, packed prototypes) -> files that the result depends on.
+
+        Returns
+        -------
+        experiment : Experiment
+        """
+        inputs = input_files(self.hparams, self.packed_prototypes)
+        self.experiment = Experiment(self.source, inputs)
+        return self.experiment
+
+    @property
+    def folder(self):
+        """Where its results are; known when it has begun."""
+        return self.experiment.folder
+
+    @property
+    def packed_prototypes(self):
+        """Bits -> packed folder."""
+        return {
+            bits: step.folder / "packed"
+            for bits, step in self.prototypes.items()
+        }
+
+
+def plan_steps(source):
+    """List the experiments of a command line in the order of their needs.
+
+    Nothing is run, and no folder is made.
+
+    Arguments
+    ---------
+    source : HparamsSource
+        The last of them.
+
+    Returns
+    -------
+    steps : list of Step
+        Each once; the one that was asked for is the last.
+    """
+    steps = {}
+
+    def add(source):
+        key = json.dumps(
+            [source.settings, str(source.output_folder)], sort_keys=True
+        )
+        if key not in steps:
+            step = Step(source, _look(source))
+            for asked in baselines_of(source, step.hparams):
+                baseline = add(HparamsSource(*asked))
+                if baseline not in step.baselines:
+                    step.baselines.append(baseline)
+            step.prototypes = {
+                bits: add(HparamsSource(*asked))
+                for bits, asked in prototypes_of(source, step.hparams).items()
+            }
+            steps[key] = step
+        return steps[key]
+
+    add(source)
+    return list(steps.values())
+
+
+def _look(source):
+    """Loaded hyper-parameters, without a trace in the folder of results."""
+    with tempfile.TemporaryDirectory() as folder:
+        hparams = source.read(output_folder=folder)
+    return {**hparams, "output_folder": str(source.output_folder)}
+
+
+def baselines_of(source, hparams):
+    """File and overrides of each experiment that one is compared with.
+
+    Uniform precision comes in its file's estimation and, where that is
+    another, in that of the experiment as well.
+
+    Arguments
+    ---------
+    source : HparamsSource
+        Of the experiment.
+    hparams : dict
+        The same, loaded.
+
+    Returns
+    -------
+    asked : list of tuple
+    """
+    asked = []
     for file in hparams["against"]:
-        own_bits = read_hparams(file)["bits"]
+        own_bits = yaml.safe_load(entries(hparams_text(file))["bits"].value)
         for bits in _baseline_bits(own_bits, hparams["bits"]):
-            folders.append(run(file, overrides_for(file, overrides, bits)))
-    return folders
+            asked += [
+                (file, overrides_for(file, overrides, bits))
+                for overrides in _estimations(source, own_bits)
+            ]
+    return asked
 
 
-def run_prototypes(run, hparams, overrides):
-    """Run the uniform systems that one inherits its weights from."""
+def prototypes_of(source, hparams):
+    """Bits -> file and overrides of a uniform system to inherit from.
+
+    Arguments
+    ---------
+    source : HparamsSource
+        Of the experiment.
+    hparams : dict
+        The same, loaded.
+
+    Returns
+    -------
+    asked : dict
+    """
     file = hparams["prototypes"]
     if file is None:
         return {}
@@ -231,43 +439,78 @@ def run_prototypes(run, hparams, overrides):
             "name a file with scores such as hparams/kl_4bit.yaml"
         )
     return {
-        bits: run(file, overrides_for(file, overrides, bits)) / "packed"
+        bits: (file, overrides_for(file, source.command, bits))
         for bits in hparams["scores"].candidate_bits
     }
 
 
+def _estimations(source, own_bits):
+    """Overrides for a baseline: as they are, and with its own estimation."""
+    found = [source.command]
+    known = entries(source.resolved)
+    special = any(
+        key in known and _is_set(known[key]) for key in ("admm", "one_stage")
+    )
+    if own_bits != 32 and not special and set(ESTIMATION) <= set(known):
+        own = {key: known[key] for key in ESTIMATION}
+        found.append(overrides_text({**entries(source.command), **own}))
+    return found
+
+
+def _is_set(node):
+    """Whether a YAML node is not null."""
+    return node.tag != "tag:yaml.org,2002:null"
+
+
 def overrides_for(path, overrides, bits):
-    """What of an experiment's overrides its baseline shares."""
-    known = _entries(resolved_text(path))
+    """What of an experiment's overrides its baseline depends on.
+
+    Arguments
+    ---------
+    path : str or Path
+        The baseline's file.
+    overrides : str
+        YAML text of the experiment's overrides.
+    bits : int
+        The baseline's.
+
+    Returns
+    -------
+    overrides : str
+    """
+    text = hparams_text(path)
+    known = entries(text)
     own = {
         *("system", "scores", "output_folder", "against", "prototypes", "bits"),
         *("one_stage", "admm"),
     }
-    if "admm" in known and known["admm"].tag != "tag:yaml.org,2002:null":
+    if "admm" in known and _is_set(known["admm"]):
         own |= ADMM_KEYS
     if bits == 32:
         own.add("number_of_epochs")  # shipped as it is, unless asked itself
-    # Nodes, not values: tags such as !name: must come through.
     shared = {
         key: node
-        for key, node in _entries(overrides).items()
+        for key, node in entries(overrides).items()
         if key in known and key not in own
     }
-    pairs = [(_scalar(key), node) for key, node in sorted(shared.items())]
-    pairs.append((_scalar("bits"), yaml.compose(str(bits))))
-    mapping = yaml.MappingNode("tag:yaml.org,2002:map", pairs, flow_style=False)
-    return yaml.serialize(mapping)
+    shared["bits"] = yaml.compose(str(bits))
+    asked = HparamsSource(path, overrides_text(shared)).settings
+    ignored = unread(asked) - {"bits"}
+    # What its file already says need not be said, in whatever words.
+    plain = settings_of(_resolved(path))
+    return overrides_text(
+        {
+            key: node
+            for key, node in shared.items()
+            if key not in ignored
+            and (key in PLACES or key == "bits" or plain[key] != asked[key])
+        }
+    )
 
 
-def _entries(text):
-    """Top-level keys of YAML text and their nodes, whatever the tags."""
-    root = yaml.compose(text or "{}")
-    return {key.value: node for key, node in root.value}
-
-
-def _scalar(text):
-    """A YAML node of a string."""
-    return yaml.ScalarNode("tag:yaml.org,2002:str", text)
+def _resolved(path):
+    """A file's own text, resolved."""
+    return HparamsSource(path).resolved
 
 
 def _baseline_bits(own, asked):

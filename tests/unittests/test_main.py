@@ -80,15 +80,27 @@ def test_broken_metrics_are_named(results, capsys, text):
     assert str(path) in printed.err and not printed.out
 
 
-def test_other_test_sets_are_named(results, capsys):
+def test_other_test_sets_have_tables_of_their_own(results, capsys):
     folder = results / "kl_4bit" / "2"
     other = [{**item, "reference": "set blue now"} for item in ITEMS]
     metrics = json.loads((folder / "metrics.json").read_text())
     write_json(folder / "metrics.json", {**metrics, **summarise(other)})
     write_json(folder / "test_items.json", other)
-    assert main(["table", str(results)]) == 1
-    printed = capsys.readouterr()
-    assert str(folder) in printed.err and not printed.out
+    assert main(["table", str(results), "--against", "fp32"]) == 0
+    printed = capsys.readouterr().out
+    first, second = printed.split("Test set 2 of 2, ")
+    assert str(folder) in second and "kl 4 bit" not in second
+    assert [first.count(name) for name in ("fp32 ", " kl ")] == [4, 1]
+    assert [second.count(name) for name in (" fp32", " kl ")] == [0, 1]
+
+
+def test_the_table_has_80_columns_or_all_conditions(results, capsys):
+    assert main(["table", str(results)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and "45-90" not in lines[0]
+    assert main(["table", str(results), "--wide"]) == 0
+    printed = capsys.readouterr().out
+    assert "45-90" in printed and "s/hour" in printed
 
 
 def test_a_reader_that_stops_early_is_no_error(results):

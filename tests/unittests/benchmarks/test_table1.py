@@ -22,10 +22,15 @@ bits, seed = int(given["--bits"]), int(given["--seed"])
 results = Path(given["--results_folder"])
 with open(results / "calls.txt", "a") as calls:
     calls.write(f"{name} {bits} {seed} {given.get('--lr', '')}\\n")
+if "--refuse" in given and name == given["--refuse"]:
+    print("unknown option --refuse")
+    sys.exit(2)
 if name == given.get("--fail") or os.environ["OMP_NUM_THREADS"] != "1":
     sys.exit("broken on purpose")
 folder = results / f"{name}_{bits}bit" / str(seed)
 folder.mkdir(parents=True, exist_ok=True)
+if (folder / "metrics.json").exists():
+    sys.exit()
 block = {"si_snr": 8.0, "pesq": 2.0, "wer": 25.0}
 bucket = {**block, "n": 1, "si_snr_mixture": 0.0, "words": 4}
 buckets = dict.fromkeys(["0-15", "15-45", "45-90", "90-180"], bucket)
@@ -91,6 +96,16 @@ def test_a_failing_system_does_not_stop_the_others(run, tmp_path, capsys):
     assert printed.out.splitlines()[-1].split()[:3] == ["7", "nas", "8"]
     log = tmp_path / "logs" / "uniform_4bit_1234.log"
     assert "broken on purpose" in log.read_text()
+
+
+def test_what_is_refused_stops_all_with_its_reason(run, tmp_path, capsys):
+    assert run("--refuse", "uniform") == 2
+    assert capsys.readouterr().err == "stopped: unknown option --refuse\n"
+    calls = (tmp_path / "calls.txt").read_text().splitlines()
+    assert [call.split()[:2] for call in calls] == [
+        ["fp32", "32"],
+        ["uniform", "2"],
+    ]
 
 
 def test_a_broken_result_is_a_failure(run, table1, tmp_path, capsys):

@@ -1,0 +1,560 @@
+"""The command line of train.py: what it may say, and what is said back.
+
+Everything that can be found wrong is found before any work, and answered in
+one line; then it is told which experiments there are and what they cost.
+"""
+
+import contextlib
+import difflib
+import io
+import logging
+import os
+import sys
+import tempfile
+import traceback
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+
+import speechbrain as sb
+import yaml
+from speechbrain.core import DEFAULT_LOG_CONFIG, RunOptions
+from speechbrain.utils.distributed import if_main_process
+
+from ..training.brain import check_average_bits
+from ..training.choose import CANDIDATES, SCORERS
+from ..training.experiment import plan_steps
+from ..training.hparams_source import (
+    ROOT,
+    HparamsSource,
+    entries,
+    find_file,
+    hparams_text,
+    overrides_text,
+    unread,
+)
+from .costs import duration
+
+USAGE = "python train.py hparams/kl_4bit.yaml --bits 3"
+REFUSED = 2  # exit status
+OWN_FLAGS = ("wide", "dry_run")
+OTHER_SCORERS = {"mask_error": "MaskErrorScores"}  # of separators only
+ESTIMATORS = ("LearnedStep", "StraightThrough", "LogStep", "PostTraining")
+CHOICES = {
+    "granularity": ("tensor", "channel"),
+    "codebook": ("midtread", "midrise"),
+}
+FRACTIONS = ("bits", "min_bits", "chunk_seconds")  # written whole in the files
+OBJECTS = {  # key -> a file that has such an object
+    "admm": "hparams/admm_4bit.yaml",
+    "one_stage": "hparams/one_stage_4bit.yaml",
+    "scores": "hparams/kl_4bit.yaml",
+}
+_YAML = "tag:yaml.org,2002:"
+# Before there is a log file SpeechBrain has nothing to say that is needed.
+logging.getLogger("speechbrain").addHandler(logging.NullHandler())
+logger = logging.getLogger(__name__)
+
+
+class Refusal(ValueError):
+    """What a command line cannot mean; nothing was run."""
+
+
+@dataclass
+class CommandLine:
+    """What a command line asks for, checked.
+
+    Arguments
+    ---------
+    run_opts : RunOptions
+        SpeechBrain's.
+    steps : list of Step
+        Experiments in their order; the one asked for is the last.
+    costs : list of Cost
+        Of each.
+    wide : bool
+        Whether the table shows every condition.
+    dry_run : bool
+        Whether to tell only what would be run.
+
+    Example
+    -------
+    >>> CommandLine(None, [], []).wide
+    False
+    """
+
+    run_opts: RunOptions
+    steps: list
+    costs: list
+    wide: bool = False
+    dry_run: bool = False
+
+
+def read_command_line(arguments, check):
+    """Read and check a command line; nothing is run or written.
+
+    Arguments
+    ---------
+    arguments : list of str
+        Without the program's name.
+    check : callable
+        (hparams, run_opts) -> Cost; raises ValueError for what cannot be done.
+
+    Returns
+    -------
+    line : CommandLine
+    """
+    with _refusing():
+        return _read(arguments, check)
+
+
+def _read(arguments, check):
+    """What a command line asks for."""
+    own = {name: f"--{name}" in arguments for name in OWN_FLAGS}
+    rest = [text for text in arguments if text.lstrip("-") not in OWN_FLAGS]
+    if not rest or rest[0].startswith("-"):
+        raise ValueError(f"which experiment? The file comes first: {USAGE}")
+    path = _hparams_file(rest[0])
+    text = hparams_text(path)
+    _check_keys(rest[1:], entries(text))
+    run_opts, overrides = _parsed(rest)
+    _check_device(run_opts.device)
+    given = entries(overrides)
+    resolved = entries(HparamsSource(path).resolved)
+    for key, node in given.items():
+        given[key] = _in_full(key, node, text)
+        _check_value(key, given[key], resolved[key])
+    source = HparamsSource(path, overrides_text(given))
+    steps = plan_steps(source)
+    costs = [check(step.hparams, run_opts) for step in steps]
+    return CommandLine(run_opts, steps, costs, **own)
+
+
+def did_you_mean(word, known):
+    """The end of a message on a word that is not known.
+
+    Arguments
+    ---------
+    word : str
+        What was given.
+    known : sequence of str
+        What there is.
+
+    Returns
+    -------
+    text : str
+
+    Example
+    -------
+    >>> did_you_mean("midrice", ["midtread", "midrise"])
+    ': did you mean midrise?'
+    >>> did_you_mean("x", ["midtread", "midrise"])
+    ': there are midtread, midrise'
+    """
+    known = list(known)
+    lower = {str(name).lower(): name for name in known}
+    close = difflib.get_close_matches(str(word).lower(), lower, 1, 0.6)
+    if close:
+        return f": did you mean {lower[close[0]]}?"
+    return f": there are {', '.join(map(str, known))}" if known else ""
+
+
+def say(text="", end="\n"):
+    """Print a line on the terminal, of one process only."""
+    if if_main_process():
+        with contextlib.suppress(AttributeError):
+            sys.stdout.reconfigure(errors="replace")  # not all have †
+        print(text, end=end, flush=True)
+
+
+def tell_plan(line, input_files):
+    """Say which experiments there are, what they do and cost.
+
+    Arguments
+    ---------
+    line : CommandLine
+        From `read_command_line`.
+    input_files : callable
+        As for `Step.begin`.
+    """
+    left, folders, corpora = 0.0, set(), set()
+    for number, (step, cost) in enumerate(zip(line.steps, line.costs), 1):
+        experiment = step.begin(input_files)
+        told = "finished already" if experiment.finished else cost
+        if not experiment.finished:
+            if step.hparams["data_folder"] in corpora:
+                cost.without_corpus()  # an earlier one makes it
+            corpora.add(step.hparams["data_folder"])
+            left += cost.seconds
+        say(f"{count_of(number, line.steps)} {step_name(step.hparams)}: {told}")
+        if line.dry_run:
+            beside = ", or beside it" if experiment.folder in folders else ""
+            say(f"      in {experiment.folder}{beside}")
+        folders.add(experiment.folder)
+    if len(line.steps) > 1 and left:
+        say(f"{duration(left).capitalize()} in all, on two CPU cores.")
+    last = line.steps[-1]
+    for key in sorted(unread(last.source.settings) & last.source.given):
+        why = "nothing is trained" if key in _TRAINING else "of full precision"
+        say(f"--{key} changes nothing here: {why}")
+
+
+_TRAINING = unread({"number_of_epochs": 0, "bits": 4, "scores": True})
+
+
+def tell_step(number, line):
+    """Say which experiment is running."""
+    count = count_of(number, line.steps)
+    say(f"{count} {step_name(line.steps[number - 1].hparams)}")
+
+
+def count_of(number, steps):
+    """As "[1/3]".
+
+    Example
+    -------
+    >>> count_of(1, [None, None, None])
+    '[1/3]'
+    """
+    return f"[{number}/{len(steps)}]"
+
+
+def step_name(hparams):
+    """A system, its bits and how its weights are found.
+
+    Example
+    -------
+    >>> step_name({"system": "fp32", "bits": 32})
+    'fp32'
+    """
+    if hparams["bits"] == 32:
+        return hparams["system"]
+    estimator = hparams["estimator"].__name__
+    return f"{hparams['system']}, {hparams['bits']:g} bit, {estimator}"
+
+
+@contextlib.contextmanager
+def chatter_to_log():
+    """What libraries in C print goes to a file, not to the terminal.
+
+    `sys.stdout` goes on to the terminal. Gives a function that takes the file.
+
+    Example
+    -------
+    >>> with chatter_to_log() as into:
+    ...     into(Path(getfixture("tmpdir")) / "log.txt")
+    """
+    try:
+        terminal = sys.stdout.fileno() == 1 and os.dup(1)
+    except (OSError, ValueError, AttributeError):
+        terminal = None  # captured, as in a notebook
+    if not terminal:
+        yield lambda path: None
+        return
+    sys.stdout.flush()
+    before = sys.stdout
+
+    def into(path):
+        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(target, 1)
+        os.close(target)
+
+    with os.fdopen(terminal, "w", buffering=1, closefd=False) as sys.stdout:
+        into(os.devnull)
+        try:
+            yield into
+        finally:
+            sys.stdout.flush()
+            sys.stdout = before
+            os.dup2(terminal, 1)
+            os.close(terminal)
+
+
+@contextlib.contextmanager
+def quiet_log_config(asked=None):
+    """A configuration of SpeechBrain's logging: all of it goes to the file.
+
+    On the terminal are this package's warnings only.
+
+    Arguments
+    ---------
+    asked : str or None
+        A configuration that the user gave, which is left as it is.
+
+    Example
+    -------
+    >>> with quiet_log_config() as path:
+    ...     Path(path).suffix
+    '.yaml'
+    """
+    if asked:
+        yield asked
+        return
+    config = yaml.safe_load(Path(DEFAULT_LOG_CONFIG).read_text("utf-8"))
+    config["filters"] = {"ours": {"name": __package__.partition(".")[0]}}
+    config["formatters"]["console"]["format"] = "note: %(message)s"
+    config["handlers"]["console"] |= {"level": "WARNING", "filters": ["ours"]}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "log-config.yaml")
+        path.write_text(yaml.safe_dump(config), "utf-8")
+        yield str(path)
+
+
+def guarded(program, *arguments):
+    """Run a program; what it refuses is one line on the terminal.
+
+    Arguments
+    ---------
+    program : callable
+        What is run.
+    *arguments
+        Its arguments.
+
+    Returns
+    -------
+    code : int
+        Exit status; 2 where nothing was run.
+
+    Example
+    -------
+    >>> guarded(len, [])
+    0
+    """
+    try:
+        program(*arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from here", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        logger.debug("Refused:", exc_info=True)  # into the log file
+        print(_message(error), file=sys.stderr)
+        return REFUSED if isinstance(error, Refusal) else 1
+    except Exception:
+        # SpeechBrain's hook writes to the log only.
+        logger.error("Exception:", exc_info=True)
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _message(error):
+    """What went wrong, without the system's number for it."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename2 or error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _hparams_file(given):
+    """The file of a command line; a near miss is told."""
+    path = find_file(given)
+    if path.is_file():
+        return path
+    folder = path.parent if path.parent.is_dir() else ROOT / "hparams"
+    files = [file for file in folder.glob("*.yaml") if file.stem != "base"]
+    if given in {file.stem for file in files}:
+        return folder / f"{given}.yaml"
+    names = [str(file.relative_to(folder)) for file in sorted(files)]
+    names = [str(Path(given).parent / name) for name in names]
+    raise ValueError(f"no file {given}{did_you_mean(given, names)}")
+
+
+def _check_keys(arguments, known):
+    """Refuse options that neither the file nor SpeechBrain has."""
+    run_options = {option.name for option in fields(RunOptions)}
+    names = [*known, *run_options - {"param_file", "overridden_args"}]
+    flags = {f.name for f in fields(RunOptions) if f.default is False}
+    after = None
+    for text in arguments:
+        if not text.startswith("--"):
+            if after is None or after in flags:
+                raise ValueError(
+                    f"what is {text!r}? Options are --key value: {USAGE}"
+                )
+            continue
+        name = text[2:].partition("=")[0]
+        if name not in names:
+            # SpeechBrain would take beginnings of its options for them.
+            close = did_you_mean(name, names).partition(": there are")[0]
+            hint = close or "; the file's own keys are the options"
+            raise ValueError(f"unknown option --{name}{hint}")
+        after = name
+
+
+def _parsed(arguments):
+    """SpeechBrain's options, and the overrides as YAML text."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            _, run_opts, overrides = sb.parse_arguments(arguments)
+    except SystemExit as ended:
+        said = complaint.getvalue().strip().splitlines()[-1:]
+        raise ValueError(" ".join(said).rpartition("error: ")[2]) from ended
+    try:
+        entries(overrides)
+    except (yaml.YAMLError, ValueError, AttributeError) as error:
+        for line in overrides.splitlines():
+            key, _, value = line.partition(": ")
+            try:
+                entries(line)
+            except yaml.YAMLError:
+                raise ValueError(
+                    f"--{key} {value} is no YAML: look at its brackets, and "
+                    "put quotes around it"
+                ) from error
+        raise ValueError(f"overrides are no YAML: {overrides}") from error
+    return run_opts, overrides
+
+
+def _check_device(device):
+    """Refuse a GPU that is not there."""
+    import torch
+
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"no GPU for --device {device}: leave it out, or --device cpu"
+        )
+
+
+def _in_full(key, node, text):
+    """What a word such as `kl` or `PostTraining` stands for, as a node."""
+    if not isinstance(node, yaml.ScalarNode) or node.tag != _YAML + "str":
+        return node
+    word = node.value
+    if key == "estimator":
+        if word not in ESTIMATORS:
+            close = did_you_mean(word, ESTIMATORS)
+            raise ValueError(f"no estimator {word!r}{close}")
+        return yaml.compose(f"!name:speechbrain_mpq.{word}")
+    if key != "scores":
+        return node
+    words = {**SCORERS, **OTHER_SCORERS}
+    if word == "uniform":
+        return yaml.compose("null")
+    if word not in words:
+        close = did_you_mean(word, [*words, "uniform"])
+        raise ValueError(f"no scores {word!r}{close}")
+    return _scorer_node(words[word], entries(text)["scores"])
+
+
+def _scorer_node(scorer, own):
+    """The node of a scorer; the file's own where it is the same class."""
+    options = scorer.keywords if isinstance(scorer, partial) else {}
+    scorer = scorer.func if isinstance(scorer, partial) else scorer
+    name = scorer if isinstance(scorer, str) else scorer.__name__
+    tag = f"!new:speechbrain_mpq.{name}"
+    if own.tag == tag:
+        return own
+    bits = list(CANDIDATES)
+    if isinstance(own, yaml.MappingNode):
+        found = {key.value: value for key, value in own.value}
+        bits = [
+            yaml.safe_load(item.value) for item in found["candidate_bits"].value
+        ]
+    arguments = {"candidate_bits": bits, **options}
+    said = yaml.safe_dump(arguments, default_flow_style=True, width=1000)
+    return yaml.compose(f"{tag} {said}")
+
+
+def _check_value(key, node, usual):
+    """Refuse a value of another kind than the file's."""
+    said = yaml.serialize(node).strip().removesuffix("...").strip()
+    kind = usual.tag.removeprefix(_YAML)
+    given = node.tag.removeprefix(_YAML)
+    problem = f"--{key} {said}: "
+    if node.tag.startswith("!"):
+        return
+    if isinstance(usual, yaml.MappingNode):
+        if isinstance(node, yaml.MappingNode):
+            _check_within(key, node, usual)
+        elif key not in OBJECTS or given != "null":
+            first = usual.value[0][0].value
+            raise ValueError(
+                f'{problem}say which, as --{key} "{{{first}: ..}}"'
+            )
+        return
+    if isinstance(node, yaml.MappingNode):
+        where = OBJECTS.get(key)
+        hint = f"use {where}, which has one" if where else "one value is needed"
+        raise ValueError(
+            f"{problem}there is nothing to change in it here: {hint}"
+        )
+    if kind == "bool" and given != "bool":
+        close = did_you_mean(said, ["True", "False"])
+        raise ValueError(f"{problem}True or False{close}")
+    if kind in ("int", "float"):
+        _check_number(key, said, given, kind)
+    if kind == "seq" and given != "seq":
+        raise ValueError(f'{problem}a list is needed, as "[a, b]" or []')
+    if key in CHOICES and said not in CHOICES[key]:
+        raise ValueError(f"--{key} {said}{did_you_mean(said, CHOICES[key])}")
+    _check_paths(key, node)
+
+
+def _check_number(key, said, given, kind):
+    """Refuse what is no number, or no whole one where it has to be."""
+    try:
+        value = float(said) if given not in ("bool", "null") else None
+    except ValueError:
+        value = None
+    if value is None:
+        raise ValueError(f"--{key} {said}: a number is needed")
+    if kind == "int" and key not in FRACTIONS and value != int(value):
+        raise ValueError(f"--{key} {said}: a whole number is needed")
+    if value < 0:
+        raise ValueError(f"--{key} {said}: it cannot be below 0")
+    if key == "bits":
+        check_average_bits(int(value) if value == int(value) else value)
+
+
+def _check_within(key, node, usual):
+    """Refuse keys that the file's mapping has not."""
+    known = [name.value for name, _ in usual.value]
+    for name, _ in node.value:
+        if name.value not in known:
+            close = did_you_mean(name.value, known)
+            raise ValueError(f"--{key} has no {name.value!r} here{close}")
+
+
+def _check_paths(key, node):
+    """Refuse files and folders that are not there."""
+    paths = {
+        "separator_file": ("hparams/models", "*.yaml"),
+        "pretrained_separator": ("pretrained", "separator_*"),
+        "prototypes": ("hparams", "*.yaml"),
+        "against": ("hparams", "*.yaml"),
+    }
+    if key not in paths or node.tag == _YAML + "null":
+        return
+    several = isinstance(node, yaml.SequenceNode)
+    folder, pattern = paths[key]
+    for item in node.value if several else [node]:
+        if not find_file(item.value).exists():
+            there = sorted((ROOT / folder).glob(pattern))
+            names = [f"{folder}/{path.name}" for path in there]
+            close = did_you_mean(item.value, names).partition(": there are")[0]
+            made = " `python train.py hparams/pretrain.yaml` makes weights"
+            made = made if key == "pretrained_separator" and not close else ""
+            raise ValueError(
+                f"--{key}: there is no {item.value}{close or ';'}{made}".rstrip(
+                    ";"
+                )
+            )
+
+
+@contextlib.contextmanager
+def _refusing():
+    """Whatever is wrong with a command line as a Refusal, in one line."""
+    try:
+        yield
+    except KeyError as error:
+        raise Refusal(str(error.args[0])) from error
+    except yaml.YAMLError as error:
+        raise Refusal(f"the file is no YAML: {error}") from error
+    except TypeError as error:
+        # An object that was made of other arguments than it takes.
+        raise Refusal(str(error).splitlines()[0]) from error
+    except (ValueError, OSError, ImportError) as error:
+        raise Refusal(_message(error)) from error
