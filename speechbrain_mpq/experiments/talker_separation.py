@@ -19,12 +19,12 @@ from ..inference.folder import write_card, write_hyperparams
 from ..inference.loading import (
     check_describable,
     initial_separator,
+    load,
     weights_file,
 )
 from ..inference.registry import describe
-from ..lobes.models.separator import apply_mask, build_separator
+from ..lobes.models.separator import apply_mask
 from ..lobes.models.tcn import fold_norms_
-from ..quantization.packing import load_packed_
 from ..simulation.dataio import (
     dataio_prep,
     device_mixer,
@@ -420,11 +420,8 @@ def score_packed(packed, system, hparams, dataset, device, baselines=()):
     baselines : sequence of Path
         Folders of the experiments that this one is compared with.
     """
-    separator = build_separator(packed / "hyperparams.yaml").eval()
-    fold_norms_(separator)
-    load_packed_(separator, packed)
     scored = score_separation(
-        separator.to(device),
+        load(packed).to(device),  # what from_pretrained gives a user
         dataset,
         Recognizer(hparams["asr_source"], device),
         workers=hparams["workers"],
