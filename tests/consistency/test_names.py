@@ -18,9 +18,10 @@ PAGES = [
     *sorted(ROOT.glob("recipes/**/*.md")),
     *sorted(ROOT.glob("pretrained/*/*.md")),
 ]
+INSIDE = "speechbrain_mpq/pretrained"  # links are not followed
 YAMLS = sorted(
     path
-    for folder in ("hparams", "pretrained", "recipes", "tests/data")
+    for folder in (*("hparams", "pretrained", "recipes", "tests/data"), INSIDE)
     for path in (ROOT / folder).rglob("*.yaml")
 )
 

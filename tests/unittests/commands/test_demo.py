@@ -16,6 +16,7 @@ from speechbrain_mpq.commands.demo import model_names, simulate_mixtures
 from speechbrain_mpq.inference.demo_server import DemoServer
 from speechbrain_mpq.inference.folder import save_separator
 from speechbrain_mpq.lobes.models.separator import build_separator
+from speechbrain_mpq.utils import BUNDLED_MODEL
 
 SIZES = {"channels": 8, "hidden": 16, "blocks": 1, "layers": 2}
 
@@ -96,6 +97,7 @@ def test_simulated_mixtures(tmp_path):
 def test_names_of_models():
     assert list(model_names(["a/packed", "b/packed"])) == ["a", "b"]
     assert list(model_names(["a", "a/packed"])) == ["a", "a/packed"]
+    assert list(model_names([BUNDLED_MODEL])) == ["separator_mini_4bit"]
 
 
 SERVING = """

@@ -85,11 +85,14 @@ def commands(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     found, variables = [], {}
     blocks = re.finditer(
-        r"^```\n(?P<block>.*?)^```$|(?<!`)`(?P<inline>(?:python|\.\.\.)\s[^`]*)`",
+        r"^```(?P<language>\w*)\n(?P<block>.*?)^```$"
+        r"|(?<!`)`(?P<inline>(?:python|\.\.\.)\s[^`]*)`",
         text,
         re.DOTALL | re.MULTILINE,
     )
     for match in blocks:
+        if match["language"]:
+            continue
         block = match["block"] or " ".join(match["inline"].split())
         for line in block.replace("\\\n", " ").splitlines():
             assigned = re.fullmatch(r'(\w+)="(.*)"', line.strip())
@@ -119,7 +122,7 @@ def _ours(line):
     return re.match(
         r"(python train.py|torchrun .*train.py|python benchmarks/table1.py|"
         r"(python -m speechbrain_mpq|speechbrain-mpq) table|"
-        r"python recipes/Embedded/growth/grow.py|make demo)",
+        r"python recipes/Embedded/growth/grow.py|make demo$)",
         line,
     )
 

@@ -35,6 +35,7 @@ from speechbrain_mpq.quantization.packing import (
     save_packed,
 )
 from speechbrain_mpq.quantization.quant_api import quantize_
+from speechbrain_mpq.utils import BUNDLED_MODEL
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -79,6 +80,12 @@ def test_three_ways_give_the_quantized_model(folder, expected):
     with torch.no_grad():
         again = module(mixture, torch.tensor([[60.0]]))
     assert torch.equal(again, estimate)
+
+
+def test_the_model_inside_is_what_is_loaded_by_default():
+    model = QuantizedSeparator.from_pretrained()
+    assert model.microphones == [1, 4, 6, 8, 10, 12, 15]
+    assert check_folder(BUNDLED_MODEL) == []
 
 
 def test_speechbrains_own_class_loads_the_folder(folder, tmp_path, expected):
