@@ -138,7 +138,8 @@ class InterfaceCalibration(Calibration):
         def loss(output, items):
             if items.start not in references:
                 with torch.no_grad():
-                    numbers = torch.arange(items.start, items.stop)
+                    stop = min(items.stop, len(compared))
+                    numbers = torch.arange(items.start, stop)
                     plain = compared.outputs(*compared.batch(numbers))
                 references[items.start] = plain
             return compared.error(references[items.start], output, items)
