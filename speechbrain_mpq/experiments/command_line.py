@@ -21,6 +21,8 @@ import yaml
 from speechbrain.core import DEFAULT_LOG_CONFIG, RunOptions
 from speechbrain.utils.distributed import if_main_process
 
+import speechbrain_mpq
+
 from ..training.brain import check_average_bits
 from ..training.choose import CANDIDATES, SCORERS
 from ..training.experiment import plan_steps
@@ -377,7 +379,8 @@ def _check_keys(arguments, known):
         name = text[2:].partition("=")[0]
         if name not in names:
             # SpeechBrain would take beginnings of its options for them.
-            close = did_you_mean(name, names).partition(": there are")[0]
+            options = [f"--{known_name}" for known_name in names]
+            close = did_you_mean(text, options).partition(": there are")[0]
             hint = close or "; the file's own keys are the options"
             raise ValueError(f"unknown option --{name}{hint}")
         after = name
@@ -444,7 +447,10 @@ def _scorer_node(scorer, own):
     options = scorer.keywords if isinstance(scorer, partial) else {}
     scorer = scorer.func if isinstance(scorer, partial) else scorer
     name = scorer if isinstance(scorer, str) else scorer.__name__
-    tag = f"!new:speechbrain_mpq.{name}"
+    module = "speechbrain_mpq"
+    if not hasattr(speechbrain_mpq, name):
+        module = scorer.__module__
+    tag = f"!new:{module}.{name}"
     if own.tag == tag:
         return own
     bits = list(CANDIDATES)

@@ -103,17 +103,13 @@ def commands(document):
             line = re.sub(
                 r"^\.\.\.", "python train.py hparams/kl_4bit.yaml", line
             )
-            line, _, comment = line.partition("  #")
-            line = line.partition(" # ")[0].strip()
-            found.append(line)
+            line, _, comment = line.partition(" #")
             line = " ".join(line.split())
-            option = re.search(r"--(bits|seed) \d\S*$", line)
-            if option and re.match(r"\s*(and )?\d", comment):
-                key = option[1]
-                for value in re.findall(r"[\d.]+\d|\d", comment.split(";")[0]):
-                    found.append(
-                        re.sub(rf"--{key} \S+", f"--{key} {value}", line)
-                    )
+            found.append(line)
+            option = re.search(r"--(bits|seed) \S+$", line)
+            others = re.match(r" and ([\d., ]*\d)", comment)
+            for value in others[1].split(", ") if option and others else []:
+                found.append(line[: option.start(1)] + f"{option[1]} {value}")
     return [line for line in found if _ours(line)]
 
 
