@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from ..lobes.models.spatial_features import SPEED_OF_SOUND
 from ..utils import SAMPLE_RATE
@@ -341,20 +342,19 @@ class Localizer:
         Returns
         -------
         found : Localization
+            Silence raises ValueError.
         """
-        parts, past = [], None
+        parts, past = [], torch.zeros(0, len(self.positions))
         for block in blocks:
             if len(block):
                 most = math.ceil(MAX_BINS * len(block) / samples)
                 parts.append(self._onsets(block, past, most))
-                past = (block if past is None else torch.cat([past, block]))[
-                    -CONTEXT:
-                ]
-        if not parts:
-            return Localization((), torch.zeros(len(DIRECTIONS)))
-        bins, frequencies = (torch.cat(part, -1) for part in zip(*parts))
-        power = bins.abs().square().mean(0)
-        loud = power > QUIET * power.amax() if len(power) else power > 0
+                past = torch.cat([past, block])[-CONTEXT:]
+        if not parts or not any(peak > 0 for _, _, peak in parts):
+            raise ValueError("the signal is silent: nobody talks there")
+        bins, frequencies = (torch.cat(p, -1) for p in list(zip(*parts))[:2])
+        loudest = max(peak for _, _, peak in parts)
+        loud = bins.abs().square().mean(0) > QUIET * loudest
         if loud.sum() < MIN_BINS:
             return Localization((), torch.zeros(len(DIRECTIONS)))
         response = steered_response(
@@ -364,12 +364,9 @@ class Localizer:
         return Localization(find_talkers(curve, count), curve)
 
     def _onsets(self, block, past, most):
-        """Bins [mics, points] that begin in a block, and their Hz."""
-        known = 0 if past is None else len(past)
-        signal = block if past is None else torch.cat([past, block])
-        signal = torch.nn.functional.pad(
-            signal.T, (0, max(0, WINDOW - len(signal)))
-        )
+        """Bins [mics, points] that begin in a block, their Hz, its peak."""
+        signal = torch.cat([past, block]).T
+        signal = F.pad(signal, (0, max(0, WINDOW - signal.shape[1])))
         spectra = torch.stft(
             signal,
             WINDOW,
@@ -380,11 +377,12 @@ class Localizer:
         )
         begins = onsets(spectra)
         # Seen before; and what the first frame holds may have begun earlier
-        begins[:, : max(1, known // HOP)] = False
+        begins[:, : max(1, len(past) // HOP)] = False
         bin_, frame = begins.nonzero(as_tuple=True)
         some = torch.linspace(0, len(bin_) - 1, min(most, len(bin_))).long()
         bin_, frame = bin_[some], frame[some]
-        return spectra[:, bin_, frame], bin_ * SAMPLE_RATE / WINDOW
+        peak = spectra.abs().square().mean(0).max().item()
+        return spectra[:, bin_, frame], bin_ * SAMPLE_RATE / WINDOW, peak
 
 
 def _strongest(talkers):
