@@ -13,6 +13,7 @@ REPLACED = {"█": b"#", "°": b" deg"}
 COMMANDS = (
     "table",
     "track",
+    "locate",
     "quantize",
     "separate",
     "inspect",

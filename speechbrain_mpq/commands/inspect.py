@@ -5,7 +5,7 @@ from collections import defaultdict
 
 from ..utils import BUNDLED_MODEL
 
-HELP = "sizes, bits of every cluster, and the coverage table of a folder"
+HELP = "sizes, array, bits of every cluster, and coverage of a folder"
 EXAMPLE = """
   speechbrain-mpq inspect
   speechbrain-mpq inspect packed
@@ -55,6 +55,7 @@ def run(options):
     code : int
         Exit status.
     """
+    from ..inference.array_drawing import array_of, draw_array
     from ..inference.folder import cluster_bits, coverage_rows, summarise
     from ..quantization.packing import read_model
 
@@ -64,12 +65,20 @@ def run(options):
     if options.plot:
         _draw(options.plot, clusters)
     summary = summarise(model, rows)
+    array = array_of(model.architecture)
     if options.json:
-        content = {**summary, "clusters": clusters, "tensors": rows}
+        content = {
+            **summary,
+            "array": array,
+            "clusters": clusters,
+            "tensors": rows,
+        }
         print(json.dumps(content, indent=1))
         return 0
     print(_headline(options.folder, summary))
+    drawn = [("microphone array", draw_array(**array))] if array else []
     for title, lines in (
+        *drawn,
         ("bits of the clusters", plot_lines(clusters)),
         ("coverage", _table(rows)),
     ):

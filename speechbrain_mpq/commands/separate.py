@@ -1,18 +1,23 @@
 """`speechbrain-mpq separate`: talkers of a recording, by direction."""
 
+import argparse
+import logging
 import shutil
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from ..utils import BUNDLED_MODEL
 from .device import add_engine_options, check_device
+from .source import STREAM, open_source
 
 HELP = "separate talkers of a multichannel recording by their directions"
 EXAMPLE = """
   speechbrain-mpq separate mix.wav --doa 60 -o anna.wav
   speechbrain-mpq separate mix.flac --doa 60 120 --model packed -o out.wav
       (out_60.wav and out_120.wav)
+  speechbrain-mpq separate mix.wav --doa auto --model packed
+      (mix_62.wav, ...: a file for every talker that is found)
   speechbrain-mpq separate mix.wav --face 410 --width 640 --model packed
   speechbrain-mpq separate mix.wav --track track.json --video talk.mp4 \\
       --model packed     (a talker who moves, and whose lips are seen)
@@ -21,7 +26,10 @@ EXAMPLE = """
 
 
 LONG = 20.0  # seconds of audio from where on progress is shown
-STREAM = "-"
+AUTO = "auto"
+LOOK = 60.0  # seconds of a recording that the check of a direction hears
+LITTLE = 0.02  # of all onsets: a talker has more
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser):
@@ -36,10 +44,11 @@ def add_arguments(parser):
     where.add_argument(
         "--doa",
         nargs="+",
-        type=float,
+        type=_direction,
         metavar="DEGREES",
         help="direction of each target from the array's axis: 0 towards its "
-        "last microphone, 90 straight ahead, 180 towards the first",
+        "last microphone, 90 straight ahead, 180 towards the first; auto: of "
+        "every talker that `speechbrain-mpq locate` finds",
     )
     where.add_argument(
         "--face",
@@ -96,15 +105,10 @@ def run(options):
         raise ValueError("--width belongs to --face")
     track = _read_track(options)
     doas = [round(track.doa, 1)] if track else _directions(options)
-    outs = _output_names(options, doas)
+    outs = _output_names(options, [0.0] if doas == [AUTO] else doas)
     with ExitStack() as stack:
-        if options.mixture == STREAM:
-            # Read first: loading takes longer than a typing error should
-            source = stack.enter_context(_standard_input())
-        else:
-            source = options.mixture
-            if not Path(source).exists() or Path(source).is_dir():
-                raise FileNotFoundError(f"{source}: no such file")
+        # Read first: loading takes longer than a typing error should
+        source, name = stack.enter_context(open_source(options.mixture))
         check_device(options.device)
         from ..inference.interfaces import LightSeparator
         from ..utils import scratch_folder
@@ -112,11 +116,15 @@ def run(options):
         model = LightSeparator(
             options.model, options.engine, options.threads, options.device
         )
-        name = "standard input" if options.mixture == STREAM else None
         audio = model.open_audio(source, name)
         lips = None
         if track:
             doas, lips = _see(model, track, audio, options.video)
+        elif doas == [AUTO]:
+            doas = _found(model, audio)
+            outs = _output_names(options, doas, named=True)
+        else:
+            _warn_of_silence(model, audio, doas)
         if options.out == STREAM:
             folder = stack.enter_context(scratch_folder())
             outs = [folder / "out.wav"]
@@ -127,6 +135,50 @@ def run(options):
         for path in _separate(model, audio, doas, lips, outs, options):
             print(path)
     return 0
+
+
+def _direction(text):
+    """Degrees, or "auto"."""
+    if text == AUTO:
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a number of degrees nor auto"
+        ) from error
+
+
+def _found(model, audio):
+    """Whole degrees of every talker that stands out, ascending."""
+    talkers = model.locate_file(audio).talkers
+    if not talkers:
+        raise ValueError(
+            f"{audio.name}: nobody stands out from the noise: say where with "
+            "--doa DEGREES"
+        )
+    return sorted(float(round(talker.doa)) for talker in talkers)
+
+
+def _warn_of_silence(model, audio, doas):
+    """Tell of directions that little sound comes from, and where it does."""
+    import torch
+
+    from ..inference.localization import MIN_MICROPHONES
+    from ..lobes.models.spatial_features import check_doa
+
+    check_doa(torch.tensor(doas))
+    silent = audio.scan().silent
+    if silent or len(model.microphones) < MIN_MICROPHONES:
+        return
+    found = model.locate_file(audio, seconds=LOOK)
+    heard = ", ".join(f"{talker.doa:.0f}" for talker in found.talkers)
+    for doa in doas:
+        if heard and found.share_at(doa) < LITTLE:
+            logger.warning(
+                f"{audio.name}: hardly any sound comes from {doa:g} degrees; "
+                f"talkers are heard at {heard}: see `speechbrain-mpq locate`"
+            )
 
 
 def _add_options(parser):
@@ -205,6 +257,13 @@ def _see(model, track, audio, video):
 def _directions(options):
     """Degrees of every target."""
     if options.face is None:
+        if AUTO in options.doa and len(options.doa) > 1:
+            raise ValueError("--doa takes degrees, or auto alone")
+        if options.doa == [AUTO] and options.out == STREAM:
+            raise ValueError(
+                "standard output takes one talker, --doa auto finds several: "
+                "name a file with -o"
+            )
         return options.doa
     if options.width is None:
         raise ValueError("--face needs the picture's --width")
@@ -213,8 +272,8 @@ def _directions(options):
     return [doa_from_face(options.face, options.width)]
 
 
-def _output_names(options, doas):
-    """Files to write, one for each direction."""
+def _output_names(options, doas, named=False):
+    """Files to write, one for each direction, which `named` adds always."""
     if options.out == STREAM:
         if len(doas) > 1:
             raise ValueError(
@@ -226,21 +285,11 @@ def _output_names(options, doas):
     from ..inference.output import output_paths
 
     out, source = options.out, Path(options.mixture)
-    if not out:
+    if out and named:
+        path = Path(out)
+        out = [path.with_stem(f"{path.stem}_{doa:g}") for doa in doas]
+    elif not out:
         # Pipes have names that tell nothing
         stem = source.stem if source.is_file() else "separated"
         out = [f"{stem}_{doa:g}.wav" for doa in doas]
     return output_paths(out, doas, source if source.exists() else None)
-
-
-@contextmanager
-def _standard_input():
-    """What is piped in, as a file that can be read twice."""
-    from ..inference.audio import seekable
-
-    if sys.stdin is None:
-        raise ValueError("standard input is closed: pipe a WAV file in")
-    if sys.stdin.isatty():
-        raise ValueError("standard input is a terminal: pipe a WAV file in")
-    with seekable(sys.stdin.buffer) as file:
-        yield file

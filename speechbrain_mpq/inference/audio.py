@@ -4,6 +4,7 @@ Layout: [samples, channels]; full scale is 1. A constant offset of a
 microphone carries no speech and is taken off.
 """
 
+import logging
 import math
 import os
 import shutil
@@ -19,6 +20,7 @@ import torch
 from ..utils import SAMPLE_RATE, open_input
 from .audio_headers import ChangedFile, read_header
 
+logger = logging.getLogger(__name__)
 BLOCK_SECONDS = 3.0
 FILTER_ZEROS = 6  # of the low-pass filter, to either side
 ROLLOFF = 0.99  # of half the lower rate
@@ -76,6 +78,8 @@ class AudioStats:
         Of the reference channel; full scale = 1.
     warnings : tuple of str
         What is odd but no error.
+    silent : bool
+        Whether no microphone hears anything.
 
     Example
     -------
@@ -86,6 +90,7 @@ class AudioStats:
     samples: int
     rms: float
     warnings: tuple = ()
+    silent: bool = False
 
 
 class AudioFile:
@@ -134,7 +139,7 @@ class AudioFile:
             self.channels, self.microphones, array_size, self.name
         )
         self._check_rate()
-        self._stats = None
+        self._stats, self._told = None, False
         self._offset = np.zeros(len(self._index))
         if self._header.open_end:
             self._count_open_end(min_samples)
@@ -192,6 +197,13 @@ class AudioFile:
             self._stats = self._scan()
         return self._stats
 
+    def log_warnings(self):
+        """Log what `scan` finds odd, once."""
+        if not self._told:
+            for warning in self.scan().warnings:
+                logger.warning(warning)
+        self._told = True
+
     def _scan(self):
         """As `scan`."""
         mics, declared = len(self.microphones), self.frames
@@ -231,7 +243,8 @@ class AudioFile:
             *self._silent_channels(power),
             *self._clipping(clipped / (self.frames * mics)),
         ]
-        return AudioStats(self.samples, math.sqrt(power[0]), tuple(warnings))
+        rms, silent = math.sqrt(power[0]), not power.any()
+        return AudioStats(self.samples, rms, tuple(warnings), silent)
 
     @contextmanager
     def _opened(self):

@@ -9,6 +9,7 @@ from collections import defaultdict
 import yaml
 
 from ..evaluation.separation_task import SEPARATION
+from .array_drawing import array_of, draw_array
 
 MIB = 2**20  # bytes
 CARDS = {}  # class of a network -> its `CardText`, where it has one of its own
@@ -68,6 +69,7 @@ def model_card(
         _summary(card, config, model_bytes, metrics),
         *([_results(task, metrics, reference)] if metrics else []),
         card.use.replace("{sample}", sample),
+        *_array(config.get("architecture")),
         *([_plan_table(plan)] if plan else []),
         "The bytes of the file are explained in docs/packed_format.md of "
         "speechbrain_mpq;\n`speechbrain-mpq verify FOLDER` checks them. The "
@@ -188,6 +190,15 @@ def _quality(task, scores):
         else f"{scores[measure.key]:.{measure.decimals}f}"
         for measure in task.measures
     ]
+
+
+def _array(architecture):
+    """Heading and drawing of the microphone array, where there is one."""
+    array = array_of(architecture)
+    if array is None:
+        return []
+    drawing = "\n".join(draw_array(**array))
+    return [f"## The array\n\n```\n{drawing}\n```\n"]
 
 
 def _plan_table(plan):

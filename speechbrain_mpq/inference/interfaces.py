@@ -15,16 +15,18 @@ from ..lobes.models.separator import MIN_RMS, Separator
 from ..lobes.models.spatial_features import check_doa
 from ..quantization.packing import MODEL_FILE
 from ..utils import SAMPLE_RATE
-from .audio import AudioFile, as_waveforms, used_channels
+from .audio import AudioError, AudioFile, as_waveforms, used_channels
 from .chunks import ChunkedSeparator, SeparationStream, check_finite
 from .engines.engine import load_network
 from .hub import fetch_folder
 from .loading import load
+from .localization import Localizer
 from .output import TargetOutput, output_paths
 from .streaming import context_frames
 
 logger = logging.getLogger(__name__)
 CHUNK_SECONDS = 2.0  # longer ones leave the processor's caches
+LOCATE_SECONDS = 10.0  # that are looked at together
 MAX_THREADS = 1024
 
 
@@ -184,8 +186,7 @@ class SeparationInterface:
         scan = audio.scan()
         _check_moving(directions, scan.samples // hop + 1)
         paths = output_paths(out, _median_doas(directions), audio.source)
-        for warning in scan.warnings:
-            logger.warning(warning)
+        audio.log_warnings()
         with ExitStack() as stack:
             outputs = [
                 stack.enter_context(TargetOutput(name, level, subtype))
@@ -201,6 +202,38 @@ class SeparationInterface:
         if out is not None:
             return results
         return results[0] if single else torch.stack(results)
+
+    @torch.inference_mode()
+    def locate_file(self, path, count=None, seconds=None):
+        """Find where talkers are in a recording of any length.
+
+        Arguments
+        ---------
+        path : str, Path, binary file or AudioFile
+            As `separate_file` takes it.
+        count : int or None
+            How many talkers there are; None: as many as stand out.
+        seconds : float or None
+            Listen to about so much of a longer recording, evenly spread.
+
+        Returns
+        -------
+        found : localization.Localization
+            Talkers with direction and strength, and the curve over all
+            directions.
+        """
+        localizer = Localizer(self.separator.features.positions)
+        audio = path if isinstance(path, AudioFile) else self.open_audio(path)
+        scan = audio.scan()
+        if scan.silent:
+            raise AudioError(
+                audio.name, "it is silent: nobody talks there", "record sound"
+            )
+        audio.log_warnings()
+        every = 1 if seconds is None else math.ceil(audio.seconds / seconds)
+        blocks = audio.blocks(round(LOCATE_SECONDS * audio.rate))
+        some = (block for i, block in enumerate(blocks) if i % every == 0)
+        return localizer.locate_blocks(some, scan.samples // every, count)
 
     def stream(self, doa, **options):
         """Separate a live signal.

@@ -173,6 +173,12 @@ class SpatialFeatures(nn.Module):
         self.maps = _map_names(pairs, phase)
         self.inputs = len(self.maps) * self.bins
 
+    @property
+    def positions(self):
+        """Metres of the used microphones from microphone 1, [mics]."""
+        spacings = self.settings["spacings_cm"] or LINEAR_15_SPACINGS
+        return linear_array(spacings)[torch.tensor(self.microphones) - 1]
+
     def stft(self, waveforms):
         """Compute the short-time Fourier transform of every channel.
 
