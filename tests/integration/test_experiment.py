@@ -98,7 +98,7 @@ def test_again_does_nothing_and_other_settings_lie_beside(
 def test_missing_weights_name_the_command(folder):
     options = {"pretrained_separator": "none", "against": "[]", "seed": 9}
     with pytest.raises(
-        FileNotFoundError, match="python train.py hparams/pretrain.yaml"
+        ValueError, match="python train.py hparams/pretrain.yaml"
     ):
         run(folder, "uniform_4bit.yaml", **options)
 
