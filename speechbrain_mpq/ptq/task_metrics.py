@@ -108,10 +108,11 @@ class Metric:
         raise NotImplementedError("a subclass sums its answers up")
 
     def _pairs(self, items, answers):
-        """Item -> (reference, answer)."""
+        """Item -> (reference, answer), of those with a reference."""
         return {
             item.key: (self.text(item), predict)
             for item, predict in zip(items, answers, strict=True)
+            if item.entry[self.reference] is not None
         }
 
     def text(self, item):
@@ -144,11 +145,7 @@ class WordErrorRate(Metric):
     def check(self, items):
         """There must be words; see ``Metric``."""
         super().check(items)
-        if not any(self.text(item).split() for item in self.measured(items)):
-            raise ValueError(
-                f"no reference under {self.reference!r} has a word, so that "
-                "there are no words to be wrong: name another key"
-            )
+        _check_words(map(self.text, self.measured(items)), self.reference)
 
     def predict(self, interface, item, wavs, lengths):
         """The words; see ``Metric``."""
@@ -157,11 +154,21 @@ class WordErrorRate(Metric):
     def aggregate(self, items, answers):
         """Errors in all words; see ``Metric``."""
         pairs = self._pairs(items, answers)
+        _check_words((said for said, _ in pairs.values()), self.reference)
         stats = accumulatable_wer_stats(
             [said.split() for said, _ in pairs.values()],
             [heard.split() for _, heard in pairs.values()],
         )
-        return Quality(self.name, float(stats["WER"]), len(items), pairs)
+        return Quality(self.name, float(stats["WER"]), len(pairs), pairs)
+
+
+def _check_words(references, key):
+    """Refuse references without any word."""
+    if not any(text.split() for text in references):
+        raise ValueError(
+            f"no reference under {key!r} has a word, so that there are no "
+            "words to be wrong: name another key"
+        )
 
 
 class ErrorRate(Metric):
@@ -194,7 +201,7 @@ class ErrorRate(Metric):
         pairs = self._pairs(items, answers)
         wrong = sum(label != predict for label, predict in pairs.values())
         value = 100 * wrong / len(pairs)
-        return Quality(self.name, value, len(items), pairs)
+        return Quality(self.name, value, len(pairs), pairs)
 
 
 class SourceSISNR(Metric):

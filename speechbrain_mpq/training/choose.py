@@ -13,6 +13,7 @@ from ..allocation.output_scores import KLScores, LossScores, OutputErrorScores
 from ..allocation.scores import Scorer, check_candidates
 from ..quantization.fake_quant import FakeQuantize, LearnedStep
 from ..quantization.gptq import PostTraining
+from ..quantization.tensors import named_tensors, select
 from .admm_training import ADMMTraining
 from .calibration import (
     BrainCalibration,
@@ -23,7 +24,7 @@ from .methods import EstimationMethod, attach
 from .one_stage import OneStage
 from .pipeline import Pipeline
 from .plan_store import PlanStore
-from .quantizer import as_list, quantizer_of
+from .quantizer import NO_SCRIPT, as_list, quantizer_of
 from .rounding import check_rounding
 
 logger = get_logger(__name__)
@@ -88,6 +89,24 @@ def method_of(name):
 def name_of(method, asked):
     """How a method is named in the files of a training."""
     return asked if isinstance(asked, str) else type(method).__name__
+
+
+def _check_scripting(brain, quantizer):
+    """Refuse --jit of what is to be quantized, before any work."""
+    if not getattr(brain, "jit", False):
+        return
+    keys = brain.jit_module_keys or list(brain.modules)
+    scripted = {
+        id(parameter): key
+        for key in keys
+        if key in brain.modules
+        for parameter in brain.modules[key].parameters()
+    }
+    tensors = named_tensors(quantizer.model)
+    for tensor in select(tensors, **quantizer.selection.patterns):
+        if id(tensor.parameter) in scripted:
+            key = scripted[id(tensor.parameter)]
+            raise ValueError(NO_SCRIPT.format(f"module {key!r}"))
 
 
 def _usual_rounding(method, brain):
@@ -251,6 +270,7 @@ def choose_bits(
     if brain.optimizers_dict is not None:
         raise ValueError("choose_bits comes before brain.fit, not after it")
     quantizer = quantizer_of(brain, quantizer, include, exclude, vectors)
+    _check_scripting(brain, quantizer)
     limits = {
         **parse_budget(budget),
         "min_bits": min_bits,

@@ -26,6 +26,11 @@ from .checkpoints import guard_loading
 from .unreached import check_unreached, watch_gradients
 
 logger = get_logger(__name__)
+NO_SCRIPT = (
+    "{} cannot be compiled by TorchScript while it is quantized: leave out "
+    "--jit, or take it out of jit_module_keys; a packed model that is loaded "
+    "can be compiled"
+)
 
 
 def _refuse_unknown(cls, unknown):
@@ -329,11 +334,7 @@ def _refuse_scripting(model):
     """Say what to do where TorchScript meets a quantized module."""
 
     def refuse(module):
-        raise ValueError(
-            f"{type(module).__name__} cannot be compiled by TorchScript, for "
-            "it is quantized: leave out --jit, or take the module out of "
-            "jit_module_keys; a packed model that is loaded can be compiled"
-        )
+        raise ValueError(NO_SCRIPT.format(type(module).__name__))
 
     owners = {
         type(owner)

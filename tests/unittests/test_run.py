@@ -1,8 +1,11 @@
 """The runner of untouched recipes: what it is asked for, what it sees."""
 
 import pytest
-from helpers import brain_of, hparams_of, script
+from helpers import TINY_RECIPE, brain_of, hparams_of, script
 
+from speechbrain_mpq import choose_bits
+from speechbrain_mpq.quantization.packing import read_packed
+from speechbrain_mpq.quantization.plan import BitPlan
 from speechbrain_mpq.run import main, quantized_fit
 
 
@@ -20,12 +23,20 @@ class Onlooker:
         """Go on."""
         return True
 
+    def after_fit(self, brain):
+        """Nothing to pack."""
+
 
 @pytest.mark.parametrize(
     "options, match",
     [
         (["--bits", "4 apples"], "budget '4 apples' is not understood"),
         (["--scores", "lk"], r"scores must be one of \('kl', 'output_error'"),
+        (["--method", "adm"], r"method 'adm' is none of \('post_training'"),
+        (["--method", "one_stage", "--scores", "kl"], "leave scores out"),
+        (["--method", "admm", "--rounding", "calibrated"], "nearest"),
+        (["--weights", "gone"], "no folder gone: change --weights"),
+        (["--folder", __file__], "is no folder: change --folder"),
     ],
 )
 def test_runner_does_not_start_what_it_cannot_finish(tmp_path, options, match):
@@ -47,3 +58,37 @@ def test_the_loader_of_the_recipe_is_used(tmp_path, by_name):
         else:
             brain.fit(*arguments, False, loader, loader)
     assert onlooker.given == (brain, train, valid, loader)
+
+
+@pytest.fixture
+def ends(tmp_path):
+    """The tiny recipe in a script that fails after its training."""
+    text = (TINY_RECIPE / "train.py").read_text(encoding="utf-8")
+    last = "    main(sys.argv[1:])\n"
+    assert text.endswith(last)
+    path = tmp_path / "train.py"
+    path.write_text(text + "    assert not sys.argv, 'too bad a loss'\n")
+    return path
+
+
+def test_what_comes_after_a_training_does_not_cost_it(ends, tmp_path):
+    own = [f"--output_folder={tmp_path / 'own'}", "--device=cpu", "--epochs=1"]
+    bits = ["--bits=4", "--scores=size", "--rounding=nearest"]
+    folder = tmp_path / "results"
+    options = [*own, *bits, f"--folder={folder}", "--float_vectors"]
+    yaml = TINY_RECIPE / "train.yaml"
+    with pytest.raises(AssertionError, match="too bad a loss"):
+        main([str(ends), str(yaml), *options])
+    plan = BitPlan.load(folder / "plan.json")
+    assert "norm" not in plan.clusters
+    quantized, _ = read_packed(folder / "packed")
+    assert set(quantized) == set(plan.tensors)
+
+
+def test_jit_is_refused_before_any_scoring(tmp_path):
+    hparams = hparams_of("plain", tmp_path)
+    brain = brain_of(hparams, jit=True)
+    with pytest.raises(ValueError, match="module 'encoder'.*leave out --jit"):
+        choose_bits(brain, [], "kl", progress=False)
+    brain = brain_of(hparams, jit=True, jit_module_keys=["output"])
+    choose_bits(brain, [], "uniform", exclude=["output.*"], rounding="nearest")

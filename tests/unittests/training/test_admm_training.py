@@ -320,3 +320,23 @@ def test_a_step_without_its_look_ahead_is_refused():
     weight.sum().backward()
     with pytest.raises(RuntimeError, match="extrapolate"):
         ExtraGradient([weight]).step()
+
+
+def test_steps_of_a_schedule_that_warms_up_from_nothing_and_decays():
+    weight = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
+    optimizer = AdamExtraGradient([weight], lr=0.0, step=0.03)
+    other = torch.nn.Parameter(weight.detach().clone())
+    same = AdamExtraGradient([other], lr=0.01, step=0.03)
+    for lr, shared in ((0.0, None), (0.001, 0.01), (2.0, 0.01), (1.0, 0.005)):
+        optimizer.param_groups[0]["lr"] = lr
+        before = weight.detach().clone()
+        weight.grad = torch.ones(2)
+        optimizer.step()
+        if shared is None:
+            assert torch.equal(weight, before)
+            optimizer.state.clear()
+            continue
+        same.param_groups[0]["lr"] = shared
+        other.grad = torch.ones(2)
+        same.step()
+        assert torch.allclose(weight, other)

@@ -6,6 +6,9 @@ import pytest
 import speechbrain as sb
 import torch
 from helpers import brain_of, fit, hparams_of, script
+from speechbrain.decoders.seq2seq import S2SRNNGreedySearcher
+from speechbrain.processing.features import InputNormalization
+from speechbrain.utils.metric_stats import MetricStats
 
 from speechbrain_mpq import (
     HessianScores,
@@ -282,3 +285,66 @@ def test_patterns_belong_to_the_block(tmp_path, data):
     brain = brain_of(hparams_of("learned", tmp_path))
     with pytest.raises(ValueError, match="learns its bits"):
         choose_bits(brain, data)
+
+
+@pytest.mark.parametrize(
+    "scores, rounding", [("kl", None), ("size", "calibrated")]
+)
+def test_fresh_global_normalization(scores, rounding, brain, data, tmp_path):
+    norm = InputNormalization(norm_type="global")
+    brain.modules["normalize"] = norm
+    options = {"loader_kwargs": LOADER, "progress": False, "folder": tmp_path}
+    with pytest.raises(
+        ValueError, match="normalize: no statistics yet.*--weights"
+    ):
+        choose_bits(brain, data, scores, rounding=rounding, **options)
+    assert not (tmp_path / "plan.json").exists() or scores == "size"
+    choose_bits(brain, [], "uniform", folder=tmp_path / "b", progress=False)
+    norm.train()
+    norm(torch.randn(2, 9, 8), torch.ones(2))
+    choose_bits(brain, data, "kl", **{**options, "folder": tmp_path / "c"})
+
+
+def test_a_passes_metrics_and_searches_are_left_out(brain, data, monkeypatch):
+    search = S2SRNNGreedySearcher.__new__(S2SRNNGreedySearcher)
+    torch.nn.Module.__init__(search)
+    searched, appended = [], []
+    search.forward = lambda hidden: searched.append(len(hidden))
+    brain.hparams.searcher = search
+    brain.hparams.metric = MetricStats(lambda **values: appended.append(values))
+    plain = brain.compute_forward
+
+    def forward(batch, stage):
+        predictions = plain(batch, stage)
+        search(predictions[0])
+        brain.hparams.metric.append(["a"], predict=predictions[0].numpy())
+        return predictions
+
+    brain.compute_forward = forward
+    choose_bits(
+        brain,
+        data,
+        "kl",
+        loader_kwargs=LOADER,
+        rounding="nearest",
+        progress=False,
+    )
+    assert (len(searched), appended) == (1, [])
+
+
+def test_a_validation_that_has_no_gradient(brain, data):
+    plain = brain.compute_objectives
+
+    def objectives(predictions, batch, stage):
+        predictions[0].numpy()
+        return plain(predictions, batch, stage)
+
+    brain.compute_objectives = objectives
+    options = {
+        "loader_kwargs": LOADER,
+        "progress": False,
+        "rounding": "nearest",
+    }
+    with pytest.raises(ValueError, match="use scores that need none"):
+        choose_bits(brain, data, "hessian", **options)
+    choose_bits(brain, data, "loss", **options)

@@ -1,0 +1,138 @@
+"""Manifests in SpeechBrain's own forms, and references in them."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechbrain_mpq import quantize_pretrained
+from speechbrain_mpq.commands.quantize import _significance
+from speechbrain_mpq.ptq.calibration_data import (
+    check_files,
+    read_items,
+    read_manifest,
+)
+from speechbrain_mpq.ptq.pretrained import _empty_folder, _move
+from speechbrain_mpq.ptq.task_metrics import (
+    ErrorRate,
+    Quality,
+    WordErrorRate,
+)
+
+NAME = "{data_root}/long.wav"
+ENTRIES = {
+    "file": {"wav": {"file": NAME, "start": 100, "stop": 300}},
+    "files": {"wav": {"files": [NAME, NAME], "start": 100, "stop": 300}},
+    "beside": {"wav": NAME, "start": 100, "stop": 300},
+    "rest": {"wav": {"file": NAME, "start": 100}},
+}
+
+
+@pytest.fixture
+def audio(tmp_path):
+    """A file of 400 samples."""
+    samples = np.random.default_rng(0).standard_normal(400) / 9
+    soundfile.write(tmp_path / "long.wav", samples, 16000)
+    return samples
+
+
+def items(folder, entries, suffix="json"):
+    """What is read of a manifest."""
+    path = folder / f"manifest.{suffix}"
+    text = entries if suffix == "csv" else json.dumps(entries)
+    path.write_text(text, encoding="utf-8")
+    return read_items(read_manifest(path), 16000)
+
+
+@pytest.mark.parametrize("form", ENTRIES)
+def test_segments_are_those_of_speechbrain(form, audio, tmp_path):
+    (item,) = items(tmp_path, {"a": ENTRIES[form]})
+    wanted = audio[100:] if form == "rest" else audio[100:300]
+    assert np.allclose(item.audio, wanted, atol=1e-4)
+
+
+def test_columns_of_a_csv(audio, tmp_path):
+    rows = "a,1.0,$data_root/long.wav,0,7\nb,1.0,$data_root/long.wav,9,400\n"
+    found = items(tmp_path, f"ID,duration,wav,start,stop\n{rows}", "csv")
+    assert [len(item.audio) for item in found] == [7, 391]
+
+
+@pytest.mark.parametrize(
+    "entry, match",
+    [
+        ({"wav": NAME, "start": 300, "stop": 500}, "has no samples 300 to 500"),
+        ({"wav": NAME, "start": 3, "stop": 3}, "stop 3 is not behind start 3"),
+        ({"wav": NAME, "start": 0.5}, "start is 0.5, not a number of samples"),
+        ({"wav": {"path": NAME}}, "'wav' is {'path'"),
+        ({"wav": []}, "not the name of a file"),
+    ],
+)
+def test_segments_that_are_none(entry, match, audio, tmp_path):
+    with pytest.raises(ValueError, match=match):
+        items(tmp_path, {"a": entry})
+
+
+def test_missing_audio_is_told_at_once(tmp_path):
+    with pytest.raises(ValueError, match="entry 'a': no file gone.wav"):
+        check_files({"a": {"wav": "gone.wav"}})
+
+
+def words(*said):
+    """Items with these references."""
+    return [
+        SimpleNamespace(key=str(i), entry={"words": w, "label": w})
+        for i, w in enumerate(said)
+    ]
+
+
+def test_lists_are_words_and_missing_references_do_not_count():
+    given = words(["place", "it"], None, "here")
+    heard = ["place it", "noise", "there"]
+    quality = WordErrorRate().aggregate(given, heard)
+    assert (quality.count, round(quality.value, 2)) == (2, 33.33)
+    assert ErrorRate().aggregate(words(5, None), ["5", "x"]).value == 0
+
+
+@pytest.mark.parametrize(
+    "said, match",
+    [
+        (["", " "], "no reference under 'words' has a word"),
+        ([None], "no entry of the manifest has a reference"),
+        ([{"a": 1}], "which is no text"),
+        ([[1, 2]], "which is no text"),
+    ],
+)
+def test_references_that_say_nothing(said, match):
+    with pytest.raises(ValueError, match=match):
+        WordErrorRate().check(words(*said))
+    with pytest.raises(ValueError):
+        quality = Quality("WER, %", 0.0, 1, {"a": ("", "")})
+        assert not _significance({"source": quality, "packed": quality})
+        WordErrorRate().aggregate(words(*said), ["x"] * len(said))
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "empty", "new"])
+def test_outputs_of_every_kind_take_the_result(kind, tmp_path):
+    result, real = tmp_path / "result", tmp_path / "real"
+    result.mkdir()
+    (result / "card.md").write_text("done")
+    output = tmp_path / "output"
+    if "link" in kind:
+        output.symlink_to(real)
+    if kind == "link":
+        real.mkdir()
+    if kind == "empty":
+        output.mkdir()
+    _move(result, _empty_folder(output))
+    assert (output / "card.md").read_text() == "done"
+    assert output.is_symlink() == ("link" in kind)
+
+
+def test_what_cannot_be_written_is_told_before_the_source_is_read(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="nothing can be written to"):
+        quantize_pretrained(
+            "nowhere", "EncoderASR", "m.json", 4, tmp_path / "file/deep/out"
+        )
