@@ -7,13 +7,14 @@ transcripts with their errors marked.
 import base64
 import io
 from functools import partial
+from inspect import signature
 
 import numpy as np
 from matplotlib import colormaps, rc_context
 from PIL import Image
 from scipy.signal import stft
 
-from .page import tag, text
+from .page import PHONE, tag, text
 from .plots import top_view
 from .wer import CORRECT, DELETION, INSERTION, WordErrors, align, word_errors
 
@@ -25,23 +26,33 @@ PEAK = 0.9  # of full scale, the loudest sample of an example
 
 
 def picture(draw, text):
-    """Embed a figure that follows the page's light or dark.
+    """Embed a figure that follows the page's light or dark and its width.
 
     Arguments
     ---------
     draw : callable
-        Takes nothing, gives a matplotlib figure; called once per theme.
+        Gives a matplotlib figure; called once per theme. Where it takes
+        `narrow`, there is a figure for phones as well.
     text : str
         What the figure shows, for those who cannot see it.
 
     Returns
     -------
     str
-        A `<picture>` element with both images inside.
+        A `<picture>` element with all images inside.
     """
     light, dark = (_draw_png(draw, *colours) for colours in THEMES.values())
-    source = tag("source", srcset=dark, media="(prefers-color-scheme: dark)")
-    return tag("picture", source + tag("img", src=light, alt=text))
+    sources = []
+    if "narrow" in signature(draw).parameters:
+        small = partial(draw, narrow=True)
+        for theme, colours in reversed(THEMES.items()):
+            media = f"{PHONE} and (prefers-color-scheme: {theme})"
+            image = _draw_png(small, *colours)
+            sources.append(tag("source", srcset=image, media=media))
+    sources.append(
+        tag("source", srcset=dark, media="(prefers-color-scheme: dark)")
+    )
+    return tag("picture", "".join(sources) + tag("img", src=light, alt=text))
 
 
 def spectrogram(waveform, sample_rate, loudest, text):

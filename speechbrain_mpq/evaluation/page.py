@@ -2,6 +2,7 @@
 
 from html import escape
 
+PHONE = "(max-width: 640px)"
 CSS = """
 :root { color-scheme: light dark; --ink: #24292f; --soft: #667079;
   --paper: #ffffff; --card: #f5f7f9; --line: #dde2e7; --accent: #c2410c;
@@ -23,8 +24,6 @@ h4 { font-size: .95rem; margin: 0; }
 p, ul { margin: .4rem 0 .8rem; max-width: 75ch; }
 .soft, figcaption { color: var(--soft); font-size: .88rem; }
 .scroll { overflow-x: auto; }
-.wide img { max-width: none; height: 390px; }
-.map img { max-width: none; height: 300px; }
 img { max-width: 100%; height: auto; }
 figure { margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .86rem;
@@ -59,7 +58,15 @@ audio { width: 100%; height: 36px; margin: .4rem 0 .2rem; }
 .words mark { background: none; color: var(--bad);
   border-bottom: 2px solid var(--bad); }
 .words mark s { color: var(--soft); font-size: .85em; }
-"""
+.phone { display: none; }
+@media PHONE { .phone { display: block; } .desk { display: none; }
+  main { padding: 1.25rem .8rem 3rem; } h1 { font-size: 1.35rem; }
+  table { font-size: .8rem; } th, td { padding: .35rem .3rem; }
+  .phone table { font-size: .72rem; } .phone th { white-space: normal; }
+  .phone th, .phone td { padding: .35rem .22rem; }
+  .phone th:last-child, .phone td:last-child { display: none; }
+  .example { padding: .8rem; } .signals { grid-template-columns: 1fr; } }
+""".replace("PHONE", PHONE)
 
 
 def tag(element, content=None, /, **attributes):

@@ -15,16 +15,74 @@ import numpy as np
 from matplotlib import rcParams
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+from matplotlib.patches import Patch
+from matplotlib.ticker import NullLocator
 
 from .comparisons import by_system
-from .runs import FULL_PRECISION, KIB, bits_text, full_label, task_of
+from .runs import FULL_PRECISION, KIB, bits_text, task_of
 
 GREY = "#8a8f98"
-PALETTE = ("#e4572e", "#2e86de", "#17a589", "#b07cc6", "#d9a404", "#5dade2")
+# Okabe and Ito's colours, which nearly everybody can tell apart.
+PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+# A system has one colour and one marker wherever it is drawn.
+LOOKS = {
+    "best": (PALETTE[0], "o"),
+    "uniform": (PALETTE[1], "s"),
+    "kl": (PALETTE[2], "D"),
+    "mask_error": (PALETTE[3], "^"),
+    "hes": (PALETTE[4], "v"),
+    "nas": (PALETTE[5], "P"),
+    "admm": (PALETTE[3], "X"),
+    "one_stage": (PALETTE[4], "h"),
+}
+LINES = {"PostTraining": "-", "LearnedStep": "--"}  # by estimation; others :
+NARROW = 3.6  # inches, of figures for a phone
+_ROOM = 0.15  # in powers of two, between ticks at sizes
 
 
-def quality_by_condition(names, metrics):
+def look(run):
+    """Tell how a system is drawn.
+
+    Arguments
+    ---------
+    run : dict
+        Metrics, of which the system and its estimation are used.
+
+    Returns
+    -------
+    style : dict
+        Colour, marker and line for matplotlib.
+
+    Example
+    -------
+    >>> look({"system": "uniform", "estimator": "PostTraining"})
+    {'color': '#0072b2', 'marker': 's', 'ls': '-'}
+    """
+    name = run["system"]
+    if run.get("bits", 0) >= FULL_PRECISION and name not in LOOKS:
+        return {"color": GREY, "marker": ".", "ls": "-"}
+    spare = sum(map(ord, name))  # the same in every report
+    colour, marker = LOOKS.get(
+        name, (PALETTE[spare % len(PALETTE)], MARKERS[spare % len(MARKERS)])
+    )
+    line = LINES.get(run.get("estimator"), ":")
+    return {"color": colour, "marker": marker, "ls": line}
+
+
+def _panels(count, width, height, narrow):
+    """A figure with panels side by side or, narrow, below each other."""
+    size = (NARROW, height * count) if narrow else (width * count, height)
+    figure = Figure(figsize=size, layout="constrained")
+    shape = (count, 1) if narrow else (1, count)
+    return figure, figure.subplots(*shape, squeeze=False).ravel()
+
+
+def _width(wide, narrow):
+    """Inches across."""
+    return NARROW if narrow else wide
+
+
+def quality_by_condition(names, metrics, narrow=False):
     """Draw every measure by condition, as SI-SNR by angle bucket.
 
     Arguments
@@ -33,6 +91,8 @@ def quality_by_condition(names, metrics):
         Name of each system.
     metrics : list[dict]
         Contents of metrics.json files; the first system stands out.
+    narrow : bool
+        Whether it is for a phone.
 
     Returns
     -------
@@ -43,13 +103,12 @@ def quality_by_condition(names, metrics):
     -------
     >>> empty = dict.fromkeys(["si_snr", "si_snr_mixture", "pesq", "wer"])
     >>> buckets = dict.fromkeys(["0-15", "15-45", "45-90", "90-180"], empty)
-    >>> len(quality_by_condition(["kl"], [{"buckets": buckets}]).axes)
+    >>> run = {"system": "kl", "buckets": buckets}
+    >>> len(quality_by_condition(["kl"], [run]).axes)
     3
     """
     task = task_of(metrics[0])
-    count = len(task.measures)
-    figure = Figure(figsize=(3.5 * count, 3.6), layout="constrained")
-    panels = figure.subplots(1, count, squeeze=False)[0]
+    figure, panels = _panels(len(task.measures), 3.5, 3.6, narrow)
     for axes, measure in zip(panels, task.measures):
         if measure.unprocessed:
             values = _by_condition(task, metrics[0], measure.unprocessed)
@@ -62,10 +121,9 @@ def quality_by_condition(names, metrics):
                 task.condition_names,
                 _by_condition(task, metrics[index], measure.key),
                 label=names[index],
-                color=PALETTE[index % len(PALETTE)],
-                marker="o" if index == 0 else "s",
                 lw=2.6 if index == 0 else 1.5,
-                ms=6 if index == 0 else 4,
+                ms=7 if index == 0 else 4,
+                **look(metrics[index]),
             )
         _widen(axes, measure.least_span)
         axes.set_title(measure.axis_title, loc="left")
@@ -73,12 +131,15 @@ def quality_by_condition(names, metrics):
         axes.grid(axis="y")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
-        handles[::-1], labels[::-1], loc="outside lower center", ncols=6
+        handles[::-1],
+        labels[::-1],
+        loc="outside lower center",
+        ncols=1 if narrow else 6,
     )
     return figure
 
 
-def training_curve(curve):
+def training_curve(curve, narrow=False):
     """Draw losses and scores over the epochs of a training.
 
     Arguments
@@ -86,6 +147,8 @@ def training_curve(curve):
     curve : list[dict] | list[float]
         One dict of numbers per epoch, with "epoch" or counted from 1; or the
         losses alone.
+    narrow : bool
+        Whether it is for a phone.
 
     Returns
     -------
@@ -101,8 +164,7 @@ def training_curve(curve):
     rows = [x if isinstance(x, dict) else {"loss": x} for x in curve]
     keys = dict.fromkeys(key for row in rows for key in row)
     keys.pop("epoch", None)
-    figure = Figure(figsize=(3.5 * len(keys), 2.8), layout="constrained")
-    panels = figure.subplots(1, len(keys), squeeze=False)[0]
+    figure, panels = _panels(len(keys), 3.5, 2.8, narrow)
     for axes, key, colour in zip(panels, keys, PALETTE * len(keys)):
         points = [
             (row.get("epoch", index), row[key])
@@ -186,7 +248,7 @@ def _on_circle(angle, radius):
 MARKERS = "osD^vPX"
 
 
-def pareto(runs, predicted=None, own=True):
+def pareto(runs, predicted=None, own=True, narrow=False):
     """Draw quality against the bytes of the file.
 
     Arguments
@@ -199,6 +261,8 @@ def pareto(runs, predicted=None, own=True):
         "bytes" and "score", the summed score of the best plan of that size.
     own : bool
         Whether the first run stands out.
+    narrow : bool
+        Whether it is for a phone.
 
     Returns
     -------
@@ -214,21 +278,23 @@ def pareto(runs, predicted=None, own=True):
     [[1.0, 8.0]]
     """
     measures = task_of(runs[0]).columns
-    panels = len(measures) + bool(predicted)
-    figure = Figure(figsize=(4.4 * panels, 3.8), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+    count = len(measures) + bool(predicted)
+    figure, axes = _panels(count, 4.4, 3.8, narrow)
+    small = [r.get("model_bytes") for r in runs if r["bits"] < FULL_PRECISION]
     for panel, measure in zip(axes, measures):
         _draw_measured(panel, runs, measure.key, own)
-        _size_axis(panel, measure.axis_title)
+        _size_axis(panel, measure.axis_title, small, narrow)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6)
+    columns = 2 if narrow else 6
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
     if predicted:
         _draw_predicted(axes[-1], predicted)
-        _size_axis(axes[-1], "predicted score (lower is better)")
+        sizes = [point["bytes"] for point in predicted["points"]]
+        _size_axis(axes[-1], "predicted score (lower is better)", sizes, narrow)
     return figure
 
 
-def predicted_and_measured(rows):
+def predicted_and_measured(rows, narrow=False):
     """Draw predicted against measured loss of whole plans.
 
     Arguments
@@ -237,6 +303,8 @@ def predicted_and_measured(rows):
         Content of additivity.json: dicts of "plan" (a name), "predicted" (the
         sum of its clusters' scores) and "measured" in the same unit. Plans
         without a prediction are left out.
+    narrow : bool
+        Whether it is for a phone.
 
     Returns
     -------
@@ -251,7 +319,8 @@ def predicted_and_measured(rows):
     >>> axes.get_xscale(), axes.texts[0].get_text()
     ('log', 'uniform 4')
     """
-    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    size = _width(6.4, narrow), _width(4.6, narrow)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     rows = [row for row in rows if row["predicted"] is not None]
     points = [(row["predicted"], row["measured"]) for row in rows]
@@ -270,7 +339,7 @@ def predicted_and_measured(rows):
     return figure
 
 
-def convergence(rows):
+def convergence(rows, narrow=False):
     """Draw the convergence of ADMM over its iterations.
 
     Arguments
@@ -279,6 +348,8 @@ def convergence(rows):
         Content of admm.json: dicts of "iteration", "primal_residual" and
         "valid_loss", None where an iteration was not validated; the residual
         is relative to the weights.
+    narrow : bool
+        Whether it is for a phone.
 
     Returns
     -------
@@ -291,8 +362,7 @@ def convergence(rows):
     >>> [axes.get_yscale() for axes in convergence([row]).axes]
     ['log', 'linear']
     """
-    figure = Figure(figsize=(8.0, 3.0), layout="constrained")
-    panels = figure.subplots(1, 2)
+    figure, panels = _panels(2, 4.0, 3.0, narrow)
     for axes, key, title, colour in zip(
         panels,
         ("primal_residual", "valid_loss"),
@@ -311,13 +381,15 @@ def convergence(rows):
     return figure
 
 
-def trace_errors(traces):
+def trace_errors(traces, narrow=False):
     """Draw Hessian traces of the clusters with their standard errors.
 
     Arguments
     ---------
     traces : dict
         Cluster -> {"trace", "standard_error"}, in the order of the signal.
+    narrow : bool
+        Whether it is for a phone.
 
     Returns
     -------
@@ -331,7 +403,7 @@ def trace_errors(traces):
     >>> len(trace_errors(traces).axes)
     1
     """
-    figure = Figure(figsize=(11, 2.8), layout="constrained")
+    figure = Figure(figsize=(_width(11, narrow), 2.8), layout="constrained")
     axes = figure.subplots()
     rows = [(row["trace"], row["standard_error"]) for row in traces.values()]
     trace, error = np.array(rows, dtype=float).T
@@ -354,7 +426,7 @@ def trace_errors(traces):
 
 def _draw_measured(axes, runs, key, own):
     """Systems of one method as a line over their sizes."""
-    lines = {}
+    lines, looks = {}, {}
     for system in by_system(runs):
         values = [run["average"][key] for run in system]
         sizes = [run.get("model_bytes") for run in system]
@@ -367,28 +439,35 @@ def _draw_measured(axes, runs, key, own):
             axes.axhline(y, label=system[0]["system"], **style)
         else:
             point = (x, y, min(values), max(values))
-            lines.setdefault(_method(system[0], runs), []).append(point)
+            method = _method(system[0], runs)
+            looks.setdefault(method, look(system[0]))
+            lines.setdefault(method, []).append(point)
             place = {"xytext": (5, 4), "textcoords": "offset points"}
             axes.annotate(bits_text(system[0]), (x, y), fontsize=7, **place)
             if own and runs[0] in system:
                 _circle(axes, x, y)
-    for index, (name, points) in enumerate(lines.items()):
+    for name, points in lines.items():
         x, y, low, high = zip(*sorted(points))
-        colour = PALETTE[index % len(PALETTE)]
-        marker = MARKERS[index % len(MARKERS)]
-        style = {"color": colour, "label": name, "lw": 1.3, "ms": 5}
-        axes.plot(x, y, marker=marker, **style)
-        axes.vlines(x, low, high, color=colour)
+        style = looks[name]
+        axes.plot(x, y, label=name, lw=1.3, ms=5, **style)
+        axes.vlines(x, low, high, color=style["color"])
 
 
 def _method(run, runs):
-    """Label of a system without its bits."""
-    return full_label(run, runs).replace(f" {bits_text(run)} bit", "", 1)
+    """Name of a system, with its estimation where there are several."""
+    same = [r for r in runs if r["system"] == run["system"]]
+    name = run["system"]
+    if len({other.get("estimator") for other in same}) > 1:
+        name += f" {run.get('estimator')}"
+    if run.get("variant"):
+        name += f" ({run['variant']})"
+    return name
 
 
 def _circle(axes, x, y):
     """A ring around the point that was chosen."""
-    ring = {"mfc": "none", "mec": PALETTE[0], "mew": 2, "ms": 14}
+    edge = rcParams["text.color"]
+    ring = {"mfc": "none", "mec": edge, "mew": 1.5, "ms": 14}
     axes.plot([x], [y], "o", **ring)
 
 
@@ -403,12 +482,16 @@ def _draw_predicted(axes, predicted):
         _circle(axes, chosen["bytes"] / KIB, chosen["score"])
 
 
-def _size_axis(axes, title):
-    """A logarithmic axis of sizes with plain numbers."""
+def _size_axis(axes, title, sizes, narrow):
+    """A logarithmic axis with ticks at the sizes that there are."""
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(LogLocator(base=2, subs=(1.0, 1.5)))
+    ticks = []
+    for size in sorted({size / KIB for size in sizes if size}):
+        if not ticks or math.log2(size / ticks[-1]) > _ROOM:
+            ticks.append(size)
+    axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
+    axes.tick_params(axis="x", rotation=45 if narrow else 0)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set_xlabel("file, KiB")
     axes.set_title(title, loc="left")
     axes.grid()
@@ -417,33 +500,36 @@ def _size_axis(axes, title):
 # The paper's seven sublayers of a ConvBlock: 1x1 and depthwise convolutions
 # in strong colours, what belongs to them in lighter ones.
 SUBLAYERS = {
-    "conv_1x1_in": "#2e86de",
-    "prelu_in": "#9ecbf5",
-    "norm_in": "#b9a3e3",
-    "d_conv": "#e4572e",
-    "prelu_out": "#f5b7a3",
-    "norm_out": "#e8c65a",
-    "conv_1x1_out": "#17a589",
+    "conv_1x1_in": "#0072b2",
+    "prelu_in": "#56b4e9",
+    "norm_in": "#cc79a7",
+    "d_conv": "#d55e00",
+    "prelu_out": "#e69f00",
+    "norm_out": "#f0e442",
+    "conv_1x1_out": "#009e73",
 }
 
 
 _SUBLAYER = re.compile(r"(?:^|\.)tcn_(\d+)_(\d+)\.(\w+)$")
-_ENDS = {"conv_in": "in", "conv_out": "out"}
+_ENDS = {"scale_in": "in", "conv_in": "in", "conv_out": "out"}
 _MOST_LABELS = 60  # tick labels that still can be read
 
 
-def bits_per_cluster(clusters):
+def bits_per_cluster(clusters, narrow=False):
     """Draw the bits of every cluster, as the paper's Fig. 3 if it can.
 
     Arguments
     ---------
     clusters : dict
         `clusters` of plan.json: name -> {"bits", "parameters"}, in order.
+    narrow : bool
+        Whether it is for a phone.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Seven coloured bars per ConvBlock, or a plain bar per cluster.
+        A bar per cluster, as wide as its parameters and as high as its bits:
+        areas are bytes. Sublayers of ConvBlocks have their colours.
 
     Example
     -------
@@ -452,30 +538,40 @@ def bits_per_cluster(clusters):
     'encoder.fc'
     """
     places = [_place(name) for name in clusters]
-    blocks = list(dict.fromkeys(block for block, _ in places))
-    known = None not in blocks
-    groups = len(blocks) if known else len(clusters)
-    width = min(24, max(9, 0.55 * groups if known else 0.22 * groups))
-    figure = Figure(figsize=(width, 3.6), layout="constrained")
+    known = None not in [block for block, _ in places]
+    figure = Figure(figsize=(_width(11, narrow), 3.9), layout="constrained")
     axes = figure.subplots()
+    bits = [cluster["bits"] for cluster in clusters.values()]
+    widths = [max(c.get("parameters", 1), 1) for c in clusters.values()]
+    starts = np.concatenate([[0], np.cumsum(widths)])
+    colours = [
+        SUBLAYERS.get(sublayer, GREY) if known else PALETTE[1]
+        for _, sublayer in places
+    ]
+    edge = {"edgecolor": "white", "lw": 0.3, "align": "edge"}
+    axes.bar(starts[:-1], bits, widths, color=colours, **edge)
     if known:
-        _draw_blocks(axes, clusters, places, blocks)
+        _name_blocks(axes, places, starts)
+        _sublayer_legend(axes, clusters, places, 2 if narrow else 5)
     else:
-        bits = [cluster["bits"] for cluster in clusters.values()]
-        axes.bar(range(len(bits)), bits, color=PALETTE[1], width=0.8)
-        _name_ticks(axes, list(clusters))
-    _bit_axis(axes, [cluster["bits"] for cluster in clusters.values()])
+        _name_bars(axes, list(clusters), starts)
+    axes.set_xlim(0, starts[-1])
+    shown = [tick for tick in sorted({*bits}) if tick >= 1]
+    axes.set_yticks(shown, [f"{tick:g}" for tick in shown])
+    axes.set_ylabel("bits")
     axes.grid(axis="y")
     return figure
 
 
-def sensitivity_map(scores):
+def sensitivity_map(scores, narrow=False):
     """Draw the sensitivity of every cluster at every bit width.
 
     Arguments
     ---------
     scores : dict
         Content of scores.json: `clusters` maps names to {"scores": {bits: x}}.
+    narrow : bool
+        Whether it is for a phone.
 
     Returns
     -------
@@ -496,9 +592,7 @@ def sensitivity_map(scores):
     bits = sorted({b for row in rows for b in row})
     table = np.array([[row.get(b, math.nan) for row in rows] for b in bits])
     table = np.ma.masked_invalid(np.where(table > 0, table, math.nan))
-    figure = Figure(
-        figsize=(min(24, max(9, 0.09 * len(names))), 2.8), layout="constrained"
-    )
+    figure = Figure(figsize=(_width(11, narrow), 2.8), layout="constrained")
     axes = figure.subplots()
     norm = LogNorm() if table.count() else None
     style = {"aspect": "auto", "cmap": "viridis", "norm": norm}
@@ -518,52 +612,49 @@ def _place(name):
     return _ENDS.get(end), end if end in _ENDS else None
 
 
-def _draw_blocks(axes, clusters, places, blocks):
-    """Bars of the sublayers, grouped by ConvBlock."""
-    order = list(SUBLAYERS)
-    sizes = {}
-    for cluster, (block, sublayer) in zip(clusters.values(), places):
-        inner = sublayer in SUBLAYERS
-        offset = (order.index(sublayer) - 3) / 8.5 if inner else 0
-        axes.bar(
-            blocks.index(block) + offset,
-            cluster["bits"],
-            width=1 / 8.5 if inner else 0.4,
-            color=SUBLAYERS.get(sublayer, GREY),
-        )
-        sizes.setdefault(sublayer, []).append(cluster.get("parameters", 0))
-    shown = [name for name in (*order, *_ENDS) if name in sizes]
-    handles = [
-        axes.bar(0, 0, color=SUBLAYERS.get(name, GREY)) for name in shown
+def _name_blocks(axes, places, starts):
+    """Ticks in the middle of every ConvBlock, as far as there is room."""
+    spans = {}
+    for index, (block, _) in enumerate(places):
+        first, _ = spans.get(block, (starts[index], 0))
+        spans[block] = first, starts[index + 1]
+    middles = [sum(span) / 2 for span in spans.values()]
+    labels = [
+        block if last - first > starts[-1] / 60 else ""
+        for block, (first, last) in spans.items()
     ]
-    labels = [f"{name} ({_range(sizes[name])})" for name in shown]
+    axes.set_xticks(middles, labels, rotation=90 if len(labels) > 8 else 0)
+    axes.set_xlabel("TCN block m-ConvBlock n, as wide as its parameters")
+
+
+def _name_bars(axes, names, starts):
+    """Names of wide bars below them."""
+    widths = np.diff(starts)
+    shown = [i for i in range(len(names)) if widths[i] > starts[-1] / 80]
+    shown = shown or range(len(names))
+    middles = [(starts[i] + starts[i + 1]) / 2 for i in shown]
+    axes.set_xticks(middles, [names[i] for i in shown], rotation=90, fontsize=7)
+
+
+def _sublayer_legend(axes, clusters, places, columns):
+    """What the colours are."""
+    sizes = {}
+    for cluster, (_, sublayer) in zip(clusters.values(), places):
+        sizes.setdefault(sublayer, []).append(cluster.get("parameters", 0))
+    shown = [name for name in (*SUBLAYERS, *_ENDS) if name in sizes]
     axes.figure.legend(
-        handles,
-        labels,
+        [Patch(color=SUBLAYERS.get(name, GREY)) for name in shown],
+        [f"{name} ({_range(sizes[name])})" for name in shown],
         loc="outside lower center",
-        ncols=5,
+        ncols=columns,
         title="sublayer (parameters each)",
     )
-    axes.set_xticks(range(len(blocks)), blocks)
-    axes.set_xlim(-0.7, len(blocks) - 0.3)
-    axes.set_xlabel("TCN block m, ConvBlock n")
 
 
 def _range(sizes):
     """One number, or the span of several."""
     low, high = min(sizes), max(sizes)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _bit_axis(axes, bits):
-    """Logarithmic axis, so that 2, 4, 8 and 16 bits lie evenly."""
-    axes.set_yscale("log", base=2)
-    ticks = sorted({1, 2, 4, 8, 16} | set(bits))
-    ticks = [tick for tick in ticks if tick <= max(bits)]
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.set_ylim(min(1, min(bits) / 2), max(bits) * 1.25)
-    axes.set_ylabel("bits")
 
 
 def _cluster_ticks(axes, names):
@@ -579,8 +670,8 @@ def _cluster_ticks(axes, names):
         labels.append(block)
         line = {"color": rcParams["axes.edgecolor"], "lw": 0.6}
         axes.axvline(columns[-1] + 0.5, **line)
-    axes.set_xticks(middles, labels)
-    axes.set_xlabel("TCN block m, ConvBlock n; sublayers from left to right")
+    axes.set_xticks(middles, labels, rotation=90 if len(labels) > 8 else 0)
+    axes.set_xlabel("TCN block m-ConvBlock n; sublayers from left to right")
 
 
 def _name_ticks(axes, names):

@@ -4,6 +4,7 @@ A page is one HTML file with all it shows inside. The task of the runs says
 which measures and conditions there are; a section is there where its file is.
 """
 
+import operator
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,7 +26,16 @@ from .results_table import (
     table_notes,
     tables_of,
 )
-from .runs import FULL_PRECISION, bits_text, label, size_text, task_of
+from .runs import (
+    FULL_PRECISION,
+    bits_text,
+    full_label,
+    label,
+    size_text,
+    task_of,
+)
+
+SAME = 1.0  # points of a tested measure that are as good as none
 
 
 @dataclass
@@ -77,12 +87,16 @@ class Evidence:
 def _verdict(metrics):
     """Headline and sentences on the first system, against the others."""
     system, *baselines = metrics
+    names = {id(run): full_label(run, metrics) for run in metrics}
     full = [m for m in baselines if m["bits"] >= FULL_PRECISION]
     headline = label(system)
     if full:
         headline += f": {_headline(system, full[0])}"
     sentences = [_gain(system)]
-    sentences += [_comparison(system, baseline) for baseline in baselines]
+    sentences += [
+        _comparison(system, baseline, names[id(baseline)])
+        for baseline in baselines
+    ]
     return headline, [sentence for sentence in sentences if sentence]
 
 
@@ -101,11 +115,51 @@ def _headline(system, full):
             amount = _signed(difference, measure)
             parts.append(f"{measure.spoken} {amount}")
     elif outcome["p"] >= SIGNIFICANCE_LEVEL:
-        parts.append(f"no significant change in {measure.test.counted}")
+        parts.append(_no_change(system, full, measure, outcome["z"]))
     else:
         more = "more" if outcome["z"] > 0 else "fewer"
         parts.append(f"significantly {more} {measure.test.counted}")
     return ", ".join(parts)
+
+
+def _no_change(system, full, measure, z):
+    """What a test that shows no difference allows to say."""
+    counted = measure.test.counted
+    between = _interval(system, full, measure, z)
+    if between is None:
+        return f"no difference in {counted} shown"
+    low, high = between
+    if max(-low, high) <= SAME:
+        return f"no significant change in {counted}"
+    unit = f" {measure.difference_unit}".rstrip()
+    return (
+        f"{measure.spoken} {low:+.1f} to {high:+.1f}{unit} (95 % interval, "
+        "no difference shown)"
+    )
+
+
+def _interval(system, full, measure, z):
+    """Where the difference lies with 95 % certainty; None: it is not known."""
+    counts = task_of(system).counts
+
+    def pooled(run):
+        blocks = [*run["buckets"].values()]
+        values = [block.get(measure.key) for block in blocks]
+        if None in values:
+            return None
+        weights = [block[counts[0] if counts else "n"] for block in blocks]
+        if not sum(weights):
+            return None
+        return sum(map(operator.mul, values, weights)) / sum(weights)
+
+    ours, theirs = pooled(system), pooled(full)
+    if None in (ours, theirs):
+        return None
+    difference = ours - theirs
+    if not z or not difference:
+        return None
+    reach = 1.96 * abs(difference / z)
+    return difference - reach, difference + reach
 
 
 def _gain(system):
@@ -132,7 +186,7 @@ def _gain(system):
     )
 
 
-def _comparison(system, baseline):
+def _comparison(system, baseline, name):
     """Sentence on the system against one baseline."""
     task = task_of(system)
     # What is tested comes first.
@@ -148,7 +202,10 @@ def _comparison(system, baseline):
         size = f" ({size_text(sizes[0])} against {size_text(sizes[1])})"
     if not parts:
         return None
-    sentence = f"Against {label(baseline)}{size}: {', '.join(parts)}."
+    how = baseline.get("estimator")  # how it is estimated
+    if how and how not in name:
+        name += f" by {how}"
+    sentence = f"Against {name}{size}: {', '.join(parts)}."
     if task.tested is None:
         return sentence
     test = task.tested.test
@@ -195,7 +252,8 @@ def _pareto_section(runs, predicted=None, own=True):
     """Size against quality, and against the predicted score."""
     note = (
         "Every system by the size of its file; full precision is the dashed "
-        "line, vertical bars span the seeds, figures are bits."
+        "line, vertical bars span the seeds, figures are bits; solid lines: "
+        "PostTraining, dashed: LearnedStep."
     )
     if own:
         note += " The ring is around this system."
@@ -223,7 +281,9 @@ def _plan_section(plan, ceiling=None):
     parts = [tag("h2", "Where the bits went"), tag("p", text(note))]
     if ceiling:
         parts.append(tag("p", text(_ceiling_note(ceiling))))
-    caption = "Bits of every cluster, in the order of the signal"
+    caption = (
+        "Bits of every cluster, in the order of the signal; areas are bytes"
+    )
     parts.append(
         _figure(partial(plots.bits_per_cluster, clusters), caption, "wide")
     )
@@ -341,7 +401,23 @@ def _figure(draw, caption, class_=""):
 
 def _table_section(runs, against=None, seeds="all", ours=False):
     """The results table, what its marks say, and differences by seed."""
-    groups, header, rows = table_cells(runs, against, seeds)
+    table = partial(_results_table, runs, against, seeds, ours)
+    notes = table_notes(runs, against, seeds)
+    if task_of(runs[0]).conditions:  # by condition where there is room
+        wide, lean = table(True, class_="desk"), table(False, class_="phone")
+        shown = wide + lean
+    else:
+        shown = table(True)
+    return (
+        shown
+        + "".join(tag("p", text(note), class_="soft") for note in notes)
+        + _differences(runs)
+    )
+
+
+def _results_table(runs, against, seeds, ours, wide, class_=""):
+    """The results as a table."""
+    groups, header, rows = table_cells(runs, against, seeds, wide)
     starts, column = set(), 0
     for _, columns in groups:
         starts.add(column)
@@ -361,12 +437,7 @@ def _table_section(runs, against=None, seeds="all", ours=False):
         )
         for index, row in enumerate(rows)
     )
-    notes = table_notes(runs, against, seeds)
-    return (
-        _table(head, body, class_="results")
-        + "".join(tag("p", text(note), class_="soft") for note in notes)
-        + _differences(runs)
-    )
+    return tag("div", _table(head, body, class_="results"), class_=class_)
 
 
 def _differences(runs):
@@ -408,7 +479,7 @@ def write_report(path, metrics, evidence=None):
     evidence = evidence or Evidence()
     task = task_of(metrics[0])
     headline, sentences = _verdict(metrics)
-    names = [label(m) for m in metrics]
+    names = [full_label(m, metrics) for m in metrics]
     title = f"{task.name.capitalize()} report"
     by = f" by {task.conditions.title}" if task.conditions else ""
     sections = [

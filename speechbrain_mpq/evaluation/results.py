@@ -11,6 +11,7 @@ from .metrics import significance, summarise
 from .report import Evidence, write_report
 from .results_table import results_table
 from .runs import (
+    full_label,
     label,
     load_run,
     system_key,
@@ -187,7 +188,7 @@ def _shown(example, runs):
                 hypotheses.setdefault(name, item[f"hypothesis_{name}"])
             if f"{key}_{name}" in item:
                 quality.setdefault(name, item[f"{key}_{name}"])
-        name = label(run)
+        name = full_label(run, runs)
         path = _example_file(run["folder"], item["id"])
         signals[name], _ = soundfile.read(path)
         hypotheses[name], quality[name] = item.get("hypothesis"), item[key]

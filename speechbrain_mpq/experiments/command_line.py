@@ -38,6 +38,7 @@ from ..training.hparams_source import (
 from .costs import duration
 
 USAGE = "python train.py hparams/kl_4bit.yaml --bits 3"
+BASE = "base.yaml"  # what the files of methods begin with
 REFUSED = 2  # exit status
 OWN_FLAGS = ("wide", "dry_run")
 OTHER_SCORERS = {"mask_error": "MaskErrorScores"}  # of separators only
@@ -352,15 +353,16 @@ def _message(error):
 def _hparams_file(given):
     """The file of a command line; a near miss is told."""
     path = find_file(given)
-    if path.is_file():
+    if path.is_file() and path.name != BASE:
         return path
     folder = path.parent if path.parent.is_dir() else ROOT / "hparams"
-    files = [file for file in folder.glob("*.yaml") if file.stem != "base"]
+    files = [file for file in folder.glob("*.yaml") if file.name != BASE]
     if given in {file.stem for file in files}:
         return folder / f"{given}.yaml"
     names = [str(file.relative_to(folder)) for file in sorted(files)]
     names = [str(Path(given).parent / name) for name in names]
-    raise ValueError(f"no file {given}{did_you_mean(given, names)}")
+    what = "experiment" if path.is_file() else "file"
+    raise ValueError(f"no {what} {given}{did_you_mean(given, names)}")
 
 
 def _check_keys(arguments, known):

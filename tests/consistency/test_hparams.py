@@ -1,20 +1,24 @@
-"""The hyper-parameter files: no drift between them, no key without use."""
+"""The hyper-parameter files: a base and what is different, no idle key."""
 
 import ast
+import json
 import re
 import textwrap
 from pathlib import Path
 
 import pytest
 import yaml
-from hyperpyyaml import load_hyperpyyaml
+
+from speechbrain_mpq.training.hparams_source import HparamsSource, hparams_text
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "hparams").glob("*.yaml"))
+BASE = ROOT / "hparams/base.yaml"
+FILES = [path for path in sorted(BASE.parent.glob("*.yaml")) if path != BASE]
 RECIPES = sorted(
     path
     for path in ROOT.glob("recipes/*/**/hparams/*.yaml")
-    if not path.name.startswith("inference")  # folders of models have these
+    # folders of models have inference*.yaml; the base is no experiment
+    if not path.name.startswith(("inference", "base"))
 )
 METHOD_KEYS = {
     *("system", "bits", "against", "scores", "number_of_epochs"),
@@ -32,7 +36,7 @@ TRAINING_KEYS = METHOD_KEYS | {
 
 def entries(path):
     """Top-level key -> its text, tags and all."""
-    text = path.read_text(encoding="utf-8")
+    text = hparams_text(path)
     node = yaml.compose(text)
     return {
         key.value: text[key.start_mark.index : value.end_mark.index].strip()
@@ -42,7 +46,7 @@ def entries(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_files_differ_only_in_the_method(path):
-    reference = entries(ROOT / "hparams/kl_4bit.yaml")
+    reference = entries(BASE)
     training = path.name.startswith("pretrain")
     allowed = TRAINING_KEYS if training else METHOD_KEYS
     mine = entries(path)
@@ -54,6 +58,37 @@ def test_files_differ_only_in_the_method(path):
         != re.sub(r"\s*#.*", "", reference[key])
     }
     assert differing <= allowed
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_files_hold_what_is_different(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 30
+    (base,) = re.findall(r"^base: (.*)$", text, re.MULTILINE)
+    usual = entries(path.parent / base)
+    for key, node in entries(path).items():
+        said = re.search(rf"^{key}:", text, re.MULTILINE)
+        assert not said or key == "system" or node != usual[key], key
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_header_states_what_to_expect(path):
+    """The numbers of docs/results.md, and what it takes."""
+    header = path.read_text(encoding="utf-8").partition("\nbase:")[0]
+    quality, words, size = re.search(
+        r"# Expect: SI-SNR (\S+) dB, WER (\S+) %, (\S+) MiB", header
+    ).groups()
+    assert re.search(r"\d (minutes?|s)\b", header)
+    found = [(ROOT / "docs/results.md").read_text(encoding="utf-8")]
+    for results in (ROOT / "benchmarks/results/lips").rglob("metrics.json"):
+        metrics = json.loads(results.read_text(encoding="utf-8"))
+        average, stored = metrics["average"], metrics["model_bytes"] / 2**20
+        found.append(
+            f"{average['si_snr']:.2f} {average['wer']:.1f} {stored:.2f}"
+        )
+    assert any(
+        quality in text and words in text and size in text for text in found
+    )
 
 
 def references(node):
@@ -142,7 +177,7 @@ def read():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_key_is_used(path, read):
-    used = set(references(yaml.compose(path.read_text(encoding="utf-8"))))
+    used = set(references(yaml.compose(hparams_text(path))))
     for key in entries(path):
         assert (
             key.startswith("__")
@@ -163,5 +198,4 @@ def test_header_states_the_command(path):
 def test_recipes_load_as_they_are(path, monkeypatch, tmp_path):
     # Their tests override sizes and with them, maybe, what is wrong here
     monkeypatch.chdir(ROOT)
-    with open(path, encoding="utf-8") as source:
-        load_hyperpyyaml(source, {"output_folder": str(tmp_path)})
+    HparamsSource(path).read(output_folder=str(tmp_path))

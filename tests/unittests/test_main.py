@@ -67,7 +67,7 @@ def test_page(results, tmp_path):
     page = tmp_path / "table.html"
     assert main(["table", str(results), "--html", str(page)]) == 0
     html = page.read_text("utf-8")
-    assert html.count("<table") == 1 and "<td>kl</td>" in html
+    assert html.count("<table") == 2 and "<td>kl</td>" in html
     assert "http" not in html and "<script" not in html
 
 

@@ -5,6 +5,7 @@ from helpers import make_clusters, make_scores, report_metrics, written
 from speechbrain_mpq.evaluation.plots import (
     bits_per_cluster,
     convergence,
+    look,
     pareto,
     predicted_and_measured,
     sensitivity_map,
@@ -18,8 +19,39 @@ def test_known_names_are_drawn_by_block():
     axes = bits_per_cluster(make_clusters(3)).axes[0]
     labels = [label.get_text() for label in axes.get_xticklabels()]
     assert labels == ["in", "1-1", "1-2", "1-3", "out"]
-    heights = [bar.get_height() for bar in axes.patches if bar.get_height()]
-    assert heights == [4] * (3 * 7 + 2)
+    assert [bar.get_height() for bar in axes.patches] == [4] * (3 * 7 + 2)
+
+
+def test_areas_of_bars_are_bytes():
+    clusters = {
+        "mask_net.conv_in": {"bits": 2, "parameters": 400},
+        "mask_net.tcn_0_0.d_conv": {"bits": 8, "parameters": 100},
+    }
+    for narrow in (False, True):
+        bars = bits_per_cluster(clusters, narrow).axes[0].patches
+        areas = [bar.get_width() * bar.get_height() for bar in bars]
+        assert areas == [800, 800] and bars[1].get_x() == 400
+
+
+def test_a_system_looks_the_same_everywhere():
+    runs = [sized("kl", 4, 4096, 8.5), sized("uniform", 4, 4096, 8.0)]
+    for some in (runs, runs[::-1], [*runs, sized("best", 4, 4096, 8.9)]):
+        lines = {line.get_label(): line for line in pareto(some).axes[0].lines}
+        for run in some:
+            style, line = look(run), lines[run["system"]]
+            assert line.get_color() == style["color"]
+            assert line.get_marker() == style["marker"]
+    colours = {look(sized(name, 4, 1, 1))["color"] for name in ("kl", "hes")}
+    assert len(colours) == 2
+
+
+def test_sizes_have_ticks():
+    runs = [sized("kl", bits, bits * 1024, 8) for bits in (2, 3, 4, 8)]
+    for narrow in (False, True):
+        axes = pareto(runs, narrow=narrow).axes[0]
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == [
+            *("2", "3", "4", "8")
+        ]
 
 
 def test_other_names_are_drawn_in_order():
@@ -51,10 +83,7 @@ def test_three_levels_are_1_6_bits(tmp_path):
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == ["1.6 bit", "2 bit", "16 bit"]
     axes = bits_per_cluster(clusters).axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == [
-        "1",
-        "1.6",
-    ]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["1.6"]
 
 
 def test_sensitivity_of_nothing_positive(tmp_path):

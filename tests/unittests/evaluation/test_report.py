@@ -43,8 +43,8 @@ def test_page_is_self_contained(tmp_path):
     )
     assert "http" not in html and "<script" not in html and "url(" not in html
     addresses = re.findall(r'(?:src|srcset|href)="([^"]{5})', html)
-    # 4 figures and a top view in two themes, 3 spectrograms, 3 sounds.
-    assert addresses == ["data:"] * (5 * 2 + 6)
+    # 4 figures in two themes and widths, a top view, spectrograms, sounds.
+    assert addresses == ["data:"] * (4 * 4 + 2 + 6)
     assert html.count("<audio") == 3
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
@@ -185,7 +185,8 @@ def test_table_page_escapes_and_shows_differences(tmp_path):
 def test_verdict_follows_the_test():
     fp32 = report_metrics("fp32", 32, 1)
     for z, p, words in (
-        (0.5, 0.6, "no significant change"),
+        (0.5, 0.6, "word error rate -29.2 to +49.2 points (95 % interval"),
+        (0.0, 1.0, "no difference in word errors shown"),
         (3.0, 0.003, "significantly more word errors"),
         (-3.0, 0.003, "significantly fewer word errors"),
     ):
@@ -199,6 +200,20 @@ def test_verdict_follows_the_test():
     untested = _verdict([report_metrics("kl", 4, 2), fp32])
     assert "word error rate +10.0 points" in untested[0]
     assert "not tested" in untested[1][-1]
+
+
+def test_no_change_is_said_only_of_a_narrow_interval():
+    fp32 = report_metrics("fp32", 32, 1)
+    kl = report_metrics("kl", 4, 1)
+    for block in kl["buckets"].values():
+        block["wer"] += 0.3
+    for z, words in (
+        (0.9, "no significant change in word errors"),
+        (0.5, "word error rate -0.9 to +1.5 points"),
+    ):
+        test = {"against": "fp32", "z": z, "p": 0.5, "segments": 50}
+        headline, _ = _verdict([{**kl, "mapsswe": test}, fp32])
+        assert words in headline
 
 
 def test_comparison_is_computed_from_items():
