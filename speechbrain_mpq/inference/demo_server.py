@@ -18,9 +18,13 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
+import torch
+import torch.nn.functional as F
+
 from ..quantization.packing import read_model
 from ..utils import strict_json
 from .audio import AudioError
+from .localization import MIN_MICROPHONES
 from .output import TargetOutput
 
 HOST = "127.0.0.1"
@@ -40,6 +44,8 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 MAX_SECONDS = 120.0  # of a recording; longer ones are for `separate`
+LOCATE_SECONDS = 30.0  # of a recording, to find talkers
+SMOOTH = 9  # degrees, odd
 MOST_UPLOADS = 16  # older ones are forgotten
 MOST_RESULTS = 64
 
@@ -95,7 +101,9 @@ class Demo:
         Returns
         -------
         shown : dict
-            For JSON: id, name, seconds, doas, audio, warnings.
+            For JSON: id, name, seconds, doas (found where none are given),
+            curve (where it is heard from, 0 to 1, one a degree; or empty),
+            audio, warnings.
         """
         audio = self._first.open_audio(path, name)
         if audio.seconds > MAX_SECONDS:
@@ -106,6 +114,9 @@ class Demo:
                 "`speechbrain-mpq separate`",
             )
         scan = audio.scan()
+        found = self._located(audio)
+        if found and not doas:
+            doas = sorted(talker.doa for talker in found.talkers)
         number = str(next(self._numbers))
         self._write_reference(audio, number)
         shown = {
@@ -113,6 +124,7 @@ class Demo:
             "name": name,
             "seconds": round(audio.seconds, 3),
             "doas": [round(doa, 1) for doa in doas],
+            "curve": _heights(found),
             "audio": f"/audio/{number}.wav",
             "warnings": list(scan.warnings),
         }
@@ -155,6 +167,13 @@ class Demo:
             return self.scratch / f"{number}.wav"
         return None
 
+    def _located(self, audio):
+        """Where talkers are; None where nothing can tell."""
+        few = len(self.microphones) < MIN_MICROPHONES
+        if few or audio.scan().silent:
+            return None
+        return self._first.locate_file(audio, seconds=LOCATE_SECONDS)
+
     def _write_reference(self, audio, number):
         """What the first microphone hears, for the page to play."""
         with TargetOutput(self.scratch / f"{number}.wav") as output:
@@ -177,6 +196,16 @@ class Demo:
         """Delete the oldest results."""
         for number in list(self._results)[:-MOST_RESULTS]:
             self._results.pop(number).unlink(missing_ok=True)
+
+
+def _heights(found):
+    """The curve of a dial: smooth, the highest 1; empty without talkers."""
+    if found is None or not found.talkers:
+        return []
+    weights = torch.hann_window(SMOOTH, periodic=False)[None, None]
+    curve = F.conv1d(found.curve[None, None], weights, padding=SMOOTH // 2)
+    curve = curve[0, 0] / curve.max()
+    return [round(height, 3) for height in curve.tolist()]
 
 
 def _facts(name, model):

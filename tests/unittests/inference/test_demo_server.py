@@ -85,6 +85,22 @@ def test_state(server, models):
     assert recording["doas"] == [60, 120] and recording["seconds"] == 1
 
 
+def test_talkers_of_uploads_are_located(demo):
+    """A click that all microphones hear at once is straight ahead."""
+    clicks = np.zeros((16000, 15), np.float32)
+    clicks[::1600] = 0.5
+    clicks += 1e-4 * np.random.default_rng(0).standard_normal(clicks.shape)
+    path = demo.scratch / "clicks.wav"
+    soundfile.write(path, clicks, 16000)
+    shown = demo.add_recording(path, "clicks")
+    assert shown["doas"] == [90] and len(shown["curve"]) == 181
+    assert shown["curve"][90] == 1 and shown["curve"][45] < 0.05
+    assert demo.add_recording(path, "clicks", [45.0])["doas"] == [45]
+    soundfile.write(path, 0 * clicks, 16000)
+    shown = demo.add_recording(path, "silence")
+    assert shown["doas"] == [] and shown["curve"] == []
+
+
 def test_separation_is_the_interface_s(server, models, demo):
     status, _, result = separate(server, doa=75.5)
     assert status == 200 and result["seconds"] > 0 and result["speed"] > 0
