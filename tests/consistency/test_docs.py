@@ -18,6 +18,7 @@ from speechbrain.utils.run_opts import RunOptions
 
 import speechbrain_mpq
 from speechbrain_mpq.__main__ import COMMANDS
+from speechbrain_mpq.training.hparams_source import hparams_text
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
@@ -113,7 +114,7 @@ _HELP = (
 @cache
 def keys(hparams):
     """Keys of an hparams file, and SpeechBrain's run options."""
-    node = yaml.compose(hparams.read_text(encoding="utf-8"))
+    node = yaml.compose(hparams_text(hparams))
     own = {key.value for key, _ in node.value}
     return own | {field.name for field in fields(RunOptions)}
 

@@ -16,9 +16,6 @@ class Onlooker:
         """Keep it."""
         self.given = given
 
-    def after_fit(self, brain):
-        """Nothing follows."""
-
     def trains(self, brain):
         """Go on."""
         return True
