@@ -55,7 +55,7 @@ _HOMES = {
     "LearnedBits": "training.one_stage",
     "learn_bits": "training.one_stage",
     "choose_bits": "training.choose",
-    "pack_results": "training.pack_results",
+    "pack_results": "training.packed_results",
     "coding_gain": "allocation.analysis",
     "quantize_pretrained": "ptq.pretrained",
     "SeparationStream": "inference.chunks",

@@ -47,6 +47,6 @@ from .training.choose import choose_bits as choose_bits
 from .training.one_stage import LearnedBits as LearnedBits
 from .training.one_stage import OneStage as OneStage
 from .training.one_stage import learn_bits as learn_bits
-from .training.pack_results import pack_results as pack_results
+from .training.packed_results import pack_results as pack_results
 from .training.quantizer import Quantizer as Quantizer
 from .training.rounding import round_calibrated_ as round_calibrated_

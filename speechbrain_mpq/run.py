@@ -260,7 +260,14 @@ def _finish(runner):
     """Pack what was trained, and say where."""
     path = runner.finish()
     if path:
-        print(f"Packed: {path}, {path.stat().st_size} bytes")
+        from .quantization.plan import bit_plan
+
+        plan = bit_plan(runner.brain.modules)
+        print(
+            f"Packed: {path}, {path.stat().st_size} bytes; "
+            f"{len(plan.tensors)} tensors have {plan.average_bits:.2f} bits on "
+            f"average, {plan.rest_parameters} parameters stay in float"
+        )
     return path
 
 

@@ -46,6 +46,7 @@ from .pretrained_folder import (
 )
 from .pretrained_interfaces import (
     InterfaceOutputs,
+    check_source,
     divergence,
     find_class,
     load_interface,
@@ -271,6 +272,7 @@ def quantize_pretrained(
     scorer = scorer_of(scores, scheme, candidate_bits)
     output, cls = _empty_folder(output), find_class(class_name)
     outputs, measure = task_of(cls)
+    check_source(source)
     entries = read_manifest(calibration, data_root)
     tested = read_manifest(test, data_root) if test else entries
     entries, tested = (

@@ -14,14 +14,13 @@ from unittest.mock import patch
 import speechbrain as sb
 import torch
 from speechbrain.dataio.dataloader import LoopedLoader
-from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.logger import get_logger
-from speechbrain.utils.metric_stats import MetricStats
 from torch.utils.data import DataLoader
 
 from ..allocation.output_scores import FORMS, KLScores, OutputErrorScores
 from ..allocation.sweep import evaluating, quantized_values, tensor_of
 from ..quantization.packing import packed_file_bytes
+from .brain_parts import searchers_of, unmeasured_norms, without_metrics
 from .distributions import (
     NoDistributionError,
     find_distributions,
@@ -211,8 +210,8 @@ class BrainCalibration(Calibration):
         torch.manual_seed(SEED)
         wanted = "compute_objectives" if objective else "compute_forward"
         with ExitStack() as stack:
-            stack.enter_context(_without_metrics())
-            for searcher in _searchers(self.brain):
+            stack.enter_context(without_metrics())
+            for searcher in searchers_of(self.brain):
                 stack.enter_context(self._search_once(searcher, index))
             return _result_of(
                 self.brain, wanted, self.batches[index], self.stage
@@ -316,75 +315,6 @@ class BrainCalibration(Calibration):
 
         with patch.object(searcher, "forward", search):
             yield
-
-
-def _parts(brain):
-    """Modules of a Brain by name, those of its hyper-parameters included."""
-    hparams = vars(getattr(brain, "hparams", None) or object).items()
-    own = {n: v for n, v in hparams if isinstance(v, torch.nn.Module)}
-    return {**own, **dict(brain.modules.named_modules())}
-
-
-def unmeasured_norms(brain):
-    """Names of global normalizations that have seen no batch.
-
-    Arguments
-    ---------
-    brain : speechbrain.Brain
-        With `hparams`.
-
-    Returns
-    -------
-    names : list of str
-    """
-    found = {
-        id(part): name
-        for name, part in _parts(brain).items()
-        if isinstance(part, InputNormalization)
-        and part.norm_type == "global"
-        and not part.count
-    }
-    return sorted(found.values())
-
-
-def _searchers(brain):
-    """The searches of a Brain, whatever they search."""
-    found = {
-        id(part): part
-        for part in _parts(brain).values()
-        if _is_searcher(type(part))
-    }
-    return list(found.values())
-
-
-@contextmanager
-def _without_metrics():
-    """No score depends on SpeechBrain's metrics, some of which take long."""
-    with ExitStack() as stack:
-        for cls in _with_subclasses(MetricStats):
-            if "append" in vars(cls):
-                stack.enter_context(patch.object(cls, "append", _nothing))
-        yield
-
-
-def _nothing(*args, **kwargs):
-    """In the place of a metric."""
-
-
-def _with_subclasses(cls):
-    """A class and all that inherit from it."""
-    yield cls
-    for subclass in cls.__subclasses__():
-        yield from _with_subclasses(subclass)
-
-
-def _is_searcher(cls):
-    """Whether a class is one of SpeechBrain's searchers, or inherits."""
-    return any(
-        base.__module__.startswith("speechbrain.decoders")
-        and base.__name__.endswith("Searcher")
-        for base in cls.__mro__
-    )
 
 
 class NoGradientError(ValueError):

@@ -15,11 +15,8 @@ from ..quantization.fake_quant import FakeQuantize, LearnedStep
 from ..quantization.gptq import PostTraining
 from ..quantization.tensors import named_tensors, select
 from .admm_training import ADMMTraining
-from .calibration import (
-    BrainCalibration,
-    calibration_batches,
-    unmeasured_norms,
-)
+from .brain_parts import unmeasured_norms
+from .calibration import BrainCalibration, calibration_batches
 from .methods import EstimationMethod, attach
 from .one_stage import OneStage
 from .pipeline import Pipeline

@@ -1,5 +1,6 @@
 """From the output folder of a finished training to a packed model."""
 
+import re
 from pathlib import Path
 
 from hyperpyyaml import load_hyperpyyaml
@@ -9,6 +10,8 @@ from .checkpoints import recover_whole
 from .choose import METHODS, method_of
 from .plan_store import SETTINGS, earlier_settings
 from .quantizer import Quantizer
+
+ANCHOR = re.compile(r"(?<=\s)([&*])id(\d+)\b")  # as ruamel.yaml names them
 
 
 def pack_results(output_folder, packed=None, min_key=None, max_key=None):
@@ -38,8 +41,9 @@ def pack_results(output_folder, packed=None, min_key=None, max_key=None):
         raise FileNotFoundError(
             f"no {source}: name the output_folder of a finished training"
         )
-    with open(source, encoding="utf-8") as text:
-        hparams = load_hyperpyyaml(text)
+    # HyperPyYAML writes anchors anew when it loads, and mixes up equal names.
+    text = source.read_text(encoding="utf-8")
+    hparams = load_hyperpyyaml(ANCHOR.sub(r"\1saved\2", text))
     missing = [key for key in ("modules", "checkpointer") if key not in hparams]
     if missing:
         raise ValueError(
