@@ -2,8 +2,8 @@
 
 Seconds on two CPU cores, for the small separator of 0.93 M parameters; other
 sizes are scaled. Scores by KL and the Hessian are measured alone and the whole
-main job as well (docs/results.md); what is told of an experiment adds parts that
-are not, and so is called estimated.
+main job as well (docs/results.md); what is told of an experiment adds parts
+that are not, and so is called estimated.
 """
 
 from dataclasses import dataclass
