@@ -17,7 +17,7 @@ import sys
 
 import speechbrain as sb
 import torch
-from speechbrain.utils.distributed import ddp_init_group, run_on_main
+from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_mpq.evaluation.results import show_results
 from speechbrain_mpq.experiments import command_line
@@ -70,7 +70,6 @@ def main(arguments):
     keep_freed_memory()
     with command_line.chatter_to_log() as chatter_into:
         line = command_line.read_command_line(arguments, stages.check)
-        ddp_init_group(line.run_opts)
         command_line.tell_plan(line, stages.input_files)
         if line.dry_run:
             return

@@ -426,7 +426,7 @@ def trace_errors(traces, narrow=False):
 
 def _draw_measured(axes, runs, key, own):
     """Systems of one method as a line over their sizes."""
-    lines, looks = {}, {}
+    lines, looks, figures = {}, {}, set()
     for system in by_system(runs):
         values = [run["average"][key] for run in system]
         sizes = [run.get("model_bytes") for run in system]
@@ -443,7 +443,10 @@ def _draw_measured(axes, runs, key, own):
             looks.setdefault(method, look(system[0]))
             lines.setdefault(method, []).append(point)
             place = {"xytext": (5, 4), "textcoords": "offset points"}
-            axes.annotate(bits_text(system[0]), (x, y), fontsize=7, **place)
+            named = bits_text(system[0]), round(math.log2(x), 1)
+            if named not in figures:  # one figure for all of a size
+                axes.annotate(named[0], (x, y), fontsize=7, **place)
+            figures.add(named)
             if own and runs[0] in system:
                 _circle(axes, x, y)
     for name, points in lines.items():

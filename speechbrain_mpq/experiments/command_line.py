@@ -19,7 +19,7 @@ from pathlib import Path
 import speechbrain as sb
 import yaml
 from speechbrain.core import DEFAULT_LOG_CONFIG, RunOptions
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import ddp_init_group, if_main_process
 
 import speechbrain_mpq
 
@@ -128,6 +128,7 @@ def _read(arguments, check):
         given[key] = _in_full(key, node, text)
         _check_value(key, given[key], resolved[key])
     source = HparamsSource(path, overrides_text(given))
+    ddp_init_group(run_opts)  # a Brain asks for it, also one to check
     steps = plan_steps(source)
     costs = [check(step.hparams, run_opts) for step in steps]
     return CommandLine(run_opts, steps, costs, **own)

@@ -143,7 +143,7 @@ def test_pareto_shows_sizes_and_the_chosen_point():
     assert "unknown" not in lines
     (ring,) = [line for line in quality.lines if line.get_ms() == 14]
     assert ring.get_xydata().tolist() == [[4, 8.6]]
-    assert [text.get_text() for text in words.texts] == ["4", "2", "4"]
+    assert [text.get_text() for text in words.texts] == ["4", "2"]
     assert predicted.lines[-1].get_xydata().tolist() == [[4, 1]]
     without = pareto(runs, own=False)
     assert len(without.axes) == 2
