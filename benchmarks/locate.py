@@ -7,8 +7,10 @@ sound alone: with their number known, with it found, and by SpeechBrain's
 SRP-PHAT and MUSIC, whose direction of every frame gives a histogram. (Their
 grid is a sphere; a half circle of degrees takes its place. MUSIC is given two
 sources and averages over 16 frames.) Then the target is separated in the
-direction found for it: of the two assignments of directions to talkers the one
-with the smaller error, as a user would choose by ear.
+direction found for it: of the assignments of directions to talkers the one with
+the smallest error, as a user would choose by ear. And how often `separate`
+would warn that a direction has little sound: a true one, and ones far from both
+talkers.
 
 Needs the corpus in data/embedded (`make demo` makes it, or --prepare, which
 makes the part that is needed here).
@@ -24,6 +26,7 @@ from statistics import fmean, median, stdev
 import numpy as np
 import torch
 
+from speechbrain_mpq.commands.separate import LITTLE
 from speechbrain_mpq.evaluation.separation_task import BUCKET_NAMES, bucket_of
 from speechbrain_mpq.evaluation.si_snr import si_snr
 from speechbrain_mpq.inference.interfaces import LightSeparator
@@ -45,6 +48,7 @@ ROOT = Path(__file__).parents[1]
 CLOSE = 5.0  # degrees that count as found
 ROOMS = {"valid": 50, "test": 100}
 MUSIC_FRAMES = 16
+ELSEWHERE = 25.0  # degrees from both talkers
 OWN = ("number known", "number found")
 THEIRS = ("SRP-PHAT", "MUSIC")
 
@@ -150,6 +154,12 @@ def measure(model, items, options):
         row = {
             "angle": drawn["angle"],
             "talkers": len(found.talkers),
+            "warned": found.share_at(true[0]) < LITTLE,
+            "warned_elsewhere": [
+                found.share_at(doa) < LITTLE
+                for doa in range(10, 180, 20)
+                if min(abs(doa - d) for d in true) > ELSEWHERE
+            ],
             "cpu": seconds / (len(mixture) / SAMPLE_RATE),
         }
         for name, doas in ways.items():
@@ -220,6 +230,10 @@ def main(arguments=None):
         counts = np.bincount([r["talkers"] for r in some], minlength=5)
         results[f"talkers, {group}"] = counts.tolist()
         print(f"talkers found, {group}: {dict(enumerate(counts.tolist()))}")
+    warned = fmean(row["warned"] for row in rows)
+    elsewhere = fmean(w for row in rows for w in row["warned_elsewhere"])
+    print(f"`separate` warns of {100 * warned:.1f} % of the true directions,")
+    print(f"of {100 * elsewhere:.1f} % of those far from both talkers")
     cpu = median(row["cpu"] for row in rows)
     print(f"{cpu:.4f} CPU s per s of sound")
     if options.out:
@@ -229,6 +243,8 @@ def main(arguments=None):
             "date": str(date.today()),
             "split": options.split,
             "cpu_per_second": cpu,
+            "warned": warned,
+            "warned_elsewhere": elsewhere,
         }
         write_json(options.out, {**about, "results": results})
 

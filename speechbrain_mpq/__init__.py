@@ -60,6 +60,7 @@ _HOMES = {
     "quantize_pretrained": "ptq.pretrained",
     "SeparationStream": "inference.chunks",
     "doa_from_face": "inference.interfaces",
+    "Localizer": "inference.localization",
     "SeparatorFrontEnd": "lobes.models.front_end",
     "load_separator": "inference.loading",
     "QuantizedSeparator": "inference.separation",

@@ -21,9 +21,9 @@ from ..lobes.models.spatial_features import SPEED_OF_SOUND
 from ..utils import SAMPLE_RATE
 
 DIRECTIONS = torch.arange(181.0)  # degrees
-WINDOW, HOP = 512, 128  # samples: shorter hops see beginnings more sharply
+WINDOW, HOP = 256, 64  # samples: beginnings are seen sharply
 BAND = (300.0, 8000.0)  # Hz: below, the array is small against the waves
-RISE = 2.0  # times the power that is left of the past
+RISE = 3.0  # times the power that is left of the past
 DECAY = 0.9  # of that power, from frame to frame
 QUIET = 1e-5  # of the loudest bin: what is softer is no talker
 SHARPNESS = 16.0  # of the model: a response 1 / 16 below 1 is e times rarer
@@ -34,7 +34,7 @@ MAX_BINS = 40_000  # of a long recording, evenly chosen
 CONTEXT = 4096  # samples of the past that a block is compared with
 MIN_MICROPHONES = 3
 LEAST_SHARE = 0.06  # of all onsets: what fewer come from is no talker
-LEAST_RATIO = 0.15  # of the strongest talker's share
+LEAST_RATIO = 0.1  # of the strongest talker's share
 MOST_TALKERS = 4
 PEAK_WIDTH, APART = 0.05, 0.12  # in cosines of directions
 MIN_WIDTH, MIN_APART, MAX_APART = 2.0, 8.0, 14.0  # degrees

@@ -58,6 +58,7 @@ def test_coverage_is_the_model_s(separator, folder, capsys):
     total = sum(p.numel() for p in small_separator().parameters())
     assert shown["parameters"] == total
     assert shown["compression"] == pytest.approx(4 * total / size, abs=0.01)
+    assert shown["array"]["microphones"] == separator.features.microphones
     assert shown["payload_bytes"] == sum(r["bytes"] for r in expected.values())
 
 
@@ -66,6 +67,7 @@ def test_tables(folder, capsys):
     printed = capsys.readouterr().out
     size = (folder / "model.safetensors").stat().st_size
     assert f"({size:,} bytes)" in printed and "4 bits on average" in printed
+    assert "microphone array\n" in printed and "90° straight ahead" in printed
     row = r"mask_net.tcn_0_1.d_conv.weight +16 x 1 x 3 +4 +1 +0.03\n"
     assert re.search(row, printed)
     assert re.search(
