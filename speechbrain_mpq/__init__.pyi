@@ -18,6 +18,7 @@ from .inference.folder import repack as repack
 from .inference.folder import save_separator as save_separator
 from .inference.interfaces import doa_from_face as doa_from_face
 from .inference.loading import load_separator as load_separator
+from .inference.localization import Localizer as Localizer
 from .inference.pretrainer import PackedPretrainer as PackedPretrainer
 from .inference.separation import QuantizedSeparator as QuantizedSeparator
 from .inference.verification import check_folder as check_folder
