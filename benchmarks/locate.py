@@ -69,7 +69,8 @@ def parse(arguments=None):
 
 def prepare(options, microphones):
     """Make what is missing of the corpus: speech and rooms."""
-    prepare_speech(options.data, train=0, valid=100, test=400)
+    if not (options.data / f"{options.split}_speech.json").exists():
+        prepare_speech(options.data, train=0, valid=100, test=400)
     prepare_rooms(options.data, ROOMS, microphones)
 
 
@@ -182,12 +183,15 @@ def summary(rows, name):
         "target": float((wrong[:, 0] <= CLOSE).mean()),
         "median_error": median(wrong.ravel().tolist()),
     }
-    lost = [
-        row["si_snr"] - row[name]["si_snr"]
-        for row in rows
-        if "si_snr" in row[name]
-    ]
+    scored = [row for row in rows if "si_snr" in row[name]]
+    lost = [row["si_snr"] - row[name]["si_snr"] for row in scored]
     if lost:
+        near = [
+            one
+            for one, row in zip(lost, scored)
+            if row[name]["errors"][0] <= CLOSE
+        ]
+        result["lost_where_found"] = fmean(near)
         result["true"] = fmean(row["si_snr"] for row in rows)
         result["lost"] = fmean(lost)
         result["standard_error"] = stdev(lost) / len(lost) ** 0.5
@@ -204,7 +208,8 @@ def show(label, result):
     if "lost" in result:
         line += (
             f"  SI-SNR {result['true']:5.2f} -> {-result['lost']:+.2f} "
-            f"± {result['standard_error']:.2f} dB"
+            f"± {result['standard_error']:.2f} dB, "
+            f"{-result['lost_where_found']:+.2f} where found"
         )
     print(line, flush=True)
 
