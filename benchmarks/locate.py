@@ -48,6 +48,7 @@ ROOT = Path(__file__).parents[1]
 CLOSE = 5.0  # degrees that count as found
 ROOMS = {"valid": 50, "test": 100}
 MUSIC_FRAMES = 16
+ALONE = 80.0  # dB below which nobody is heard
 ELSEWHERE = 25.0  # degrees from both talkers
 OWN = ("number known", "number found")
 THEIRS = ("SRP-PHAT", "MUSIC")
@@ -63,6 +64,9 @@ def parse(arguments=None):
     parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--quick", action="store_true", help="locate only")
     parser.add_argument("--theirs", action="store_true", help="SpeechBrain's")
+    parser.add_argument(
+        "--alone", action="store_true", help="the target alone talks"
+    )
     parser.add_argument("--out", type=Path)
     return parser.parse_args(arguments)
 
@@ -82,6 +86,8 @@ def mixtures(options):
     bank = RoomBank(options.data, options.split, ROOMS[options.split])
     maker = MixtureMaker(speech, bank)
     for drawn in fixed_mixtures(maker, options.mixtures).values():
+        if options.alone:
+            drawn = {**drawn, "sir": ALONE}
         signals = maker.render(drawn)
         names = ("mixture", "target")
         yield drawn, *(torch.from_numpy(signals[name]) for name in names)
