@@ -48,6 +48,7 @@ ROOT = Path(__file__).parents[1]
 CLOSE = 5.0  # degrees that count as found
 ROOMS = {"valid": 50, "test": 100}
 MUSIC_FRAMES = 16
+ALONE = 80.0  # dB below which nobody is heard
 ELSEWHERE = 25.0  # degrees from both talkers
 OWN = ("number known", "number found")
 THEIRS = ("SRP-PHAT", "MUSIC")
@@ -63,13 +64,17 @@ def parse(arguments=None):
     parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--quick", action="store_true", help="locate only")
     parser.add_argument("--theirs", action="store_true", help="SpeechBrain's")
+    parser.add_argument(
+        "--alone", action="store_true", help="the target alone talks"
+    )
     parser.add_argument("--out", type=Path)
     return parser.parse_args(arguments)
 
 
 def prepare(options, microphones):
     """Make what is missing of the corpus: speech and rooms."""
-    prepare_speech(options.data, train=0, valid=100, test=400)
+    if not (options.data / f"{options.split}_speech.json").exists():
+        prepare_speech(options.data, train=0, valid=100, test=400)
     prepare_rooms(options.data, ROOMS, microphones)
 
 
@@ -81,6 +86,8 @@ def mixtures(options):
     bank = RoomBank(options.data, options.split, ROOMS[options.split])
     maker = MixtureMaker(speech, bank)
     for drawn in fixed_mixtures(maker, options.mixtures).values():
+        if options.alone:
+            drawn = {**drawn, "sir": ALONE}
         signals = maker.render(drawn)
         names = ("mixture", "target")
         yield drawn, *(torch.from_numpy(signals[name]) for name in names)
@@ -182,12 +189,15 @@ def summary(rows, name):
         "target": float((wrong[:, 0] <= CLOSE).mean()),
         "median_error": median(wrong.ravel().tolist()),
     }
-    lost = [
-        row["si_snr"] - row[name]["si_snr"]
-        for row in rows
-        if "si_snr" in row[name]
-    ]
+    scored = [row for row in rows if "si_snr" in row[name]]
+    lost = [row["si_snr"] - row[name]["si_snr"] for row in scored]
     if lost:
+        near = [
+            one
+            for one, row in zip(lost, scored)
+            if row[name]["errors"][0] <= CLOSE
+        ]
+        result["lost_where_found"] = fmean(near)
         result["true"] = fmean(row["si_snr"] for row in rows)
         result["lost"] = fmean(lost)
         result["standard_error"] = stdev(lost) / len(lost) ** 0.5
@@ -204,7 +214,8 @@ def show(label, result):
     if "lost" in result:
         line += (
             f"  SI-SNR {result['true']:5.2f} -> {-result['lost']:+.2f} "
-            f"± {result['standard_error']:.2f} dB"
+            f"± {result['standard_error']:.2f} dB, "
+            f"{-result['lost_where_found']:+.2f} where found"
         )
     print(line, flush=True)
 
