@@ -90,15 +90,6 @@ def plot_lines(clusters):
     """Plot the bits of every cluster as text.
 
     ConvBlocks get a line each, with a column for every sublayer.
-
-    Arguments
-    ---------
-    clusters : dict
-        From `folder.cluster_bits`.
-
-    Returns
-    -------
-    lines : list of str
     """
     blocks, others = defaultdict(dict), {}
     for name, cluster in clusters.items():

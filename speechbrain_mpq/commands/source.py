@@ -12,16 +12,6 @@ STREAM_NAME = "standard input"
 def open_source(name):
     """Check what the command line names, or read what is piped in.
 
-    Arguments
-    ---------
-    name : str
-        A file, or "-" for standard input.
-
-    Returns
-    -------
-    context : context manager of (str or binary file, str or None)
-        What to read, and its name in messages where it has no other.
-
     Example
     -------
     >>> path = getfixture("tmpdir") / "mix.wav"

@@ -7,13 +7,7 @@ EXAMPLE = "speechbrain-mpq table results/ --against fp32 uniform_4bit"
 
 
 def add_arguments(parser):
-    """Add the command's options to a parser.
-
-    Arguments
-    ---------
-    parser : argparse.ArgumentParser
-        Of this command.
-    """
+    """Add the command's options to a parser."""
     parser.add_argument("folders", nargs="*", metavar="folder")
     parser.add_argument(
         "--against",

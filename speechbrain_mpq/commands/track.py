@@ -7,13 +7,7 @@ EXAMPLE = "speechbrain-mpq track video.mp4 -o track.json --near 60"
 
 
 def add_arguments(parser):
-    """Add the command's options to a parser.
-
-    Arguments
-    ---------
-    parser : argparse.ArgumentParser
-        Of this command.
-    """
+    """Add the command's options to a parser."""
     parser.add_argument("video", help="a video, or face boxes as .json or .npy")
     parser.add_argument("-o", "--output", help="write the track to this file")
     parser.add_argument(

@@ -366,11 +366,6 @@ def _padded(owners, others, graph):
 def chain_topology(phones):
     """Entry and loop pdf of each phone.
 
-    Arguments
-    ---------
-    phones : int
-        Number of phones, P.
-
     Returns
     -------
     pdfs : numpy.ndarray
@@ -530,24 +525,10 @@ def leak_distribution(graph, steps=100):
     state (staying, leaving, ending) to probabilities, and forgets what has
     ended, as Kaldi does for its initial probabilities.
 
-    Arguments
-    ---------
-    graph : ChainGraph
-        The denominator.
-    steps : int
-        Length of the average.
-
     Returns
     -------
     occupancy : numpy.ndarray
         [states], sums to one.
-
-    Example
-    -------
-    >>> lattice = phone_lattice([[[0, 1]], [[0, 1]]])
-    >>> ngram = estimate_ngram([lattice], phones=2)
-    >>> leak_distribution(denominator_graph(ngram)).round(3)
-    array([0.437, 0.563])
     """
     weights = np.exp(graph.log_weights)
     leaving = np.bincount(graph.sources, weights, graph.states)

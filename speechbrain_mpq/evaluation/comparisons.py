@@ -57,31 +57,7 @@ def compare(run, baseline):
 
 
 def choose_baselines(runs, against=None):
-    """Choose the systems that the others are tested against.
-
-    Arguments
-    ---------
-    runs : sequence of dict
-        Contents of metrics.json files.
-    against : sequence of str | None
-        Systems by name, as "fp32", or by name and bits as folders are named,
-        "uniform_4bit" or, to tell estimators apart, "uniform_4bit_ADMM".
-        None: those of the paper's Table 1 that are there.
-
-    Returns
-    -------
-    dict
-        Mark -> system key (see `runs.system_key`).
-
-    Example
-    -------
-    >>> runs = [("fp32", 32), ("uniform", 3), ("uniform", 4), ("kl", 4)]
-    >>> runs = [{"system": name, "bits": bits} for name, bits in runs]
-    >>> choose_baselines(runs)
-    {'*': ('fp32', 32, None), '†': ('uniform', 4, None)}
-    >>> choose_baselines(runs, ["uniform_3bit"])
-    {'*': ('uniform', 3, None)}
-    """
+    """Choose the systems that the others are tested against."""
     known = list(dict.fromkeys(map(system_key, runs)))
     if against is None:
         paper = [[k for k in known if k[:2] == row] for row in _PAPER_BASELINES]
@@ -95,21 +71,6 @@ def choose_baselines(runs, against=None):
 
 def significance_marks(run, runs, baselines):
     """Mark the baselines that a run does not differ from significantly.
-
-    Arguments
-    ---------
-    run : dict
-        Metrics of the system.
-    runs : sequence of dict
-        All runs, among them the baselines'.
-    baselines : dict
-        From `choose_baselines`.
-
-    Returns
-    -------
-    dict
-        Mark -> True (no significant difference), False, or None where it was
-        not tested. Of two baselines the later one is marked.
 
     Example
     -------
@@ -157,28 +118,7 @@ EQUAL_BYTES = 0.01  # largest relative difference of sizes called equal
 
 
 def by_system(runs):
-    """Group runs by system, in the order of their first run.
-
-    Arguments
-    ---------
-    runs : sequence of dict
-        Contents of metrics.json files.
-
-    Returns
-    -------
-    list of list of dict
-        One list a system; two runs with one seed are refused.
-
-    Example
-    -------
-    >>> runs = [{"system": "kl", "bits": 4, "seed": seed} for seed in (1, 2)]
-    >>> [len(system) for system in by_system(runs)]
-    [2]
-    >>> by_system([*runs, runs[0]])
-    Traceback (most recent call last):
-    ...
-    ValueError: two runs of kl 4 bit have the seed 1: ...
-    """
+    """Group runs by system, in the order of their first run."""
     systems = {}
     for run in runs:
         others = systems.setdefault(system_key(run), [])
@@ -194,68 +134,12 @@ def by_system(runs):
 
 
 def mean_and_spread(runs):
-    """Average a system's runs over its seeds, with standard deviations.
-
-    Arguments
-    ---------
-    runs : sequence of dict
-        Runs of one system, at least two.
-
-    Returns
-    -------
-    tuple of dict
-        Two dicts of a run's shape with the numbers of the table; None where
-        one of the runs does not know a number.
-
-    Example
-    -------
-    >>> runs = [
-    ...     {"buckets": {}, "average": {"si_snr": x, "pesq": 2.0, "wer": None}}
-    ...     for x in (8.0, 9.0)
-    ... ]
-    >>> mean, spread = mean_and_spread(runs)
-    >>> mean["average"]
-    {'si_snr': 8.5, 'pesq': 2.0, 'wer': None}
-    >>> round(spread["average"]["si_snr"], 3)
-    0.707
-    """
+    """Average a system's runs over its seeds, with standard deviations."""
     return tuple(_over_seeds(runs, merge) for merge in (fmean, stdev))
 
 
 def paired_differences(runs, tolerance=EQUAL_BYTES):
-    """Compare systems of equal bytes, seed by seed.
-
-    Arguments
-    ---------
-    runs : sequence of dict
-        Contents of metrics.json files.
-    tolerance : float
-        Largest difference of two sizes over the larger.
-
-    Returns
-    -------
-    list of dict
-        `{"system", "against", "n"}` and the task's measures for every pair
-        with two common seeds or more; a measure is (mean, standard deviation)
-        of system minus against, or None where not all are known.
-
-    Example
-    -------
-    >>> def run(system, seed, wer):
-    ...     average = {"si_snr": 7.0, "pesq": None, "wer": wer}
-    ...     return {
-    ...         "system": system,
-    ...         "bits": 4,
-    ...         "seed": seed,
-    ...         "model_bytes": 1000,
-    ...         "average": average,
-    ...     }
-    >>> runs = [run("uniform", 1, 28.0), run("uniform", 2, 29.0)]
-    >>> runs += [run("kl", 1, 26.0), run("kl", 2, 26.0)]
-    >>> pair = paired_differences(runs)[0]
-    >>> pair["system"], pair["against"], pair["n"], pair["wer"][0]
-    ('kl 4 bit', 'uniform 4 bit', 2, -2.5)
-    """
+    """Compare systems of equal bytes, seed by seed."""
     pairs = []
     for first, second in combinations(by_system(runs), 2):
         theirs = {run.get("seed"): run for run in first}

@@ -57,8 +57,6 @@ def segments(reference, hypothesis_1, hypothesis_2, min_good=2):
     ---------
     reference, hypothesis_1, hypothesis_2 : str | list[str]
         Words said, and recognised by either system.
-    min_good : int
-        Right words in a row that end a segment.
 
     Returns
     -------
@@ -105,19 +103,6 @@ def mapsswe(pairs, min_good=2):
     pairs : iterable[tuple]
         (reference, hypothesis of system 1, hypothesis of system 2), each a
         string or a list of words.
-    min_good : int
-        Right words in a row that end a segment.
-
-    Returns
-    -------
-    MapssweResult
-        z, p and the number of segments.
-
-    Example
-    -------
-    >>> result = mapsswe([("a b c d", "a x c d", "a b c d")] * 2)
-    >>> result.z, result.segments  # the same in all: nothing to tell from
-    (0.0, 2)
     """
     differences = [
         segment.errors_1 - segment.errors_2

@@ -164,15 +164,8 @@ def example_section(example, measure):
 
     Arguments
     ---------
-    example : dict
-        See `report.Evidence`.
     measure : Measure
         What each signal is scored by, with values in `example[measure.key]`.
-
-    Returns
-    -------
-    str
-        A `<section>` element.
     """
     rate = example["sample_rate"]
     try:

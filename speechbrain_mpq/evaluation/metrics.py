@@ -58,13 +58,6 @@ def hash_test_set(items, task=SEPARATION):
     ---------
     items : list[dict]
         One dict per test item.
-    task : Task
-        What is scored.
-
-    Returns
-    -------
-    str
-        16 hexadecimal digits.
 
     Example
     -------
@@ -95,15 +88,6 @@ def significance(items, baseline_items, against="fp32", task=SEPARATION):
         Items of the system.
     baseline_items : list[dict]
         Items of the baseline on the same test set, in any order.
-    against : str
-        Name of the baseline.
-    task : Task
-        What is scored; one of its measures has a significance test.
-
-    Returns
-    -------
-    dict
-        "against", "z", "p" and the number of samples that were paired.
     """
     if hash_test_set(items, task) != hash_test_set(baseline_items, task):
         raise ValueError(

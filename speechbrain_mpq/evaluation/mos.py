@@ -98,11 +98,6 @@ def log_mel(waveform):
     -------
     numpy.ndarray
         float32 [frames, 120]; 1 is the loudest value, 0 is 40 dB below.
-
-    Example
-    -------
-    >>> log_mel(np.sin(np.arange(144000))).shape
-    (900, 120)
     """
     padded = np.pad(waveform, N_FFT // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP]
@@ -121,11 +116,6 @@ def mel_bands():
     -------
     numpy.ndarray
         [120, 161].
-
-    Example
-    -------
-    >>> mel_bands().shape
-    (120, 161)
     """
     bins = np.arange(N_FFT // 2 + 1) * SAMPLE_RATE / N_FFT
     top = KNEE / LINEAR + np.log(SAMPLE_RATE / 2 / KNEE) / STEP

@@ -72,20 +72,6 @@ audio { width: 100%; height: 36px; margin: .4rem 0 .2rem; }
 def tag(element, content=None, /, **attributes):
     """Write an HTML element.
 
-    Arguments
-    ---------
-    element : str
-        Element name.
-    content : str | None
-        Inner HTML, already escaped; None for an element without an end.
-    **attributes
-        Attribute values, which are escaped here; `class_` is class.
-
-    Returns
-    -------
-    str
-        The element.
-
     Example
     -------
     >>> tag("p", text("a < b"), class_="soft")

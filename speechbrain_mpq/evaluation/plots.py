@@ -91,13 +91,6 @@ def quality_by_condition(names, metrics, narrow=False):
         Name of each system.
     metrics : list[dict]
         Contents of metrics.json files; the first system stands out.
-    narrow : bool
-        Whether it is for a phone.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        A panel for each measure.
 
     Example
     -------
@@ -147,19 +140,6 @@ def training_curve(curve, narrow=False):
     curve : list[dict] | list[float]
         One dict of numbers per epoch, with "epoch" or counted from 1; or the
         losses alone.
-    narrow : bool
-        Whether it is for a phone.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        One panel per number.
-
-    Example
-    -------
-    >>> curve = [{"epoch": 1, "train loss": -3.0, "valid SI-SNR": 2.5}]
-    >>> len(training_curve(curve).axes)
-    2
     """
     rows = [x if isinstance(x, dict) else {"loss": x} for x in curve]
     keys = dict.fromkeys(key for row in rows for key in row)
@@ -185,18 +165,6 @@ def top_view(target, interferer=None):
     ---------
     target : float
         Direction of arrival in degrees: 0 is the last microphone's end.
-    interferer : float | None
-        The same for the other speaker.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        A half circle with one arrow per speaker; distances are not drawn.
-
-    Example
-    -------
-    >>> len(top_view(30, 120).axes)
-    1
     """
     figure = Figure(figsize=(3.0, 1.9), layout="constrained")
     axes = figure.subplots()
@@ -256,26 +224,6 @@ def pareto(runs, predicted=None, own=True, narrow=False):
     runs : list[dict]
         Contents of metrics.json files. Systems with several seeds are drawn
         at their mean, with the span of their runs.
-    predicted : dict | None
-        Content of pareto.json: "points" and "chosen", each point a dict of
-        "bytes" and "score", the summed score of the best plan of that size.
-    own : bool
-        Whether the first run stands out.
-    narrow : bool
-        Whether it is for a phone.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        The measures with columns of their own and the predicted score.
-
-    Example
-    -------
-    >>> average = {"si_snr": 8.0, "pesq": 2.0, "wer": 25.0}
-    >>> run = {"system": "kl", "bits": 4, "model_bytes": 1024}
-    >>> figure = pareto([{**run, "average": average}])
-    >>> figure.axes[0].lines[0].get_xydata().tolist()
-    [[1.0, 8.0]]
     """
     measures = task_of(runs[0]).columns
     count = len(measures) + bool(predicted)
@@ -303,21 +251,6 @@ def predicted_and_measured(rows, narrow=False):
         Content of additivity.json: dicts of "plan" (a name), "predicted" (the
         sum of its clusters' scores) and "measured" in the same unit. Plans
         without a prediction are left out.
-    narrow : bool
-        Whether it is for a phone.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        On the dashed line both are equal. Axes are logarithmic unless a value
-        is zero or less.
-
-    Example
-    -------
-    >>> rows = [{"plan": "uniform 4", "predicted": 2.0, "measured": 2.5}]
-    >>> axes = predicted_and_measured(rows).axes[0]
-    >>> axes.get_xscale(), axes.texts[0].get_text()
-    ('log', 'uniform 4')
     """
     size = _width(6.4, narrow), _width(4.6, narrow)
     figure = Figure(figsize=size, layout="constrained")
@@ -348,19 +281,6 @@ def convergence(rows, narrow=False):
         Content of admm.json: dicts of "iteration", "primal_residual" and
         "valid_loss", None where an iteration was not validated; the residual
         is relative to the weights.
-    narrow : bool
-        Whether it is for a phone.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Residual and loss over the iterations.
-
-    Example
-    -------
-    >>> row = {"iteration": 1, "primal_residual": 0.1, "valid_loss": -8.0}
-    >>> [axes.get_yscale() for axes in convergence([row]).axes]
-    ['log', 'linear']
     """
     figure, panels = _panels(2, 4.0, 3.0, narrow)
     for axes, key, title, colour in zip(
@@ -382,27 +302,7 @@ def convergence(rows, narrow=False):
 
 
 def trace_errors(traces, narrow=False):
-    """Draw Hessian traces of the clusters with their standard errors.
-
-    Arguments
-    ---------
-    traces : dict
-        Cluster -> {"trace", "standard_error"}, in the order of the signal.
-    narrow : bool
-        Whether it is for a phone.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Estimates of zero or less are drawn as hollow marks at the size of
-        their standard error, which is all that is known of them.
-
-    Example
-    -------
-    >>> traces = {"fc": {"trace": 20.0, "standard_error": 1.0}}
-    >>> len(trace_errors(traces).axes)
-    1
-    """
+    """Draw Hessian traces of the clusters with their standard errors."""
     figure = Figure(figsize=(_width(11, narrow), 2.8), layout="constrained")
     axes = figure.subplots()
     rows = [(row["trace"], row["standard_error"]) for row in traces.values()]
@@ -519,27 +419,7 @@ _MOST_LABELS = 60  # tick labels that still can be read
 
 
 def bits_per_cluster(clusters, narrow=False):
-    """Draw the bits of every cluster, as the paper's Fig. 3 if it can.
-
-    Arguments
-    ---------
-    clusters : dict
-        `clusters` of plan.json: name -> {"bits", "parameters"}, in order.
-    narrow : bool
-        Whether it is for a phone.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        A bar per cluster, as wide as its parameters and as high as its bits:
-        areas are bytes. Sublayers of ConvBlocks have their colours.
-
-    Example
-    -------
-    >>> plan = {"encoder.fc": {"bits": 4, "parameters": 9}}
-    >>> bits_per_cluster(plan).axes[0].get_xticklabels()[0].get_text()
-    'encoder.fc'
-    """
+    """Draw the bits of every cluster, as the paper's Fig. 3 if it can."""
     places = [_place(name) for name in clusters]
     known = None not in [block for block, _ in places]
     figure = Figure(figsize=(_width(11, narrow), 3.9), layout="constrained")
@@ -567,26 +447,7 @@ def bits_per_cluster(clusters, narrow=False):
 
 
 def sensitivity_map(scores, narrow=False):
-    """Draw the sensitivity of every cluster at every bit width.
-
-    Arguments
-    ---------
-    scores : dict
-        Content of scores.json: `clusters` maps names to {"scores": {bits: x}}.
-    narrow : bool
-        Whether it is for a phone.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Colours are logarithmic; scores of zero or less stay empty.
-
-    Example
-    -------
-    >>> row = {"scores": {"2": 1.0, "4": 0.1}}
-    >>> len(sensitivity_map({"clusters": {"fc": row}}).axes)  # map, colour bar
-    2
-    """
+    """Draw the sensitivity of every cluster at every bit width."""
     names = list(scores["clusters"])
     rows = [
         {float(bits): float(x) for bits, x in cluster["scores"].items()}

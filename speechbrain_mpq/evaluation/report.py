@@ -468,13 +468,9 @@ def write_report(path, metrics, evidence=None):
 
     Arguments
     ---------
-    path : str or Path
-        The file.
     metrics : list[dict]
         Contents of metrics.json: the system first, then baselines such as
         full and uniform precision, all scored on one test set.
-    evidence : Evidence or None
-        What else is shown.
     """
     evidence = evidence or Evidence()
     task = task_of(metrics[0])
@@ -518,15 +514,9 @@ def write_table(path, runs, against=None, seeds="all"):
 
     Arguments
     ---------
-    path : str | Path
-        The file; its folder must exist.
     runs : list[dict]
         Contents of metrics.json files, as `runs.gather` gives them; there is
         a table for each test set.
-    against : sequence of str | None
-        Baselines of the marks, see `choose_baselines`.
-    seeds : str
-        "all" or "mean", see `table_cells`.
     """
     sections = []
     for group, marked in tables_of(runs, against):

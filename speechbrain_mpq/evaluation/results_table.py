@@ -39,39 +39,6 @@ def table_cells(runs, against=None, seeds="all", wide=True):
     ---------
     runs : list[dict]
         Contents of metrics.json files on one test set, in order.
-    against : sequence of str | None
-        Baselines of the marks, see `choose_baselines`.
-    seeds : str
-        "all": a row for each run, and the mean and the standard deviation
-        over the seeds of a system below. "mean": only these for systems with
-        several seeds.
-    wide : bool
-        False: averages over the conditions only, and no speed.
-
-    Returns
-    -------
-    tuple
-        (groups, header, rows): groups are (title, number of columns) and lie
-        over the header; the first row is the unprocessed input's, where the
-        task has one. Columns of estimations and seeds are there where these
-        differ or are known.
-
-    Example
-    -------
-    >>> from .metrics import summarise
-    >>> item = {
-    ...     "id": "a",
-    ...     "angle": 7.0,
-    ...     "si_snr": 9.0,
-    ...     "si_snr_mixture": 0.0,
-    ...     "pesq": 2.0,
-    ...     "reference": "set red",
-    ...     "hypothesis": "set blue",
-    ... }
-    >>> run = {"system": "kl", "bits": 4, **summarise([item])}
-    >>> groups, header, rows = table_cells([run])
-    >>> groups[1], rows[1][:4], rows[1][8:10]
-    (('SI-SNR dB (PESQ)', 5), ['1', 'kl', '4', '9.00(2.00)'], ['50.0', '-'])
     """
     if seeds not in SEEDS:
         raise ValueError(f"seeds must be one of {SEEDS}, not {seeds!r}")
@@ -96,11 +63,6 @@ def difference_cells(runs):
     ---------
     runs : list[dict]
         Contents of metrics.json files.
-
-    Returns
-    -------
-    tuple
-        (header, rows); no row where no pair has two common seeds.
 
     Example
     -------
@@ -327,14 +289,6 @@ def tables_of(runs, against=None):
     ---------
     runs : list[dict]
         Contents of metrics.json files.
-    against : sequence of str | None
-        Baselines of the first, the largest table; the others have them too
-        where these are there.
-
-    Returns
-    -------
-    list of tuple
-        (runs, against) of each table.
 
     Example
     -------
@@ -361,10 +315,6 @@ def table_notes(runs, against=None, seeds="all"):
     ---------
     runs : list[dict]
         Contents of metrics.json files.
-    against : sequence of str | None
-        Baselines, see `choose_baselines`.
-    seeds : str
-        "all" or "mean".
 
     Returns
     -------

@@ -38,15 +38,6 @@ def task_of(run):
 def bits_text(run):
     """Format the average bits of a run, without needless decimals.
 
-    Arguments
-    ---------
-    run : dict
-        With "bits" and, where it is known, "average_bits".
-
-    Returns
-    -------
-    str
-
     Example
     -------
     >>> bits_text({"bits": 4, "average_bits": 4.031}), bits_text({"bits": 2})
@@ -84,16 +75,6 @@ def label(run):
 def size_text(size):
     """Format bytes, in KiB below one MiB.
 
-    Arguments
-    ---------
-    size : int
-        Bytes.
-
-    Returns
-    -------
-    str
-        As "293 KiB" or "2.00 MiB".
-
     Example
     -------
     >>> size_text(300000), size_text(2 * 2**20)
@@ -104,17 +85,6 @@ def size_text(size):
 
 def table_order(run):
     """Sort runs into the order of the paper's Table 1.
-
-    Arguments
-    ---------
-    run : dict
-        Content of metrics.json.
-
-    Returns
-    -------
-    tuple
-        Full precision first, then uniform precision by bits, then the other
-        methods, each by bits and seed.
 
     Example
     -------
@@ -137,36 +107,13 @@ def table_order(run):
 
 
 def system_key(run):
-    """Identify the system of a run: all but its seed.
-
-    Arguments
-    ---------
-    run : dict
-        Content of metrics.json.
-
-    Returns
-    -------
-    tuple
-        Name, bits, estimator and, where a run has one, its variant: what it
-        has other than the run whose folder it would have had.
-    """
+    """Identify the system of a run: all but its seed."""
     key = run["system"], run["bits"], run.get("estimator")
     return (*key, run["variant"]) if run.get("variant") else key
 
 
 def full_label(run, runs):
     """Name a run with its estimation and variant, where others differ in them.
-
-    Arguments
-    ---------
-    run : dict
-        Content of metrics.json.
-    runs : sequence of dict
-        All that are shown together.
-
-    Returns
-    -------
-    str
 
     Example
     -------
@@ -192,18 +139,7 @@ _TEXTS = ("task", "test_set", "estimator", "variant", "corpus")
 
 
 def load_metrics(path):
-    """Read and check a metrics.json file.
-
-    Arguments
-    ---------
-    path : str | Path
-        The file.
-
-    Returns
-    -------
-    dict
-        Its content.
-    """
+    """Read and check a metrics.json file."""
     metrics = read_json(path)
     problem = _problem(metrics)
     if problem:
@@ -237,20 +173,7 @@ def _load_items(folder, task):
 
 
 def load_run(folder, with_items=False):
-    """Read a finished run.
-
-    Arguments
-    ---------
-    folder : str | Path
-        Output folder of the experiment, which holds a metrics.json.
-    with_items : bool
-        Whether it must hold a test_items.json too.
-
-    Returns
-    -------
-    dict
-        The metrics, with "folder" and, where there are any, "items".
-    """
+    """Read a finished run."""
     folder = Path(folder)
     run = {**load_metrics(folder / "metrics.json"), "folder": folder}
     path = folder / "test_items.json"
@@ -268,11 +191,6 @@ def load_run(folder, with_items=False):
 
 def gather(*folders):
     """Read every finished run below some folders.
-
-    Arguments
-    ---------
-    *folders : str | Path
-        As `results`, with one folder per experiment.
 
     Returns
     -------
@@ -295,11 +213,6 @@ def gather(*folders):
 
 def told_apart(runs):
     """Keep variants where names, bits and estimation do not tell runs apart.
-
-    Arguments
-    ---------
-    runs : sequence of dict
-        Contents of metrics.json files.
 
     Returns
     -------

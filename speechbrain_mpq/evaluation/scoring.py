@@ -73,20 +73,6 @@ def score_separation(
     separate : callable
         Maps waveforms [1, samples, mics], DOA [1, 1] and, where the test set
         has them, lips [1, 1, pictures, height, width] to [1, 1, samples].
-    dataset : DynamicItemDataset
-        From `dataio.listed_mixtures`.
-    recognize : callable
-        Maps a waveform to words.
-    workers : int
-        Processes for PESQ.
-    keep : int
-        Waveforms of this many first items are kept as examples.
-    progress : bool or None
-        Show a progress bar; None shows it on terminals only.
-
-    Returns
-    -------
-    scored : Scored
     """
     scored, pairs = Scored(), []
     seconds = audio = 0.0

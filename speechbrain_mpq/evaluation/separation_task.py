@@ -67,23 +67,7 @@ separate --track track.json --video talk.mp4` does that and the rest.
 
 
 def bucket_of(angle):
-    """Find the bucket of an angle between two speakers.
-
-    Arguments
-    ---------
-    angle : float
-        Degrees, 0 to 180.
-
-    Returns
-    -------
-    str
-        One of `BUCKET_NAMES`.
-
-    Example
-    -------
-    >>> bucket_of(0), bucket_of(15), bucket_of(180)
-    ('0-15', '15-45', '90-180')
-    """
+    """Find the bucket of an angle between two speakers."""
     for name, (low, high) in zip(BUCKET_NAMES, BUCKETS):
         if low <= angle < high or angle == high == 180:
             return name

@@ -322,27 +322,7 @@ def register_task(task):
 
 
 def find_task(name=None):
-    """Find a registered task.
-
-    Arguments
-    ---------
-    name : str or None
-        Its name; None, as in older files, for separation.
-
-    Returns
-    -------
-    task : Task
-        The record.
-
-    Example
-    -------
-    >>> find_task().name
-    'separation'
-    >>> find_task("singing")
-    Traceback (most recent call last):
-    ...
-    ValueError: there is no task 'singing', only separation: import its module
-    """
+    """Find a registered task."""
     name = DEFAULT_TASK if name is None else name
     if name in _HOMES and name not in _TASKS:
         import_module(f".{_HOMES[name]}", __package__)

@@ -82,13 +82,6 @@ def align(reference, hypothesis, weights=(1, 1, 1)):
     -------
     list[Edit]
         Steps in order.
-
-    Example
-    -------
-    >>> [edit.kind for edit in align("set nine now", "set five now please")]
-    ['correct', 'substitution', 'correct', 'insertion']
-    >>> align("go", "")
-    [Edit(kind='deletion', reference='go', hypothesis=None)]
     """
     reference, hypothesis = _words(reference), _words(hypothesis)
     costs = _costs(reference, hypothesis, weights)
@@ -123,18 +116,6 @@ def word_errors(reference, hypothesis):
         Words that were said.
     hypothesis : str | list[str]
         Words that were recognised.
-
-    Returns
-    -------
-    WordErrors
-        Counts at the least number of errors.
-
-    Example
-    -------
-    >>> word_errors("lay red at f nine now", "lay at f five now please")
-    WordErrors(substitutions=1, deletions=1, insertions=1, words=6)
-    >>> word_errors("yes", "").rate
-    100.0
     """
     kinds = [edit.kind for edit in align(reference, hypothesis)]
     insertions = kinds.count(INSERTION)

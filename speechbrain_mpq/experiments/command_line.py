@@ -94,19 +94,7 @@ class CommandLine:
 
 
 def read_command_line(arguments, check):
-    """Read and check a command line; nothing is run or written.
-
-    Arguments
-    ---------
-    arguments : list of str
-        Without the program's name.
-    check : callable
-        (hparams, run_opts) -> Cost; raises ValueError for what cannot be done.
-
-    Returns
-    -------
-    line : CommandLine
-    """
+    """Read and check a command line; nothing is run or written."""
     with _refusing():
         return _read(arguments, check)
 
@@ -137,17 +125,6 @@ def _read(arguments, check):
 def did_you_mean(word, known):
     """The end of a message on a word that is not known.
 
-    Arguments
-    ---------
-    word : str
-        What was given.
-    known : sequence of str
-        What there is.
-
-    Returns
-    -------
-    text : str
-
     Example
     -------
     >>> did_you_mean("midrice", ["midtread", "midrise"])
@@ -172,15 +149,7 @@ def say(text="", end="\n"):
 
 
 def tell_plan(line, input_files):
-    """Say which experiments there are, what they do and cost.
-
-    Arguments
-    ---------
-    line : CommandLine
-        From `read_command_line`.
-    input_files : callable
-        As for `Step.begin`.
-    """
+    """Say which experiments there are, what they do and cost."""
     left, folders, corpora = 0.0, set(), set()
     for number, (step, cost) in enumerate(zip(line.steps, line.costs), 1):
         experiment = step.begin(input_files)
@@ -242,11 +211,6 @@ def chatter_to_log():
     """What libraries in C print goes to a file, not to the terminal.
 
     `sys.stdout` goes on to the terminal. Gives a function that takes the file.
-
-    Example
-    -------
-    >>> with chatter_to_log() as into:
-    ...     into(Path(getfixture("tmpdir")) / "log.txt")
     """
     try:
         terminal = sys.stdout.fileno() == 1 and os.dup(1)
@@ -280,11 +244,6 @@ def quiet_log_config(asked=None):
 
     On the terminal are this package's warnings only.
 
-    Arguments
-    ---------
-    asked : str or None
-        A configuration that the user gave, which is left as it is.
-
     Example
     -------
     >>> with quiet_log_config() as path:
@@ -305,25 +264,7 @@ def quiet_log_config(asked=None):
 
 
 def guarded(program, *arguments):
-    """Run a program; what it refuses is one line on the terminal.
-
-    Arguments
-    ---------
-    program : callable
-        What is run.
-    *arguments
-        Its arguments.
-
-    Returns
-    -------
-    code : int
-        Exit status; 2 where nothing was run.
-
-    Example
-    -------
-    >>> guarded(len, [])
-    0
-    """
+    """Run a program; what it refuses is one line on the terminal."""
     try:
         program(*arguments)
         sys.stdout.flush()

@@ -74,21 +74,7 @@ def duration(seconds):
 
 
 def cost_of(hparams, parameters, trains):
-    """Tell what an experiment costs.
-
-    Arguments
-    ---------
-    hparams : dict
-        Loaded hyper-parameters.
-    parameters : int
-        Of the separator.
-    trains : bool
-        Whether its estimator has anything to train.
-
-    Returns
-    -------
-    cost : Cost
-    """
+    """Tell what an experiment costs."""
     size = max(parameters / MEASURED_PARAMETERS, 0.05)
     parts, seconds = [], TEST * hparams["mixtures"]["test"] * max(1, size / 4)
     epochs = hparams["number_of_epochs"]

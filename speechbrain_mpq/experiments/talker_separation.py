@@ -142,18 +142,7 @@ class Separation(QuantizationBrain):
 
 
 def starting_separator(hparams):
-    """Make a new separator, or load the shipped one in full precision.
-
-    Arguments
-    ---------
-    hparams : dict
-        Loaded hyper-parameters of an experiment.
-
-    Returns
-    -------
-    separator : Separator
-        What the experiment starts from.
-    """
+    """Make a new separator, or load the shipped one in full precision."""
     return initial_separator(
         hparams["separator_file"],
         hparams["pretrained_separator"],
@@ -163,20 +152,7 @@ def starting_separator(hparams):
 
 
 def input_files(hparams, prototypes):
-    """List the files that an experiment's result depends on.
-
-    Arguments
-    ---------
-    hparams : dict
-        Loaded hyper-parameters of an experiment.
-    prototypes : dict
-        Bits -> packed folder of a uniform system that it inherits from.
-
-    Returns
-    -------
-    files : list
-        Architecture and weights.
-    """
+    """List the files that an experiment's result depends on."""
     return [
         hparams["separator_file"],
         weights_file(hparams["pretrained_separator"]),
@@ -185,22 +161,7 @@ def input_files(hparams, prototypes):
 
 
 def make_brain(separator, hparams, run_opts):
-    """Make the Brain of a separator; impossible settings are refused.
-
-    Arguments
-    ---------
-    separator : Separator
-        What the experiment starts from.
-    hparams : dict
-        Loaded hyper-parameters; what the data must fit is noted in them.
-    run_opts : dict
-        SpeechBrain's run options.
-
-    Returns
-    -------
-    brain : Separation
-        Ready for `load_data`.
-    """
+    """Make the Brain of a separator; impossible settings are refused."""
     check_describable(separator)
     hparams["microphones"] = separator.features.microphones
     hparams["lips_size"] = separator.lips_size
@@ -255,17 +216,7 @@ def check(hparams, run_opts):
 
 
 def estimation_text(brain):
-    """Say what `estimate` will do, in a line for the terminal.
-
-    Arguments
-    ---------
-    brain : Separation
-        From `make_brain`.
-
-    Returns
-    -------
-    text : str
-    """
+    """Say what `estimate` will do, in a line for the terminal."""
     hparams = brain.hparams
     trains = brain.trains and hparams.number_of_epochs
     parts = ["train"] if trains else []
@@ -279,20 +230,7 @@ def estimation_text(brain):
 
 
 def load_data(brain, hparams):
-    """Prepare speech and rooms, and make the datasets.
-
-    Arguments
-    ---------
-    brain : Separation
-        It is told who draws its training mixtures, and where.
-    hparams : dict
-        Loaded hyper-parameters.
-
-    Returns
-    -------
-    datasets : dict
-        "train", "valid", "test", and "voices" to mix on the device.
-    """
+    """Prepare speech and rooms, and make the datasets."""
     run_on_main(prepare_data, args=[hparams])
     datasets, maker = dataio_prep(hparams)
     brain.training_maker = maker
@@ -302,24 +240,7 @@ def load_data(brain, hparams):
 
 
 def estimate(brain, separator, datasets, prototypes):
-    """Choose the bits, quantize in place and train.
-
-    Arguments
-    ---------
-    brain : Separation
-        Of the separator.
-    separator : Separator
-        In full precision; its values become those of the plan.
-    datasets : dict
-        From `load_data`.
-    prototypes : dict
-        Bits -> packed folder of a uniform system that it inherits from.
-
-    Returns
-    -------
-    plan : BitPlan or None
-        None in full precision.
-    """
+    """Choose the bits, quantize in place and train."""
     hparams = brain.hparams
     if hparams.distillation and brain.trains:
         brain.teacher = copy.deepcopy(separator).eval().requires_grad_(False)
@@ -373,19 +294,6 @@ def describe_system(brain, hparams, plan, packed, fp32_bytes):
     ---------
     brain : Separation
         It knows the seconds that each stage took.
-    hparams : dict
-        Loaded hyper-parameters.
-    plan : BitPlan or None
-        None in full precision.
-    packed : Path
-        The packed folder.
-    fp32_bytes : int
-        Size of the separator's parameters in full precision.
-
-    Returns
-    -------
-    system : dict
-        See `write_results`.
     """
     variant = hparams.get("variant")
     return {
@@ -403,23 +311,7 @@ def describe_system(brain, hparams, plan, packed, fp32_bytes):
 
 
 def score_packed(packed, system, hparams, dataset, device, baselines=()):
-    """Score what a fresh process would load; leave the results.
-
-    Arguments
-    ---------
-    packed : Path
-        The packed folder, inside that of the experiment.
-    system : dict
-        From `describe_system`.
-    hparams : dict
-        Loaded hyper-parameters.
-    dataset : sequence of dict
-        Test mixtures.
-    device : str or torch.device
-        Where to compute.
-    baselines : sequence of Path
-        Folders of the experiments that this one is compared with.
-    """
+    """Score what a fresh process would load; leave the results."""
     scored = score_separation(
         load(packed).to(device),  # what from_pretrained gives a user
         dataset,

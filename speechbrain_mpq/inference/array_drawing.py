@@ -14,26 +14,7 @@ USED, UNUSED = "#", "o"
 
 
 def array_of(architecture):
-    """Read a separator's array from its description.
-
-    Arguments
-    ---------
-    architecture : dict or None
-        From `registry.describe`.
-
-    Returns
-    -------
-    array : dict or None
-        "spacings_cm": gaps between neighbours; "microphones": numbers of
-        those that the model uses. None where the model has no array.
-
-    Example
-    -------
-    >>> features = {"pairs": [[3, 1]], "spacings_cm": [4, 5]}
-    >>> features = {"class": "SpatialFeatures", "arguments": features}
-    >>> array_of({"class": "Separator", "arguments": {"features": features}})
-    {'spacings_cm': [4, 5], 'microphones': [1, 3]}
-    """
+    """Read a separator's array from its description."""
     arguments = (architecture or {}).get("arguments", {})
     features = arguments.get("features")
     if not isinstance(features, dict) or "pairs" not in features["arguments"]:
@@ -47,31 +28,7 @@ def array_of(architecture):
 
 
 def draw_array(spacings_cm, microphones):
-    """Draw an array with its directions, to scale.
-
-    Arguments
-    ---------
-    spacings_cm : sequence of float
-        Gaps between neighbours, from microphone 1 on.
-    microphones : sequence of int
-        Numbers of those that are used, from 1.
-
-    Returns
-    -------
-    lines : list of str
-        At most 80 columns wide.
-
-    Example
-    -------
-    >>> print("\\n".join(draw_array([4, 5, 6], [1, 3, 4])))
-                              90° straight ahead
-    180°  #--------------o------------------#---------------------#  0°
-    mic   1                                 3                     4
-    cm    0                                 9                     15
-    <BLANKLINE>
-    Seen from above; # used, o not used by this model.
-    4 microphones, 4, 5, 6 cm apart; used: 1, 3, 4.
-    """
+    """Draw an array with its directions, to scale."""
     places = [0.0]
     for gap in spacings_cm:
         places.append(places[-1] + gap)

@@ -164,11 +164,6 @@ class AudioFile:
     def blocks(self, samples=int(BLOCK_SECONDS * SAMPLE_RATE)):
         """Read the file from its beginning.
 
-        Arguments
-        ---------
-        samples : int
-            Of a block, at the rate of the file.
-
         Returns
         -------
         blocks : iterator of torch.Tensor
@@ -187,12 +182,7 @@ class AudioFile:
             yield block
 
     def scan(self):
-        """Scan the whole file, once: level, offsets and warnings.
-
-        Returns
-        -------
-        stats : AudioStats
-        """
+        """Scan the whole file, once: level, offsets and warnings."""
         if self._stats is None:
             self._stats = self._scan()
         return self._stats
@@ -395,16 +385,6 @@ class _Copies:
 
 def as_waveforms(signal, name="waveforms"):
     """Convert samples to float32; integers become parts of full scale.
-
-    Arguments
-    ---------
-    signal : torch.Tensor, array or nested sequence
-    name : str
-        For messages.
-
-    Returns
-    -------
-    waveforms : torch.Tensor
 
     Example
     -------

@@ -62,15 +62,6 @@ _FORMATS = (  # by the first bytes of the file
 def read_header(file):
     """Find wrong lengths in the header of an audio file.
 
-    Arguments
-    ---------
-    file : binary file
-        It can be searched; it is left at its beginning.
-
-    Returns
-    -------
-    header : Header
-
     Example
     -------
     >>> import soundfile

@@ -83,8 +83,6 @@ class ChunkedSeparator:
         ---------
         waveforms : torch.Tensor
             [batch, samples, mics].
-        level : float
-            RMS of the reference channel.
 
         Returns
         -------
@@ -146,8 +144,6 @@ def check_finite(signal, before=0):
     ---------
     signal : torch.Tensor
         [..., samples].
-    before : int
-        Samples that came before these.
     """
     finite = torch.isfinite(signal)
     if not finite.all():

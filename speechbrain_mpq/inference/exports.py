@@ -19,19 +19,7 @@ _FIX = "run `speechbrain-mpq export` again"
 
 
 def write_exports(folder, files):
-    """Write the SHA-256s of what an export has made.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Packed folder.
-    files : sequence of Path
-        In that folder.
-
-    Returns
-    -------
-    Path
-    """
+    """Write the SHA-256s of what an export has made."""
     folder = Path(folder)
     try:
         before = _read(folder)
@@ -59,17 +47,7 @@ def exported_names(folder):
 
 
 def export_problems(folder):
-    """List the exports that are not of the weights beside them.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Packed folder.
-
-    Returns
-    -------
-    list of str
-    """
+    """List the exports that are not of the weights beside them."""
     folder = Path(folder)
     path = folder / EXPORTS_FILE
     if not path.exists():

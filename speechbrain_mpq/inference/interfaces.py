@@ -142,24 +142,12 @@ class SeparationInterface:
 
         Arguments
         ---------
-        path : str, Path, binary file or AudioFile
-            Recording of all microphones of the array, or just of those that
-            the model uses; a pipe is read once. A binary file must be
-            seekable.
         doa : float, sequence of float, or array
             Direction of each target, degrees from the array's axis; [targets,
             frames] for talkers who move, see `vision.direction.frame_doas`.
-        out : str, Path, sequence of these, or None
-            Audio file to write, one for each target; a single name gets the
-            direction added where there are several. None: waveforms are
-            returned, which do take memory.
         level : str or float
             "mixture": as loud as the talker is in the recording; a number:
             RMS in dB of full scale. One gain holds for the whole file.
-        subtype : str or None
-            Sample format of the output as soundfile names it, as "FLOAT".
-        progress : bool
-            Show a bar on standard error.
         chunk_seconds : float
             Length of what is read at a time.
         lips : array or None
@@ -209,18 +197,8 @@ class SeparationInterface:
 
         Arguments
         ---------
-        path : str, Path, binary file or AudioFile
-            As `separate_file` takes it.
-        count : int or None
-            How many talkers there are; None: as many as stand out.
         seconds : float or None
             Listen to about so much of a longer recording, evenly spread.
-
-        Returns
-        -------
-        found : localization.Localization
-            Talkers with direction and strength, and the curve over all
-            directions.
         """
         localizer = Localizer(self.separator.features.positions)
         audio = path if isinstance(path, AudioFile) else self.open_audio(path)
@@ -242,13 +220,6 @@ class SeparationInterface:
         ---------
         doa : float or sequence of float
             Directions of the targets in degrees.
-        **options
-            `look_ahead`, `history`, `step`, `level`, `gain` and
-            `remove_offset` of `chunks.SeparationStream`.
-
-        Returns
-        -------
-        stream : SeparationStream
         """
         self._no_lips()
         return SeparationStream(

@@ -100,21 +100,7 @@ def load_separator(folder):
 
 
 def fill_(model, packed):
-    """Load the weights of a packed model into a module.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Of the architecture that was packed; its norms are folded where those
-        of the packed model are.
-    packed : PackedModel
-        From `read_model`.
-
-    Returns
-    -------
-    torch.nn.Module
-        The model.
-    """
+    """Load the weights of a packed model into a module."""
     if not any(name.endswith("running_mean") for name in packed.floats):
         fold_norms_(model)
     return load_packed_(model, packed)
@@ -125,17 +111,6 @@ def build_described(folder):
 
     Names, types and shapes are held against what they are to fill before any
     of them is read: a file of few bytes may stand for very many weights.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Packed folder.
-
-    Returns
-    -------
-    torch.nn.Module or None
-        None: the header is damaged, and the reader of the whole file says
-        how.
     """
     try:
         header = _read_shapes(Path(folder, MODEL_FILE))
@@ -165,21 +140,6 @@ def initial_separator(model_file, folder, full_precision=False, equalize=False):
 
     A trained one has its norms folded. In full precision a separator with a
     lip stream may start from one without: its lip stream is new then.
-
-    Arguments
-    ---------
-    model_file : str or Path
-        YAML file that describes it.
-    folder : str, Path or None
-        Packed folder to start from; None: new weights.
-    full_precision : bool
-        Whether it is not to be quantized.
-    equalize : bool
-        Scale its inputs, see `equalize_inputs_`.
-
-    Returns
-    -------
-    separator : Separator
     """
     separator = build_separator(model_file)
     if folder is None:

@@ -158,15 +158,6 @@ def steered_response(bins, frequencies, positions):
     -------
     response : torch.Tensor
         [directions, points], at most 1; 0 on average for independent phases.
-
-    Example
-    -------
-    >>> frequencies = torch.tensor([1000.0])
-    >>> positions = torch.tensor([0.0, 0.05, 0.12])
-    >>> bins = torch.ones(3, 1, dtype=torch.complex64)  # all at once
-    >>> response = steered_response(bins, frequencies, positions)
-    >>> response.shape, int(response.argmax()), f"{response.max():.3f}"
-    (torch.Size([181, 1]), 90, '1.000')
     """
     mics = len(positions)
     phases = bins / bins.abs().clamp_min(1e-20)
@@ -203,20 +194,11 @@ def direction_shares(
     ---------
     response : torch.Tensor
         [directions, points].
-    sharpness, background, iterations : float, float, int
-        See the constants of this module.
 
     Returns
     -------
     shares : torch.Tensor
         [directions]; with the part that has no direction they sum up to 1.
-
-    Example
-    -------
-    >>> response = torch.zeros(181, 40)
-    >>> response[60, :30] = 1.0  # 10 more come from nowhere
-    >>> f"{direction_shares(response)[60]:.2f}"
-    '0.75'
     """
     count, points = response.shape
     likelihood = torch.empty(count + 1, points)
@@ -242,22 +224,6 @@ def find_talkers(
     ---------
     curve : torch.Tensor
         [directions], from `direction_shares`.
-    count : int or None
-        How many talkers there are; None: as many as stand out.
-    least_share, least_ratio : float
-        A talker has this part of all onsets, and this part of the strongest
-        talker's.
-
-    Returns
-    -------
-    talkers : tuple of Talker
-
-    Example
-    -------
-    >>> curve = torch.zeros(181)
-    >>> curve[[40, 41, 120, 3]] = torch.tensor([0.2, 0.2, 0.3, 0.02])
-    >>> [(round(t.doa, 1), round(t.share, 2)) for t in find_talkers(curve)]
-    [(40.5, 0.4), (120.0, 0.3)]
     """
     curve = curve.clone()
     cosines = torch.cos(torch.deg2rad(DIRECTIONS))

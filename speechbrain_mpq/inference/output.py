@@ -34,16 +34,8 @@ def output_paths(out, doas, source=None):
 
     Arguments
     ---------
-    out : str, Path, sequence of these, or None
-        One name for all targets gets their directions; None: no files.
     doas : list of float
         Directions in degrees.
-    source : str, Path, binary file or None
-        The recording, which no output may replace.
-
-    Returns
-    -------
-    paths : list of Path or None
     """
     if out is None:
         return [None] * len(doas)
@@ -245,8 +237,6 @@ class LevelSums:
             [targets, samples].
         mixture : torch.Tensor
             [samples], reference channel.
-        keep : float
-            How much of the sums so far is left.
         """
         estimate, mixture = estimate.double(), mixture.double()
         self.common = keep * self.common + (estimate @ mixture).cpu()

@@ -255,37 +255,6 @@ def register(kind, arguments, build=None, settings=None, card=None, probe=None):
     """Register a class that packed files may name and `load` builds.
 
     Whoever loads such a file has imported the module that calls this.
-
-    Arguments
-    ---------
-    kind : type
-        A torch.nn.Module. Files name it by its own name, without a module.
-    arguments : dict of str -> callable
-        A check for every argument: `whole`, `number`, `choice`, `flag`,
-        `several`, `optional` or `part`.
-    build : callable or None
-        Makes a module of checked arguments, in eval mode. None: the class
-        does, without memory for its weights.
-    settings : callable or None
-        Arguments of a module, for `describe`. None: its `settings`.
-    card : card.CardText or None
-        What the model card says of it; None: nothing but numbers.
-    probe : callable or None
-        Takes a module and returns its output for some input, which
-        `check_folder` wants to be finite.
-
-    Example
-    -------
-    >>> class Gate(nn.Module):
-    ...     def __init__(self, size):
-    ...         super().__init__()
-    ...         self.settings = {"size": size}
-    ...         self.weight = nn.Parameter(torch.zeros(size))
-    >>> register(Gate, {"size": whole(1, 1024)})
-    >>> describe(Gate(3))
-    {'class': 'Gate', 'arguments': {'size': 3}}
-    >>> build(describe(Gate(3)), "Gate").weight.device.type
-    'meta'
     """
     name = kind.__name__
     if name in REGISTRY and _path(REGISTRY[name].kind) != _path(kind):

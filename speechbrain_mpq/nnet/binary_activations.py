@@ -48,17 +48,6 @@ class _Heaviside(torch.autograd.Function):
 def heaviside(x, beta=1.0):
     """1 where x > 0, else 0; the gradient is 1 / (beta |x| + 1)^2.
 
-    Arguments
-    ---------
-    x : torch.Tensor
-        Any shape.
-    beta : float
-        Steepness of the surrogate (Zenke and Ganguli, 2018).
-
-    Returns
-    -------
-    torch.Tensor
-
     Example
     -------
     >>> x = torch.tensor([-1.0, 0.0, 3.0], requires_grad=True)
@@ -124,22 +113,7 @@ class BinaryWeight(nn.Module):
 
 
 def binarize_weights_(layers, beta=1.0):
-    """Give layers binary weights, in place, and start them afresh.
-
-    Arguments
-    ---------
-    layers : iterable of torch.nn.Module
-        With a `weight`.
-    beta : float
-        See `heaviside`.
-
-    Example
-    -------
-    >>> layer = nn.Linear(2, 3)
-    >>> binarize_weights_([layer])
-    >>> layer.weight.abs().unique().tolist(), layer.bias.tolist()
-    ([1.0], [0.0, 0.0, 0.0])
-    """
+    """Give layers binary weights, in place, and start them afresh."""
     for layer in layers:
         nn.init.uniform_(layer.weight, -BINARY_RANGE, BINARY_RANGE)
         if layer.bias is not None:
@@ -149,26 +123,7 @@ def binarize_weights_(layers, beta=1.0):
 
 
 def fixed_point_exponent(weight, terms, digits=FLOAT32_DIGITS):
-    """Fineness with which weights can be kept for sums to be exact.
-
-    Arguments
-    ---------
-    weight : torch.Tensor
-    terms : int
-        Largest sum of the magnitudes of what the weights multiply, integers.
-    digits : int
-        Binary digits of the numbers that are summed.
-
-    Returns
-    -------
-    exponent : int
-        The step is 2^-exponent.
-
-    Example
-    -------
-    >>> fixed_point_exponent(torch.tensor([0.5, -0.2]), terms=288)
-    15
-    """
+    """Fineness with which weights can be kept for sums to be exact."""
     # one digit is left for what rounding adds
     _, above = math.frexp(weight.detach().abs().max().item() * terms)
     return digits - 1 - above
@@ -178,15 +133,6 @@ def fixed_point(weight, terms, digits=FLOAT32_DIGITS):
     """Weights rounded to the steps of `fixed_point_exponent`.
 
     The gradient passes straight through.
-
-    Arguments
-    ---------
-    weight, terms, digits
-        See `fixed_point_exponent`.
-
-    Returns
-    -------
-    torch.Tensor
     """
     exponent = fixed_point_exponent(weight, terms, digits)
     scaled = torch.ldexp(weight.detach(), torch.tensor(exponent))
@@ -217,21 +163,7 @@ def rounded(x, steps):
 
 
 def eight_bit_input(x):
-    """Features of a network of binary maps: 256 levels from -1 to 127/128.
-
-    Arguments
-    ---------
-    x : torch.Tensor
-
-    Returns
-    -------
-    torch.Tensor
-
-    Example
-    -------
-    >>> eight_bit_input(torch.tensor([-3.0, 0.004, 3.0])).tolist()
-    [-1.0, 0.0078125, 0.9921875]
-    """
+    """Features of a network of binary maps: 256 levels from -1 to 127/128."""
     return rounded(x.clamp(-1, 1 - 1 / INPUT_STEPS), INPUT_STEPS)
 
 
@@ -410,22 +342,7 @@ class BitConv2d:
         return self.weights.nbytes + self.limit.nbytes + tap_sums
 
     def __call__(self, x, pool=False, rows=2):
-        """The map behind the step.
-
-        Arguments
-        ---------
-        x : numpy.ndarray
-            uint8 [T, F, bytes], channels in bits, or int8 [T, F, 1].
-        pool : bool
-            Take the maximum over 2 x 2, which is the "or" of the bits.
-        rows : int
-            Rows of the map that are worked on at a time, an even number.
-
-        Returns
-        -------
-        numpy.ndarray
-            uint8 [T, F, bytes], both halved where pooled.
-        """
+        """The map behind the step."""
         packed = []
         for bits in self._tiles(x, rows):
             if pool:
@@ -435,11 +352,6 @@ class BitConv2d:
 
     def anywhere(self, x, rows=2):
         """Global maximum of the map: whether a bit is set anywhere.
-
-        Arguments
-        ---------
-        x, rows
-            As for a call.
 
         Returns
         -------

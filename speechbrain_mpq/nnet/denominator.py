@@ -114,15 +114,6 @@ class PairTransitions(torch.nn.Module):
 def pairs_of(graph):
     """Phones P of a graph whose states are the pairs of a trigram, or None.
 
-    Arguments
-    ---------
-    graph : ChainGraph
-        Any graph.
-
-    Returns
-    -------
-    phones : int or None
-
     Example
     -------
     >>> from speechbrain_mpq.decoders.chain_graphs import (
@@ -292,11 +283,6 @@ class Denominator(torch.nn.Module):
             [B, T, K].
         lengths : torch.Tensor
             [B], frames.
-
-        Returns
-        -------
-        recursion : Recursion
-            Its alphas sum to one.
         """
         peaks = outputs.amax(2)  # [B, T]; with it, no exponential is infinite
         emitted = (outputs - peaks[:, :, None]).exp().transpose(0, 1)
@@ -328,8 +314,6 @@ class Denominator(torch.nn.Module):
             [B, T, K].
         lengths : torch.Tensor
             [B], frames.
-        recursion : Recursion
-            What forward has returned.
 
         Returns
         -------

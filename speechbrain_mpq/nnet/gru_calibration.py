@@ -199,17 +199,6 @@ def fit_affine(sample, bits, through=None, with_zero=False, symmetric=False):
     ---------
     sample : torch.Tensor
         [values], float64.
-    bits : int
-    through : callable or None
-        Errors are taken behind this non-linearity.
-    with_zero : bool
-        Whether zero must be among the values.
-    symmetric : bool
-        Whether the code of zero is 0.
-
-    Returns
-    -------
-    Affine
 
     Example
     -------
@@ -249,8 +238,6 @@ def fit_rows(weight, bits, floor, scales=None):
     ---------
     weight : torch.Tensor
         [rows, columns].
-    bits : int
-        Codes from -(2^(bits - 1) - 1) to 2^(bits - 1) - 1.
     floor : torch.Tensor
         [rows], least scales: with a smaller one a bias would not fit.
     scales : torch.Tensor or None

@@ -133,27 +133,7 @@ def convert(
 
 
 def fixed_point(*ratios, most=MAX_SHIFT):
-    """Integer multipliers with one right shift in place of real ratios.
-
-    Arguments
-    ---------
-    *ratios : float
-        From 0, below 2^14.
-    most : int
-        The largest shift.
-
-    Returns
-    -------
-    multipliers : list of int
-        Below 2^15; the largest has all 15 bits.
-    shift : int
-        1 to `most`.
-
-    Example
-    -------
-    >>> fixed_point(0.5), fixed_point(1.0, 0.25)
-    (([16384], 15), ([16384, 4096], 14))
-    """
+    """Integer multipliers with one right shift in place of real ratios."""
     largest = max(ratios)
     if not 0 <= largest < 2 ** (MULTIPLIER_BITS - 1):
         raise ValueError(
@@ -168,12 +148,6 @@ def fixed_point(*ratios, most=MAX_SHIFT):
 
 def lookup_table(function, source, target):
     """A non-linearity as one code for each code of its input.
-
-    Arguments
-    ---------
-    function : callable
-    source, target : Affine
-        Codes of its input and of its result.
 
     Returns
     -------

@@ -52,14 +52,6 @@ class Cell(NamedTuple):
 def torch_gru(module):
     """The torch.nn.GRU of a module.
 
-    Arguments
-    ---------
-    module : torch.nn.GRU or speechbrain.nnet.RNN.GRU
-
-    Returns
-    -------
-    torch.nn.GRU
-
     Example
     -------
     >>> torch_gru(torch.nn.GRU(2, 3))
@@ -77,22 +69,7 @@ def torch_gru(module):
 
 
 def gru_cells(module):
-    """Parameters of every cell of a GRU.
-
-    Arguments
-    ---------
-    module : torch.nn.GRU or speechbrain.nnet.RNN.GRU
-
-    Returns
-    -------
-    dict of str -> Cell
-        By cell: l0, l0_reverse, l1, ...
-
-    Example
-    -------
-    >>> list(gru_cells(torch.nn.GRU(2, 3, bidirectional=True)))
-    ['l0', 'l0_reverse']
-    """
+    """Parameters of every cell of a GRU."""
     gru = torch_gru(module)
     cells = {}
     for layer in range(gru.num_layers):
@@ -110,10 +87,6 @@ def gru_cells(module):
 
 def named_matrices(module):
     """The matrix and the bias of each linear operation.
-
-    Arguments
-    ---------
-    module : torch.nn.GRU or speechbrain.nnet.RNN.GRU
 
     Returns
     -------
@@ -162,13 +135,6 @@ def operations(cells):
 def check_plan(plan, cells):
     """Refuses a plan that is of another network or has other bits.
 
-    Arguments
-    ---------
-    plan : dict of str -> int
-        Operation -> bits, 2 to 8.
-    cells : iterable of str
-        Names of the network's cells.
-
     Example
     -------
     >>> check_plan({"l0.state": 8}, ["l0"])
@@ -199,12 +165,9 @@ def run_cell(inputs, lengths, cell, observe, reverse=False):
         [batch, time, features].
     lengths : torch.Tensor or None
         [batch], steps of each sequence.
-    cell : Cell
     observe : callable
         Takes (operation, result, valid) and returns what to go on with;
         valid is [batch] or [batch, time], bool.
-    reverse : bool
-        From the last step to the first.
 
     Returns
     -------
@@ -248,8 +211,6 @@ def valid_steps(lengths, batch, steps, device=None):
     ---------
     lengths : torch.Tensor or None
         [batch], steps of each sequence; None: all.
-    batch, steps : int
-    device : torch.device or None
 
     Returns
     -------
@@ -279,14 +240,10 @@ def run_gru(cells, inputs, lengths, observe):
 
     Arguments
     ---------
-    cells : dict of str -> Cell
     inputs : torch.Tensor
         [batch, time, features].
     lengths : torch.Tensor or None
         [batch], integers.
-    observe : callable
-        As for `run_cell`; operations are l0.state, ..., and also l0.input
-        and, behind a layer of two directions, l0.output.
 
     Returns
     -------

@@ -126,8 +126,6 @@ class IntegerCell(torch.nn.Module):
         ---------
         codes : torch.Tensor
             [..., features], int32.
-        source : int
-            0: of the input, 1: of the hidden state.
 
         Returns
         -------
@@ -153,11 +151,6 @@ class IntegerCell(torch.nn.Module):
             From `project`, [batch, hidden].
         state : torch.Tensor
             [batch, hidden], codes, int32.
-
-        Returns
-        -------
-        torch.Tensor
-            The next state.
         """
         i_r, i_z, i_n = from_input
         h_r, h_z, h_n = self.project(state, 1)
@@ -404,11 +397,6 @@ def _run_cell(cell, codes, state, valid, reverse):
 def cell_names(description):
     """Names of the cells and the features each reads.
 
-    Arguments
-    ---------
-    description : dict
-        Sizes, as the file has them.
-
     Yields
     ------
     tuple
@@ -430,15 +418,6 @@ def cell_names(description):
 
 def tensor_sizes(description):
     """Elements of each tensor of the packed file.
-
-    Arguments
-    ---------
-    description : dict
-        Sizes and plan, as the file has them.
-
-    Returns
-    -------
-    dict of str -> int
 
     Example
     -------

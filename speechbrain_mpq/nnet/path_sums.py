@@ -28,35 +28,7 @@ class PaddedGraphs(NamedTuple):
 
 
 def pad_graphs(graphs, device=None, dtype=torch.float64):
-    """Graphs of a batch in common tensors.
-
-    Arguments
-    ---------
-    graphs : list of ChainGraph
-        B graphs.
-    device : torch.device, optional
-        Where the tensors shall be.
-    dtype : torch.dtype
-        Of the weights.
-
-    Returns
-    -------
-    padded : PaddedGraphs
-
-    Example
-    -------
-    >>> from speechbrain_mpq.decoders.chain_graphs import (
-    ...     estimate_ngram,
-    ...     numerator_graph,
-    ...     phone_lattice,
-    ... )
-    >>> lattices = [phone_lattice([[phones]]) for phones in ([0], [1, 1, 0])]
-    >>> ngram = estimate_ngram(lattices, phones=2)
-    >>> graphs = [numerator_graph(lattice, ngram) for lattice in lattices]
-    >>> pad_graphs(graphs).entry
-    tensor([[0, 0, 0],
-            [2, 2, 0]])
-    """
+    """Graphs of a batch in common tensors."""
     states = max(graph.states for graph in graphs)
 
     def stack(tables, fill):
@@ -128,33 +100,10 @@ def log_forward(graphs, outputs, lengths, leak=NO_LEAK):
 
     Arguments
     ---------
-    graphs : PaddedGraphs
-        B graphs.
     outputs : torch.Tensor
         [B, T, K], the network's raw outputs.
     lengths : torch.Tensor
         [B], frames of each utterance.
-    leak : Leak
-        The leaky HMM.
-
-    Returns
-    -------
-    recursion : Recursion
-        Its alphas are logarithms, and have their maximum at 0.
-
-    Example
-    -------
-    >>> from speechbrain_mpq.decoders.chain_graphs import (
-    ...     estimate_ngram,
-    ...     numerator_graph,
-    ...     phone_lattice,
-    ... )
-    >>> lattice = phone_lattice([[[0, 1]]])
-    >>> ngram = estimate_ngram([lattice], phones=2, smoothing=0)
-    >>> graphs = pad_graphs([numerator_graph(lattice, ngram)])
-    >>> outputs = torch.zeros(1, 4, 4, dtype=torch.float64)
-    >>> log_forward(graphs, outputs, torch.tensor([4])).log_sum.exp()
-    tensor([3.0000], dtype=torch.float64)
     """
     entry = _of_states(outputs, graphs.entry)  # [B, T, S]
     loop = _of_states(outputs, graphs.loop)
@@ -182,16 +131,10 @@ def log_occupancy(graphs, outputs, lengths, recursion, leak=NO_LEAK):
 
     Arguments
     ---------
-    graphs : PaddedGraphs
-        B graphs.
     outputs : torch.Tensor
         [B, T, K].
     lengths : torch.Tensor
         [B].
-    recursion : Recursion
-        Of log_forward.
-    leak : Leak
-        The leaky HMM.
 
     Returns
     -------

@@ -97,14 +97,6 @@ def read_audio(name, entry, key, normalize):
 
     Arguments
     ---------
-    name : str
-        Of the entry, for messages.
-    entry : dict
-        A file's name under the key, or {"file" or "files", "start", "stop"};
-        with a name, start and stop may be keys of the entry. They count
-        samples.
-    key : str
-        "wav", "s1_wav", ...
     normalize : callable
         ``normalize(audio, sample_rate)`` for audio [time, channels].
 
@@ -143,16 +135,6 @@ def read_audio(name, entry, key, normalize):
 
 def segment_of(name, entry, key):
     """Files, first sample and the one behind the last, of an entry's audio.
-
-    Arguments
-    ---------
-    name, entry, key
-        See `read_audio`.
-
-    Returns
-    -------
-    files, start, stop : tuple
-        List of str, int, and int or None.
 
     Example
     -------
@@ -202,15 +184,7 @@ def _samples(name, limits, key):
 
 
 def check_files(entries, key="wav"):
-    """Refuse entries whose audio is not there, before any work.
-
-    Arguments
-    ---------
-    entries : dict
-        Those of a manifest.
-    key : str
-        Names the audio.
-    """
+    """Refuse entries whose audio is not there, before any work."""
     for name, entry in entries.items():
         for path in segment_of(name, entry, key)[0]:
             if not Path(path).is_file():

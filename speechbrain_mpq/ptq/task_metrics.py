@@ -66,13 +66,7 @@ class Metric:
         return [self.reference]
 
     def check(self, items):
-        """Refuse references that say nothing, before any work.
-
-        Arguments
-        ---------
-        items : list of Example
-            Whose entries have all keys.
-        """
+        """Refuse references that say nothing, before any work."""
         if not self.measured(items):
             raise ValueError(
                 f"no entry of the manifest has a reference under "

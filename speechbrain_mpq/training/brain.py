@@ -87,15 +87,7 @@ class QuantizationBrain(sb.Brain):
         return own or self._method
 
     def check_settings(self, model, network_name=""):
-        """Refuse impossible settings before any work.
-
-        Arguments
-        ---------
-        model : torch.nn.Module
-            The model to be quantized.
-        network_name : str
-            Submodule that is scored.
-        """
+        """Refuse impossible settings before any work."""
         hparams = self.hparams
         check_average_bits(hparams.bits)
         if hparams.bits == 32:
@@ -106,23 +98,7 @@ class QuantizationBrain(sb.Brain):
         self._pipeline(model, network_name, dict, None).check()
 
     def quantize(self, model, network_name, calibrate, prototypes=None):
-        """Decide on the bits of every cluster and quantize in place.
-
-        Arguments
-        ---------
-        model : torch.nn.Module
-            In full precision; changed in place.
-        network_name : str
-            Submodule that is scored, the one that maps calibration inputs to
-            outputs.
-        calibrate : callable
-            Returns a dict with what scores may need, by the names in their
-            `needs`: "inputs" of the network and, for some, "weights" or the
-            "loss". Called only where there are no scores yet.
-        prototypes : dict or None
-            Bits -> packed folder of the trained uniform system with these
-            bits. Clusters inherit their weights from them.
-        """
+        """Decide on the bits of every cluster and quantize in place."""
         self.check_settings(model, network_name)
         if self.hparams.bits == 32:
             return

@@ -16,17 +16,7 @@ def _parts(brain):
 
 
 def unmeasured_norms(brain):
-    """Names of global normalizations that have seen no batch.
-
-    Arguments
-    ---------
-    brain : speechbrain.Brain
-        With `hparams`.
-
-    Returns
-    -------
-    names : list of str
-    """
+    """Names of global normalizations that have seen no batch."""
     found = {
         id(part): name
         for name, part in _parts(brain).items()
@@ -38,17 +28,7 @@ def unmeasured_norms(brain):
 
 
 def searchers_of(brain):
-    """The searches of a Brain, whatever they search.
-
-    Arguments
-    ---------
-    brain : speechbrain.Brain
-        With `hparams`.
-
-    Returns
-    -------
-    searchers : list of torch.nn.Module
-    """
+    """The searches of a Brain, whatever they search."""
     found = {
         id(part): part
         for part in _parts(brain).values()

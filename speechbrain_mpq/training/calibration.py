@@ -194,19 +194,7 @@ class BrainCalibration(Calibration):
             yield  # evaluate_batch itself sees to autocast
 
     def run(self, index, objective=False):
-        """Predictions of a batch, or with `objective` the loss.
-
-        Arguments
-        ---------
-        index : int
-            Number of the batch.
-        objective : bool
-            Compute the objectives as well.
-
-        Returns
-        -------
-        result : object
-        """
+        """Predictions of a batch, or with `objective` the loss."""
         torch.manual_seed(SEED)
         wanted = "compute_objectives" if objective else "compute_forward"
         with ExitStack() as stack:

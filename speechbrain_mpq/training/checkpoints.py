@@ -210,20 +210,7 @@ class AtomicCheckpointer(Checkpointer):
 
 
 def recover_whole(checkpointer, **keys):
-    """Recovers from any Checkpointer's best whole checkpoint.
-
-    Arguments
-    ---------
-    checkpointer : speechbrain.utils.checkpoints.Checkpointer
-        SpeechBrain's own, too.
-    **keys
-        As for its ``recover_if_possible``.
-
-    Returns
-    -------
-    Checkpoint
-        None where there is none.
-    """
+    """Recovers from any Checkpointer's best whole checkpoint."""
     whole = AtomicCheckpointer.__new__(AtomicCheckpointer)
     whole.__dict__ = vars(checkpointer).copy()
     return whole.recover_if_possible(**keys)
@@ -272,18 +259,6 @@ def guard_loading(model, any_bits=False):
     Modules that save only a part of themselves on purpose, such as
     SpeechBrain's AdaptedModel, save the scales of their quantized weights
     with it from then on.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Quantized.
-    any_bits : bool
-        Whether checkpoints of other bits may be loaded.
-
-    Returns
-    -------
-    list
-        Handles, whose ``remove`` undoes it.
 
     Example
     -------

@@ -58,15 +58,6 @@ METHODS = {
 def method_of(name):
     """An estimation method by its name.
 
-    Arguments
-    ---------
-    name : str or EstimationMethod
-        One of `METHODS`; an object is returned as it is.
-
-    Returns
-    -------
-    method : EstimationMethod
-
     Example
     -------
     >>> method_of("straight_through").estimator.__name__
@@ -121,11 +112,6 @@ def _usual_rounding(method, brain):
 def check_scores(scores):
     """Refuse names that are no scores.
 
-    Arguments
-    ---------
-    scores : str or Scorer
-        One of `SCORES`, or an object such as `KLScores`.
-
     Example
     -------
     >>> check_scores("kl")
@@ -144,20 +130,6 @@ def check_scores(scores):
 
 def scorer_of(scores, scheme, candidate_bits=CANDIDATES):
     """A scorer of a model's scheme.
-
-    Arguments
-    ---------
-    scores : str or Scorer
-        One of `SCORES`, or an object such as `KLScores`; that is copied.
-    scheme : Scheme
-        Of the model.
-    candidate_bits : sequence of int
-        Bits to try, where scores are named.
-
-    Returns
-    -------
-    scorer : Scorer or None
-        None for uniform bits.
 
     Example
     -------

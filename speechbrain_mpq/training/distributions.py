@@ -35,17 +35,6 @@ def find_distributions(predictions):
     """All distributions in a Brain's predictions of the most telling kind.
 
     Log-probabilities come before probabilities and those before masks.
-
-    Returns
-    -------
-    found : list of torch.Tensor
-
-    Example
-    -------
-    >>> p_ctc, p_seq = torch.ones(2, 5, 3), torch.ones(2, 4, 6)
-    >>> predictions = p_ctc.log_softmax(-1), p_seq.log_softmax(-1), [[1, 2]]
-    >>> [tuple(tensor.shape) for tensor in find_distributions(predictions)]
-    [(2, 5, 3), (2, 4, 6)]
     """
     found = list(tensors_in(predictions))
     kinds = [distribution_type(tensor) for tensor in found]
@@ -62,17 +51,7 @@ def find_distributions(predictions):
 
 
 def find_output(predictions):
-    """The first tensor in a Brain's predictions that its model put out.
-
-    Arguments
-    ---------
-    predictions : object
-        Computed with gradients, by which outputs are told from inputs.
-
-    Returns
-    -------
-    found : torch.Tensor or None
-    """
+    """The first tensor in a Brain's predictions that its model put out."""
     return next((t for t in tensors_in(predictions) if t.requires_grad), None)
 
 

@@ -136,12 +136,7 @@ class Experiment:
         write_json(self.folder / "settings.json", self.asked)
 
     def read(self):
-        """Load the hyper-parameters, with all their objects, for this folder.
-
-        Returns
-        -------
-        hparams : dict
-        """
+        """Load the hyper-parameters and their objects for this folder."""
         hparams = self.source.read(**self._places())
         hparams["variant"] = self.variant
         return hparams
@@ -313,17 +308,7 @@ class Step:
     experiment: Experiment | None = None
 
     def begin(self, input_files):
-        """Find the folder, after those that it needs have run.
-
-        Arguments
-        ---------
-        input_files : callable
-            (hparams, packed prototypes) -> files that the result depends on.
-
-        Returns
-        -------
-        experiment : Experiment
-        """
+        """Find the folder, after those that it needs have run."""
         inputs = input_files(self.hparams, self.packed_prototypes)
         self.experiment = Experiment(self.source, inputs)
         return self.experiment
@@ -346,16 +331,6 @@ def plan_steps(source):
     """List the experiments of a command line in the order of their needs.
 
     Nothing is run, and no folder is made.
-
-    Arguments
-    ---------
-    source : HparamsSource
-        The last of them.
-
-    Returns
-    -------
-    steps : list of Step
-        Each once; the one that was asked for is the last.
     """
     steps = {}
 
@@ -392,17 +367,6 @@ def baselines_of(source, hparams):
 
     Uniform precision comes in its file's estimation and, where that is
     another, in that of the experiment as well.
-
-    Arguments
-    ---------
-    source : HparamsSource
-        Of the experiment.
-    hparams : dict
-        The same, loaded.
-
-    Returns
-    -------
-    asked : list of tuple
     """
     asked = []
     for file in hparams["against"]:
@@ -416,19 +380,7 @@ def baselines_of(source, hparams):
 
 
 def prototypes_of(source, hparams):
-    """Bits -> file and overrides of a uniform system to inherit from.
-
-    Arguments
-    ---------
-    source : HparamsSource
-        Of the experiment.
-    hparams : dict
-        The same, loaded.
-
-    Returns
-    -------
-    asked : dict
-    """
+    """Bits -> file and overrides of a uniform system to inherit from."""
     file = hparams["prototypes"]
     if file is None:
         return {}
@@ -463,21 +415,7 @@ def _is_set(node):
 
 
 def overrides_for(path, overrides, bits):
-    """What of an experiment's overrides its baseline depends on.
-
-    Arguments
-    ---------
-    path : str or Path
-        The baseline's file.
-    overrides : str
-        YAML text of the experiment's overrides.
-    bits : int
-        The baseline's.
-
-    Returns
-    -------
-    overrides : str
-    """
+    """What of an experiment's overrides its baseline depends on."""
     text = hparams_text(path)
     known = entries(text)
     own = {

@@ -50,16 +50,6 @@ _TYPED = {_YAML + kind for kind in ("null", "bool", "int", "float")}
 def find_file(path):
     """A file or folder from here or, where there is none, beside train.py.
 
-    Arguments
-    ---------
-    path : str or Path
-        As somebody gave it.
-
-    Returns
-    -------
-    path : Path
-        The same where it is in neither place.
-
     Example
     -------
     >>> find_file("hparams/models/separator_mini.yaml").name
@@ -71,26 +61,7 @@ def find_file(path):
 
 
 def hparams_text(path):
-    """Text of a hyper-parameter file, with that of its base.
-
-    Arguments
-    ---------
-    path : str or Path
-        The file. Its `base:` is relative to it.
-
-    Returns
-    -------
-    text : str
-        Of one whole file, comments and all.
-
-    Example
-    -------
-    >>> folder = Path(getfixture("tmpdir"))
-    >>> _ = (folder / "base.yaml").write_text("a: 1 # one\\nb: 2\\n")
-    >>> _ = (folder / "own.yaml").write_text("base: base.yaml\\nb: 3\\n")
-    >>> hparams_text(folder / "own.yaml")
-    'a: 1 # one\\nb: 3\\n'
-    """
+    """Text of a hyper-parameter file, with that of its base."""
     path = find_file(path)
     text = path.read_text(encoding="utf-8")
     base = entries(text).get("base")
@@ -102,24 +73,7 @@ def hparams_text(path):
 
 
 def with_blocks(text, blocks):
-    """YAML text with some top-level keys, and all below them, replaced.
-
-    Arguments
-    ---------
-    text : str
-        YAML with a mapping at its top level.
-    blocks : dict
-        Key -> its new text, key and all; new keys come last.
-
-    Returns
-    -------
-    text : str
-
-    Example
-    -------
-    >>> with_blocks("a: 1\\nb:\\n    c: 2\\n", {"b": "b: null\\n"})
-    'a: 1\\nb: null\\n'
-    """
+    """YAML text with some top-level keys, and all below them, replaced."""
     own = _blocks(text)
     head = text[: len(text) - sum(map(len, own.values()))]
     joined = {**own, **blocks}.items()
@@ -219,31 +173,11 @@ class HparamsSource:
         return Path(entries(self.resolved)["output_folder"].value)
 
     def read(self, **places):
-        """Load the hyper-parameters, with all their objects.
-
-        Arguments
-        ---------
-        **places : dict
-            Values that take the place of the file's, such as output_folder.
-
-        Returns
-        -------
-        hparams : dict
-        """
+        """Load the hyper-parameters, with all their objects."""
         return load_hyperpyyaml(self.stream(), self._found(places))
 
     def written(self, **places):
-        """The resolved text as it is left beside results.
-
-        Arguments
-        ---------
-        **places : dict
-            As in `read`.
-
-        Returns
-        -------
-        text : str
-        """
+        """The resolved text as it is left beside results."""
         overrides = self._found(places)
         return resolve_references(self.stream(), overrides).getvalue()
 
@@ -311,23 +245,6 @@ def unread(settings):
 
     This is the one place that says what depends on what: two runs that differ
     in these only are one, and a baseline does not inherit them.
-
-    Arguments
-    ---------
-    settings : dict
-        From `settings_of`.
-
-    Returns
-    -------
-    keys : set of str
-
-    Example
-    -------
-    >>> full = {"bits": 32, "number_of_epochs": 0, "rows": 8, "lr": 0.1}
-    >>> sorted(unread(full) & set(full))
-    ['lr', 'number_of_epochs', 'rows']
-    >>> sorted(unread({**full, "bits": 4, "number_of_epochs": 2}) & set(full))
-    []
     """
     own = settings.get("admm"), settings.get("one_stage")
     keys = set()

@@ -48,17 +48,7 @@ class EstimationMethod:
         return getattr(self.estimator, "trains", True)
 
     def check(self, scheme, rounding, scorer):
-        """Refuse what the method cannot do, before any work.
-
-        Arguments
-        ---------
-        scheme : Scheme
-            Of the model.
-        rounding : str
-            "calibrated" or "nearest".
-        scorer : Scorer or None
-            That decides on the bits.
-        """
+        """Refuse what the method cannot do, before any work."""
 
     def check_brain(self, brain):
         """Refuse a Brain that the method cannot train, before any work."""
@@ -87,21 +77,7 @@ class EstimationMethod:
 
 
 def attach(brain, method, model):
-    """Have a Brain call the hooks of a method in its training.
-
-    Arguments
-    ---------
-    brain : speechbrain.Brain
-        Before `fit`.
-    method : EstimationMethod
-        Whose hooks are called from now on.
-    model : torch.nn.Module
-        What is quantized.
-
-    Returns
-    -------
-    method : EstimationMethod
-    """
+    """Have a Brain call the hooks of a method in its training."""
     if method.recoverable and brain.checkpointer:
         brain.checkpointer.add_recoverable(method.recoverable, method)
 

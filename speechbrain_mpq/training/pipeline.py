@@ -214,29 +214,7 @@ class Pipeline:
 
 
 def check_limits(calibration, selection, scorer, limits):
-    """Refuse limits that no plan can keep, before any scoring.
-
-    Arguments
-    ---------
-    calibration : Calibration
-        Of the model in full precision.
-    selection : Selection
-        What is quantized.
-    scorer : Scorer or None
-        None: uniform bits.
-    limits : dict
-        Those of `allocate_bits`.
-
-    Example
-    -------
-    >>> from speechbrain_mpq import KLScores
-    >>> calibration = Calibration(torch.nn.Linear(8, 8))
-    >>> scorer, limits = KLScores((2, 4)), {"average_bits": 8}
-    >>> check_limits(calibration, Selection(), scorer, limits)
-    Traceback (most recent call last):
-    ...
-    ValueError: a budget of 80 bytes is out of reach: with 2 to 4 bits this ...
-    """
+    """Refuse limits that no plan can keep, before any scoring."""
     if scorer is None:
         if "average_bits" not in limits:
             raise ValueError(
@@ -254,21 +232,7 @@ def check_limits(calibration, selection, scorer, limits):
 
 
 def allocate_within(table, limits, packed_bytes):
-    """The best plan for a budget; one in bytes holds for the packed file.
-
-    Arguments
-    ---------
-    table : ScoreTable
-        Scores of all clusters.
-    limits : dict
-        Those of `allocate_bits`; budget_bytes means the file.
-    packed_bytes : callable
-        Plan -> bytes of the file that it makes.
-
-    Returns
-    -------
-    plan : BitPlan
-    """
+    """The best plan for a budget; one in bytes holds for the packed file."""
     if "budget_bytes" not in limits:
         return allocate_bits(table, **limits)
     limits = dict(limits)
@@ -296,29 +260,7 @@ def plan_by_scores(
     progress=True,
     additivity=False,
 ):
-    """The best plan within limits by the scores of a model; leaves both.
-
-    Arguments
-    ---------
-    calibration : Calibration
-        Of the model in full precision.
-    scorer : Scorer
-        Of the model's scheme.
-    selection : Selection
-        What is quantized.
-    limits : dict
-        Those of `allocate_bits`.
-    store : PlanStore
-        Where scores.json and the report's files go.
-    progress : bool
-        Shows a progress bar.
-    additivity : bool
-        Measure some plans against what the scores predict, too.
-
-    Returns
-    -------
-    plan : BitPlan
-    """
+    """The best plan within limits by the scores of a model; leaves both."""
     scorer, network, values = calibration.prepared(scorer)
     with calibration.ready(), _twice_differentiable():
         table = scorer.score(network, values, selection, progress)
@@ -352,24 +294,7 @@ def _twice_differentiable():
 
 
 def rounded_prototypes(model, selection, scorer, folder):
-    """Packed uniform systems of a model's own weights, rounded to nearest.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        In full precision; left so.
-    selection : Selection
-        What is quantized.
-    scorer : Scorer
-        Whose candidates and scheme they have.
-    folder : str or Path
-        Where they are written.
-
-    Returns
-    -------
-    prototypes : dict
-        Bits -> folder.
-    """
+    """Packed uniform systems of a model's own weights, rounded to nearest."""
     prototypes = {}
     for bits in scorer.candidate_bits:
         quantize_(model, bits, **selection.patterns, scheme=scorer.scheme)

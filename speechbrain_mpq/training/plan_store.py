@@ -130,17 +130,7 @@ class PlanStore:
 
 
 def earlier_settings(folder):
-    """What the plan in a folder was asked for.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Of plan.json.
-
-    Returns
-    -------
-    settings : dict
-    """
+    """What the plan in a folder was asked for."""
     path = Path(folder) / SETTINGS
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))

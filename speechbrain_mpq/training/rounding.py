@@ -82,13 +82,7 @@ class CalibratedRounding:
                 self._note_uses(index)
 
     def apply_(self, progress=True):
-        """Round the layers of the quantized network, in place.
-
-        Returns
-        -------
-        rounded : list of str
-            Names of the layers, in the order of their rounding.
-        """
+        """Round the layers of the quantized network, in place."""
         self.tensors = tensors_by_owner(self.network)
         self.rounded, self.left = [], {}
         with (

@@ -32,38 +32,14 @@ def check_unreached(unreached):
 
 
 def listen_to_steps(owner, called):
-    """Call something after the steps of all optimizers, while an owner lives.
-
-    Arguments
-    ---------
-    owner : object
-        Where it is gone, the hook is.
-    called : callable
-        Takes the optimizer and what torch adds.
-
-    Returns
-    -------
-    handle : torch.utils.hooks.RemovableHandle
-        Not to be removed by what is called: torch is going through its hooks.
-    """
+    """Call a hook after all optimizers' steps, while an owner lives."""
     handle = register_optimizer_step_post_hook(called)
     weakref.finalize(owner, handle.remove)
     return handle
 
 
 def watch_gradients(model):
-    """Check after one step that every quantized weight had a gradient.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Quantized.
-
-    Returns
-    -------
-    handles : list
-        Of the hooks that are there until it is known.
-    """
+    """Check after one step that every quantized weight had a gradient."""
     tensors = [t for t in named_tensors(model).values() if t.fake_quantize]
     watch = _Watch({tensor.name: tensor.parameter for tensor in tensors})
     steps = listen_to_steps(tensors[0].parameter, watch)
@@ -114,18 +90,6 @@ class _Watch:
 
 def fewest_patterns(names, all_names):
     """Patterns that match some names, and none of the others.
-
-    Arguments
-    ---------
-    names : list of str
-        Of parameters.
-    all_names : iterable of str
-        Of all parameters, these included.
-
-    Returns
-    -------
-    patterns : list of str
-        A module's where nothing else is in it, else a parameter's own name.
 
     Example
     -------

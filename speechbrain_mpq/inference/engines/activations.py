@@ -207,15 +207,8 @@ def write_ranges(folder, ranges, seconds):
 
     Arguments
     ---------
-    folder : str or Path
-        Packed folder.
-    ranges : dict of str -> ActivationRange
     seconds : float
         Audio of the calibration set.
-
-    Returns
-    -------
-    Path
     """
     content = {
         "version": VERSION,

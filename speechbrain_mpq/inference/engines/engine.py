@@ -63,17 +63,6 @@ def load_network(folder, engine="torch", threads=1, separator=None):
     whose kernels give other numbers, and with activation ranges that are not
     of these weights, it is refused.
 
-    Arguments
-    ---------
-    folder : str or Path
-        Packed folder.
-    engine : str
-        "torch", "openvino" or "onnx".
-    threads : int
-        Of the engine.
-    separator : Separator or None
-        Of that folder, for inputs to compare on; None: it is loaded.
-
     Returns
     -------
     network : callable
@@ -109,13 +98,6 @@ def check_engine(name, compiled, network, ranges, inputs=None):
 
     Arguments
     ---------
-    name : str
-        For messages.
-    compiled : callable
-        The engine.
-    network : lowered.MaskNetwork
-    ranges : dict of str -> ActivationRange
-        Empty where no layer is int8.
     inputs : torch.Tensor or None
         Features [1, inputs, frames]; None: noise.
     """
@@ -147,12 +129,6 @@ def check_engine(name, compiled, network, ranges, inputs=None):
 
 def probe_inputs(network, separator):
     """Make inputs to try an engine on: features of noise.
-
-    Arguments
-    ---------
-    network : lowered.MaskNetwork
-    separator : Separator or None
-        None: its features are not known.
 
     Returns
     -------

@@ -143,20 +143,7 @@ class _Enhancer(nn.Module):
     """
 
     def forward(self, features, exits=None):
-        """Masks of a whole signal.
-
-        Arguments
-        ---------
-        features : torch.Tensor
-            [B, T, bins], see `log_power`.
-        exits : sequence of int or None
-            Which masks are wanted; None: all.
-
-        Returns
-        -------
-        dict
-            Exit -> mask [B, T, bins] from 0 to 1.
-        """
+        """Masks of a whole signal."""
         exits = self.exits if exits is None else exits
         self._check_exits(exits)
         masks, x = {}, features
@@ -170,25 +157,7 @@ class _Enhancer(nn.Module):
         return masks
 
     def step(self, features, state, stop):
-        """One frame, as deep as it needs.
-
-        Arguments
-        ---------
-        features : torch.Tensor
-            [B, bins].
-        state : dict
-            What the GRUs keep, changed in place; empty at the beginning.
-        stop : callable
-            Takes (exit, mask) and says whether to stop there. The last exit
-            does not ask.
-
-        Returns
-        -------
-        mask : torch.Tensor
-            [B, bins].
-        exit : int
-            Where it stopped.
-        """
+        """One frame, as deep as it needs."""
         x = features[:, None]
         for index in range(self.exits[-1] + 1):
             layer = self.layers[index]
@@ -200,51 +169,19 @@ class _Enhancer(nn.Module):
             x = self._deeper(index, x, y, state)
 
     def enhance(self, waveform, exit=LAST):
-        """Suppress noise.
-
-        Arguments
-        ---------
-        waveform : torch.Tensor
-            [B, samples] at 16 kHz; silence stays silent.
-        exit : int
-            Layer whose mask is used.
-
-        Returns
-        -------
-        torch.Tensor
-            [B, samples].
-        """
+        """Suppress noise."""
         _check_waveform(waveform)
         spectrum = stft(waveform)
         mask = self(log_power(spectrum), exits=(exit,))[exit]
         return istft(mask * spectrum, waveform.shape[-1])
 
     def macs(self, exit=LAST):
-        """Multiplications for a frame that leaves at an exit.
-
-        Arguments
-        ---------
-        exit : int
-
-        Returns
-        -------
-        int
-            Of the matrices: biases, gates and the STFT are not counted.
-        """
+        """Multiplications for a frame that leaves at an exit."""
         self._check_exits((exit,))
         return sum(part.macs for part in self.parts_of(exit))
 
     def parts_of(self, exit):
-        """Layers that an exit needs.
-
-        Arguments
-        ---------
-        exit : int
-
-        Returns
-        -------
-        list of torch.nn.Module
-        """
+        """Layers that an exit needs."""
         return [*self.layers[: exit + 1], *self.sides[:exit]]
 
     def _check_exits(self, exits):

@@ -248,15 +248,7 @@ def match_level(estimate, mixture):
 
 
 def matching_gain(common, energy):
-    """Compute the gain of `match_level` from sums over the samples.
-
-    Arguments
-    ---------
-    common : torch.Tensor
-        Sum of estimate times mixture.
-    energy : torch.Tensor
-        Sum of the estimate squared.
-    """
+    """Compute the gain of `match_level` from sums over the samples."""
     return common / energy.clamp_min(1e-12)
 
 

@@ -177,16 +177,6 @@ def block_name(block, layer):
 def block_place(name):
     """Parse the name of a ConvBlock into TCN block and layer.
 
-    Arguments
-    ---------
-    name : str
-        Of a child of the chain.
-
-    Returns
-    -------
-    place : tuple of int or None
-        None: not the name of a ConvBlock that a separator may have.
-
     Example
     -------
     >>> block_place("tcn_0_7"), block_place("conv_in")

@@ -30,23 +30,6 @@ def semi_orthogonal_step(weight, scale=None):
     weight : torch.Tensor
         M, [rows, columns]; of a matrix with more rows than columns, the
         columns are made orthogonal.
-    scale : float, optional
-        1 for orthonormal rows ("constrained"). None takes the scale that is
-        nearest to the matrix as it is ("floating", -1 in Kaldi), so that the
-        learning rate may change its size.
-
-    Returns
-    -------
-    weight : torch.Tensor
-        M after the step.
-
-    Example
-    -------
-    >>> weight = torch.tensor([[3.0, 0.0], [0.0, 3.3]])
-    >>> weight = semi_orthogonal_step(weight)
-    >>> weight
-    tensor([[3.1547, 0.0000],
-            [0.0000, 3.1594]])
     """
     if weight.shape[0] > weight.shape[1]:
         return semi_orthogonal_step(weight.T, scale).T
@@ -72,18 +55,6 @@ def orthogonality_error(weight):
     ---------
     weight : torch.Tensor
         [rows, columns].
-
-    Returns
-    -------
-    error : float
-        0 if all rows are orthogonal and of the same length.
-
-    Example
-    -------
-    >>> orthogonality_error(torch.eye(2, 3))
-    0.0
-    >>> orthogonality_error(torch.ones(2, 3))
-    1.0
     """
     if weight.shape[0] > weight.shape[1]:
         weight = weight.T
