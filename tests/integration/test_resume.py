@@ -9,7 +9,7 @@ import time
 import pytest
 from helpers import ROOT, command, finished, quality, run
 
-from speechbrain_mpq.inference.folder import check_folder
+from speechbrain_mpq.inference.verification import check_folder
 
 
 @pytest.mark.parametrize("within_epoch", [False, True])

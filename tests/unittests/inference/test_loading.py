@@ -16,7 +16,8 @@ from speechbrain_mpq import (
     load_separator,
     quantize_,
 )
-from speechbrain_mpq.inference.card import CARDS, CardText
+from speechbrain_mpq.evaluation.task import CardText
+from speechbrain_mpq.inference.card import CARDS
 from speechbrain_mpq.inference.folder import save_separator
 from speechbrain_mpq.inference.loading import load
 from speechbrain_mpq.inference.registry import REGISTRY, register, whole
@@ -74,9 +75,11 @@ def test_a_new_network_is_loaded_safely_and_gets_a_card(noise_net):
     folder, inputs, expected = noise_net
     model = load(folder)
     assert isinstance(model, NoiseNet) and not model.training
-    with torch.no_grad():
-        assert torch.equal(model(inputs), expected)
     assert not any(p.requires_grad for p in model.parameters())
+    with torch.no_grad():
+        assert torch.allclose(model(inputs), expected, atol=1e-6)
+        # torch rounds products with weights that take gradients otherwise
+        assert torch.equal(model.requires_grad_()(inputs), expected)
     card = (folder / "README.md").read_text()
     assert "# Speech enhancer, 4 bits\n\nTakes noise away." in card
     assert "separation" not in card
