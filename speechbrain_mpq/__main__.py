@@ -7,7 +7,8 @@ import sys
 from importlib import import_module
 
 from . import __version__
-from .utils import exit_on_signals, keep_freed_memory
+from .commands.parser import Parser
+from .utils import error_text, exit_on_signals, keep_freed_memory
 
 REPLACED = {"█": b"#", "°": b" deg"}
 COMMANDS = (
@@ -42,6 +43,7 @@ def main(arguments=None):
     1
     """
     _prepare_output()
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
     keep_freed_memory()
     try:
@@ -56,7 +58,7 @@ def main(arguments=None):
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, ImportError) as error:
-        print(_message(error), file=sys.stderr)
+        print(error_text(error), file=sys.stderr)
         return 1
     return code
 
@@ -86,18 +88,9 @@ def _replaced(error):
     return content, error.end
 
 
-def _message(error):
-    """What went wrong, without the system's number for it."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename2 or error.filename}: {error.strerror}"
-    return str(error)
-
-
 def _parser():
     """What the command line may say."""
-    parser = argparse.ArgumentParser(
-        prog="speechbrain-mpq", description=__doc__
-    )
+    parser = Parser(prog="speechbrain-mpq", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(
         dest="command", required=True, metavar="command"

@@ -7,6 +7,7 @@ it goes on. At its end the modules are packed.
 
 import argparse
 import inspect
+import re
 import runpy
 import sys
 from contextlib import contextmanager
@@ -233,7 +234,9 @@ def main(arguments=None):
     path : Path or None
         The packed model.
     """
-    options, rest = _parser().parse_known_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    _suggest_options(parser, rest)
     script = Path(options.script).resolve()
     if not script.is_file():
         raise SystemExit(f"no script {options.script}")
@@ -254,6 +257,31 @@ def main(arguments=None):
     finally:
         sys.argv, sys.path[:] = before
     return _finish(runner)
+
+
+def _suggest_options(parser, rest):
+    """Warn of what looks like a mistyped option of its own.
+
+    It may be the script's: that is for the script to refuse.
+    """
+    hparams = next((text for text in rest if Path(text).is_file()), None)
+    if hparams is None:
+        return
+    from dataclasses import fields
+
+    from speechbrain.core import RunOptions
+
+    from .utils import did_you_mean
+
+    text = Path(hparams).read_text(encoding="utf-8", errors="replace")
+    keys = set(re.findall(r"^(\w+)\s*:", text, re.MULTILINE))
+    keys |= {option.name for option in fields(RunOptions)}
+    own = [name for name in parser._option_string_actions if name[:2] == "--"]
+    for word in rest:
+        name = word.partition("=")[0]
+        hint = did_you_mean(name, own)
+        if name[:2] == "--" and name[2:] not in keys and "mean" in hint:
+            print(f"{hparams} has no key for {name}{hint}", file=sys.stderr)
 
 
 def _finish(runner):
@@ -301,7 +329,9 @@ class _Prototypes(argparse.Action):
 
 def _parser():
     """Own options; whatever else there is belongs to the script."""
-    parser = argparse.ArgumentParser(
+    from .commands.parser import Parser
+
+    parser = Parser(
         prog="python -m speechbrain_mpq.run",
         description=__doc__,
         epilog=f"example: {EXAMPLE}",

@@ -6,6 +6,7 @@ removed by the next one. JSON is read strictly, and errors name the file.
 
 import codecs
 import ctypes
+import difflib
 import json
 import math
 import os
@@ -394,6 +395,49 @@ def _small(digits):
 def _no_constant(word):
     """Refuse the words that Python takes for numbers and JSON does not."""
     raise ValueError(f"{word} is no JSON")
+
+
+def did_you_mean(word, known):
+    """Ends a message on a word that is not known.
+
+    Arguments
+    ---------
+    word : str
+        What was typed.
+    known : iterable of str
+        What there is.
+
+    Returns
+    -------
+    str
+        The nearest of them, or all where none is near.
+
+    Example
+    -------
+    >>> did_you_mean("midrice", ["midtread", "midrise"])
+    ': did you mean midrise?'
+    >>> did_you_mean("x", ["midtread", "midrise"])
+    ': there are midtread, midrise'
+    """
+    known = list(known)
+    lower = {str(name).lower(): name for name in known}
+    close = difflib.get_close_matches(str(word).lower(), lower, 1, 0.6)
+    if close:
+        return f": did you mean {lower[close[0]]}?"
+    return f": there are {', '.join(map(str, known))}" if known else ""
+
+
+def error_text(error):
+    """Says what went wrong, without the system's number for it.
+
+    Example
+    -------
+    >>> error_text(FileNotFoundError(2, "No such file or directory", "a.wav"))
+    'a.wav: No such file or directory'
+    """
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename2 or error.filename}: {error.strerror}"
+    return str(error)
 
 
 # Parameters of glibc's mallopt (malloc.h) and their values. Left alone, glibc

@@ -2,14 +2,15 @@
 
 import json
 
+from ..utils import BUNDLED_MODEL
 from .device import whole_number
 from .source import STREAM, STREAM_NAME, open_source
 
 HELP = "find the directions of the talkers in a multichannel recording"
 EXAMPLE = """
-  speechbrain-mpq locate mix.wav --model packed
+  speechbrain-mpq locate mix.wav
   speechbrain-mpq locate mix.wav --talkers 2 --model packed
-  speechbrain-mpq locate mix.wav --model packed --json | jq .talkers"""
+  speechbrain-mpq locate mix.wav --json | jq .talkers"""
 
 
 BAR = 40  # characters for all that begins
@@ -26,10 +27,10 @@ def add_arguments(parser):
     )
     parser.add_argument(
         "--model",
-        required=True,
+        default=BUNDLED_MODEL,
         metavar="FOLDER",
         help="packed folder, or its name on the Hugging Face hub: it knows "
-        "the array",
+        "the array (default: the 4-bit separator that comes with the package)",
     )
     parser.add_argument(
         "--talkers",

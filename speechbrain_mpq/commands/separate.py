@@ -1,23 +1,25 @@
-"""`speechbrain-mpq separate`: talkers of a recording, by direction."""
+"""`speechbrain-mpq separate`: talkers of recordings, by direction."""
 
 import argparse
 import logging
 import shutil
 import sys
-from contextlib import ExitStack
+import time
 from pathlib import Path
 
-from ..utils import BUNDLED_MODEL
+from ..utils import BUNDLED_MODEL, error_text
 from .device import add_engine_options, check_device
-from .source import STREAM, open_source
+from .output_names import OutputNames
+from .source import STREAM, open_source, recordings
 
-HELP = "separate talkers of a multichannel recording by their directions"
+HELP = "separate talkers of multichannel recordings by their directions"
 EXAMPLE = """
   speechbrain-mpq separate mix.wav --doa 60 -o anna.wav
   speechbrain-mpq separate mix.flac --doa 60 120 --model packed -o out.wav
       (out_60.wav and out_120.wav)
   speechbrain-mpq separate mix.wav --doa auto --model packed
       (mix_62.wav, ...: a file for every talker that is found)
+  speechbrain-mpq separate *.wav meeting/ --doa auto -o separated/
   speechbrain-mpq separate mix.wav --face 410 --width 640 --model packed
   speechbrain-mpq separate mix.wav --track track.json --video talk.mp4 \\
       --model packed     (a talker who moves, and whose lips are seen)
@@ -35,10 +37,12 @@ logger = logging.getLogger(__name__)
 def add_arguments(parser):
     """Say what the command line may hold."""
     parser.add_argument(
-        "mixture",
-        help="recording of all microphones of the array, or of those that "
-        "the model uses; 16 kHz or more; a file, a pipe, or - for standard "
-        "input",
+        "mixtures",
+        nargs="+",
+        metavar="mixture",
+        help="recordings of all microphones of the array, or of those that "
+        "the model uses; 16 kHz or more: files, folders, patterns, a pipe, or "
+        "- for standard input",
     )
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument(
@@ -82,14 +86,14 @@ def add_arguments(parser):
         metavar="FILE",
         help="audio file to write, by its ending .wav or .flac; for several "
         "directions they are added to the name; - writes WAV to standard "
-        "output (default: the mixture's name and the direction, in the "
-        "current folder)",
+        "output; a folder takes files named by recording and direction, as "
+        "the current one does by default",
     )
     _add_options(parser)
 
 
 def run(options):
-    """Separate a file.
+    """Separate one recording, or many with one model.
 
     Arguments
     ---------
@@ -99,42 +103,87 @@ def run(options):
     Returns
     -------
     code : int
-        Exit status.
+        Exit status: 1 where any of several recordings failed.
     """
     if options.width is not None and options.face is None:
         raise ValueError("--width belongs to --face")
+    files = recordings(options.mixtures)
+    if len(files) > 1 and options.track:
+        raise ValueError("--track belongs to one recording: name one")
     track = _read_track(options)
     doas = [round(track.doa, 1)] if track else _directions(options)
-    outs = _output_names(options, [0.0] if doas == [AUTO] else doas)
-    with ExitStack() as stack:
-        # Read first: loading takes longer than a typing error should
-        source, name = stack.enter_context(open_source(options.mixture))
-        check_device(options.device)
-        from ..inference.interfaces import LightSeparator
-        from ..utils import scratch_folder
-
-        model = LightSeparator(
-            options.model, options.engine, options.threads, options.device
-        )
-        audio = model.open_audio(source, name)
-        lips = None
-        if track:
-            doas, lips = _see(model, track, audio, options.video)
-        elif doas == [AUTO]:
-            doas = _found(model, audio)
-            outs = _output_names(options, doas, named=True)
-        else:
-            _warn_of_silence(model, audio, doas)
+    names = OutputNames(options.out, files)
+    names.check(None if doas == [AUTO] else doas)
+    if len(files) > 1:
+        return _separate_all(files, doas, names, options)
+    # Opened first: loading takes longer than a typing error should
+    with open_source(files[0]) as opened:
+        model = _load(options)
+        audio = model.open_audio(*opened)
+        started = time.perf_counter()
+        found = _separate(model, audio, files[0], doas, names, options, track)
+        seconds = time.perf_counter() - started
         if options.out == STREAM:
-            folder = stack.enter_context(scratch_folder())
-            outs = [folder / "out.wav"]
-            _separate(model, audio, doas, lips, outs, options)
-            with open(folder / "out.wav", "rb") as file:
-                shutil.copyfileobj(file, sys.stdout.buffer)
             return 0
-        for path in _separate(model, audio, doas, lips, outs, options):
+        for path in found:
             print(path)
+        if audio.seconds > LONG and not options.quiet:
+            print(_speed(audio.seconds, seconds), file=sys.stderr)
     return 0
+
+
+def _separate_all(files, doas, names, options):
+    """Separate recordings one after the other; a bad one stops no other."""
+    from tqdm import tqdm
+
+    model = _load(options)
+    failed, sound, work = [], 0.0, 0.0
+    with tqdm(files, unit="file", disable=options.quiet) as bar:
+        for file in bar:
+            bar.set_postfix_str(Path(file).name)
+            started = time.perf_counter()
+            try:
+                with open_source(file) as opened:
+                    audio = model.open_audio(*opened)
+                    found = _separate(model, audio, file, doas, names, options)
+            except BrokenPipeError:
+                raise
+            except (ValueError, OSError) as error:
+                failed.append(file)
+                bar.write(error_text(error), file=sys.stderr)
+                continue
+            sound += audio.seconds
+            work += time.perf_counter() - started
+            for path in found:
+                bar.write(str(path), file=sys.stdout)
+    if sound and not options.quiet:
+        count = len(files) - len(failed)
+        print(f"{count} recordings: {_speed(sound, work)}", file=sys.stderr)
+    if failed:
+        print(
+            f"{len(failed)} of {len(files)} recordings failed: "
+            f"{', '.join(failed)}",
+            file=sys.stderr,
+        )
+    return 1 if failed else 0
+
+
+def _load(options):
+    """The model of the command line."""
+    check_device(options.device)
+    from ..inference.interfaces import LightSeparator
+
+    return LightSeparator(
+        options.model, options.engine, options.threads, options.device
+    )
+
+
+def _speed(sound, seconds):
+    """How long separation took, in words."""
+    return (
+        f"{sound:.1f} s of sound in {seconds:.1f} s, "
+        f"{sound / max(seconds, 1e-9):.3g} x real time"
+    )
 
 
 def _direction(text):
@@ -145,8 +194,18 @@ def _direction(text):
         return float(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is neither a number of degrees nor auto"
+            f"{text!r} is neither a number of degrees nor auto (recordings "
+            "are named before --doa)"
         ) from error
+
+
+def _check_doas(doas):
+    """Raise ValueError unless these can be directions."""
+    import torch
+
+    from ..lobes.models.spatial_features import check_doa
+
+    check_doa(torch.tensor(doas))
 
 
 def _found(model, audio):
@@ -162,12 +221,8 @@ def _found(model, audio):
 
 def _warn_of_silence(model, audio, doas):
     """Tell of directions that little sound comes from, and where it does."""
-    import torch
-
     from ..inference.localization import MIN_MICROPHONES
-    from ..lobes.models.spatial_features import check_doa
 
-    check_doa(torch.tensor(doas))
     silent = audio.scan().silent
     if silent or len(model.microphones) < MIN_MICROPHONES:
         return
@@ -200,17 +255,38 @@ def _add_options(parser):
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
-def _separate(model, audio, doas, lips, outs, options):
-    """Write the files; progress on standard error."""
-    return model.separate_file(
-        audio,
-        doas,
-        out=outs,
-        level="mixture" if options.level is None else options.level,
-        subtype="FLOAT" if options.float else None,
-        progress=not options.quiet and audio.seconds > LONG,
-        lips=lips,
-    )
+def _separate(model, audio, file, doas, names, options, track=None):
+    """Write the talkers of a recording; progress on standard error.
+
+    Returns the paths; none where standard output has taken the sound.
+    """
+    from ..utils import scratch_folder
+
+    lips, outs = None, None
+    if doas == [AUTO]:
+        doas = _found(model, audio)
+        outs = names.of(file, doas, named=True)
+    elif options.out != STREAM:
+        outs = names.of(file, doas)
+    if track:
+        doas, lips = _see(model, track, audio, options.video)
+    elif AUTO not in (options.doa or ()):
+        _warn_of_silence(model, audio, doas)
+    alone = len(names.files) == 1
+    how = {
+        "level": "mixture" if options.level is None else options.level,
+        "subtype": "FLOAT" if options.float else None,
+        "progress": alone and audio.seconds > LONG and not options.quiet,
+        "lips": lips,
+    }
+    if options.out != STREAM:
+        return model.separate_file(audio, doas, out=outs, **how)
+    with scratch_folder() as folder:
+        path = folder / "out.wav"
+        model.separate_file(audio, doas, out=[path], **how)
+        with open(path, "rb") as sound:
+            shutil.copyfileobj(sound, sys.stdout.buffer)
+    return []
 
 
 def _read_track(options):
@@ -264,32 +340,11 @@ def _directions(options):
                 "standard output takes one talker, --doa auto finds several: "
                 "name a file with -o"
             )
+        if options.doa != [AUTO]:
+            _check_doas(options.doa)
         return options.doa
     if options.width is None:
         raise ValueError("--face needs the picture's --width")
     from ..inference.interfaces import doa_from_face
 
     return [doa_from_face(options.face, options.width)]
-
-
-def _output_names(options, doas, named=False):
-    """Files to write, one for each direction, which `named` adds always."""
-    if options.out == STREAM:
-        if len(doas) > 1:
-            raise ValueError(
-                "standard output takes one direction: name files with -o"
-            )
-        if sys.__stdout__ is None:  # as `>&-` leaves it
-            raise ValueError("standard output is closed: name a file with -o")
-        return None
-    from ..inference.output import output_paths
-
-    out, source = options.out, Path(options.mixture)
-    if out and named:
-        path = Path(out)
-        out = [path.with_stem(f"{path.stem}_{doa:g}") for doa in doas]
-    elif not out:
-        # Pipes have names that tell nothing
-        stem = source.stem if source.is_file() else "separated"
-        out = [f"{stem}_{doa:g}.wav" for doa in doas]
-    return output_paths(out, doas, source if source.exists() else None)

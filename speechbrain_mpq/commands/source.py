@@ -1,11 +1,70 @@
-"""What a recording is read from: a file, a pipe, or standard input."""
+"""What recordings are read from: files, folders, pipes, standard input."""
 
+import glob
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 STREAM = "-"
 STREAM_NAME = "standard input"
+ENDINGS = (".wav", ".flac", ".w64", ".rf64", ".caf", ".aif", ".aiff", ".au")
+
+
+def recordings(names):
+    """List the recordings of a command line, each once and in order.
+
+    Arguments
+    ---------
+    names : list of str
+        Files, folders (the audio files in them, not in those below), patterns
+        such as `*.wav` that no shell has replaced, or `-` alone.
+
+    Returns
+    -------
+    list of str
+        As `open_source` takes them; a folder's are sorted.
+
+    Example
+    -------
+    >>> folder = getfixture("tmpdir")
+    >>> for name in ("b.wav", "a.flac", "notes.txt"):
+    ...     _ = (folder / name).write_binary(b"")
+    >>> [Path(name).name for name in recordings([str(folder)])]
+    ['a.flac', 'b.wav']
+    """
+    if STREAM in names and len(names) > 1:
+        raise ValueError("- is standard input: give it alone")
+    found = {}
+    for name in names:
+        for file in _files_of(name):
+            found.setdefault(_identity(file), file)
+    return list(found.values())
+
+
+def _files_of(name):
+    """The files that a name of the command line stands for."""
+    path = Path(name)
+    if os.path.isdir(name):
+        files = sorted(map(str, path.iterdir()))
+        files = [file for file in files if file.lower().endswith(ENDINGS)]
+        if not files:
+            raise FileNotFoundError(
+                f"{name}: no audio files ({', '.join(ENDINGS)}) in this "
+                f"folder: name files, or a pattern such as {path / '*.ogg'}"
+            )
+        return files
+    if glob.has_magic(name) and not os.path.exists(name):
+        files = sorted(glob.glob(name))
+        if not files:
+            raise FileNotFoundError(f"{name}: no file has such a name")
+        return files
+    return [name]
+
+
+def _identity(name):
+    """What two names of one file have in common."""
+    return os.path.realpath(name) if os.path.isfile(name) else name
 
 
 @contextmanager

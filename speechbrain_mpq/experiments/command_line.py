@@ -5,7 +5,6 @@ one line; then it is told which experiments there are and what they cost.
 """
 
 import contextlib
-import difflib
 import io
 import logging
 import os
@@ -35,6 +34,7 @@ from ..training.hparams_source import (
     overrides_text,
     unread,
 )
+from ..utils import did_you_mean, error_text
 from .costs import duration
 
 USAGE = "python train.py hparams/kl_4bit.yaml --bits 3"
@@ -120,24 +120,6 @@ def _read(arguments, check):
     steps = plan_steps(source)
     costs = [check(step.hparams, run_opts) for step in steps]
     return CommandLine(run_opts, steps, costs, **own)
-
-
-def did_you_mean(word, known):
-    """The end of a message on a word that is not known.
-
-    Example
-    -------
-    >>> did_you_mean("midrice", ["midtread", "midrise"])
-    ': did you mean midrise?'
-    >>> did_you_mean("x", ["midtread", "midrise"])
-    ': there are midtread, midrise'
-    """
-    known = list(known)
-    lower = {str(name).lower(): name for name in known}
-    close = difflib.get_close_matches(str(word).lower(), lower, 1, 0.6)
-    if close:
-        return f": did you mean {lower[close[0]]}?"
-    return f": there are {', '.join(map(str, known))}" if known else ""
 
 
 def say(text="", end="\n"):
@@ -275,7 +257,7 @@ def guarded(program, *arguments):
         return 130
     except (ValueError, OSError, ImportError) as error:
         logger.debug("Refused:", exc_info=True)  # into the log file
-        print(_message(error), file=sys.stderr)
+        print(error_text(error), file=sys.stderr)
         return REFUSED if isinstance(error, Refusal) else 1
     except Exception:
         # SpeechBrain's hook writes to the log only.
@@ -283,13 +265,6 @@ def guarded(program, *arguments):
         traceback.print_exc()
         return 1
     return 0
-
-
-def _message(error):
-    """What went wrong, without the system's number for it."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename2 or error.filename}: {error.strerror}"
-    return str(error)
 
 
 def _hparams_file(given):
@@ -507,4 +482,4 @@ def _refusing():
         # An object that was made of other arguments than it takes.
         raise Refusal(str(error).splitlines()[0]) from error
     except (ValueError, OSError, ImportError) as error:
-        raise Refusal(_message(error)) from error
+        raise Refusal(error_text(error)) from error

@@ -43,6 +43,21 @@ def test_runner_does_not_start_what_it_cannot_finish(tmp_path, options, match):
         main([str(script), *options])
 
 
+def test_a_mistyped_option_is_told_before_the_script_gets_it(tmp_path, capsys):
+    """What the hparams file or SpeechBrain has is the script's."""
+    script, hparams = tmp_path / "train.py", tmp_path / "train.yaml"
+    script.write_text("raise SystemExit('the script ran')")
+    hparams.write_text("weight: 1\nbatch: 2\n")
+    asked = ["--weight", "2", "--batch=3", "--nonfinite_patience", "1"]
+    with pytest.raises(SystemExit, match="the script ran"):
+        main([str(script), str(hparams), *asked])
+    assert capsys.readouterr().err == ""
+    with pytest.raises(SystemExit, match="the script ran"):
+        main([str(script), str(hparams), *asked, "--bit=4"])
+    said = capsys.readouterr().err
+    assert said == f"{hparams} has no key for --bit: did you mean --bits?\n"
+
+
 @pytest.mark.parametrize("by_name", [True, False])
 def test_the_loader_of_the_recipe_is_used(tmp_path, by_name):
     hparams, onlooker = hparams_of("plain", tmp_path, epochs=1), Onlooker()

@@ -315,3 +315,118 @@ def test_a_name_too_long_is_found_before_the_work(folder, mixture, capsys):
     arguments = ["separate", str(mixture), "--doa", "60", "--model", "none"]
     assert main([*arguments, "-o", out]) == 1
     assert "more than 255 bytes for a name" in capsys.readouterr().err
+
+
+@pytest.fixture
+def shelf(mixture):
+    """Three recordings and a bad one in a folder, another elsewhere."""
+    rng = np.random.default_rng(1)
+    folder = mixture.parent / "shelf"
+    folder.mkdir()
+    for name in ("a.wav", "b.flac", "c.wav"):
+        noise = 0.1 * rng.standard_normal((16000, 7))
+        soundfile.write(folder / name, noise, 16000)
+    (folder / "bad.wav").write_text("text")
+    (folder / "notes.txt").write_text("text")
+    return folder
+
+
+@pytest.mark.parametrize("given", [["shelf"], ["shelf/*.wav", "shelf/b.flac"]])
+def test_a_bad_file_stops_no_other(folder, shelf, capsys, given):
+    """One model for all; the rest is separated as if alone."""
+    arguments = ["separate", *given, "--model", folder, "--doa", "60"]
+    assert main([*arguments, "-o", "out"]) == 1
+    printed = capsys.readouterr()
+    expect = {f"out/{name}_60.wav" for name in "abc"}
+    assert set(printed.out.split()) == expect
+    assert {str(p) for p in Path("out").iterdir()} == expect
+    assert "bad.wav: cannot be read as audio" in printed.err
+    assert "1 of 4 recordings failed: shelf/bad.wav" in printed.err
+    assert "3 recordings: 3.0 s of sound in" in printed.err
+    assert "x real time" in printed.err and "4/4" in printed.err
+    assert same("out/b_60.wav", expected(folder, shelf / "b.flac", 60))
+
+
+def test_several_recordings_and_directions(folder, shelf, capsys):
+    (shelf / "bad.wav").unlink()
+    arguments = ["separate", "shelf", "shelf/a.wav", "--model", folder]
+    arguments += ["--doa", "60", "90", "--quiet"]
+    assert main(arguments) == 0  # into the current folder
+    printed = capsys.readouterr()
+    assert printed.err == "" and len(printed.out.split()) == 6
+    assert same("c_90.wav", expected(folder, shelf / "c.wav", 90))
+
+
+def test_output_into_a_folder(folder, mixture, capsys):
+    arguments = ["separate", "mix.wav", "--doa", "60", "--model", folder]
+    assert main([*arguments, "-o", "new/"]) == 0
+    assert capsys.readouterr().out == "new/mix_60.wav\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ["mix.wav", "shelf/a.wav", "shelf/../shelf/a.wav", "-o", "x.wav"],
+            "x/",
+        ),
+        (["shelf/a.wav", "other", "-o", "out"], "both become a_60.wav: rename"),
+        (
+            ["shelf", "mix.wav", "-o", "-"],
+            "standard output takes one recording",
+        ),
+        (["mix.wav", "a_60.wav", "shelf/a.wav"], "a_60.wav is one of the rec"),
+        (["mix.wav", "-"], "- is standard input: give it alone"),
+        (["*.ogg"], "*.ogg: no file has such a name"),
+        (["empty"], "empty: no audio files"),
+        (["shelf", "-o", "no/where"], "no is no folder: make it first"),
+        (["shelf", "--doa", "200", "-o", "out"], "DOA must lie in 0 to 180"),
+    ],
+)
+def test_names_are_checked_before_the_work(
+    shelf, mixture, capsys, arguments, message
+):
+    """No model is loaded: there is none."""
+    for name in ("other/a.flac", "a_60.wav"):
+        Path(name).parent.mkdir(exist_ok=True)
+        soundfile.write(name, np.zeros((16000, 7)), 16000)
+    Path("empty").mkdir()
+    before = sorted(mixture.parent.rglob("*"))
+    doa = [] if "--doa" in arguments else ["--doa", "60"]
+    assert main(["separate", *arguments, *doa, "--model", "none"]) == 1
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    assert sorted(mixture.parent.rglob("*")) == before
+
+
+def test_equal_names_are_found_before_talkers_are(shelf, capsys):
+    soundfile.write("a.wav", np.zeros((16000, 7)), 16000)
+    arguments = ["separate", "a.wav", "shelf/a.wav", "--doa", "auto"]
+    assert main([*arguments, "--model", "none"]) == 1
+    assert "both become a_...wav: rename" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line, meant",
+    [
+        ("seperate mix.wav", "separate"),
+        ("--verison", "--version"),
+        ("separate mix.wav --dao 60", "--doa"),
+        ("separate mix.wav --doa 60 --engine onx", "onnx"),
+        ("locate mix.wav --talker=2 --jsno", "--json"),
+        ("inspect packed --plto bits.png", "--plot"),
+        ("verify --hepl", "--help"),
+        ("export packed --calibraton x", "--calibration"),
+        ("demo --mixture a.wav --prot 80", "--port"),
+        ("table results --agianst fp32", "--against"),
+        ("track video.mp4 --neer 60", "--near"),
+        ("quantize --sorce asr", "--source"),
+    ],
+)
+def test_typing_errors_are_answered_with_what_is_near(line, meant, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(line.split())
+    assert stopped.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f"did you mean {meant}?")

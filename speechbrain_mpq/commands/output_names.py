@@ -1,0 +1,145 @@
+"""Names of the files that separated talkers are written to."""
+
+import os
+import sys
+from pathlib import Path
+
+from .source import STREAM
+
+SUFFIXES = (".wav", ".flac")
+
+
+class OutputNames:
+    """Name a file for every recording and direction, no two alike.
+
+    Arguments
+    ---------
+    out : str or None
+        File or folder of the command line; `-` for standard output; None for
+        the current folder. Several recordings need a folder, which is made.
+    files : list of str
+        The recordings; none of them is ever written to.
+
+    Example
+    -------
+    >>> names = OutputNames(None, ["a.wav", "b.flac"])
+    >>> names.check([60.0])
+    >>> [str(path) for path in names.of("b.flac", [60.0, 112.5])]
+    ['b_60.wav', 'b_112.5.wav']
+    >>> OutputNames(None, ["a/mix.wav", "b/mix.wav"]).check([60.0])
+    Traceback (most recent call last):
+    ...
+    ValueError: a/mix.wav and b/mix.wav would both become mix_60.wav: ...
+    """
+
+    def __init__(self, out, files):
+        self.out, self.files = out, files
+        several = len(files) > 1
+        ending = Path(out or "").suffix.lower()
+        if several and out == STREAM:
+            raise ValueError(
+                "standard output takes one recording: name a folder with -o"
+            )
+        if several and out and ending in SUFFIXES and not os.path.isdir(out):
+            raise ValueError(
+                f"-o {out}: {len(files)} recordings need a folder, such as "
+                f"-o {Path(out).with_suffix('')}{os.sep}"
+            )
+        is_folder = out and (os.path.isdir(out) or out[-1:] in "/" + os.sep)
+        self.folder = Path(out) if several and out or is_folder else None
+
+    def check(self, doas):
+        """Refuse what cannot be written, before any work.
+
+        Arguments
+        ---------
+        doas : list of float or None
+            Directions in degrees; None where they are yet to be found.
+        """
+        if self.out == STREAM:
+            _check_stream(doas)
+            return
+        if self.folder is None or self.folder.is_dir():
+            for file in self.files:
+                self.of(file, doas or [0.0], named=doas is None)
+        elif not self.folder.absolute().parent.is_dir():
+            raise FileNotFoundError(
+                f"{self.folder.parent} is no folder: make it first"
+            )
+        self._check_different(doas)
+
+    def of(self, file, doas, named=False):
+        """Name the files of a recording; their folder is made.
+
+        Arguments
+        ---------
+        file : str
+            One of the recordings.
+        doas : list of float
+            Directions in degrees.
+        named : bool
+            Whether a direction is in the name where it is the only one, too.
+
+        Returns
+        -------
+        list of Path
+            One for each direction.
+        """
+        from ..inference.output import output_paths
+
+        if self.folder is not None:
+            self.folder.mkdir(exist_ok=True)
+        out = self._names(file, doas)
+        if named and not isinstance(out, list):
+            path = Path(out)
+            out = [path.with_stem(f"{path.stem}_{doa:g}") for doa in doas]
+        source = Path(file)
+        paths = output_paths(
+            out, doas, source if os.path.exists(file) else None
+        )
+        for path in paths:
+            self._check_no_input(path)
+        return paths
+
+    def _names(self, file, doas):
+        """Paths of a recording; the name given where it is for one alone."""
+        if self.out and self.folder is None:
+            return self.out
+        # Pipes have names that tell nothing
+        stem = Path(file).stem if os.path.isfile(file) else "separated"
+        folder = self.folder or Path()
+        return [folder / f"{stem}_{doa:g}.wav" for doa in doas]
+
+    def _check_different(self, doas):
+        """Raise ValueError where two recordings would have one name."""
+        taken = {}
+        for file in self.files if len(self.files) > 1 else ():
+            path = self._names(file, [0.0] if doas is None else doas)[0]
+            other = taken.setdefault(os.path.normcase(path), file)
+            if other != file:
+                shown = path.name if doas else f"{Path(file).stem}_...wav"
+                raise ValueError(
+                    f"{other} and {file} would both become {shown}: rename "
+                    "one, or separate them into folders of their own with -o"
+                )
+
+    def _check_no_input(self, path):
+        """Raise ValueError where a recording would be written over."""
+        if not os.path.exists(path):
+            return
+        for file in self.files:
+            if os.path.exists(file) and os.path.samefile(path, file):
+                raise ValueError(
+                    f"{path} is one of the recordings: name another folder "
+                    "with -o"
+                )
+
+
+def _check_stream(doas):
+    """Raise ValueError unless standard output can take it."""
+    if doas is None or len(doas) > 1:
+        raise ValueError(
+            "standard output takes one direction: name files with -o"
+        )
+    if sys.__stdout__ is None:  # as `>&-` leaves it
+        raise ValueError("standard output is closed: name a file with -o")
