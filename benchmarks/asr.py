@@ -23,7 +23,7 @@ import torch
 
 from speechbrain_mpq.allocation.scores import ScoreTable
 from speechbrain_mpq.allocation.solver import allocate_bits
-from speechbrain_mpq.evaluation.mapsswe import mapsswe
+from speechbrain_mpq.evaluation.significance import mapsswe
 from speechbrain_mpq.ptq.calibration_data import (
     Example,
     evenly_spaced,

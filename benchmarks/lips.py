@@ -23,8 +23,8 @@ import torch
 from panorama import Panorama
 from tqdm import tqdm
 
-from speechbrain_mpq.evaluation.metrics import summarise
-from speechbrain_mpq.evaluation.scoring import Recognizer, score_separation
+from speechbrain_mpq.evaluation.results import Recognizer, score_separation
+from speechbrain_mpq.evaluation.runs import summarise
 from speechbrain_mpq.evaluation.separation_task import BUCKET_NAMES, bucket_of
 from speechbrain_mpq.inference.loading import build_separator
 from speechbrain_mpq.lobes.models.tcn import fold_norms_
@@ -97,8 +97,7 @@ def through_the_camera(item, panorama, detector, size):
 
     Returns None where the target's face is not found.
     """
-    from speechbrain_mpq.vision.direction import frame_doas
-    from speechbrain_mpq.vision.face_tracking import track_boxes
+    from speechbrain_mpq.vision.face_tracking import frame_doas, track_boxes
     from speechbrain_mpq.vision.mouth import mouth_pictures
 
     drawn = item["drawn"]

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from speechbrain.dataio.dataloader import make_dataloader
 
-from speechbrain_mpq.evaluation.si_snr import si_snr
+from speechbrain_mpq.evaluation.signal_quality import si_snr
 from speechbrain_mpq.inference.loading import build_separator
 from speechbrain_mpq.simulation.dataio import (
     DeviceMixer,

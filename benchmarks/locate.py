@@ -28,7 +28,7 @@ import torch
 
 from speechbrain_mpq.commands.separate import LITTLE
 from speechbrain_mpq.evaluation.separation_task import BUCKET_NAMES, bucket_of
-from speechbrain_mpq.evaluation.si_snr import si_snr
+from speechbrain_mpq.evaluation.signal_quality import si_snr
 from speechbrain_mpq.inference.interfaces import LightSeparator
 from speechbrain_mpq.inference.localization import (
     DIRECTIONS,

@@ -18,7 +18,7 @@ import soundfile
 import torch
 from scipy.signal import resample_poly
 
-from speechbrain_mpq.evaluation.si_snr import si_snr
+from speechbrain_mpq.evaluation.signal_quality import si_snr
 from speechbrain_mpq.lobes.models.separator import build_separator
 from speechbrain_mpq.lobes.models.spatial_features import (
     SPEED_OF_SOUND,
@@ -27,8 +27,7 @@ from speechbrain_mpq.lobes.models.spatial_features import (
 from speechbrain_mpq.lobes.models.tcn import fold_norms_
 from speechbrain_mpq.quantization.packing import load_packed_
 from speechbrain_mpq.utils import SAMPLE_RATE
-from speechbrain_mpq.vision.direction import frame_doas
-from speechbrain_mpq.vision.face_tracking import track_boxes
+from speechbrain_mpq.vision.face_tracking import frame_doas, track_boxes
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "pretrained" / "separator_mini"

@@ -28,7 +28,7 @@ from plans_table import RANDOM, UNIFORM, plot, table
 
 import speechbrain_mpq
 from speechbrain_mpq.allocation.solver import allocate_bits
-from speechbrain_mpq.evaluation.si_snr import si_snr
+from speechbrain_mpq.evaluation.signal_quality import si_snr
 from speechbrain_mpq.experiments.talker_separation import (
     Separation,
     starting_separator,

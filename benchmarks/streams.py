@@ -26,7 +26,7 @@ import torch
 from plug_in import setting
 
 from speechbrain_mpq import QuantizedSeparator
-from speechbrain_mpq.evaluation.si_snr import si_snr
+from speechbrain_mpq.evaluation.signal_quality import si_snr
 from speechbrain_mpq.simulation.mixtures import (
     MixtureMaker,
     fixed_mixtures,

@@ -19,8 +19,8 @@ import torch
 from tqdm import tqdm
 
 from speechbrain_mpq import load_separator
-from speechbrain_mpq.evaluation.scoring import Recognizer
-from speechbrain_mpq.evaluation.si_snr import si_snr
+from speechbrain_mpq.evaluation.results import Recognizer
+from speechbrain_mpq.evaluation.signal_quality import si_snr
 from speechbrain_mpq.evaluation.wer import word_errors
 from speechbrain_mpq.simulation.mixtures import (
     BUCKETS,

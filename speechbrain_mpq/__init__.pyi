@@ -19,11 +19,11 @@ from .inference.folder import save_separator as save_separator
 from .inference.interfaces import doa_from_face as doa_from_face
 from .inference.loading import load_separator as load_separator
 from .inference.localization import Localizer as Localizer
-from .inference.pretrainer import PackedPretrainer as PackedPretrainer
+from .inference.separation import PackedPretrainer as PackedPretrainer
 from .inference.separation import QuantizedSeparator as QuantizedSeparator
 from .inference.verification import check_folder as check_folder
-from .lobes.models.front_end import SeparatorFrontEnd as SeparatorFrontEnd
 from .lobes.models.separator import Separator as Separator
+from .lobes.models.separator import SeparatorFrontEnd as SeparatorFrontEnd
 from .lobes.models.spatial_features import SpatialFeatures as SpatialFeatures
 from .lobes.models.tcn import fold_norms_ as fold_norms_
 from .ptq.pretrained import quantize_pretrained as quantize_pretrained
@@ -45,9 +45,9 @@ from .training.admm_training import ADMMTraining as ADMMTraining
 from .training.admm_training import ExtraGradient as ExtraGradient
 from .training.checkpoints import AtomicCheckpointer as AtomicCheckpointer
 from .training.choose import choose_bits as choose_bits
+from .training.choose import pack_results as pack_results
 from .training.one_stage import LearnedBits as LearnedBits
 from .training.one_stage import OneStage as OneStage
 from .training.one_stage import learn_bits as learn_bits
-from .training.packed_results import pack_results as pack_results
 from .training.quantizer import Quantizer as Quantizer
 from .training.rounding import round_calibrated_ as round_calibrated_

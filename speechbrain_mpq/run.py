@@ -53,7 +53,7 @@ class Runner:
     def __init__(
         self, budget, brain=None, weights=None, folder=None, **options
     ):
-        from .allocation.budget import parse_budget
+        from .allocation.solver import parse_budget
         from .quantization.scheme import Scheme
         from .training.choose import check_scores, method_of, scorer_of
 

@@ -42,9 +42,9 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.logger import get_environment_description
 
-from speechbrain_mpq.evaluation.metrics import summarise
 from speechbrain_mpq.evaluation.plots import SUBLAYERS
 from speechbrain_mpq.evaluation.report import Evidence, write_report
+from speechbrain_mpq.evaluation.runs import summarise
 from speechbrain_mpq.inference.demo_server import Demo, serve
 from speechbrain_mpq.inference.folder import save_separator, with_current_names
 from speechbrain_mpq.inference.separation import QuantizedSeparator
@@ -626,7 +626,7 @@ def run(folder, hparams, pictures=False, **options):
     """
     with pytest.MonkeyPatch.context() as patch:
         if not pictures:
-            name = "speechbrain_mpq.evaluation.media._draw_png"
+            name = "speechbrain_mpq.evaluation.page._draw_png"
             patch.setattr(name, lambda draw, *colours: draw() and "data:,")
         return call("train.py", *experiment(folder, hparams, **options))
 

@@ -30,7 +30,7 @@ from chain import CODEBOOK, Bench, separator_stages
 
 from speechbrain_mpq.allocation.scores import ScoreTable
 from speechbrain_mpq.allocation.solver import allocate_bits
-from speechbrain_mpq.evaluation.metrics import significance, summarise
+from speechbrain_mpq.evaluation.runs import significance, summarise
 from speechbrain_mpq.quantization.plan import BitPlan
 from speechbrain_mpq.training.experiment import read_hparams
 from speechbrain_mpq.utils import read_json, write_json

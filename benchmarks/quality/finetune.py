@@ -4,7 +4,7 @@ import torch
 from speechbrain.dataio.dataloader import make_dataloader
 from tqdm import tqdm
 
-from speechbrain_mpq.evaluation.si_snr import si_snr
+from speechbrain_mpq.evaluation.signal_quality import si_snr
 
 MAX_GRAD_NORM = 5.0  # SpeechBrain's default
 

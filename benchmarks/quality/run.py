@@ -22,7 +22,7 @@ from pathlib import Path
 
 from workbench import ROOT, Workbench, paired_interval
 
-from speechbrain_mpq.evaluation.metrics import significance, summarise
+from speechbrain_mpq.evaluation.runs import significance, summarise
 
 HERE = Path(__file__).parent
 # The full-precision system first: the others are compared with it.

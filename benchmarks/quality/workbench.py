@@ -12,7 +12,7 @@ from statistics import fmean
 
 import torch
 
-from speechbrain_mpq.evaluation.scoring import Recognizer, score_separation
+from speechbrain_mpq.evaluation.results import Recognizer, score_separation
 from speechbrain_mpq.evaluation.separation_task import bucket_of
 from speechbrain_mpq.experiments.talker_separation import (
     Separation,

@@ -15,8 +15,11 @@ from pathlib import Path
 
 import torch
 
-from speechbrain_mpq.evaluation.results import write_results
-from speechbrain_mpq.evaluation.scoring import Recognizer, score_separation
+from speechbrain_mpq.evaluation.results import (
+    Recognizer,
+    score_separation,
+    write_results,
+)
 from speechbrain_mpq.inference.engines.activations import write_ranges
 from speechbrain_mpq.inference.engines.lowered import lower
 from speechbrain_mpq.inference.exporting import engine_ranges

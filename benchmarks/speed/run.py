@@ -24,8 +24,7 @@ from models import MODELS, packed_model
 from systems import systems
 
 from speechbrain_mpq.inference.engines.activations import write_ranges
-from speechbrain_mpq.inference.engines.lowered import lower
-from speechbrain_mpq.inference.engines.reference import decibels
+from speechbrain_mpq.inference.engines.lowered import decibels, lower
 from speechbrain_mpq.inference.exporting import engine_ranges
 from speechbrain_mpq.inference.separation import QuantizedSeparator
 from speechbrain_mpq.utils import write_json

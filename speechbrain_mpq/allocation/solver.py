@@ -1,17 +1,18 @@
-"""Clusters that must get equal bits: a row of the table for all of them.
+"""The best bit plan that a size budget allows.
 
-Hardware and fused kernels want one width for what they read together: query,
-key and value of an attention layer, or the input and recurrent weights of a
-gated layer. Parameters that one module owns (`in_proj_weight`, all weights of
-a torch.nn.LSTM) are one cluster and share their bits anyway.
-
-The best bit plan that a size budget allows.
+A budget is bits on average or bytes. Clusters may have to get equal bits: a
+row of the table for all of them. Hardware and fused kernels want one width for
+what they read together: query, key and value of an attention layer, or the
+input and recurrent weights of a gated layer. Parameters that one module owns
+(`in_proj_weight`, all weights of a torch.nn.LSTM) are one cluster and share
+their bits anyway.
 """
 
 import ctypes
 import logging
 import math
 import os
+import re
 import sys
 from bisect import bisect_left
 from contextlib import contextmanager, suppress
@@ -27,6 +28,22 @@ from ..quantization.plan import FLOAT_BYTES, BitPlan, ClusterBits
 from ..quantization.tensors import near_misses
 from .scores import check_candidates
 
+UNITS = {
+    "bit": None,
+    "bits": None,
+    "b": 1,
+    "byte": 1,
+    "bytes": 1,
+    "kb": 1000,
+    "mb": 1000**2,
+    "gb": 1000**3,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+}
+
+
+MOST_BITS = 32  # above it a bare number means bytes
 # Names of sibling modules that belong together, by the name of the rule.
 SIBLINGS = {
     "qkv": (
@@ -46,6 +63,39 @@ SIBLINGS = {
         {"x2h", "h2h"},
     ),
 }
+logger = logging.getLogger(__name__)
+COST_UNIT = 1e4  # HiGHS stops at a gap of 1e-6: 1e-10 of the best sum
+STDOUT = 1  # file descriptor
+POSIX = os.name == "posix"
+NODE_LIMIT = 1000  # usually it needs a few; many only to tell ties apart
+
+
+def parse_budget(budget):
+    """Arguments of `allocate_bits` for a budget."""
+    unit = ""
+    if isinstance(budget, str):
+        found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([A-Za-z]*)\s*", budget)
+        if not found or found[2] and found[2].lower() not in UNITS:
+            raise ValueError(_message(budget))
+        budget, unit = float(found[1]), found[2].lower()
+    if isinstance(budget, bool) or not isinstance(budget, int | float):
+        raise ValueError(_message(budget))
+    if not 0 < budget < float("inf"):
+        raise ValueError(_message(budget))
+    if unit and UNITS[unit]:
+        return {"budget_bytes": int(budget * UNITS[unit])}
+    if budget > MOST_BITS and not unit:
+        return {"budget_bytes": int(budget)}
+    whole = int(budget) if budget == int(budget) else budget
+    return {"average_bits": whole}
+
+
+def _message(budget):
+    """How a budget is to be written."""
+    return (
+        f"budget {budget!r} is not understood: give bits on average such as 4 "
+        'or "2.5 bit", or bytes such as 350000 or "350 KiB"'
+    )
 
 
 def equal_groups(clusters, rules):
@@ -96,13 +146,6 @@ def _matches(names, rule):
             "pattern on the names of clusters"
         )
     return found
-
-
-logger = logging.getLogger(__name__)
-COST_UNIT = 1e4  # HiGHS stops at a gap of 1e-6: 1e-10 of the best sum
-STDOUT = 1  # file descriptor
-POSIX = os.name == "posix"
-NODE_LIMIT = 1000  # usually it needs a few; many only to tell ties apart
 
 
 def allocate_bits(

@@ -55,7 +55,7 @@ def run(options):
     code : int
         Exit status.
     """
-    from ..inference.array_drawing import array_of, draw_array
+    from ..inference.card import array_of, draw_array
     from ..inference.folder import cluster_bits, coverage_rows, summarise
     from ..quantization.packing import read_model
 

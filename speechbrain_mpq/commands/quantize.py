@@ -162,7 +162,7 @@ def _bits(text):
 
 def _significance(quality):
     """Whether word errors differ significantly; empty for other measures."""
-    from ..evaluation.mapsswe import mapsswe
+    from ..evaluation.significance import mapsswe
     from ..ptq.task_metrics import WordErrorRate
 
     if not quality or quality["source"].name != WordErrorRate.name:

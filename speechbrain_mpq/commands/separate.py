@@ -298,7 +298,7 @@ def _read_track(options):
                 f"speechbrain-mpq track {options.video} -o track.json"
             )
         return None
-    from ..vision.face_track import FaceTrack
+    from ..vision.face_tracking import FaceTrack
 
     return FaceTrack.load(options.track)
 
@@ -307,7 +307,7 @@ def _see(model, track, audio, video):
     """A direction for each frame [1, frames], and pictures of the lips."""
     import numpy as np
 
-    from ..vision.direction import frame_doas
+    from ..vision.face_tracking import frame_doas
 
     hop = model.separator.features.hop
     frames = audio.scan().samples // hop + 1

@@ -62,7 +62,7 @@ def run(options):
     code : int
         Exit status.
     """
-    from ..vision.direction import check_agreement, check_length
+    from ..vision.face_tracking import check_agreement, check_length
 
     seconds = _seconds(options.audio) if options.audio else None
     _check_folder(options.output)  # before the work, not after it
@@ -161,7 +161,7 @@ def _follow(options):
 
 def _boxes(options):
     """Given boxes, their frame rate and the picture's size."""
-    from ..vision.face_track import read_boxes
+    from ..vision.face_tracking import read_boxes
 
     detections, about = read_boxes(options.video)
     fps = options.fps or about.get("fps")

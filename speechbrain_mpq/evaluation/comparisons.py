@@ -10,9 +10,15 @@ import re
 from itertools import combinations
 from statistics import fmean, stdev
 
-from .mapsswe import SIGNIFICANCE_LEVEL
-from .metrics import significance
-from .runs import FULL_PRECISION, full_label, label, system_key, task_of
+from .runs import (
+    FULL_PRECISION,
+    full_label,
+    label,
+    significance,
+    system_key,
+    task_of,
+)
+from .significance import SIGNIFICANCE_LEVEL
 
 MARKS = "*†‡§¶#"
 _PAPER_BASELINES = (("fp32", 32), ("uniform", 4), ("uniform", 8))

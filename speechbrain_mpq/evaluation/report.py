@@ -17,9 +17,7 @@ except ImportError as error:
 from ..utils import write_text
 from . import plots
 from .comparisons import compare
-from .mapsswe import SIGNIFICANCE_LEVEL
-from .media import example_section, picture
-from .page import page, tag, text
+from .page import example_section, page, picture, tag, text
 from .results_table import (
     difference_cells,
     table_cells,
@@ -34,6 +32,7 @@ from .runs import (
     size_text,
     task_of,
 )
+from .significance import SIGNIFICANCE_LEVEL
 
 SAME = 1.0  # points of a tested measure that are as good as none
 

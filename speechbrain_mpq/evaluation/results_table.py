@@ -14,7 +14,6 @@ from .comparisons import (
     paired_differences,
     significance_marks,
 )
-from .mapsswe import SIGNIFICANCE_LEVEL
 from .runs import (
     FULL_PRECISION,
     KIB,
@@ -26,6 +25,7 @@ from .runs import (
     system_key,
     task_of,
 )
+from .significance import SIGNIFICANCE_LEVEL
 
 TERMINAL = 80  # columns, of tables that are not wide
 NOTHING = "-"  # shown where a value is not known

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from statistics import fmean
 
-from .mapsswe import mapsswe
+from .significance import mapsswe
 from .wer import WordErrors, word_errors
 
 DEFAULT_TASK = "separation"  # of metrics.json files that name none

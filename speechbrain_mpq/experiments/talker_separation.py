@@ -12,9 +12,8 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import run_on_main
 
-from ..evaluation.results import write_results
-from ..evaluation.scoring import Recognizer, score_separation
-from ..evaluation.si_snr import si_snr
+from ..evaluation.results import Recognizer, score_separation, write_results
+from ..evaluation.signal_quality import si_snr
 from ..inference.folder import write_card, write_hyperparams
 from ..inference.loading import (
     check_describable,
@@ -33,7 +32,7 @@ from ..simulation.dataio import (
 )
 from ..training.brain import QuantizationBrain
 from ..utils import read_json
-from .costs import cost_of
+from .command_line import cost_of
 
 
 class Separation(QuantizationBrain):

@@ -4,6 +4,10 @@ A calibration set tells the ranges of the activations. It is a JSON manifest of
 multichannel recordings with the directions of a talker: {"id": {"wav":
 "mix.flac", "doa": 60}}. Relative paths begin at the manifest; `{data_root}` in
 them, as in SpeechBrain's manifests, is the manifest's folder too.
+
+Models of OpenVINO and ONNX beside the weights are run by other programs, which
+know nothing of where they come from. exports.json keeps their SHA-256, with
+that of the weights and of the activation ranges that they were made with.
 """
 
 import os
@@ -13,20 +17,29 @@ import torch
 
 from ..lobes.models.separator import MIN_RMS
 from ..lobes.models.spatial_features import check_doa
-from ..quantization.packing import read_model
-from ..utils import SAMPLE_RATE, read_json, scratch_folder
+from ..quantization.packing import MODEL_FILE, read_model
+from ..utils import SAMPLE_RATE, read_json, scratch_folder, write_json
 from .audio import AudioError, AudioFile
-from .engines.activations import calibrate, read_ranges, write_ranges
+from .engines.activations import (
+    RANGES_FILE,
+    calibrate,
+    file_digest,
+    read_ranges,
+    write_ranges,
+)
 from .engines.engine import MIN_DECIBELS, import_engine
-from .engines.lowered import equalize_hidden, lower
-from .engines.reference import decibels, run
-from .exports import write_exports
+from .engines.lowered import decibels, equalize_hidden, lower, run
 from .folder import copy_folder
 from .loading import load
 
 MAX_SECONDS = 120.0  # of all recordings together
 MAX_EACH = 10.0  # seconds from the beginning of each
 COMPARED = 4  # recordings on which engine and PyTorch are compared
+EXPORTS_FILE = "exports.json"
+EXPORTED = (".onnx", ".xml", ".bin")  # endings of engines' files
+EXPORTED_STEM = "mask_network"  # beginning of their names
+VERSION = 1
+_FIX = "run `speechbrain-mpq export` again"
 
 
 def read_manifest(path):
@@ -168,3 +181,83 @@ def _write_whole(out, write):
         for path in paths:
             os.replace(path, out / path.name)
     return [out / path.name for path in paths]
+
+
+def write_exports(folder, files):
+    """Write the SHA-256s of what an export has made."""
+    folder = Path(folder)
+    try:
+        before = _read(folder)
+    except (OSError, ValueError):
+        before = {}
+    sources = _sources(folder)
+    if before.get("sources") != sources:  # those are of other weights
+        before = {}
+    made = {path.name: file_digest(path) for path in files}
+    content = {
+        "version": VERSION,
+        "sources": sources,
+        "files": {**before.get("files", {}), **made},
+    }
+    write_json(folder / EXPORTS_FILE, content)
+    return folder / EXPORTS_FILE
+
+
+def exported_names(folder):
+    """List the files that exports.json names."""
+    try:
+        return set(filter(_is_export, _read(Path(folder))["files"]))
+    except (OSError, KeyError, TypeError, ValueError):
+        return set()
+
+
+def export_problems(folder):
+    """List the exports that are not of the weights beside them."""
+    folder = Path(folder)
+    path = folder / EXPORTS_FILE
+    if not path.exists():
+        return []
+    try:
+        content = _read(folder)
+        sources, files = content["sources"], content["files"].items()
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        return [f"{path}: not readable ({error}): {_FIX}"]
+    problems = []
+    if sources != _sources(folder):
+        problems.append(
+            f"{path}: its files were made of other weights or activation "
+            f"ranges: {_FIX}"
+        )
+    for name, digest in files:
+        file = folder / name
+        if not _is_export(name):
+            problems.append(f"{path}: {name!r} is no engine's file")
+        elif not file.is_file():
+            problems.append(f"{file}: gone, though {EXPORTS_FILE} has it")
+        elif file_digest(file) != digest:
+            problems.append(f"{file}: was changed since the export: {_FIX}")
+    return problems
+
+
+def _is_export(name):
+    """Whether a name is one that engines' files have."""
+    path = Path(name)
+    own = path.name == name and name.startswith(EXPORTED_STEM)
+    return own and path.suffix in EXPORTED
+
+
+def _read(folder):
+    """The content of exports.json."""
+    content = read_json(folder / EXPORTS_FILE, _FIX, _FIX)
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        raise ValueError("of another version")
+    return content
+
+
+def _sources(folder):
+    """SHA-256 of what exports are made of."""
+    return {
+        name: file_digest(folder / name)
+        for name in (MODEL_FILE, RANGES_FILE)
+        if (folder / name).is_file()
+    }

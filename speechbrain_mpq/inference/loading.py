@@ -13,9 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..lobes.models.audio_visual import begin_with_audio_
-from ..lobes.models.equalization import equalize_inputs_
 from ..lobes.models.separator import build_separator
-from ..lobes.models.tcn import fold_norms_
+from ..lobes.models.tcn import equalize_inputs_, fold_norms_
 from ..quantization.container import DTYPES, PackedModelError
 from ..quantization.header import described_tensors
 from ..quantization.packing import (

@@ -15,9 +15,8 @@ from ..quantization.packing import (
 from ..utils import strict_json
 from .engines.activations import RANGES_FILE, read_ranges
 from .engines.engine import check_engine, probe_inputs
-from .engines.lowered import lower
-from .engines.reference import rounding, run
-from .exports import (
+from .engines.lowered import lower, rounding, run
+from .exporting import (
     EXPORTED_STEM,
     EXPORTS_FILE,
     export_problems,

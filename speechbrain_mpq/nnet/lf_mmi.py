@@ -17,8 +17,7 @@ import logging
 import torch
 from torch.autograd.function import once_differentiable
 
-from .denominator import Denominator
-from .path_sums import log_forward, log_occupancy, pad_graphs
+from .path_sums import Denominator, log_forward, log_occupancy, pad_graphs
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from ..allocation.budget import parse_budget
 from ..allocation.output_scores import KLScores, OutputErrorScores
 from ..allocation.scores import check_candidates
+from ..allocation.solver import parse_budget
 from ..allocation.sweep import OutputScores
 from ..quantization.fake_quant import FakeQuantize
 from ..quantization.packing import packed_file_bytes
@@ -25,8 +25,7 @@ from ..quantization.tensors import named_tensors, select
 from ..training.calibration import Calibration
 from ..training.choose import METHODS, check_scores, scorer_of
 from ..training.methods import EstimationMethod
-from ..training.pipeline import Pipeline
-from ..training.plan_store import PlanStore, logger
+from ..training.pipeline import Pipeline, PlanStore, logger
 from ..training.rounding import check_rounding
 from .calibration_data import (
     Example,

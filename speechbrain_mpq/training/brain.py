@@ -22,8 +22,7 @@ from ..quantization.scheme import Scheme, Selection
 from ..utils import write_json
 from .calibration import NetworkCalibration
 from .methods import EstimationMethod, attach
-from .pipeline import Pipeline
-from .plan_store import PlanStore
+from .pipeline import Pipeline, PlanStore
 
 logger = get_logger(__name__)
 

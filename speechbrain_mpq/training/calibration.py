@@ -4,7 +4,8 @@ Scorers take a network, inputs and a loss. `NetworkCalibration` has them as
 tensors. `BrainCalibration` makes them from any Brain: an input is the number
 of a batch, and the network runs the Brain's own `evaluate_batch` on it up to
 what is needed, predictions for a divergence, `compute_objectives` for a loss.
-Batches keep their own shapes.
+Batches keep their own shapes. A Brain holds more than its modules: norms,
+searches and metrics, which must not run or change meanwhile.
 """
 
 from contextlib import ExitStack, contextmanager
@@ -14,13 +15,14 @@ from unittest.mock import patch
 import speechbrain as sb
 import torch
 from speechbrain.dataio.dataloader import LoopedLoader
+from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.logger import get_logger
+from speechbrain.utils.metric_stats import MetricStats
 from torch.utils.data import DataLoader
 
 from ..allocation.output_scores import FORMS, KLScores, OutputErrorScores
 from ..allocation.sweep import evaluating, quantized_values, tensor_of
 from ..quantization.packing import packed_file_bytes
-from .brain_parts import searchers_of, unmeasured_norms, without_metrics
 from .distributions import (
     NoDistributionError,
     find_distributions,
@@ -31,6 +33,11 @@ from .distributions import (
 
 logger = get_logger(__name__)
 SEED = 0  # of whatever is random in a forward pass, the same for all passes
+_EMPTY = (
+    "the calibration set is empty: give choose_bits data that the Brain can "
+    "run on, such as the validation set. Scores that look at weights only "
+    'need none with rounding="nearest"'
+)
 
 
 class Calibration:
@@ -541,8 +548,60 @@ def calibration_batches(brain, dataset, count, loader_kwargs=None):
     return batches
 
 
-_EMPTY = (
-    "the calibration set is empty: give choose_bits data that the Brain can "
-    "run on, such as the validation set. Scores that look at weights only "
-    'need none with rounding="nearest"'
-)
+def _parts(brain):
+    """Modules of a Brain by name, those of its hyper-parameters included."""
+    hparams = vars(getattr(brain, "hparams", None) or object).items()
+    own = {n: v for n, v in hparams if isinstance(v, torch.nn.Module)}
+    return {**own, **dict(brain.modules.named_modules())}
+
+
+def unmeasured_norms(brain):
+    """Names of global normalizations that have seen no batch."""
+    found = {
+        id(part): name
+        for name, part in _parts(brain).items()
+        if isinstance(part, InputNormalization)
+        and part.norm_type == "global"
+        and not part.count
+    }
+    return sorted(found.values())
+
+
+def searchers_of(brain):
+    """The searches of a Brain, whatever they search."""
+    found = {
+        id(part): part
+        for part in _parts(brain).values()
+        if _is_searcher(type(part))
+    }
+    return list(found.values())
+
+
+@contextmanager
+def without_metrics():
+    """No score depends on SpeechBrain's metrics, some of which take long."""
+    with ExitStack() as stack:
+        for cls in _with_subclasses(MetricStats):
+            if "append" in vars(cls):
+                stack.enter_context(patch.object(cls, "append", _nothing))
+        yield
+
+
+def _nothing(*args, **kwargs):
+    """In the place of a metric."""
+
+
+def _with_subclasses(cls):
+    """A class and all that inherit from it."""
+    yield cls
+    for subclass in cls.__subclasses__():
+        yield from _with_subclasses(subclass)
+
+
+def _is_searcher(cls):
+    """Whether a class is one of SpeechBrain's searchers, or inherits."""
+    return any(
+        base.__module__.startswith("speechbrain.decoders")
+        and base.__name__.endswith("Searcher")
+        for base in cls.__mro__
+    )

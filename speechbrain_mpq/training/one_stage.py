@@ -24,9 +24,9 @@ from speechbrain.utils.checkpoints import (
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
-from ..allocation.budget import parse_budget
 from ..allocation.fisher import SquaredGradients, fitted
 from ..allocation.scores import check_candidates
+from ..allocation.solver import parse_budget
 from ..quantization.codebook import check_bits
 from ..quantization.groups import cut
 from ..quantization.packing import save_packed
@@ -34,8 +34,7 @@ from ..quantization.plan import bit_plan
 from ..quantization.tensors import named_tensors, select
 from .methods import ROUNDED, EstimationMethod
 from .pipeline import allocate_within
-from .quantizer import Quantizer
-from .unreached import listen_to_steps
+from .quantizer import Quantizer, listen_to_steps
 
 
 def learn_bits(parameters, quantizer, opt_class, **options):

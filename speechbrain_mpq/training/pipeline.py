@@ -2,9 +2,14 @@
 
 All front doors call it: `choose_bits` for any Brain, `QuantizationBrain` for
 experiments of our own, `speechbrain_mpq.run` for untouched recipes. What is
-special about them is in the `Calibration` that they bring.
+special about them is in the `Calibration` that they bring. A `PlanStore` keeps
+the files that tell a resumed training which bits were chosen, and why.
+
+A mixed-precision system may start from uniform prototypes, trained models of
+one bit width: it inherits every cluster from the one that has its bits.
 """
 
+import json
 import tempfile
 import time
 from contextlib import contextmanager
@@ -16,23 +21,157 @@ import torch
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
-from ..allocation.analysis import write_additivity
+from ..allocation.analysis import (
+    expected_gain,
+    write_additivity,
+    write_expected_gain,
+)
 from ..allocation.baselines import RandomScores
 from ..allocation.scores import Scorer
 from ..allocation.solver import allocate_bits
-from ..quantization.packing import save_packed
+from ..quantization.codebook import dequantize
+from ..quantization.packing import read_packed, save_packed
 from ..quantization.plan import BitPlan
 from ..quantization.quant_api import clusters, dequantize_, quantize_
 from ..quantization.scheme import Scheme, Selection
+from ..quantization.tensors import named_tensors
+from ..utils import write_json
 from .calibration import Calibration
 from .methods import EstimationMethod
-from .plan_store import PlanStore
-from .prototypes import inherit_, load_prototype
 from .quantizer import check_uniform_bits
 from .rounding import CalibratedRounding
 
 logger = get_logger(__name__)
+
+
+SETTINGS = "chosen.json"  # beside plan.json: what the plan was asked for
 ROUNDS = 4  # until a packed file fits: names and headers take bytes, too
+
+
+class PlanStore:
+    """What is left in the output folder, and found there again.
+
+    Arguments
+    ---------
+    folder : str or Path or None
+        Of scores.json, plan.json and what a report needs; None: no files.
+    checkpointer : speechbrain.utils.checkpoints.Checkpointer or None
+        Of the training that follows.
+    settings : dict or None
+        What a plan depends on, for JSON; None: whoever has the folder takes
+        care that it is of the same settings.
+    tell : callable
+        Takes the sentence on what mixed precision can win.
+    """
+
+    def __init__(
+        self, folder, checkpointer=None, settings=None, tell=logger.info
+    ):
+        self.tell = tell
+        self.folder = Path(folder) if folder else None
+        self.checkpointer = checkpointer
+        self.settings = settings
+
+    def earlier_plan(self):
+        """The plan of an earlier start with the same settings, or None."""
+        path = self.folder and self.folder / "plan.json"
+        if not path or not path.exists():
+            self._refuse_checkpoints()
+            return None
+        if self.settings is not None:
+            self._check_settings(path)
+        logger.info(f"Continuing with the bit plan in {path}")
+        return BitPlan.load(path)
+
+    def begin(self):
+        """Note what a training is asked for that finds its plan itself.
+
+        Refused where an earlier start was asked for something else.
+        """
+        if self.folder is None or self.settings is None:
+            return
+        path = self.folder / SETTINGS
+        if path.exists():
+            self._check_settings(path)
+            return
+        self._refuse_checkpoints()
+        if if_main_process():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, self.settings)
+
+    def _refuse_checkpoints(self):
+        """Refuse checkpoints of a training that was not quantized."""
+        if self.settings is None or not self.checkpointer:
+            return
+        if self.checkpointer.find_checkpoint():
+            raise ValueError(
+                f"{self.checkpointer.checkpoints_dir} holds checkpoints "
+                "but no plan.json is beside them: fit would load weights "
+                "that the bits were not chosen for. Load them with a "
+                "Pretrainer instead, and train in another output_folder"
+            )
+
+    def _check_settings(self, path):
+        """Refuse a plan that was chosen with others."""
+        # Older files do not tell these.
+        older = {"candidate_bits": self.settings.get("candidate_bits")}
+        stored = {
+            "rounding": "nearest",
+            **older,
+            **earlier_settings(self.folder),
+        }
+        stored.setdefault("method", self.settings.get("method"))
+        if stored != self.settings:
+            raise ValueError(
+                f"{path} was chosen with {stored}, asked for is "
+                f"{self.settings}: train in another output_folder"
+            )
+
+    def weights_follow(self, model):
+        """Whether `fit` will load all weights of a model from a checkpoint."""
+        if not (self.checkpointer and self.checkpointer.find_checkpoint()):
+            return False
+        loaded = {
+            id(parameter)
+            for saved in self.checkpointer.recoverables.values()
+            if isinstance(saved, torch.nn.Module)
+            for parameter in saved.parameters()
+        }
+        return all(id(parameter) in loaded for parameter in model.parameters())
+
+    def save_table(self, table):
+        """Keep the scores, from which other budgets can be solved."""
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            table.save(self.folder / "scores.json")
+
+    def save_gain(self, table, plan, limits):
+        """Log what mixed precision can win, and keep it for the report."""
+        if self.folder and "average_bits" in limits:
+            bits, least = limits["average_bits"], limits["min_bits"]
+            write_expected_gain(self.folder, table, plan, bits, least)
+        else:
+            self.tell(expected_gain(table, plan)[1])
+
+    def save_plan(self, plan):
+        """Keep the plan, which a resumed training needs."""
+        if self.folder and if_main_process():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.settings is not None:
+                write_json(self.folder / SETTINGS, self.settings)
+            plan.save(self.folder / "plan.json")
+
+
+def earlier_settings(folder):
+    """What the plan in a folder was asked for."""
+    path = Path(folder) / SETTINGS
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} does not tell what the plan.json beside it was asked "
+            f"for ({error}): train in another output_folder"
+        ) from error
 
 
 @dataclass
@@ -313,3 +452,60 @@ def _of_main_process(choose):
     content = [choose().to_dict() if if_main_process() else None]
     torch.distributed.broadcast_object_list(content)
     return BitPlan.from_dict(content[0])
+
+
+def load_prototype(folder):
+    """The values of a packed model, by parameter name."""
+    if not Path(folder, "model.safetensors").exists():
+        raise FileNotFoundError(
+            f"no prototype in {folder}: make it with `python train.py "
+            "hparams/uniform_4bit.yaml --bits N` or name another"
+        )
+    quantized, floats = read_packed(folder)
+    values = {
+        name: dequantize(packed.integers, packed.alpha)
+        for name, packed in quantized.items()
+    }
+    return {**floats, **values}
+
+
+def inherit_(model, plan, prototypes):
+    """Give a plain model the prototypes' weights, cluster by cluster.
+
+    What the plan leaves in full precision comes from the prototype that most
+    parameters come from.
+    """
+    used = {cluster.bits for cluster in plan.clusters.values()}
+    missing = sorted(used - set(prototypes))
+    if missing:
+        raise ValueError(
+            f"the plan uses {missing} bits and there are prototypes of "
+            f"{sorted(prototypes)} only: make the others, or choose among "
+            "these as candidate_bits"
+        )
+    count = dict.fromkeys(used, 0)
+    source = {}
+    for cluster in plan.clusters.values():
+        count[cluster.bits] += cluster.parameters
+        source.update(dict.fromkeys(cluster.tensors, cluster.bits))
+    most = max(count, key=count.get)
+    tensors = named_tensors(model)
+    for bits in used:
+        _check_architecture(prototypes[bits], tensors, bits)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            values = prototypes[source.get(name, most)][name]
+            tensor.parameter.copy_(values)
+
+
+def _check_architecture(values, tensors, bits):
+    """Raise ValueError unless a prototype has the model's parameters."""
+    for name, tensor in tensors.items():
+        found = tuple(values[name].shape) if name in values else "nothing"
+        wanted = tuple(tensor.parameter.shape)
+        if found != wanted:
+            raise ValueError(
+                f"the {bits}-bit prototype is of another architecture: "
+                f"{name} is {found}, the model's {wanted}; make prototypes "
+                "of this model"
+            )

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 import speechbrain_mpq
+from speechbrain_mpq.aliases import MOVED
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "speechbrain_mpq"
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [
     *DOCS,
@@ -96,3 +98,22 @@ def test_names_are_looked_up_indeed():
     )
     assert list(imports(page)) == ["speechbrain_mpq.a.b", "speechbrain_mpq.a.c"]
     assert not mentioned(page.replace("speechbrain_mpq.a", "x"))
+
+
+@pytest.mark.parametrize("old", sorted(MOVED))
+def test_modules_import_under_their_old_names(old):
+    assert not (PACKAGE / f"{old.replace('.', '/')}.py").exists()
+    module = import_module(f"speechbrain_mpq.{old}")
+    new = import_module(f"speechbrain_mpq.{MOVED[old]}")
+    for name in public(new):
+        assert getattr(module, name) is getattr(new, name)
+
+
+def public(module):
+    """Names of a module's own functions and classes."""
+    names = [name for name in vars(module) if not name.startswith("_")]
+    return [
+        name
+        for name in names
+        if getattr(getattr(module, name), "__module__", "") == module.__name__
+    ]

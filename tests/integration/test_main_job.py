@@ -11,7 +11,7 @@ from speechbrain_mpq.lobes.models.separator import build_separator
 from speechbrain_mpq.lobes.models.tcn import fold_norms_
 from speechbrain_mpq.quantization.packing import load_packed_
 from speechbrain_mpq.quantization.plan import BitPlan
-from speechbrain_mpq.training.prototypes import load_prototype
+from speechbrain_mpq.training.pipeline import load_prototype
 
 
 def test_main_job_leaves_everything_it_promises(main_job, kl):

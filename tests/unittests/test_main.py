@@ -8,7 +8,7 @@ import pytest
 
 from speechbrain_mpq import __version__
 from speechbrain_mpq.__main__ import main
-from speechbrain_mpq.evaluation.metrics import summarise
+from speechbrain_mpq.evaluation.runs import summarise
 from speechbrain_mpq.utils import write_json
 
 ITEMS = [

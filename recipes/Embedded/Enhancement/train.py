@@ -20,8 +20,7 @@ from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import run_on_main
 from tqdm import tqdm
 
-from speechbrain_mpq.evaluation.pesq import pesq_many
-from speechbrain_mpq.evaluation.si_snr import si_snr
+from speechbrain_mpq.evaluation.signal_quality import pesq_many, si_snr
 from speechbrain_mpq.lobes.models.nsnet2 import (
     EnhancerStream,
     log_power,

@@ -20,9 +20,8 @@ from hyperpyyaml import load_hyperpyyaml
 from torch.utils.data import DataLoader, TensorDataset
 
 from speechbrain_mpq.allocation import nsga2
-from speechbrain_mpq.evaluation.mcnemar import mcnemar
-from speechbrain_mpq.nnet.fake_quantized_gru import FakeQuantizedGRU
-from speechbrain_mpq.nnet.gru_calibration import calibrate
+from speechbrain_mpq.evaluation.significance import mcnemar
+from speechbrain_mpq.nnet.gru_calibration import FakeQuantizedGRU, calibrate
 from speechbrain_mpq.nnet.gru_conversion import convert, homogeneous_plan
 from speechbrain_mpq.nnet.integer_gru_file import (
     load_integer_gru,

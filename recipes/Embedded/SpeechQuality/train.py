@@ -21,7 +21,7 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import run_on_main
 
-from speechbrain_mpq.evaluation.correlation import mse, pcc, srcc
+from speechbrain_mpq.evaluation.significance import mse, pcc, srcc
 from speechbrain_mpq.lobes.models.dnsmos import BinaryDNSMOS, BitDNSMOS, memory
 from speechbrain_mpq.utils import write_json
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from speechbrain_mpq import load_separator
-from speechbrain_mpq.evaluation.si_snr import si_snr
+from speechbrain_mpq.evaluation.signal_quality import si_snr
 from speechbrain_mpq.inference.folder import save_separator
 from speechbrain_mpq.lobes.models.growth import (
     channels_of,

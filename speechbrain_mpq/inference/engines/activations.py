@@ -21,7 +21,7 @@ import torch
 from ...quantization.container import PackedModelError
 from ...quantization.packing import MODEL_FILE
 from ...utils import strict_json, write_text
-from .reference import run
+from .lowered import SIGNED, run
 
 RANGES_FILE = "activations.json"
 VERSION = 2
@@ -29,7 +29,6 @@ UNSEALED = 1  # a version without a checksum of its own
 MAX_BYTES = 2**24
 FIX = "run `speechbrain-mpq export` with calibration recordings again"
 STEPS = 255  # of eight bits
-SIGNED = 128  # the zero point that makes integers -128..127
 BINS = 512  # of a histogram
 SHARES = np.linspace(1.0, 0.2, 25)  # of the range seen that are tried
 

@@ -14,8 +14,7 @@ from ...lobes.models.tcn import block_place, mask_network
 from ...quantization.packing import read_model
 from ..loading import fill_, load
 from .activations import FIX, read_ranges
-from .lowered import lower
-from .reference import decibels, rounding, run
+from .lowered import decibels, lower, rounding, run
 
 ENGINES = ("torch", "openvino", "onnx")
 MIN_DECIBELS = 10.0  # sound kernels give over 20, wrong ones under 5

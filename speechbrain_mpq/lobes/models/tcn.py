@@ -10,6 +10,7 @@ import torch
 import torch.nn as nn
 
 MAX_BLOCKS, MAX_LAYERS = 64, 16  # of a separator
+OCTAVES = 6  # between the least and the largest factor: 1 to 64
 
 
 class ChannelAffine(nn.Module):
@@ -238,3 +239,42 @@ def fold_norms_(model):
     for parent, name, norm in norms:
         setattr(parent, name, ChannelAffine.folded_from(norm))
     return len(norms)
+
+
+def power_of_two_sizes(weight, octaves=OCTAVES):
+    """Round the RMS of each column to a power of two, the least being 1.
+
+    Arguments
+    ---------
+    weight : torch.Tensor
+        [outputs, inputs, kernel].
+
+    Returns
+    -------
+    sizes : torch.Tensor
+        [inputs], 1 to 2^octaves.
+    """
+    rms = weight.square().mean((0, 2)).sqrt()
+    exponent = torch.log2(rms.clamp_min(torch.finfo(rms.dtype).tiny)).round()
+    exponent = exponent.clamp_min(exponent.max() - octaves)
+    return 2.0 ** (exponent - exponent.min())
+
+
+def equalize_inputs_(separator):
+    """Equalize the inputs of the mask network by a factor for each."""
+    stages = dict(separator.mask_net.named_children())
+    if "scale_in" in stages:
+        raise ValueError(
+            "the separator scales its inputs already: equalize it once, "
+            "before it is quantized"
+        )
+    conv = stages["conv_in"]
+    scale = ChannelScale(conv.in_channels).to(conv.weight.device)
+    with torch.no_grad():
+        scale.weight.copy_(power_of_two_sizes(conv.weight))
+        conv.weight /= scale.weight[:, None]
+    scale.train(separator.training)
+    for name in stages:
+        delattr(separator.mask_net, name)
+    for name, stage in {"scale_in": scale, **stages}.items():
+        separator.mask_net.add_module(name, stage)

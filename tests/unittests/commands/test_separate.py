@@ -18,8 +18,7 @@ from speechbrain_mpq.inference.separation import QuantizedSeparator
 from speechbrain_mpq.lobes.models.separator import build_separator
 from speechbrain_mpq.lobes.models.tcn import fold_norms_
 from speechbrain_mpq.quantization.quant_api import quantize_
-from speechbrain_mpq.vision.direction import frame_doas
-from speechbrain_mpq.vision.face_track import FaceTrack
+from speechbrain_mpq.vision.face_tracking import FaceTrack, frame_doas
 from speechbrain_mpq.vision.mouth import mouth_pictures
 from speechbrain_mpq.vision.video import Video
 

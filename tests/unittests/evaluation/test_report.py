@@ -18,7 +18,7 @@ from helpers import (
 )
 
 from speechbrain_mpq.evaluation.comparisons import compare
-from speechbrain_mpq.evaluation.media import (
+from speechbrain_mpq.evaluation.page import (
     _equal_loudness,
     _loudest_magnitude,
     _marked_words,

@@ -5,9 +5,12 @@ import logging
 import numpy as np
 import pytest
 
-from speechbrain_mpq.evaluation.results import show_results, write_results
+from speechbrain_mpq.evaluation.results import (
+    Scored,
+    show_results,
+    write_results,
+)
 from speechbrain_mpq.evaluation.runs import load_run
-from speechbrain_mpq.evaluation.scoring import Scored
 from speechbrain_mpq.utils import write_json
 
 RATE = 16000  # Hz

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from speechbrain_mpq.evaluation import task as tasks
-from speechbrain_mpq.evaluation.metrics import significance, summarise
 from speechbrain_mpq.evaluation.report import write_table
-from speechbrain_mpq.evaluation.results import show_results, write_results
+from speechbrain_mpq.evaluation.results import (
+    Scored,
+    show_results,
+    write_results,
+)
 from speechbrain_mpq.evaluation.results_table import results_table
-from speechbrain_mpq.evaluation.runs import load_run
-from speechbrain_mpq.evaluation.scoring import Scored
+from speechbrain_mpq.evaluation.runs import load_run, significance, summarise
 from speechbrain_mpq.evaluation.task import (
     WER,
     CardText,

@@ -8,13 +8,14 @@ import pytest
 from speechbrain_mpq.experiments import talker_separation as stages
 from speechbrain_mpq.experiments.command_line import (
     REFUSED,
+    Cost,
     Refusal,
     chatter_to_log,
+    cost_of,
     guarded,
     read_command_line,
     tell_plan,
 )
-from speechbrain_mpq.experiments.costs import Cost, cost_of
 from speechbrain_mpq.training.choose import SCORERS
 
 ROOT = Path(__file__).parents[3]

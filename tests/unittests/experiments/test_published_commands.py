@@ -18,8 +18,7 @@ from helpers import make_items, make_metrics
 
 from speechbrain_mpq.__main__ import main as speechbrain_mpq
 from speechbrain_mpq.evaluation.runs import gather
-from speechbrain_mpq.experiments.command_line import guarded
-from speechbrain_mpq.experiments.costs import Cost
+from speechbrain_mpq.experiments.command_line import Cost, guarded
 from speechbrain_mpq.utils import write_json
 
 ROOT = Path(__file__).parents[3]

@@ -7,7 +7,7 @@ import pytest
 import speechbrain as sb
 import torch
 
-from speechbrain_mpq.evaluation.si_snr import si_snr
+from speechbrain_mpq.evaluation.signal_quality import si_snr
 from speechbrain_mpq.experiments import talker_separation as stages
 from speechbrain_mpq.lobes.models.separator import build_separator
 

@@ -16,8 +16,13 @@ from speechbrain_mpq.inference.engines.activations import (
     write_ranges,
 )
 from speechbrain_mpq.inference.engines.engine import check_engine
-from speechbrain_mpq.inference.engines.lowered import equalize_hidden, lower
-from speechbrain_mpq.inference.engines.reference import decibels, rounding, run
+from speechbrain_mpq.inference.engines.lowered import (
+    decibels,
+    equalize_hidden,
+    lower,
+    rounding,
+    run,
+)
 from speechbrain_mpq.inference.exporting import engine_ranges, read_manifest
 from speechbrain_mpq.quantization.container import PackedModelError
 from speechbrain_mpq.quantization.packing import save_packed

@@ -15,8 +15,7 @@ from speechbrain_mpq.inference.engines.activations import (
     write_ranges,
 )
 from speechbrain_mpq.inference.engines.engine import import_engine
-from speechbrain_mpq.inference.engines.lowered import lower
-from speechbrain_mpq.inference.engines.reference import decibels
+from speechbrain_mpq.inference.engines.lowered import decibels, lower
 from speechbrain_mpq.inference.folder import save_separator
 from speechbrain_mpq.inference.separation import QuantizedSeparator
 from speechbrain_mpq.inference.verification import check_folder

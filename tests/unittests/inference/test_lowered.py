@@ -9,8 +9,7 @@ from helpers import FORMS, mask_inputs, packed, small_separator
 
 from speechbrain_mpq import quantize_, save_packed
 from speechbrain_mpq.inference.engines.engine import load_network
-from speechbrain_mpq.inference.engines.lowered import lower
-from speechbrain_mpq.inference.engines.reference import decibels, run
+from speechbrain_mpq.inference.engines.lowered import decibels, lower, run
 from speechbrain_mpq.lobes.models.tcn import mask_network
 from speechbrain_mpq.quantization.packing import read_packed
 

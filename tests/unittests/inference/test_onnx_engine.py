@@ -7,8 +7,7 @@ from helpers import FORMS, mask_inputs, packed
 from speechbrain_mpq.inference.engines import onnx_engine  # noqa: E402
 from speechbrain_mpq.inference.engines.activations import write_ranges
 from speechbrain_mpq.inference.engines.engine import load_network
-from speechbrain_mpq.inference.engines.lowered import lower
-from speechbrain_mpq.inference.engines.reference import decibels
+from speechbrain_mpq.inference.engines.lowered import decibels, lower
 from speechbrain_mpq.inference.exporting import engine_ranges
 
 for module in ("onnx", "ml_dtypes", "onnxruntime"):

@@ -14,8 +14,12 @@ from speechbrain_mpq.inference.engines import (
 )
 from speechbrain_mpq.inference.engines.activations import write_ranges
 from speechbrain_mpq.inference.engines.engine import check_engine, load_network
-from speechbrain_mpq.inference.engines.lowered import lower
-from speechbrain_mpq.inference.engines.reference import decibels, rounding, run
+from speechbrain_mpq.inference.engines.lowered import (
+    decibels,
+    lower,
+    rounding,
+    run,
+)
 from speechbrain_mpq.inference.exporting import engine_ranges
 
 pytest.importorskip("openvino", reason="the extra openvino is not installed")

@@ -7,10 +7,9 @@ import torch
 
 from speechbrain_mpq.inference.folder import hyperparams
 from speechbrain_mpq.inference.registry import build, describe
-from speechbrain_mpq.lobes.models.equalization import equalize_inputs_
 from speechbrain_mpq.lobes.models.separator import Separator, build_separator
 from speechbrain_mpq.lobes.models.spatial_features import SpatialFeatures
-from speechbrain_mpq.lobes.models.tcn import fold_norms_
+from speechbrain_mpq.lobes.models.tcn import equalize_inputs_, fold_norms_
 from speechbrain_mpq.quantization.quant_api import quantize_
 
 SPACINGS = [4.0, 3.5]

@@ -13,7 +13,7 @@ import torch
 from speechbrain_mpq.inference.engines import activations
 from speechbrain_mpq.inference.engines.activations import read_ranges
 from speechbrain_mpq.inference.engines.lowered import lower
-from speechbrain_mpq.inference.exports import write_exports
+from speechbrain_mpq.inference.exporting import write_exports
 from speechbrain_mpq.inference.verification import check_folder
 from speechbrain_mpq.quantization.container import (
     read_container,

@@ -21,10 +21,9 @@ from speechbrain_mpq.lobes.models.audio_visual import (
     begin_with_audio_,
     over_places,
 )
-from speechbrain_mpq.lobes.models.equalization import equalize_inputs_
 from speechbrain_mpq.lobes.models.separator import Separator, build_separator
 from speechbrain_mpq.lobes.models.spatial_features import SpatialFeatures
-from speechbrain_mpq.lobes.models.tcn import fold_norms_
+from speechbrain_mpq.lobes.models.tcn import equalize_inputs_, fold_norms_
 from speechbrain_mpq.quantization.gptq import PostTraining
 from speechbrain_mpq.training.rounding import round_calibrated_
 

@@ -9,8 +9,10 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_mpq.inference.loading import load_separator
-from speechbrain_mpq.lobes.models.front_end import SeparatorFrontEnd
-from speechbrain_mpq.lobes.models.separator import build_separator
+from speechbrain_mpq.lobes.models.separator import (
+    SeparatorFrontEnd,
+    build_separator,
+)
 from speechbrain_mpq.lobes.models.tcn import fold_norms_
 from speechbrain_mpq.quantization.packing import save_packed
 from speechbrain_mpq.quantization.quant_api import quantize_

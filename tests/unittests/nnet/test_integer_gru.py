@@ -7,8 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from speechbrain_mpq.nnet.fake_quantized_gru import FakeQuantizedGRU
-from speechbrain_mpq.nnet.gru_calibration import calibrate
+from speechbrain_mpq.nnet.gru_calibration import FakeQuantizedGRU, calibrate
 from speechbrain_mpq.nnet.gru_conversion import convert, homogeneous_plan
 from speechbrain_mpq.nnet.gru_operations import (
     ELEMENTWISE,

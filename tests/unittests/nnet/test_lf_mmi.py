@@ -15,15 +15,16 @@ from speechbrain_mpq.decoders.chain_graphs import (
     numerator_graph,
     phone_lattice,
 )
-from speechbrain_mpq.nnet import denominator as denominator_module
-from speechbrain_mpq.nnet.denominator import (
+from speechbrain_mpq.nnet import path_sums
+from speechbrain_mpq.nnet.lf_mmi import LFMMILoss, lf_mmi
+from speechbrain_mpq.nnet.path_sums import (
     Denominator,
     DenseTransitions,
     PairTransitions,
     SparseTransitions,
+    log_forward,
+    pad_graphs,
 )
-from speechbrain_mpq.nnet.lf_mmi import LFMMILoss, lf_mmi
-from speechbrain_mpq.nnet.path_sums import log_forward, pad_graphs
 
 PHONES = 3
 WORDS = [[[1]], [[2, 1], [2]], [[1, 2]]]  # the second has two pronunciations
@@ -188,9 +189,7 @@ def test_sparse_product_of_a_gpu_is_that_of_a_cpu(monkeypatch):
     arcs = SparseTransitions(denominator_graph(ngram(4)), torch.float64)
     alpha = torch.rand(2, len(arcs.entering_offsets) - 1).double()
     asked = arcs(alpha), arcs.backward(alpha)
-    monkeypatch.setattr(
-        denominator_module, "_sum_arcs", denominator_module._sum_segments
-    )
+    monkeypatch.setattr(path_sums, "_sum_arcs", path_sums._sum_segments)
     torch.testing.assert_close((arcs(alpha), arcs.backward(alpha)), asked)
 
 
@@ -199,7 +198,7 @@ def test_sparse_product_of_a_gpu_is_that_of_a_cpu(monkeypatch):
     [(2, DenseTransitions), (3, PairTransitions), (4, SparseTransitions)],
 )
 def test_product_follows_from_the_graph(order, kind, monkeypatch):
-    monkeypatch.setattr(denominator_module, "DENSE_STATES", 3)
+    monkeypatch.setattr(path_sums, "DENSE_STATES", 3)
     denominator = Denominator(denominator_graph(ngram(order)))
     assert isinstance(denominator.transitions, kind)
 
@@ -320,7 +319,7 @@ def test_two_runs_are_the_same_to_the_bit():
 @pytest.mark.parametrize("order", [2, 3, 4])
 @pytest.mark.parametrize("scale", [1.0, 1e3])
 def test_gpu_is_deterministic_and_agrees(order, scale, monkeypatch):
-    monkeypatch.setattr(denominator_module, "DENSE_STATES", 3)
+    monkeypatch.setattr(path_sums, "DENSE_STATES", 3)
     results = []
     for device in ("cpu", "cuda", "cuda"):
         outputs, lengths, numerators, denominator = batch_of(order)

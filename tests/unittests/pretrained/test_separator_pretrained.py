@@ -5,7 +5,7 @@ import statistics
 import pytest
 import torch
 
-from speechbrain_mpq.evaluation.si_snr import si_snr
+from speechbrain_mpq.evaluation.signal_quality import si_snr
 from speechbrain_mpq.inference.engines.engine import load_network
 from speechbrain_mpq.inference.separation import QuantizedSeparator
 from speechbrain_mpq.inference.verification import check_folder

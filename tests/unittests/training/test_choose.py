@@ -1,4 +1,4 @@
-"""Bits by what a Brain's own passes say."""
+"""Bits by what a Brain's own passes say, and packing from an output folder."""
 
 import copy
 
@@ -16,9 +16,11 @@ from speechbrain_mpq import (
     MaskErrorScores,
     Quantizer,
     choose_bits,
+    pack_results,
 )
 from speechbrain_mpq.allocation.scores import ScoreTable
 from speechbrain_mpq.quantization.quant_api import cluster_quantized
+from speechbrain_mpq.training.choose import ANCHOR
 from speechbrain_mpq.training.quantizer import quantizer_of
 
 LOADER = {"batch_size": 4}
@@ -348,3 +350,15 @@ def test_a_validation_that_has_no_gradient(brain, data):
     with pytest.raises(ValueError, match="use scores that need none"):
         choose_bits(brain, data, "hessian", **options)
     choose_bits(brain, data, "loss", **options)
+
+
+def test_anchors_cannot_be_taken_for_those_of_another_loading():
+    text = "a: &id001 (4, 4)\nb: *id001\nurl: http://x?a&id001\n"
+    assert ANCHOR.sub(r"\1saved\2", text) == (
+        "a: &saved001 (4, 4)\nb: *saved001\nurl: http://x?a&id001\n"
+    )
+
+
+def test_folders_without_a_training(tmp_path):
+    with pytest.raises(FileNotFoundError, match="finished training"):
+        pack_results(tmp_path)

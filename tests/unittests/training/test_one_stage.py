@@ -14,7 +14,7 @@ from speechbrain_mpq.quantization.quant_api import quantize_
 from speechbrain_mpq.quantization.tensors import named_tensors
 from speechbrain_mpq.training.checkpoints import AtomicCheckpointer
 from speechbrain_mpq.training.one_stage import OneStage, change_bits_
-from speechbrain_mpq.training.plan_store import PlanStore
+from speechbrain_mpq.training.pipeline import PlanStore
 
 BITS = (2, 4, 8)
 

@@ -9,8 +9,7 @@ from test_video import write_video
 
 from speechbrain_mpq.__main__ import main
 from speechbrain_mpq.vision.detector import CascadeDetector
-from speechbrain_mpq.vision.face_track import FaceTrack
-from speechbrain_mpq.vision.face_tracking import track_video
+from speechbrain_mpq.vision.face_tracking import FaceTrack, track_video
 from speechbrain_mpq.vision.video import Video
 
 cv2 = pytest.importorskip("cv2")

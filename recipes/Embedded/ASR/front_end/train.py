@@ -21,8 +21,8 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import provides, takes
 from speechbrain.utils.distributed import run_on_main
 
-from speechbrain_mpq.evaluation.metrics import summarise
-from speechbrain_mpq.evaluation.si_snr import si_snr
+from speechbrain_mpq.evaluation.runs import summarise
+from speechbrain_mpq.evaluation.signal_quality import si_snr
 from speechbrain_mpq.simulation.mixtures import (
     MixtureMaker,
     fixed_mixtures,

@@ -6,7 +6,7 @@ import torch
 from speechbrain_mpq.quantization.packing import save_packed
 from speechbrain_mpq.quantization.plan import BitPlan, ClusterBits
 from speechbrain_mpq.quantization.quant_api import quantize_
-from speechbrain_mpq.training.prototypes import inherit_, load_prototype
+from speechbrain_mpq.training.pipeline import inherit_, load_prototype
 
 
 def network(channels=4):

@@ -1,10 +1,20 @@
-"""MAPSSWE against NIST SCTK's check vector and a slow walk of its states."""
+"""Significance: NIST SCTK's check vector, slow walks, scipy's tests."""
 
 import random
 
+import numpy as np
 import pytest
+from scipy.stats import binomtest, pearsonr, spearmanr
 
-from speechbrain_mpq.evaluation.mapsswe import mapsswe, segments
+from speechbrain_mpq.evaluation.significance import (
+    mapsswe,
+    mcnemar,
+    mse,
+    paired_bootstrap,
+    pcc,
+    segments,
+    srcc,
+)
 from speechbrain_mpq.evaluation.wer import align, word_errors
 
 
@@ -197,3 +207,53 @@ def test_insertions_behind_the_last_word_count_for_both():
     assert segments("a b", "a b", "a b x y") == [(0, 2, 0, 2)]
     assert segments("a b", "a b x y", "a b") == [(0, 2, 2, 0)]
     assert segments("a b", "a b z", "a b x y") == [(0, 2, 1, 2)]
+
+
+def test_is_the_binomial_test():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        first, second = rng.random((2, 60)) < [[0.8], [0.6]]
+        result = mcnemar(first, second)
+        disagree = result.only_first + result.only_second
+        wanted = binomtest(result.only_first, disagree).pvalue
+        assert result.p == pytest.approx(wanted)
+        assert mcnemar(second, first).p == result.p
+        assert result.significant == (result.p < 0.05)
+
+
+def test_other_lengths_are_refused():
+    with pytest.raises(ValueError):
+        mcnemar([True], [True, False])
+
+
+def test_known_measures():
+    rng = np.random.default_rng(0)
+    labels = rng.standard_normal(100)
+    guess = (labels + rng.standard_normal(100)).round(1)  # with ties
+    assert pcc(guess, labels) == pytest.approx(pearsonr(guess, labels)[0])
+    assert srcc(guess, labels) == pytest.approx(spearmanr(guess, labels)[0])
+    assert mse(labels + 2, labels) == pytest.approx(4)
+
+
+def test_interval_holds_what_is_the_same():
+    rng = np.random.default_rng(0)
+    labels = rng.standard_normal(200)
+    first, second = labels + rng.standard_normal((2, 200))
+    difference, low, high = paired_bootstrap(first, second, labels, draws=200)
+    assert low < 0 < high and low < difference < high
+    same = paired_bootstrap(first, second, labels, draws=200)
+    assert same == (difference, low, high)
+    worse = labels + 3 * rng.standard_normal(200)
+    _, low, high = paired_bootstrap(first, worse, labels, draws=200)
+    assert high < 0
+    _, low, high = paired_bootstrap(first, worse, labels, mse, draws=200)
+    assert low > 0
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match=r"must be \[items\]"):
+        pcc([1, 2], [1, 2, 3])
+    with pytest.raises(ValueError, match=r"must be \[items\]"):
+        mse([], [])
+    with pytest.raises(ValueError, match="NaN"):
+        srcc([1, np.nan], [1, 2])
