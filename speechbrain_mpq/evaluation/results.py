@@ -249,7 +249,7 @@ def _training_curve(path):
         row.pop("lr", None)
         if "epoch" in row:
             epochs[row["epoch"]] = row
-    return list(epochs.values())
+    return list(epochs.values()) or None
 
 
 def _neighbours(results_folder, runs):

@@ -15,6 +15,7 @@ from ..lobes.models.spatial_features import (
     LINEAR_15_SPACINGS,
     used_microphones,
 )
+from .hub import SAMPLE_FILE, SEPARATED_FILE
 
 MIB = 2**20  # bytes
 CARDS = {}  # class of a network -> its `CardText`, where it has one of its own
@@ -29,7 +30,7 @@ def model_card(
     reference=None,
     base_model=None,
     license="apache-2.0",
-    has_sample=False,
+    sample=None,
     task=SEPARATION,
 ):
     """Write the text of README.md.
@@ -48,8 +49,8 @@ def model_card(
         Name of the model that was quantized.
     license : str
         Name of the license, as the hub has it.
-    has_sample : bool
-        Whether a recording lies beside the card.
+    sample : dict or None
+        Of the recording beside the card, from `sample.read_sample`.
     task : Task
         What the model does and is scored by.
 
@@ -70,12 +71,12 @@ def model_card(
     base_model_relation: quantized
     """
     plan, card = config.get("plan"), _card_text(config, task)
-    sample = '"sample.flac"' if has_sample else '"recording.wav"'
     parts = [
         _front_matter(card, plan, base_model, license),
         _summary(card, config, model_bytes, metrics),
         *([_results(task, metrics, reference)] if metrics else []),
-        card.use.replace("{sample}", sample),
+        _use(card, sample),
+        *_sample(sample),
         *_array(config.get("architecture")),
         *([_plan_table(plan)] if plan else []),
         "The bytes of the file are explained in docs/packed_format.md of "
@@ -196,6 +197,30 @@ def _quality(task, scores):
         if scores.get(measure.key) is None
         else f"{scores[measure.key]:.{measure.decimals}f}"
         for measure in task.measures
+    ]
+
+
+def _use(card, sample):
+    """How the model is called, on the sample where there is one."""
+    if sample is None:
+        return card.use.replace("{sample}", '"recording.wav"')
+    use = card.use.replace("{sample}", f'"{SAMPLE_FILE}"')
+    if sample["doa"] is None:
+        return use
+    return use.replace("doa=60", f"doa={sample['doa']:g}")
+
+
+def _sample(sample):
+    """Heading and words of the recording to hear, where there is one."""
+    if sample is None or sample["doa"] is None:
+        return []
+    channels = sample["channels"]
+    return [
+        f"## To hear\n\n* [`{SAMPLE_FILE}`]({SAMPLE_FILE}): "
+        f"{sample['title']}, {channels} microphones; the talker at "
+        f"{sample['doa']:g} degrees is\n* [`{SEPARATED_FILE}`]"
+        f"({SEPARATED_FILE}), separated by this model.\n\n"
+        f"Licence of both: {sample['license']}.\n"
     ]
 
 

@@ -30,9 +30,16 @@ from ..quantization.plan import packed_bytes
 from ..utils import read_json, write_chunks, write_text
 from .card import model_card
 from .engines.activations import RANGES_FILE
-from .hub import CARD_FILE, HYPERPARAMS_FILE, SAMPLE_FILE, refuse_foreign_links
+from .hub import (
+    CARD_FILE,
+    HYPERPARAMS_FILE,
+    SAMPLE_FILE,
+    SEPARATED_FILE,
+    refuse_foreign_links,
+)
 from .loading import fill_
 from .registry import REGISTRY, build, describe
+from .sample import read_sample
 
 FLOAT_BITS = 32  # of the model that the compression is against
 _HEADER = """\
@@ -276,7 +283,7 @@ def write_card(folder, **card):
     text = model_card(
         config,
         (folder / MODEL_FILE).stat().st_size,
-        has_sample=(folder / SAMPLE_FILE).exists(),
+        sample=read_sample(folder),
         **card,
     )
     write_text(folder / CARD_FILE, text)
@@ -299,7 +306,8 @@ def copy_folder(packed, folder):
     folder.mkdir(parents=True, exist_ok=True)
     write_hyperparams(folder, packed.architecture)
     write_chunks(folder / MODEL_FILE, [packed.content])
-    for name in (CONFIG_FILE, CARD_FILE, SAMPLE_FILE, RANGES_FILE):
+    copied = SAMPLE_FILE, SEPARATED_FILE, RANGES_FILE
+    for name in (CONFIG_FILE, CARD_FILE, *copied):
         source = packed.path.parent / name
         if source.is_file():
             write_chunks(folder / name, [source.read_bytes()])

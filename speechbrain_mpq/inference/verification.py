@@ -23,7 +23,13 @@ from .exporting import (
     exported_names,
 )
 from .folder import hyperparams, with_current_names
-from .hub import CARD_FILE, FILES, HYPERPARAMS_FILE, SAMPLE_FILE
+from .hub import (
+    CARD_FILE,
+    FILES,
+    HYPERPARAMS_FILE,
+    SAMPLE_FILE,
+    SEPARATED_FILE,
+)
 from .loading import build_described, load
 from .registry import REGISTRY
 
@@ -183,9 +189,9 @@ def _other_problems(folder):
         problems.append(f"{card}: no model card")
     elif not _is_text(card):
         problems.append(f"{card}: no text")
-    sample = folder / SAMPLE_FILE
-    if sample.exists() and not _is_flac(sample):
-        problems.append(f"{sample}: no FLAC file")
+    for sample in (folder / SAMPLE_FILE, folder / SEPARATED_FILE):
+        if sample.exists() and not _is_flac(sample):
+            problems.append(f"{sample}: no FLAC file")
     expected = {*_OWN, *_TOLERATED, *exported_names(folder)}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

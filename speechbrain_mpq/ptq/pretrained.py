@@ -39,6 +39,7 @@ from .pretrained_folder import (
     PTQReport,
     model_card,
     packable,
+    read_front_matter,
     shared_parameters,
     source_bytes,
     write_folder,
@@ -335,6 +336,7 @@ def _written(comparison, quantized, hparams_path, output, evaluate, known):
             quality=evaluate(packed),
             left_alone=_left_alone(modules, quantized.mods),
             reasons=reasons,
+            card=read_front_matter(hparams_path.parent),
             **known,
         )
         card = model_card(outcome)

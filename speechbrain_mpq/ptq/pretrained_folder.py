@@ -14,9 +14,10 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml as pyyaml
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, TaggedScalar
 from speechbrain.utils.checkpoints import (
@@ -29,6 +30,8 @@ from ..quantization.packing import CONFIG_FILE, save_packed
 from ..quantization.tensors import named_tensors
 from ..utils import write_text
 from .pretrained_interfaces import HPARAMS_FILE
+
+CARD_FILE = "README.md"
 
 
 @dataclass
@@ -57,6 +60,8 @@ class PTQReport:
         "source" and "packed"; empty where the manifest has no reference.
     left_alone : list of dict
         Rows of the coverage table for parameters that stay in float.
+    card : dict
+        What the hub reads of the source's model card; empty without one.
     reasons : dict of str -> str
         Loadables that are no packed model, and why.
 
@@ -98,6 +103,7 @@ class PTQReport:
     quality: dict
     left_alone: list
     reasons: dict
+    card: dict = field(default_factory=dict)
 
 
 def _outcome_rows(outcome):
@@ -153,6 +159,65 @@ def _outcome_notes(outcome):
     return notes
 
 
+KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
+
+
+def read_front_matter(folder):
+    """Read what the hub is told by a folder's model card.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Any folder.
+
+    Returns
+    -------
+    dict
+        Empty where there is no card, or none with a front matter.
+
+    Example
+    -------
+    >>> folder = getfixture("tmpdir")
+    >>> text = "---\\nlicense: mit\\ntags: [asr]\\n---\\n# A model"
+    >>> _ = (folder / "README.md").write_text(text, "utf-8")
+    >>> read_front_matter(folder)
+    {'license': 'mit', 'tags': ['asr']}
+    """
+    path = Path(folder, CARD_FILE)
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    start, *rest = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
+    if start.strip() or len(rest) != 2:
+        return {}
+    try:
+        found = pyyaml.safe_load(rest[0])
+    except pyyaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _front_matter(outcome):
+    """What the hub reads: whose quantized version this is."""
+    tags = outcome.card.get("tags") or []
+    bits = {c.bits for c in outcome.plan.clusters.values()}
+    average = f"{outcome.plan.average_bits:.1f}".removesuffix(".0")
+    own = ["speechbrain_mpq", "quantized", f"{average}-bit"]
+    own += ["mixed-precision"] if len(bits) > 1 else []
+    matter = {
+        "library_name": "speechbrain",
+        **{key: outcome.card[key] for key in KEPT if key in outcome.card},
+        "base_model": _model_name(outcome.source),
+        "base_model_relation": "quantized",
+        "tags": list(dict.fromkeys([*own, *map(str, tags)])),
+    }
+    text = pyyaml.safe_dump(matter, sort_keys=False, allow_unicode=True)
+    return f"---\n{text}---\n"
+
+
+def _model_name(source):
+    """A hub name as it is; of a folder its own name."""
+    return Path(source).resolve().name if Path(source).is_dir() else source
+
+
 def model_card(outcome):
     """README.md of the packed folder."""
     head, *rows = _outcome_rows(outcome)
@@ -163,7 +228,8 @@ def model_card(outcome):
         bits[cluster.bits] += cluster.parameters
     shares = ", ".join(f"{bits[b]} with {b} bits" for b in sorted(bits))
     notes = "\n".join(f"* {note}" for note in _outcome_notes(outcome))
-    return f"""# {outcome.folder.name}
+    return f"""{_front_matter(outcome)}
+# {outcome.folder.name}
 
 Post-training mixed-precision quantization of `{outcome.source}` to a budget
 of {outcome.asked}, made by speechbrain_mpq. Its licence is that of the source.

@@ -21,6 +21,7 @@ from ..quantization.quant_api import quantize_
 from ..quantization.scheme import Scheme, Selection
 from ..utils import write_json
 from .calibration import NetworkCalibration
+from .loggers import log_stats, plan_stats
 from .methods import EstimationMethod, attach
 from .pipeline import Pipeline, PlanStore
 
@@ -98,15 +99,17 @@ class QuantizationBrain(sb.Brain):
 
     def quantize(self, model, network_name, calibrate, prototypes=None):
         """Decide on the bits of every cluster and quantize in place."""
+        hparams = self.hparams
         self.check_settings(model, network_name)
-        if self.hparams.bits == 32:
+        if hparams.bits == 32:
             return
-        if not (self.trains or self.hparams.round_calibrated):
+        if not (self.trains or hparams.round_calibrated):
             logger.warning(
                 "Nothing is trained and weights are rounded to nearest: "
                 "--round_calibrated True is far better at few bits"
             )
         pipeline = self._pipeline(model, network_name, calibrate, prototypes)
+        is_new = pipeline.store.is_new
         pipeline.run(progress=not self.noprogressbar)
         for stage, seconds in pipeline.seconds.items():
             self.note_time(stage, seconds)
@@ -115,6 +118,8 @@ class QuantizationBrain(sb.Brain):
             f"Quantized {len(plan.clusters)} clusters to "
             f"{plan.average_bits:.3f} bits on average, {plan.bytes} bytes"
         )
+        if is_new:
+            log_stats(hparams, plan_stats(plan, hparams.output_folder))
         attach(self, self.method, model)
 
     def _pipeline(self, model, network_name, calibrate, prototypes):

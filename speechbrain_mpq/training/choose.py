@@ -21,6 +21,7 @@ from ..quantization.tensors import named_tensors, select
 from .admm_training import ADMMTraining
 from .calibration import BrainCalibration, calibration_batches, unmeasured_norms
 from .checkpoints import recover_whole
+from .loggers import log_stats, plan_stats
 from .methods import EstimationMethod, attach
 from .one_stage import OneStage
 from .pipeline import SETTINGS, Pipeline, PlanStore, earlier_settings
@@ -283,9 +284,12 @@ def choose_bits(
         rounding=rounding,
         prototypes=prototypes,
     )
+    is_new = pipeline.store.is_new
     pipeline.run(progress)
     if asked:
         attach(brain, method, quantizer.model)
+    if is_new and hasattr(brain, "hparams"):
+        log_stats(brain.hparams, plan_stats(quantizer.plan, folder or own))
     return quantizer.plan
 
 

@@ -72,6 +72,14 @@ class PlanStore:
         self.checkpointer = checkpointer
         self.settings = settings
 
+    @property
+    def is_new(self):
+        """Whether no earlier start has left anything."""
+        if self.folder is None:
+            return True
+        names = "plan.json", SETTINGS
+        return not any((self.folder / name).exists() for name in names)
+
     def earlier_plan(self):
         """The plan of an earlier start with the same settings, or None."""
         path = self.folder and self.folder / "plan.json"

@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import speechbrain as sb
 import torch
+import yaml
 from helpers import TINY_RECIPE, brain_of, fit, hparams_of, script
 from pretrained_folders import CTC, FEATURES, write_source
 
@@ -160,6 +161,8 @@ def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrained")
     write_source(folder / "ctc", FEATURES + CTC, ["layers"], ["tokenizer"])
     noise = np.random.default_rng(0).standard_normal((2, 3200)) / 9
+    card = "---\nlicense: cc-by-4.0\ntags: [french]\n---\n# A recognizer\n"
+    (folder / "ctc/README.md").write_text(card)
     entries = {}
     for number, audio in enumerate(noise):
         soundfile.write(folder / f"{number}.wav", audio, 16000)
@@ -183,6 +186,13 @@ def test_an_interface_is_scored(scores, source, tmp_path):
     )
     assert done.plan.average_bits <= 4
     assert (tmp_path / "out/layers.ckpt").stat().st_size < 4000
+    start, matter, _ = (
+        (tmp_path / "out/README.md").read_text().split("---\n", 2)
+    )
+    matter = yaml.safe_load(matter)
+    assert start == "" and matter["base_model"] == "ctc"
+    assert matter["base_model_relation"] == "quantized"
+    assert matter["license"] == "cc-by-4.0" and "french" in matter["tags"]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -132,8 +132,15 @@ def test_values_that_are_missing_are_left_open():
 
 
 def test_a_sample_is_named_where_it_is():
-    assert '"sample.flac"' in model_card(CONFIG, 1, has_sample=True)
-    assert '"sample.flac"' not in model_card(CONFIG, 1)
+    sample = {"doa": 72.5, "title": "a talk", "license": "MIT", "channels": 7}
+    card = model_card(CONFIG, 1, sample=sample)
+    assert 'model.separate_file("sample.flac", doa=72.5, out=' in card
+    assert "a talk, 7 microphones; the talker at 72.5 degrees is" in card
+    assert "(sample_separated.flac)" in card
+    assert "Licence of both: MIT." in card
+    nameless = model_card(CONFIG, 1, sample={**sample, "doa": None})
+    assert '"sample.flac", doa=60' in nameless and "MIT" not in nameless
+    assert "sample" not in model_card(CONFIG, 1)
 
 
 def test_lips_are_told_of_where_the_model_has_them():
