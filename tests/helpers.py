@@ -421,7 +421,11 @@ def small_demo(models, folder):
     demo = Demo(models, folder)
     path = folder / "built_in.wav"
     path.write_bytes(audio_bytes())
-    demo.add_recording(path, "a <b>mixture</b>", [60.0, 120.0])
+    alone = folder / "alone.wav"
+    alone.write_bytes(audio_bytes(channels=1))
+    demo.add_recording(
+        path, "a <b>mixture</b>", [60.0, 120.0], talkers={60.0: alone}
+    )
     return demo
 
 

@@ -81,14 +81,29 @@ def run(options):
 
 
 def model_names(folders):
-    """Name every model by its folder, no two alike."""
+    """Name every model by what tells its folder from the others.
+
+    Example
+    -------
+    >>> paths = [f"results/{x}/1234/packed" for x in ("fp32", "kl_4bit")]
+    >>> list(model_names(paths))
+    ['fp32', 'kl_4bit']
+    """
+    paths = {Path(folder).absolute(): Path(folder) for folder in folders}
+    parts = [path.parts for path in paths]
+    if len(paths) > 1:  # what all end with tells nothing
+        while all(p[-1] == parts[0][-1] for p in parts):
+            parts = [p[:-1] for p in parts]
+    elif parts[0][-1] == "packed":
+        parts = [parts[0][:-1]]
+    length = 1
+    while len({p[-length:] for p in parts}) < len(parts):
+        length += 1
     names = {}
-    for folder in folders:
-        path = Path(folder)
-        short = path.parent if path.name == "packed" else path
-        bundled = path == BUNDLED_MODEL
-        name = str(short) if short.name and not bundled else path.name
-        names[name if name not in names else str(path)] = str(path)
+    for part, path in zip(parts, paths.values()):
+        vague = part[-1] == "packed" or part[-1].isdigit()  # a seed
+        name = part[-max(length, 2) :] if vague else part[-length:]
+        names["/".join(name)] = str(path)
     return names
 
 
@@ -110,11 +125,19 @@ def _add_mixtures(demo, files, scratch):
         return
     print("simulating mixtures ...", flush=True)
     for name, path, doas in simulate_mixtures(demo.microphones, scratch):
-        demo.add_recording(path, name, doas)
+        talkers = {doa: talker_file(path, doa) for doa in doas}
+        demo.add_recording(path, name, doas, talkers=talkers)
+
+
+def talker_file(mixture, doa):
+    """Where a simulated mixture's talker alone is, at the first microphone."""
+    return mixture.parent / "talkers" / f"{mixture.stem}_{doa:.1f}.wav"
 
 
 def simulate_mixtures(microphones, folder, count=MADE):
     """Simulate mixtures of two synthetic talkers in rooms.
+
+    Each talker alone is left beside them, see `talker_file`.
 
     Arguments
     ---------
@@ -147,6 +170,11 @@ def simulate_mixtures(microphones, folder, count=MADE):
         path = folder / f"{key}.wav"
         signals = maker.render(drawn)
         soundfile.write(path, signals["mixture"], SAMPLE_RATE, "FLOAT")
+        doas = [drawn["doa"], drawn["doa_interferer"]]
+        for doa, talker in zip(doas, ("target", "interferer")):
+            file = talker_file(path, doa)
+            file.parent.mkdir(exist_ok=True)
+            soundfile.write(file, signals[talker], SAMPLE_RATE, "PCM_16")
         name = f"two talkers, {drawn['angle']:.0f}° apart"
-        made.append((name, path, [drawn["doa"], drawn["doa_interferer"]]))
+        made.append((name, path, doas))
     return made[::-1]  # the easiest first

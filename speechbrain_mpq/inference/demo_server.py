@@ -7,6 +7,7 @@ foreign page may send.
 """
 
 import json
+import math
 import threading
 import time
 from contextlib import contextmanager
@@ -18,11 +19,13 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
+import soundfile
 import torch
 import torch.nn.functional as F
 
+from ..evaluation.si_snr import si_snr
 from ..quantization.packing import read_model
-from ..utils import strict_json
+from ..utils import SAMPLE_RATE, strict_json
 from .audio import AudioError
 from .localization import MIN_MICROPHONES
 from .output import TargetOutput
@@ -46,6 +49,7 @@ HEADERS = {
 MAX_SECONDS = 120.0  # of a recording; longer ones are for `separate`
 LOCATE_SECONDS = 30.0  # of a recording, to find talkers
 SMOOTH = 9  # degrees, odd
+NEAR = 10.0  # degrees between what is asked for and a talker that is known
 MOST_UPLOADS = 16  # older ones are forgotten
 MOST_RESULTS = 64
 
@@ -68,7 +72,7 @@ class Demo:
         self.models = models
         self.scratch = Path(scratch)
         self._first = next(iter(models.values()))
-        self._recordings, self._results = {}, {}
+        self._recordings, self._results, self._talkers = {}, {}, {}
         self._numbers = count(1)
         self._lock = threading.Lock()
         self._facts = [_facts(name, model) for name, model in models.items()]
@@ -95,15 +99,22 @@ class Demo:
             "max_seconds": MAX_SECONDS,
         }
 
-    def add_recording(self, path, name, doas=(), uploaded=False):
+    def add_recording(self, path, name, doas=(), uploaded=False, talkers=None):
         """Offer a recording on the page.
+
+        Arguments
+        ---------
+        talkers : dict of float -> Path or None
+            Of a simulated recording: direction -> a file of this talker
+            alone, as the first microphone hears it.
 
         Returns
         -------
         shown : dict
             For JSON: id, name, seconds, doas (found where none are given),
             curve (where it is heard from, 0 to 1, one a degree; or empty),
-            audio, warnings.
+            audio, warnings; talkers, each with doa, audio and the SI-SNR of
+            the mixture against it.
         """
         audio = self._first.open_audio(path, name)
         if audio.seconds > MAX_SECONDS:
@@ -127,6 +138,10 @@ class Demo:
             "curve": _heights(found),
             "audio": f"/audio/{number}.wav",
             "warnings": list(scan.warnings),
+            "talkers": [
+                self._add_talker(doa, file, number)
+                for doa, file in (talkers or {}).items()
+            ],
         }
         entry = {"shown": shown, "path": Path(path), "uploaded": uploaded}
         self._recordings[number] = entry
@@ -139,7 +154,8 @@ class Demo:
         Returns
         -------
         result : dict
-            For JSON: audio, seconds that it took, times real time.
+            For JSON: audio, seconds that it took, times real time, and the
+            SI-SNR in dB where the talker alone is known, else None.
         """
         if recording not in self._recordings:
             raise ValueError("this recording is no longer there: add it again")
@@ -159,13 +175,36 @@ class Demo:
             "audio": f"/audio/{number}.wav",
             "seconds": round(seconds, 4),
             "speed": round(audio.seconds / seconds, 1),
+            "si_snr": self._si_snr(path, entry["shown"]["talkers"], doa),
         }
 
     def audio_path(self, number):
         """Find the file of a recording's reference channel or a result."""
+        if number in self._talkers:
+            return self._talkers[number]
         if number in self._recordings or number in self._results:
             return self.scratch / f"{number}.wav"
         return None
+
+    def _add_talker(self, doa, file, recording):
+        """What the page says of a talker alone."""
+        number = str(next(self._numbers))
+        self._talkers[number] = Path(file)
+        mixture = self.scratch / f"{recording}.wav"
+        return {
+            "doa": round(float(doa), 1),
+            "audio": f"/audio/{number}.wav",
+            "si_snr": _decibels(mixture, file),
+        }
+
+    def _si_snr(self, estimate, talkers, doa):
+        """Of an estimate, against the talker who is near; None without."""
+        near = [talker for talker in talkers if abs(talker["doa"] - doa) < NEAR]
+        if not near:
+            return None
+        nearest = min(near, key=lambda talker: abs(talker["doa"] - doa))
+        number = Path(nearest["audio"]).stem
+        return _decibels(estimate, self._talkers[number])
 
     def _located(self, audio):
         """Where talkers are; None where nothing can tell."""
@@ -206,6 +245,18 @@ def _heights(found):
     curve = F.conv1d(found.curve[None, None], weights, padding=SMOOTH // 2)
     curve = curve[0, 0] / curve.max()
     return [round(height, 3) for height in curve.tolist()]
+
+
+def _decibels(estimate, target):
+    """SI-SNR of one file against another; None where it is infinite."""
+    signals = []
+    for path in (estimate, target):
+        signal, rate = soundfile.read(path, dtype="float32")
+        if signal.ndim != 1 or rate != SAMPLE_RATE:
+            raise AudioError(path, "not one channel at 16 kHz", "convert it")
+        signals.append(torch.from_numpy(signal))
+    value = si_snr(*signals).item()
+    return round(value, 1) if math.isfinite(value) else None
 
 
 def _facts(name, model):

@@ -12,7 +12,11 @@ import pytest
 import soundfile
 
 from speechbrain_mpq.__main__ import main
-from speechbrain_mpq.commands.demo import model_names, simulate_mixtures
+from speechbrain_mpq.commands.demo import (
+    model_names,
+    simulate_mixtures,
+    talker_file,
+)
 from speechbrain_mpq.inference.demo_server import DemoServer
 from speechbrain_mpq.inference.folder import save_separator
 from speechbrain_mpq.lobes.models.separator import build_separator
@@ -91,6 +95,10 @@ def test_simulated_mixtures(tmp_path):
         assert (info.channels, info.samplerate) == (3, 16000)
         apart.append(abs(doas[0] - doas[1]))
         assert f"{apart[-1]:.0f}° apart" in name
+        mixture, _ = soundfile.read(path)
+        alone = [soundfile.read(talker_file(path, doa))[0] for doa in doas]
+        # Both together are what microphone 1 hears
+        assert np.allclose(sum(alone), mixture[:, 0], atol=2e-4)
     assert apart[0] > apart[1]
 
 
@@ -98,6 +106,10 @@ def test_names_of_models():
     assert list(model_names(["a/packed", "b/packed"])) == ["a", "b"]
     assert list(model_names(["a", "a/packed"])) == ["a", "a/packed"]
     assert list(model_names([BUNDLED_MODEL])) == ["separator_mini_4bit"]
+    assert list(model_names(["a/x/1/packed", "b/x/1/packed"])) == ["a", "b"]
+    assert list(model_names(["r/x/1/packed", "r/y/2/packed"])) == ["x", "y"]
+    assert list(model_names(["r/kl_4bit/1234/packed"])) == ["kl_4bit/1234"]
+    assert list(model_names(["a", "./a"])) == ["a"]
 
 
 SERVING = """

@@ -124,14 +124,42 @@ for (const [kind, dx] of [["pointerdown", 40], ["pointermove", 0],
 return Number(dial.getAttribute("aria-valuenow"));"""
 
 
+def compare_blind(browser):
+    """Names are hidden until a choice is made, and orders change."""
+    press = "document.getElementById('blind').click()"
+    order = "return [...blind].sort((a, b) => a[1] > b[1]).map(p => p[0])"
+    orders = set()
+    for _ in range(20):  # 2 in a million that chance gives one order only
+        browser.run(press)
+        orders.add(tuple(browser.run(order)))
+        shown = [text for text, _ in browser.run(CARDS)]
+        letters = [text.split("\n")[0] for text in shown[-2:]]
+        assert letters == ["A", "B"]
+        assert not any(" bit" in text or "KiB" in text for text in shown)
+        browser.run(press)
+    assert orders == {("8 bit", "2 bit"), ("2 bit", "8 bit")}
+    browser.run(press)
+    (first, second) = browser.run(order)
+    browser.run("document.querySelectorAll('.signal.blind .best')[1].click()")
+    said = browser.run("return document.getElementById('verdict').innerText")
+    assert said == (
+        f"You chose B: {second}. A is {first}, B is {second}. Best in 1 blind "
+        f"round: {second} 1."
+    )
+    assert all("KiB" in text for text, _ in browser.run(CARDS)[-2:])
+
+
 def test_in_a_real_browser(browser, server, demo, tmp_path):
     browser.call("POST", "/url", {"url": server.address})
     browser.until(READY, 0)
     cards = browser.run(CARDS)
     assert [text.split("\n")[0] for text, _ in cards] == [
-        *("Mixture", "8 bit", "2 bit")
+        *("Mixture", "Talker alone", "8 bit", "2 bit")
     ]
-    assert all("real time" in text and "KiB" in text for text, _ in cards[1:])
+    assert "SI-SNR of the mixture" in cards[1][0]
+    for text, _ in cards[2:]:
+        assert all(part in text for part in ("real time", "KiB", "dB SI-SNR"))
+    assert all("8 kHz" in text and "1.0 s" in text for text, _ in cards)
     # Four values are an empty picture: red, green, blue and opacity
     assert all(colours > 4 for _, colours in cards), "a spectrogram each"
     dial = "return document.getElementById('dial').getAttribute(arguments[0])"
@@ -143,11 +171,23 @@ def test_in_a_real_browser(browser, server, demo, tmp_path):
     angle = browser.run(DRAG)
     assert 120 < angle <= 180, "dragged to the left"
     browser.until(READY, 1)
-    assert all(f"{angle}°" in text for text, _ in browser.run(CARDS)[1:])
+    _, _, *models = browser.run(CARDS)
+    assert all(f"{angle}°" in text for text, _ in models)
+    assert not any("SI-SNR" in text for text, _ in models)
+    hidden = "return document.querySelectorAll('.signal')[1].hidden"
+    assert browser.run(hidden), "nobody is known there"
 
-    browser.run("document.querySelectorAll('.play')[1].click()")
+    browser.run("document.querySelectorAll('.play')[2].click()")
     playing = "return playing && playing.audio.currentTime > 0.05"
     browser.until(playing)
+    saved = (
+        "return [...document.querySelectorAll('.download')]"
+        ".map(a => [a.href, a.download])"
+    )
+    links = browser.run(saved)
+    assert all(link.startswith("blob:") for link, _ in links)
+    assert links[2][1] == f"a_b_mixture_b_8_bit_{angle}_degrees.wav"
+    compare_blind(browser)
 
     bad = tmp_path / "stereo.wav"
     bad.write_bytes(audio_bytes(channels=2))

@@ -14,6 +14,7 @@ import soundfile
 import torch
 from helpers import audio_bytes, served, small_demo, small_models
 
+from speechbrain_mpq.evaluation.si_snr import si_snr
 from speechbrain_mpq.inference.demo_server import (
     MAX_SECONDS,
     MAX_UPLOAD,
@@ -112,6 +113,27 @@ def test_separation_is_the_interface_s(server, models, demo):
     assert rate == 16000 and np.allclose(found, expected, atol=2**-15)
 
 
+def test_simulated_mixtures_have_a_si_snr(server, demo):
+    """Where the talker alone is known, and near to what is asked for."""
+    _, _, state = ask(server, "GET", "/api/state")
+    ((talker,),) = [r["talkers"] for r in state["recordings"]]
+    _, _, content = ask(server, "GET", talker["audio"])
+    alone, _ = soundfile.read(io.BytesIO(content), dtype="float32")
+    mixture, _ = soundfile.read(demo.scratch / "1.wav", dtype="float32")
+
+    def decibels(signal):
+        pair = torch.from_numpy(signal), torch.from_numpy(alone)
+        return pytest.approx(si_snr(*pair).item(), abs=0.06)
+
+    assert talker["doa"] == 60 and talker["si_snr"] == decibels(mixture)
+    _, _, result = separate(server, doa=63)
+    _, _, content = ask(server, "GET", result["audio"])
+    estimate, _ = soundfile.read(io.BytesIO(content), dtype="float32")
+    assert result["si_snr"] == decibels(estimate)
+    _, _, result = separate(server, doa=120)
+    assert result["si_snr"] is None
+
+
 def test_reference_channel_is_heard(server, demo):
     _, _, content = ask(server, "GET", "/audio/1.wav")
     heard, _ = soundfile.read(io.BytesIO(content))
@@ -203,11 +225,12 @@ def test_old_audio_is_forgotten(demo):
     uploads = list(demo.scratch.glob("upload_*"))
     assert len(uploads) == MOST_UPLOADS
     assert len(demo.state()["recordings"]) == 1 + MOST_UPLOADS
-    last = str(MOST_UPLOADS + 3)
+    last = str(MOST_UPLOADS + 4)
     for _ in range(MOST_RESULTS + 2):
         demo.separate(last, "2 bit", 60.0)
     kept = list(demo.scratch.glob("*.wav"))
-    assert len(kept) == 1 + 1 + MOST_UPLOADS + MOST_RESULTS
+    built_in = 3  # mixture, its talker, what microphone 1 hears
+    assert len(kept) == built_in + MOST_UPLOADS + MOST_RESULTS
 
 
 def test_models_of_other_arrays_are_refused(models, tmp_path):
