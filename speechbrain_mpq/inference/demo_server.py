@@ -23,7 +23,7 @@ import soundfile
 import torch
 import torch.nn.functional as F
 
-from ..evaluation.si_snr import si_snr
+from ..evaluation.signal_quality import si_snr
 from ..quantization.packing import read_model
 from ..utils import SAMPLE_RATE, strict_json
 from .audio import AudioError

@@ -14,7 +14,7 @@ import soundfile
 import torch
 from helpers import audio_bytes, served, small_demo, small_models
 
-from speechbrain_mpq.evaluation.si_snr import si_snr
+from speechbrain_mpq.evaluation.signal_quality import si_snr
 from speechbrain_mpq.inference.demo_server import (
     MAX_SECONDS,
     MAX_UPLOAD,
