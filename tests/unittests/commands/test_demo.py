@@ -107,7 +107,8 @@ def test_names_of_models():
     assert list(model_names(["a", "a/packed"])) == ["a", "a/packed"]
     assert list(model_names([BUNDLED_MODEL])) == ["separator_mini_4bit"]
     assert list(model_names(["a/x/1/packed", "b/x/1/packed"])) == ["a", "b"]
-    assert list(model_names(["r/x/1/packed", "r/y/2/packed"])) == ["x", "y"]
+    two = model_names(["r/x/1/packed", "r/y/2/packed"])
+    assert list(two) == ["x/1", "y/2"]
     assert list(model_names(["r/kl_4bit/1234/packed"])) == ["kl_4bit/1234"]
     assert list(model_names(["a", "./a"])) == ["a"]
 
