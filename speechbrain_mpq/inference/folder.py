@@ -12,11 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from ..lobes.models.separator import build_separator
-from ..quantization.container import (
-    PackedModelError,
-    read_container,
-    write_container,
-)
+from ..quantization.container import PackedModelError, write_container
 from ..quantization.groups import slice_name, split_name
 from ..quantization.header import upgraded_header
 from ..quantization.packing import (
@@ -25,8 +21,10 @@ from ..quantization.packing import (
     read_model,
     readable_config,
     save_packed,
+    with_coding,
 )
 from ..quantization.plan import packed_bytes
+from ..quantization.unpacking import CODING, without_coding
 from ..utils import read_json, write_chunks, write_text
 from .card import model_card
 from .engines.activations import RANGES_FILE
@@ -239,7 +237,9 @@ def _in_order(name):
     ]
 
 
-def save_separator(separator, folder, metadata=None, **card):
+def save_separator(
+    separator, folder, metadata=None, entropy_coded=False, **card
+):
     """Save a separator, or any registered model, as a packed folder.
 
     Arguments
@@ -250,6 +250,8 @@ def save_separator(separator, folder, metadata=None, **card):
         Made if it is not there.
     metadata : dict or None
         Anything that JSON can hold, for quantization_config.json.
+    entropy_coded : bool
+        As for `save_packed`.
     **card
         What `card.model_card` takes: `metrics`, `reference`, `base_model`,
         `license`.
@@ -259,7 +261,7 @@ def save_separator(separator, folder, metadata=None, **card):
     Path
     """
     architecture = describe(separator)
-    save_packed(separator, folder, metadata, architecture)
+    save_packed(separator, folder, metadata, architecture, entropy_coded)
     write_hyperparams(folder, architecture)
     write_card(folder, **card)
     return Path(folder)
@@ -318,12 +320,12 @@ def copy_folder(packed, folder):
     return folder
 
 
-def repack(source, folder, **card):
-    """Upgrade a packed folder of an older format to the present one.
+def repack(source, folder, entropy_coded=False, **card):
+    """Write a packed folder anew, in the present format.
 
-    The integers stay the same. What to build is known from the source's
-    hyperparams.yaml only, which is executed: do this with folders that you
-    trust. A card that is there stays, unless something is given for it.
+    The integers stay the same. What to build is known from the header of the
+    file; in formats 1 and 2 from the source's hyperparams.yaml only, which is
+    executed: do this with folders that you trust. A card that is there stays, unless something is given for it.
 
     Arguments
     ---------
@@ -331,6 +333,8 @@ def repack(source, folder, **card):
         Packed folder of a separator.
     folder : str or Path
         Another one, made if it is not there, or the same one.
+    entropy_coded : bool
+        As for `save_packed`.
     **card
         What `card.model_card` takes: `metrics`, `reference`, `base_model`,
         `license`.
@@ -341,14 +345,21 @@ def repack(source, folder, **card):
     """
     source, folder = Path(source), Path(folder)
     packed = read_model(source)
-    separator = build_separator(source / HYPERPARAMS_FILE).eval()
-    fill_(separator, packed)  # refuses weights of another model
-    architecture = describe(separator)
-    folder.mkdir(parents=True, exist_ok=True)
+    architecture = packed.architecture
+    if architecture is None:
+        separator = build_separator(source / HYPERPARAMS_FILE).eval()
+        fill_(separator, packed)  # refuses weights of another model
+        architecture = describe(separator)
     header = {"architecture": architecture, **upgraded_header(packed.header)}
-    tensors = read_container(packed.path).tensors
-    write_container(folder / MODEL_FILE, tensors, header, "3")
-    _write_config(folder, header, 3, source / CONFIG_FILE)
+    header.pop("coding", None)
+    tensors = without_coding(packed.container)
+    version = 4 if "axes" in header else 3
+    if entropy_coded:
+        tensors, version = with_coding(tensors, header), 5
+        header["coding"] = CODING
+    folder.mkdir(parents=True, exist_ok=True)
+    write_container(folder / MODEL_FILE, tensors, header, str(version))
+    _write_config(folder, header, version, source / CONFIG_FILE)
     write_hyperparams(folder, architecture)
     if card or not (folder / CARD_FILE).exists():
         write_card(folder, **card)

@@ -19,6 +19,7 @@ from ..quantization.container import DTYPES, PackedModelError
 from ..quantization.header import described_tensors
 from ..quantization.packing import (
     MODEL_FILE,
+    CODED,
     POOLS,
     PackedModel,
     PackedTensor,
@@ -198,7 +199,7 @@ def _read_shapes(path):
         }
         floats = {}
         for name in file.keys():
-            if described and name in POOLS:
+            if described and name in (*POOLS, CODED):
                 continue
             entry = file.get_slice(name)
             dtype = types[entry.get_dtype()]

@@ -169,13 +169,21 @@ def pack_bits(integers, bits, codebook="midtread"):
     if np.abs(values).max(initial=0) > largest or even:
         raise ValueError(f"integers are not in the {bits}-bit codebook")
     if bits == TERNARY_BITS:
-        digits = np.zeros((math.ceil(len(values) / 5), 5), np.int32)
-        digits.reshape(-1)[: len(values)] = values + 1
-        return torch.from_numpy((digits @ TRITS).astype(np.uint8))
-    codes = values + 2 ** (bits - 1) if zero else (values + largest) // 2
-    as_bytes = codes.astype("<u2").view(np.uint8).reshape(-1, 2)
+        numbers = values + 1
+    else:
+        numbers = values + 2 ** (bits - 1) if zero else (values + largest) // 2
+    return torch.from_numpy(bits_of_numbers(numbers, bits))
+
+
+def bits_of_numbers(numbers, bits):
+    """Numbers in a table to bytes without gaps, numpy uint8."""
+    if bits == TERNARY_BITS:
+        digits = np.zeros((math.ceil(len(numbers) / 5), 5), np.int32)
+        digits.reshape(-1)[: len(numbers)] = numbers
+        return (digits @ TRITS).astype(np.uint8)
+    as_bytes = numbers.astype("<u2").view(np.uint8).reshape(-1, 2)
     as_bits = np.unpackbits(as_bytes, axis=1, bitorder="little")[:, :bits]
-    return torch.from_numpy(np.packbits(as_bits, bitorder="little"))
+    return np.packbits(as_bits, bitorder="little")
 
 
 def unpack_bits(packed, bits, shape, codebook="midtread"):
@@ -187,22 +195,23 @@ def unpack_bits(packed, bits, shape, codebook="midtread"):
             f"{count} values of {bits} bits take {needed} bytes, not "
             f"{len(packed)}"
         )
+    numbers = numbers_of_bits(packed.numpy(), bits, count).astype(np.int32)
     if bits == TERNARY_BITS:
-        codes = packed.numpy()[:, None].astype(np.int32) // TRITS
-        if codes.max(initial=0) >= 3**5:
-            raise ValueError("a byte of five three-level values is over 242")
-        values = (codes % 3).reshape(-1)[:count] - 1
-        return torch.from_numpy(values.astype(np.int32)).reshape(shape)
-    codes = _codes(packed.numpy(), bits, count).astype(np.int32)
-    if has_zero(bits, codebook):
-        values = codes - 2 ** (bits - 1)
+        values = numbers - 1
+    elif has_zero(bits, codebook):
+        values = numbers - 2 ** (bits - 1)
     else:
-        values = 2 * codes - largest_level(bits, codebook)
+        values = 2 * numbers - largest_level(bits, codebook)
     return torch.from_numpy(values).reshape(shape)
 
 
-def _codes(packed, bits, count):
-    """Numbers of `bits` bits that follow each other in bytes."""
+def numbers_of_bits(packed, bits, count):
+    """Undoes ``bits_of_numbers``."""
+    if bits == TERNARY_BITS:
+        numbers = packed[:, None].astype(np.int32) // TRITS
+        if numbers.max(initial=0) >= 3**5:
+            raise ValueError("a byte of five three-level values is over 242")
+        return (numbers % 3).reshape(-1)[:count]
     if bits in (1, 2, 4, 8):  # none crosses a byte: ten times as fast
         shifts = np.arange(0, 8, bits, dtype=np.uint8)
         fields = packed[:, None] >> shifts & np.uint8(2**bits - 1)
@@ -210,13 +219,13 @@ def _codes(packed, bits, count):
     as_bits = np.unpackbits(packed, count=count * bits, bitorder="little")
     padded = np.zeros((count, 16), np.uint8)
     padded[:, :bits] = as_bits.reshape(count, bits)
-    return np.packbits(padded, axis=1, bitorder="little").view("<u2")
+    return np.packbits(padded, axis=1, bitorder="little").view("<u2")[:, 0]
 
 
 # 2: groups of output channels, other tables than Eq. 7's, 1.6 bits. 3: an
 # architecture, and the shapes of layers that are alike only once. 4: scales
-# along other dimensions than the first one.
-VERSIONS = ("1", "2", "3", "4")
+# along other dimensions than the first one. 5: integers by their frequencies.
+VERSIONS = ("1", "2", "3", "4", "5")
 METADATA = ("format", "mpq_version", "mpq_config", "sha256")
 DTYPES = {  # names of the safetensors format
     torch.float64: "F64",

@@ -25,6 +25,7 @@ from .container import (
     pack_bits,
     write_container,
 )
+from .entropy_coding import encode_pool
 from .groups import cut_as_named, split_name
 from .header import (
     check_name,
@@ -48,6 +49,8 @@ from .state import (
 )
 from .tensors import NamedTensor, named_tensors
 from .unpacking import (
+    CODED,
+    CODING,
     MODEL_FILE,
     POOLS,
     PackedModel,
@@ -204,7 +207,9 @@ def unpackable(model):
     return content_of(model).refused
 
 
-def save_packed(model, folder, metadata=None, architecture=None):
+def save_packed(
+    model, folder, metadata=None, architecture=None, entropy_coded=False
+):
     """Writes a model as a packed model, quantized or in full precision.
 
     The same weights give the same bytes. Each file is written whole or not
@@ -252,7 +257,10 @@ def save_packed(model, folder, metadata=None, architecture=None):
         codebook,
         _axes(content.quantized, granularity),
         architecture,
+        entropy_coded,
     )
+    if entropy_coded:
+        pools = with_coding(pools, header)
     readable = {
         **readable_config(header, version),
         "plan": plan.to_dict() if plan else None,
@@ -308,10 +316,29 @@ def _axes(quantized, granularity):
     }
 
 
-def _header(described, granularity, codebook, axes, architecture):
+def with_coding(tensors, header):
+    """The tensors of a file of format 5, of those of one without coding."""
+    counts = [(b, math.prod(s)) for _, b, s in described_tensors(header)]
+    if not counts:
+        raise ValueError(
+            "nothing is quantized, so there are no integers to code: leave "
+            "out entropy_coded"
+        )
+    codebook = header.get("codebook", "midtread")
+    rest = {name: t for name, t in tensors.items() if name != "packed"}
+    return {CODED: encode_pool(tensors["packed"], counts, codebook), **rest}
+
+
+def _header(
+    described, granularity, codebook, axes, architecture, entropy_coded=False
+):
     """The configuration of a file, and the version of its format."""
     kind = {} if codebook == "midtread" else {"codebook": codebook}
     header = {"granularity": granularity, **kind}
+    if entropy_coded:
+        optional = {"architecture": architecture, "axes": axes}
+        header |= {key: value for key, value in optional.items() if value}
+        return {**header, "coding": CODING, **shared_header(described)}, 5
     if axes:
         header = {
             "architecture": architecture,
@@ -343,7 +370,11 @@ def readable_config(header, version):
 
 
 def packed_file_bytes(
-    model, plan=None, granularity="tensor", architecture=None
+    model,
+    plan=None,
+    granularity="tensor",
+    architecture=None,
+    entropy_coded=False,
 ):
     """Computes how long the model.safetensors of a model is, to the byte.
 
@@ -357,6 +388,9 @@ def packed_file_bytes(
         That of the plan's scales, "tensor" or "channel".
     architecture : dict or None
         As for ``save_packed``.
+    entropy_coded : bool
+        As for ``save_packed``; only of a model that is quantized: what its
+        integers take depends on their values.
 
     Returns
     -------
@@ -371,6 +405,11 @@ def packed_file_bytes(
     >>> packed_file_bytes(model, large) - packed_file_bytes(model, small)
     384
     """
+    if entropy_coded and plan is not None:
+        raise ValueError(
+            "what entropy-coded integers take is known of a quantized model "
+            "only: quantize_ it by the plan first"
+        )
     content = content_of(model, granularity if plan is not None else None)
     quantized, floats = content.quantized, content.stored()
     codebook = "midtread"
@@ -387,6 +426,7 @@ def packed_file_bytes(
         codebook,
         _axes(quantized, granularity),
         architecture,
+        entropy_coded,
     )
     kinds = {n: (t.dtype, tuple(t.shape)) for n, t in floats.items()}
     if quantized:
@@ -399,6 +439,10 @@ def packed_file_bytes(
         ]
         kinds["packed"] = torch.uint8, (sum(sizes),)
         kinds["scales"] = torch.float32, (sum(scales),)
+    if entropy_coded:
+        coded = with_coding(_pack_tensors(quantized, codebook), header)[CODED]
+        del kinds["packed"]
+        kinds[CODED] = torch.uint8, (len(coded),)
     return container_bytes(kinds, header, str(version))
 
 

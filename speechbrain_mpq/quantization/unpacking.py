@@ -23,6 +23,7 @@ from .codebook import (
 )
 from .container import PackedModelError, read_container, unpack_bits
 from .groups import first_row, split_name
+from .entropy_coding import check_claims, decode_pool
 from .header import check_name, described_tensors, scale_axes
 from .parametrized import fix_
 from .plan import packed_bytes
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 MODEL_FILE = "model.safetensors"
 POOLS = ("packed", "scales")
+CODED = "@coded"  # of format 5, in the place of packed
+CODING = "range"
 PIECE = 40 * 2**14  # values unpacked at a time: whole bytes at any bits
 
 # What the header of each format version holds.
@@ -49,8 +52,12 @@ KEYS = {
     **dict.fromkeys(("1", "2"), {"granularity", "tensors"}),
     "3": {"granularity", "shapes", "bits", "architecture"},
     "4": {"granularity", "shapes", "bits", "architecture", "axes"},
+    "5": {"granularity", "shapes", "bits", "coding"},
 }
-OPTIONAL = {"codebook"}
+OPTIONAL = {
+    **dict.fromkeys("1234", {"codebook"}),
+    "5": {"codebook", "architecture", "axes"},
+}
 
 # What a header can raise that was written by a stranger.
 _INCONSISTENT = (
@@ -226,15 +233,27 @@ def read_model(path, compatible=None):
 
     container = read_container(path, check)
     try:
-        quantized = _quantized(container, read["described"])
-        rest = {n: t for n, t in container.tensors.items() if n not in POOLS}
-        floats, states = decode_states(rest if quantized else container.tensors)
+        tensors = without_coding(container)
+        quantized = _quantized(tensors, container.config, read["described"])
+        rest = {n: t for n, t in tensors.items() if n not in POOLS}
+        floats, states = decode_states(rest if quantized else tensors)
     except _INCONSISTENT as error:
         raise _inconsistent(path, error) from error
     version = int(container.version)
     return PackedModel(
         path, quantized, floats, states, container.config, version, container
     )
+
+
+def without_coding(container):
+    """The tensors of a file, those of format 5 as in the formats before."""
+    tensors, config = dict(container.tensors), container.config
+    if container.version == "5":
+        described = described_tensors(config)
+        counts = [(bits, math.prod(shape)) for _, bits, shape in described]
+        codebook = config.get("codebook", "midtread")
+        tensors["packed"] = decode_pool(tensors.pop(CODED), counts, codebook)
+    return tensors
 
 
 def _inconsistent(path, error):
@@ -247,8 +266,10 @@ def _check_header(header, version, kinds):
     """Name, bits, shape and scale's shape of all tensors of a sound header."""
     if not isinstance(header, dict):
         raise TypeError("mpq_config is no JSON object")
-    if not set(header) - OPTIONAL == KEYS[version]:
+    if not set(header) - OPTIONAL[version] == KEYS[version]:
         raise ValueError(f"not what format {version} has")
+    if version == "5":
+        kinds = _plain_kinds(header, kinds)
     described = described_tensors(header)
     axes = scale_axes(header, described)
     granularity = header["granularity"]
@@ -284,11 +305,28 @@ def _check_header(header, version, kinds):
     return rows
 
 
+def _plain_kinds(header, kinds):
+    """What is stored, as in a file whose integers are not coded; checked."""
+    if header["coding"] != CODING:
+        raise ValueError(f"the unknown coding {header['coding']!r:.40}")
+    counts = [(b, math.prod(s)) for _, b, s in described_tensors(header)]
+    if not counts or "packed" in kinds:
+        raise ValueError("a coded file without anything to code")
+    dtype, shape = kinds[CODED]
+    if dtype != torch.uint8 or len(shape) != 1:
+        raise ValueError("coded is no vector of uint8")
+    check_claims(shape[0], counts)
+    size = sum(packed_bytes(count, bits, scales=0) for bits, count in counts)
+    rest = {name: kind for name, kind in kinds.items() if name != CODED}
+    return {**rest, "packed": (torch.uint8, (size,))}
+
+
 def _declared(described, kinds):
     """Name -> (shape, type) of all that a header declares."""
     shapes = {n: (shape, dtype) for n, (dtype, shape) in kinds.items()}
     if described:
-        shapes = {n: s for n, s in shapes.items() if n not in POOLS}
+        pools = {*POOLS, CODED}
+        shapes = {n: s for n, s in shapes.items() if n not in pools}
     return shapes | _whole_shapes(
         {name: shape for name, _, shape, _ in described}
     )
@@ -305,12 +343,12 @@ def _whole_shapes(shapes):
     return whole
 
 
-def _quantized(container, described):
+def _quantized(tensors, config, described):
     """The quantized tensors of a file whose header is sound, checked."""
     if not described:  # full precision
         return {}
-    packed, scales = (container.tensors[name] for name in POOLS)
-    codebook = container.config.get("codebook", "midtread")
+    packed, scales = (tensors[name] for name in POOLS)
+    codebook = config.get("codebook", "midtread")
     check_scales(scales)
     quantized = {}
     for name, bits, shape, alpha_shape in described:

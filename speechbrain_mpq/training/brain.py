@@ -200,7 +200,9 @@ class QuantizationBrain(sb.Brain):
     def pack(self, model, metadata=None, architecture=None):
         """Write a model as a packed folder."""
         folder = self._output("packed")
-        arguments = [model, folder, metadata, architecture]
+        coded = getattr(self.hparams, "entropy_coded", False)
+        coded = coded and self.hparams.bits != 32  # weights as they are
+        arguments = [model, folder, metadata, architecture, coded]
         run_on_main(save_packed, args=arguments)
         return folder
 

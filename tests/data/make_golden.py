@@ -23,7 +23,7 @@ SETTINGS = {
     1: {"bits": (4, 2, 8, 1, 16, 3), "codebook": "midtread", "rows": None},
     2: {"bits": (4, 1.6, 2, 8, 5), "codebook": "midrise", "rows": 2},
 }
-SETTINGS[3] = SETTINGS[2]
+SETTINGS[3] = SETTINGS[5] = SETTINGS[2]
 
 
 def toy():
@@ -34,13 +34,16 @@ def toy():
     return separator
 
 
-def levels(count, bits, codebook):
-    """Integers that run through a table, beginning in its middle."""
+def levels(count, bits, codebook, peaked=False):
+    """Integers that run through a table, most of them small if peaked."""
     largest = largest_level(bits, codebook)
     steps = torch.arange(count) * 7 + 3
     if has_zero(bits, codebook):
-        return steps % (2 * largest + 1) - largest
-    return 2 * (steps % (largest + 1)) - largest
+        integers, small = steps % (2 * largest + 1) - largest, 0
+    else:
+        integers, small = 2 * (steps % (largest + 1)) - largest, 1
+    often = (torch.arange(count) % 4 > 0) & peaked
+    return torch.where(often, small, integers)
 
 
 def golden(version):
@@ -66,7 +69,8 @@ def golden(version):
     for i, tensor in enumerate(named_tensors(model).values()):
         if tensor.fake_quantize:
             bits, alpha = tensor.fake_quantize.stored_bits, 2.0 ** (-i % 7)
-            integers = levels(tensor.weight.numel(), bits, codebook)
+            count = tensor.weight.numel()
+            integers = levels(count, bits, codebook, peaked=version == 5)
             tensor.weight.copy_(alpha * integers.reshape(tensor.weight.shape))
             tensor.fake_quantize.set_scale(torch.tensor(alpha))
     return model
@@ -78,7 +82,8 @@ def write(version, folder):
         return save_packed(golden(version), folder)
     from speechbrain_mpq.inference.folder import save_separator
 
-    return save_separator(golden(version), folder)
+    options = {"entropy_coded": True} if version == 5 else {}
+    return save_separator(golden(version), folder, **options)
 
 
 if __name__ == "__main__":
