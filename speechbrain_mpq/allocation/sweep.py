@@ -40,7 +40,8 @@ def scored_clusters(network, selection, scheme):
     {'net.0': ['net.0.weight']}
     """
     root = named_under(selection.prefix, network)
-    return root, clusters(root, **selection.patterns, rows=scheme.rows)
+    cut = {"rows": scheme.rows, "gates": scheme.gates}
+    return root, clusters(root, **selection.patterns, **cut)
 
 
 def named_under(prefix, network):

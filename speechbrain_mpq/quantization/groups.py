@@ -10,8 +10,11 @@ channels elsewhere and stay whole.
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import torch
+
+from .gates import gates_of
 
 NAME = re.compile(r"(.*)\[(\d+):(\d+)\]")
 
@@ -76,6 +79,8 @@ class RowGroups(torch.nn.Module):
     ---------
     quantizers : list of FakeQuantize
         One for each slice of ``row_slices``, in order.
+    gated : bool
+        Whether the slices are gates of a recurrent layer.
 
     Example
     -------
@@ -87,8 +92,9 @@ class RowGroups(torch.nn.Module):
             [0.2500]])
     """
 
-    def __init__(self, quantizers):
+    def __init__(self, quantizers, gated=False):
         super().__init__()
+        self.gated = gated
         self.quantizers = torch.nn.ModuleList(quantizers)
 
     def slices(self, length):
@@ -117,7 +123,7 @@ class RowGroups(torch.nn.Module):
             quantizer.refit(weight[rows])
 
 
-def cut(tensors, rows):
+def cut(tensors, rows, gates=False):
     """Cuts large matrices and filters into slices of rows.
 
     Arguments
@@ -126,6 +132,8 @@ def cut(tensors, rows):
         As made by ``named_tensors``.
     rows : int or None
         Most output channels of one slice; None leaves all as it is.
+    gates : bool
+        Cut recurrent layers into their gates instead, biases as well.
 
     Returns
     -------
@@ -144,11 +152,14 @@ def cut(tensors, rows):
         if tensor.axes == (0,)
     }
     count_slices((1, 1), rows)  # refuses what is no number of channels
-    return _cut(tensors, counts)
+    gated = {}
+    if gates:
+        gated = {n: len(_gates(t)) for n, t in tensors.items() if _gates(t)}
+    return _cut(tensors, counts | gated, gated)
 
 
-def cut_as_named(tensors, names):
-    """Cuts tensors into as many slices as names tell.
+def cut_as_named(tensors, names, gated=()):
+    """Cuts tensors into as many slices as names tell; some into gates.
 
     Example
     -------
@@ -159,13 +170,25 @@ def cut_as_named(tensors, names):
     ['weight[0:2]', 'weight[2:5]', 'bias']
     """
     names = [split_name(name) for name in names]
-    return _cut(tensors, Counter(name for name, rows in names if rows != ...))
+    counts = Counter(name for name, rows in names if rows != ...)
+    gated = [n for n in gated if n in tensors]
+    gated = [n for n in gated if counts[n] == len(_gates(tensors[n]))]
+    return _cut(tensors, counts, gated)
 
 
-def _cut(tensors, counts):
+def _gates(tensor):
+    """Gates of a tensor; none where its module has no say in its values."""
+    if tensor.chain is not None or not tensor.owners:
+        return ()
+    return gates_of(*tensor.owners[0])
+
+
+def _cut(tensors, counts, gated=()):
     """Slices of the tensors that more than one are wanted of."""
     pieces = []
     for name, tensor in tensors.items():
+        if name in gated:
+            tensor = replace(tensor, gated=True)
         count = counts.get(name, 1)
         if count == 1 or tensor.reason:
             pieces.append(tensor)

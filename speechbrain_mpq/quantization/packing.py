@@ -466,7 +466,7 @@ def _as_planned(model, plan, content):
             chain=tensor.chain,
             parts=tensor.parts,
         )
-    members = cut_as_named(whole, plan.tensors)
+    members = cut_as_named(whole, plan.tensors, plan.gated)
     quantized, floats = {}, content.stored()
     for cluster, entry in plan.clusters.items():
         own = [n for n, t in members.items() if t.cluster == cluster]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..utils import write_text
 from .codebook import TERNARY_BITS, check_bits, check_codebook
-from .tensors import named_tensors, near_misses
+from .groups import slice_name, split_name
+from .tensors import ROOT, named_tensors, near_misses
 
 VERSION = 1
 SCALE_BYTES = 4  # a scale is stored as float32
@@ -127,6 +128,17 @@ class BitPlan:
     def tensors(self):
         """Names of all tensors and slices in the plan."""
         return [name for c in self.clusters.values() for name in c.tensors]
+
+    @property
+    def gated(self):
+        """Names of the tensors whose slices are gates, by their clusters."""
+        found = set()
+        for cluster, entry in self.clusters.items():
+            for name, rows in map(split_name, entry.tensors):
+                module = name.rpartition(".")[0] or ROOT
+                if rows is not ... and cluster != slice_name(module, rows):
+                    found.add(name)
+        return found
 
     @property
     def average_bits(self):

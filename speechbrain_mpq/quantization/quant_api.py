@@ -171,7 +171,7 @@ def _state_row(name, tensors):
     }
 
 
-def clusters(model, include=("*",), exclude=(), rows=None):
+def clusters(model, include=("*",), exclude=(), rows=None, gates=False):
     """The clusters of the parameters that patterns select.
 
     A cluster is named after the module that owns its parameters. Slices of
@@ -189,6 +189,8 @@ def clusters(model, include=("*",), exclude=(), rows=None):
     rows : int or None
         Most output channels of one slice: matrices and filters with more are
         cut along their first dimension into slices of about equal size.
+    gates : bool
+        Each gate of each layer of an LSTM or GRU is a cluster of its own.
 
     Returns
     -------
@@ -204,9 +206,12 @@ def clusters(model, include=("*",), exclude=(), rows=None):
     {'0': ['0.weight'], '1': ['1.weight']}
     >>> clusters(model, include="0.*", rows=2)
     {'0[0:1]': ['0.weight[0:1]'], '0[1:3]': ['0.weight[1:3]'], '0': ['0.bias']}
+    >>> lstm = torch.nn.Sequential(torch.nn.LSTM(2, 3))
+    >>> clusters(lstm, "*weight*", gates=True)["0.forget_l0"]
+    ['0.weight_ih_l0[3:6]', '0.weight_hh_l0[3:6]']
     """
     grouped = defaultdict(list)
-    tensors = cut(named_tensors(model), rows)
+    tensors = cut(named_tensors(model), rows, gates)
     for tensor in select(tensors, include, exclude):
         grouped[tensor.cluster].append(tensor.name)
     return dict(grouped)
@@ -241,7 +246,7 @@ def quantize_(
         How values are represented. A plan has a codebook and groups of its
         own, which count where it is given.
     **options : dict
-        Single fields of a ``Scheme``: granularity, codebook, rows.
+        Single fields of a ``Scheme``: granularity, codebook, rows, gates.
 
     Returns
     -------
@@ -269,11 +274,12 @@ def quantize_(
     scheme = scheme_of(scheme, **options) or Scheme()
     if isinstance(plan_or_bits, BitPlan):
         scheme = replace(scheme, codebook=codebook or plan_or_bits.codebook)
-        tensors = cut_as_named(tensors, plan_or_bits.tensors)
+        plan = plan_or_bits
+        tensors = cut_as_named(tensors, plan.tensors, plan.gated)
         chosen = select(tensors, include, exclude)
         bits = bits_of_plan(plan_or_bits, tensors, chosen)
     else:
-        tensors = cut(tensors, scheme.rows)
+        tensors = cut(tensors, scheme.rows, scheme.gates)
         chosen = select(tensors, include, exclude)
         bits = dict.fromkeys([t.name for t in chosen], check_bits(plan_or_bits))
     whole = _whole_parameters(tensors, bits)
@@ -286,7 +292,9 @@ def quantize_(
     made = [(p, _quantizers(p, bits, scales, scheme, estimator)) for p in whole]
     for pieces, quantizers in made:
         divided = len(pieces) > 1
-        quantizer = RowGroups(quantizers) if divided else quantizers[0]
+        quantizer = quantizers[0]
+        if divided:
+            quantizer = RowGroups(quantizers, pieces[0].gated)
         for module, attribute in pieces[0].owners:
             attach(module, attribute, quantizer)
     computed_once(model)
@@ -377,7 +385,7 @@ def cluster_quantized(
     are overwritten in place.
     """
     scheme = scheme_of(scheme, **options) or Scheme()
-    tensors = cut(named_tensors(model), scheme.rows)
+    tensors = cut(named_tensors(model), scheme.rows, scheme.gates)
     grouped = defaultdict(list)
     for tensor in select(tensors, include, exclude):
         grouped[tensor.cluster].append(tensor)

@@ -23,11 +23,14 @@ class Scheme:
     rows : int or None
         Most output channels that share one bit width: larger matrices and
         filters are cut into groups of them. None: whole tensors.
+    gates : bool
+        Each gate of each layer of an LSTM or GRU has a bit width, and tables,
+        of its own.
 
     Example
     -------
-    >>> Scheme(rows=32)
-    Scheme(granularity='tensor', codebook='midtread', rows=32)
+    >>> Scheme(rows=32).codebook
+    'midtread'
     >>> Scheme(codebook="midrize")
     Traceback (most recent call last):
     ...
@@ -37,11 +40,14 @@ class Scheme:
     granularity: str = "tensor"
     codebook: str = "midtread"
     rows: int | None = None
+    gates: bool = False
 
     def __post_init__(self):
         scale_shape(MATRIX, self.granularity)
         check_codebook(self.codebook)
         count_slices(MATRIX, self.rows)
+        if not isinstance(self.gates, bool):
+            raise ValueError(f"gates must be true or false, not {self.gates!r}")
 
 
 def scheme_of(scheme=None, **options):
@@ -51,8 +57,8 @@ def scheme_of(scheme=None, **options):
     -------
     >>> scheme_of(codebook="midrise").codebook
     'midrise'
-    >>> scheme_of(Scheme(rows=8), granularity="channel")
-    Scheme(granularity='channel', codebook='midtread', rows=8)
+    >>> scheme_of(Scheme(rows=8), granularity="channel").rows
+    8
     >>> scheme_of(row=8)
     Traceback (most recent call last):
     ...

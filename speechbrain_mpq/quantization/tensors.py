@@ -9,6 +9,7 @@ from torch.nn.parameter import UninitializedTensorMixin
 
 from .codebook import scale_shape
 from .fake_quant import FakeQuantize
+from .gates import gate_cluster
 from .groups import RowGroups, slice_name, split_name
 from .parametrized import (
     chains,
@@ -58,6 +59,8 @@ class NamedTensor:
         The module's own parametrizations, which the weight results from.
     parts : dict of str -> torch.Tensor
         What these compute the weight from, by their names in the model.
+    gated : bool
+        Whether its groups of output channels are gates of a recurrent layer.
     """
 
     name: str
@@ -69,6 +72,7 @@ class NamedTensor:
     aliases: list = field(default_factory=list)
     chain: object = None
     parts: dict = field(default_factory=dict)
+    gated: bool = False
 
     @property
     def parameter_name(self):
@@ -82,8 +86,10 @@ class NamedTensor:
 
     @property
     def cluster(self):
-        """Name of the owning module, with the channels of a group."""
+        """Name of the owning module, with the channels or gate of a group."""
         module = self.parameter_name.rpartition(".")[0] or ROOT
+        if self.gated and self.rows is not ...:
+            return gate_cluster(module, *self.owners[0], self.rows)
         return slice_name(module, self.rows)
 
     @property
@@ -313,6 +319,7 @@ def _tensors_of_chain(prefix, module, attribute, chain):
         parameter = chain.original
         whole = NamedTensor(name, parameter, owners, reason=_reason(parameter))
     if isinstance(quantizer, RowGroups):
+        whole.gated = quantizer.gated
         for rows, fake_quantize in quantizer.slices(whole.shape[0]):
             yield whole.slice(rows, fake_quantize)
     else:

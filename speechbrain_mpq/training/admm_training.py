@@ -85,7 +85,8 @@ class ExtraGradient(torch.optim.Optimizer):
         defaults["largest"] = step
         super().__init__(params, defaults)
         self.penalty = 0.0
-        self.estimators = {}  # parameter -> its ADMM parametrization
+        # parameter -> rows and ADMM parametrization of each of its slices
+        self.estimators = {}
         self._origins = {}  # parameter -> where the look-ahead started
 
     @property
@@ -138,12 +139,11 @@ class ExtraGradient(torch.optim.Optimizer):
 
     def _move(self, parameter, origin, group, size, keep):
         """Set a parameter to `size` steps from an origin, by its gradient."""
-        gradient = parameter.grad
-        estimator = self.estimators.get(parameter)
-        if estimator is not None:
-            gradient = augmented_gradient(
-                gradient,
-                parameter,
+        gradient = parameter.grad.clone()
+        for rows, estimator in self.estimators.get(parameter, ()):
+            gradient[rows] = augmented_gradient(
+                gradient[rows],
+                parameter[rows],
                 estimator.projection,
                 estimator.dual,
                 self.penalty,
@@ -205,21 +205,22 @@ class AdamExtraGradient(ExtraGradient):
     def _move(self, parameter, origin, group, size, keep):
         """Set a parameter to `size` steps from an origin, by its gradient."""
         direction = self._direction(parameter, group, keep)
-        rms = origin.square().mean().sqrt().clamp_min(SMALLEST_RMS)
-        level = FINE_LEVEL * rms
-        estimator = self.estimators.get(parameter)
-        if estimator is not None:
-            level = torch.maximum(level, estimator.alpha)
         length = size * group["lr"] * group["unit"]
-        moved = origin - length * level * direction
-        if estimator is not None:
-            moved = proximal_step(
-                moved,
-                estimator.projection,
-                estimator.dual,
-                size * self.penalty,
-            )
-        parameter.copy_(moved)
+        for rows, estimator in self.estimators.get(parameter, [(..., None)]):
+            start = origin[rows]
+            rms = start.square().mean().sqrt().clamp_min(SMALLEST_RMS)
+            level = FINE_LEVEL * rms
+            if estimator is not None:
+                level = torch.maximum(level, estimator.alpha)
+            moved = start - length * level * direction[rows]
+            if estimator is not None:
+                moved = proximal_step(
+                    moved,
+                    estimator.projection,
+                    estimator.dual,
+                    size * self.penalty,
+                )
+            parameter[rows] = moved
 
     def _direction(self, parameter, group, keep):
         """Adam's direction; its averages change only where they are kept."""
@@ -319,8 +320,6 @@ class ADMMTraining(EstimationMethod):
         """Refuse what the method cannot do, before any work."""
         if rounding == "calibrated":
             raise ValueError(ROUNDED)
-        if scheme.rows:
-            raise ValueError("ADMM takes whole layers: set rows to null")
 
     def check_brain(self, brain):
         """Refuse a Brain whose optimizer cannot be replaced."""
@@ -365,10 +364,11 @@ class ADMMTraining(EstimationMethod):
             )
         for tensor in self._tensors:
             if not tensor.fake_quantize.started:
-                tensor.fake_quantize.start(tensor.parameter)
-        optimizer.estimators = {
-            tensor.parameter: tensor.fake_quantize for tensor in self._tensors
-        }
+                tensor.fake_quantize.start(tensor.weight)
+        optimizer.estimators = {}
+        for tensor in self._tensors:
+            own = optimizer.estimators.setdefault(tensor.parameter, [])
+            own.append((tensor.rows, tensor.fake_quantize))
         optimizer.penalty = self.penalty
         self._optimizer = optimizer
 
@@ -396,7 +396,7 @@ class ADMMTraining(EstimationMethod):
 
     def _iterate(self):
         """End an outer iteration."""
-        floats = [tensor.parameter for tensor in self._tensors]
+        floats = [tensor.weight for tensor in self._tensors]
         estimators = [tensor.fake_quantize for tensor in self._tensors]
         before = [estimator.projection.clone() for estimator in estimators]
         for estimator, weight in zip(estimators, floats):
@@ -434,7 +434,7 @@ class ADMMTraining(EstimationMethod):
     def finish(self, model):
         """Put the quantized copies, as validated, into the model to pack."""
         for tensor in _admm_tensors(model):
-            tensor.fake_quantize.finish(tensor.parameter)
+            tensor.fake_quantize.finish(tensor.weight)
 
     @mark_as_saver
     def _save(self, path):

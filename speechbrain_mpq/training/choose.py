@@ -160,6 +160,7 @@ def choose_bits(
     include=("*",),
     exclude=(),
     vectors=True,
+    scheme=None,
     output=None,
     batches=8,
     loader_kwargs=None,
@@ -203,6 +204,9 @@ def choose_bits(
         For a new quantizer.
     vectors : bool
         For a new quantizer: biases and norms as well.
+    scheme : Scheme or None
+        For a new quantizer: how values are represented, such as
+        `Scheme(gates=True)`.
     output : callable or None
         Predictions -> their log-probabilities or mask; None compares all
         distributions that are found (see `find_distributions`).
@@ -243,7 +247,9 @@ def choose_bits(
     """
     if brain.optimizers_dict is not None:
         raise ValueError("choose_bits comes before brain.fit, not after it")
-    quantizer = quantizer_of(brain, quantizer, include, exclude, vectors)
+    quantizer = quantizer_of(
+        brain, quantizer, include, exclude, vectors, scheme
+    )
     _check_scripting(brain, quantizer)
     limits = {
         **parse_budget(budget),

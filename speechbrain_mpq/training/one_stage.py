@@ -378,7 +378,8 @@ class LearnedBits(Quantizer):
 
     def quantize(self, plan_or_bits):
         """Start at these bits, and watch gradients from now on."""
-        tensors = cut(named_tensors(self.model), self.scheme.rows)
+        scheme = self.scheme
+        tensors = cut(named_tensors(self.model), scheme.rows, scheme.gates)
         for tensor in select(tensors, **self.selection.patterns):
             if not tensor.parameter.requires_grad:
                 raise ValueError(

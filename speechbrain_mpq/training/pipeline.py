@@ -29,8 +29,8 @@ from ..allocation.analysis import (
 from ..allocation.baselines import RandomScores
 from ..allocation.scores import Scorer
 from ..allocation.solver import allocate_bits
-from ..quantization.codebook import dequantize
-from ..quantization.packing import read_packed, save_packed
+from ..quantization.groups import split_name
+from ..quantization.packing import read_model, save_packed
 from ..quantization.plan import BitPlan
 from ..quantization.quant_api import clusters, dequantize_, quantize_
 from ..quantization.scheme import Scheme, Selection
@@ -237,7 +237,8 @@ class Pipeline:
         """Refuse what cannot be done, before any work."""
         self.method.check(self.scheme, self.rounding, self.scorer)
         patterns = self.selection.patterns
-        clusters(self.model, **patterns, rows=self.scheme.rows)
+        cut = {"rows": self.scheme.rows, "gates": self.scheme.gates}
+        clusters(self.model, **patterns, **cut)
         unknown = set(self.scorer.needs if self.scorer else ())
         unknown -= set(self.calibration.gives)
         if unknown:
@@ -469,12 +470,7 @@ def load_prototype(folder):
             f"no prototype in {folder}: make it with `python train.py "
             "hparams/uniform_4bit.yaml --bits N` or name another"
         )
-    quantized, floats = read_packed(folder)
-    values = {
-        name: dequantize(packed.integers, packed.alpha)
-        for name, packed in quantized.items()
-    }
-    return {**floats, **values}
+    return read_model(folder).values({})
 
 
 def inherit_(model, plan, prototypes):
@@ -504,6 +500,11 @@ def inherit_(model, plan, prototypes):
         for name, tensor in tensors.items():
             values = prototypes[source.get(name, most)][name]
             tensor.parameter.copy_(values)
+        for name, bits in source.items():
+            parameter, rows = split_name(name)
+            if rows is not ...:
+                values = prototypes[bits][parameter][rows]
+                tensors[parameter].parameter[rows] = values
 
 
 def _check_architecture(values, tensors, bits):

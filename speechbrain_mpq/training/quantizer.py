@@ -135,6 +135,8 @@ class Quantizer:
         "midtread" or "midrise".
     rows : int or None
         Most output channels that share one bit width (see `clusters`).
+    gates : bool
+        Each gate of each layer of an LSTM or GRU has bits of its own.
     estimator : type
         How quantized weights are trained.
     equal_bits : sequence of str
@@ -173,10 +175,11 @@ class Quantizer:
         equal_bits=(),
         unreached="error",
         vectors=True,
+        gates=False,
         **unknown,
     ):
         _refuse_unknown(type(self), unknown)
-        self.scheme = Scheme(granularity, codebook, rows)
+        self.scheme = Scheme(granularity, codebook, rows, gates)
         _check_estimator(estimator)
         check_unreached(unreached)
         if not isinstance(bits, BitPlan | None):
@@ -190,7 +193,8 @@ class Quantizer:
         self.equal_bits = equal_bits
         self.unreached = unreached
         self._handles = []
-        members = clusters(self.model, **self.selection.patterns, rows=rows)
+        cut = {"rows": rows, "gates": gates}
+        members = clusters(self.model, **self.selection.patterns, **cut)
         equal_groups(members, equal_bits)  # each rule must find something
         if bits is not None:
             self.quantize(bits)
@@ -355,14 +359,20 @@ def _refuse_scripting(model):
 
 
 def quantizer_of(
-    brain, quantizer=None, include=("*",), exclude=(), vectors=True
+    brain,
+    quantizer=None,
+    include=("*",),
+    exclude=(),
+    vectors=True,
+    scheme=None,
 ):
     """The quantizer of a Brain's modules; a new one where there is none."""
     own = getattr(getattr(brain, "hparams", None), "quantizer", None)
     quantizer = quantizer or own or getattr(brain, "chosen_quantizer", None)
     if quantizer is None:
+        options = vars(scheme) if scheme else {}
         quantizer = Quantizer(
-            brain.modules, None, include, exclude, vectors=vectors
+            brain.modules, None, include, exclude, vectors=vectors, **options
         )
         # Nothing else holds it, and the hooks are its own.
         brain.chosen_quantizer = quantizer
@@ -378,6 +388,11 @@ def quantizer_of(
         raise ValueError(
             "include, exclude and vectors are the quantizer's, which is there "
             "already: give them in its block, or the same at every call"
+        )
+    if scheme not in (None, quantizer.scheme):
+        raise ValueError(
+            "the scheme is the quantizer's, which is there already: give it "
+            "in its block, or the same at every call"
         )
     if quantizer.any_bits:
         raise ValueError(

