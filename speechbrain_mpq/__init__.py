@@ -65,6 +65,8 @@ _HOMES = {
     "load_separator": "inference.loading",
     "QuantizedSeparator": "inference.separation",
     "save_separator": "inference.folder",
+    "LanguageModel": "inference.language_model",
+    "save_language_model": "inference.language_model",
     "repack": "inference.folder",
     "check_folder": "inference.verification",
 }

@@ -17,6 +17,8 @@ from .inference.chunks import SeparationStream as SeparationStream
 from .inference.folder import repack as repack
 from .inference.folder import save_separator as save_separator
 from .inference.interfaces import doa_from_face as doa_from_face
+from .inference.language_model import LanguageModel as LanguageModel
+from .inference.language_model import save_language_model as save_language_model
 from .inference.loading import load_separator as load_separator
 from .inference.localization import Localizer as Localizer
 from .inference.separation import PackedPretrainer as PackedPretrainer

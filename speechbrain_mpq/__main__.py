@@ -21,6 +21,7 @@ COMMANDS = (
     "verify",
     "export",
     "demo",
+    "rescore",
 )
 
 

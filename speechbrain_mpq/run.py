@@ -11,6 +11,7 @@ import re
 import runpy
 import sys
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 EXAMPLE = (
@@ -57,6 +58,7 @@ class Runner:
         from .quantization.scheme import Scheme
         from .training.choose import check_scores, method_of, scorer_of
 
+        scheme = options.get("scheme") or Scheme()
         # Now, not after the script has prepared its data.
         parse_budget(budget)
         scores = options.get("scores")
@@ -64,9 +66,9 @@ class Runner:
             check_scores(scores)
         self.method = method_of(options.get("method") or "log_step")
         self.method.check(
-            Scheme(),
+            scheme,
             options.get("rounding") or self.method.rounding,
-            scores and scorer_of(scores, Scheme()),
+            scores and scorer_of(scores, scheme),
         )
         if weights and not Path(weights).is_dir():
             raise ValueError(f"no folder {weights}: change --weights")
@@ -301,9 +303,17 @@ def _finish(runner):
 
 def _runner(options):
     """The runner of the command line; what it cannot mean ends the program."""
+    from .quantization.scheme import Scheme
+
     known = vars(options).copy()
     del known["script"]
+    asked = {field.name: known.pop(field.name) for field in fields(Scheme)}
     try:
+        # What is not asked for is left to a quantizer of the recipe's own.
+        scheme = Scheme(**asked)
+        known["scheme"] = scheme if scheme != Scheme() else None
+        if known["candidate_bits"] is None:
+            del known["candidate_bits"]
         return Runner(known.pop("bits"), **known)
     except ValueError as error:
         raise SystemExit(str(error)) from error
@@ -366,6 +376,24 @@ def _parser():
         dest="vectors",
         action="store_false",
         help="leave biases, norms and all else of one dimension in float",
+    )
+    add(
+        "--gates",
+        action="store_true",
+        help="bits of its own for each gate of each layer of LSTMs and GRUs",
+    )
+    add(
+        "--granularity",
+        default="tensor",
+        help="one table a tensor, or channel: one a row",
+    )
+    add("--codebook", default="midtread", help="or midrise, without a zero")
+    add("--rows", type=int, help="most output channels that share their bits")
+    add(
+        "--candidate_bits",
+        type=int,
+        nargs="+",
+        help="bits to choose from",
     )
     add("--batches", type=int, default=8, help="of validation data")
     add("--min_bits", type=int, default=2, help="of any cluster")

@@ -674,9 +674,9 @@ def train_losses(folder):
     ]
 
 
-def read_rows():
-    """The rows of tests/recipes."""
-    path = ROOT / "tests/recipes/Embedded.csv"
+def read_rows(dataset="Embedded"):
+    """The rows of tests/recipes of a dataset."""
+    path = ROOT / f"tests/recipes/{dataset}.csv"
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

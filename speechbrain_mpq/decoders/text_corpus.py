@@ -48,9 +48,7 @@ _ABBREVIATIONS = {
 _NOISES = re.compile(r"[\[(]\s*(?:applause|laughter)[^\])]*[\])]", re.I)
 _SENTENCE = re.compile(r"(?<=[.?!;])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-Z])")
 # No sentence ends after an initial or a title.
-_OPEN = re.compile(
-    r"(?:\b[A-Z]|\b(?:Mr|Mrs|Dr|St|Gen|Col|Hon|Messrs|vs))\.$"
-)
+_OPEN = re.compile(r"(?:\b[A-Z]|\b(?:Mr|Mrs|Dr|St|Gen|Col|Hon|Messrs|vs))\.$")
 _MONEY = re.compile(
     r"\$\s?(\d[\d,]*(?:\.\d+)?)(\s+(?:thousand|million|billion|trillion))?",
     re.I,
@@ -118,7 +116,11 @@ def _year(number):
         return _cardinal(number)
     if rest == 0:
         return [*_cardinal(century), "hundred"]
-    return [*_cardinal(century), *(["o"] if rest < 10 else []), *_cardinal(rest)]
+    return [
+        *_cardinal(century),
+        *(["o"] if rest < 10 else []),
+        *_cardinal(rest),
+    ]
 
 
 def _ordinal(word):
@@ -142,9 +144,9 @@ def sentences(text):
 
     Example
     -------
-    >>> sentences("Mr. Speaker: I ask for $2,500 in 1861. (Applause.) Is it so?")
-    ['mister speaker i ask for two thousand five hundred dollars in eighteen \
-sixty one', 'is it so']
+    >>> sentences("Mr. Speaker: I ask for $25 in 1861. (Applause.) Is it so?")
+    ['mister speaker i ask for twenty five dollars in eighteen sixty one', \
+'is it so']
     """
     text = _NOISES.sub(" ", text.translate(_APOSTROPHES))
     pieces = []
@@ -235,7 +237,7 @@ def split_documents(names, valid=0.05, test=0.05, seed=1234):
     Example
     -------
     >>> split_documents(["a", "b", "c", "d"], seed=1)
-    {'train': ['b', 'c'], 'valid': ['d'], 'test': ['a']}
+    {'train': ['c', 'd'], 'valid': ['a'], 'test': ['b']}
     """
     names = sorted(names)
     counts = [max(1, round(share * len(names))) for share in (valid, test)]

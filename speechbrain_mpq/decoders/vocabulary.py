@@ -1,5 +1,6 @@
 """Vocabulary of a word language model: words and their numbers."""
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 
@@ -102,6 +103,12 @@ class Vocabulary:
     def write(self, path):
         """Write a word on each line, in the order of the numbers."""
         write_text(path, "\n".join(self.words) + "\n")
+
+    @property
+    def sha256(self):
+        """Checksum of the words in their order."""
+        text = "\n".join(self.words).encode()
+        return hashlib.sha256(text).hexdigest()
 
     def split(self, text):
         """Words of a text, in the vocabulary's case if it has only one."""

@@ -2,7 +2,32 @@
 
 import math
 
-import torch
+
+def perplexity(nats, words):
+    """Perplexity of words with a negative log-probability.
+
+    Arguments
+    ---------
+    nats : float
+        Of all of them together.
+    words : int
+
+    Returns
+    -------
+    float
+        NaN of no words; infinity where floats cannot hold it.
+
+    Example
+    -------
+    >>> round(perplexity(2 * math.log(10), 2), 4)
+    10.0
+    """
+    if not words:
+        return math.nan
+    try:
+        return math.exp(nats / words)
+    except OverflowError:
+        return math.inf
 
 
 class Perplexity:
@@ -19,11 +44,11 @@ class Perplexity:
 
     Example
     -------
-    >>> perplexity = Perplexity(unk_index=0)
-    >>> log_probs = torch.tensor([[0.5, 0.5], [0.75, 0.25]]).log()
-    >>> perplexity.append(log_probs, torch.tensor([0, 1]))
-    >>> perplexity.summarize()  # 1 / sqrt(0.5 x 0.25); 1 / 0.25
-    {'PPL': 2.82842..., 'PPL_known': 4.0, 'words': 2, 'unknown': 1}
+    >>> measured = Perplexity(unk_index=0)
+    >>> log_probs = torch.tensor([[0.5, 0.5], [0.75, 0.25]]).double().log()
+    >>> measured.append(log_probs, torch.tensor([0, 1]))
+    >>> {name: round(n, 4) for name, n in measured.summarize().items()}
+    {'PPL': 2.8284, 'PPL_known': 4.0, 'words': 2, 'unknown': 1}
     """
 
     def __init__(self, unk_index):
@@ -41,7 +66,9 @@ class Perplexity:
         targets : torch.Tensor
             [words]
         """
-        own = -log_probs.gather(-1, targets[..., None])[..., 0].double()
+        own = (
+            -log_probs.detach().gather(-1, targets[..., None])[..., 0].double()
+        )
         unknown = targets == self.unk_index
         self.words += targets.numel()
         self.unknown += int(unknown.sum())
@@ -59,18 +86,8 @@ class Perplexity:
         """
         known = self.words - self.unknown
         return {
-            "PPL": _exp(self.total, self.words),
-            "PPL_known": _exp(self.total - self.total_unknown, known),
+            "PPL": perplexity(self.total, self.words),
+            "PPL_known": perplexity(self.total - self.total_unknown, known),
             "words": self.words,
             "unknown": self.unknown,
         }
-
-
-def _exp(total, words):
-    """Perplexity of a sum of nats; infinite where floats cannot hold it."""
-    if not words:
-        return math.nan
-    try:
-        return math.exp(total / words)
-    except OverflowError:
-        return math.inf

@@ -15,7 +15,10 @@ from .wer import WordErrors, word_errors
 
 DEFAULT_TASK = "separation"  # of metrics.json files that name none
 NO_CONDITION = "all"  # the one block of a task without conditions
-_HOMES = {"separation": "separation_task"}  # modules that register a task
+_HOMES = {  # modules that register a task
+    "separation": "separation_task",
+    "language modelling": "language_task",
+}
 _TASKS = {}
 
 

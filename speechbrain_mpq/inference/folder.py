@@ -33,10 +33,11 @@ from .hub import (
     HYPERPARAMS_FILE,
     SAMPLE_FILE,
     SEPARATED_FILE,
+    VOCABULARY_FILE,
     refuse_foreign_links,
 )
 from .loading import fill_
-from .registry import REGISTRY, build, describe
+from .registry import build, describe, registered
 from .sample import read_sample
 
 FLOAT_BITS = 32  # of the model that the compression is against
@@ -133,7 +134,7 @@ def _entries(arguments, indent="    "):
     """Lines of a mapping; registered classes in it are built."""
     for key, value in arguments.items():
         if isinstance(value, dict) and set(value) == {"class", "arguments"}:
-            kind = REGISTRY[value["class"]].kind
+            kind = registered(value["class"]).kind
             path = f"{kind.__module__}.{kind.__qualname__}"
             yield f"{indent}{key}: !new:{path}"
             yield from _entries(value["arguments"], indent + "    ")
@@ -148,7 +149,7 @@ def _flow(value):
     """A plain value in YAML; the registry's strings need no quotes."""
     if isinstance(value, list):
         return f"[{', '.join(map(_flow, value))}]"
-    return "null" if value is None else str(value)
+    return "null" if value is None else str(value) or '""'
 
 
 def coverage_rows(model):
@@ -308,7 +309,7 @@ def copy_folder(packed, folder):
     folder.mkdir(parents=True, exist_ok=True)
     write_hyperparams(folder, packed.architecture)
     write_chunks(folder / MODEL_FILE, [packed.content])
-    copied = SAMPLE_FILE, SEPARATED_FILE, RANGES_FILE
+    copied = SAMPLE_FILE, SEPARATED_FILE, RANGES_FILE, VOCABULARY_FILE
     for name in (CONFIG_FILE, CARD_FILE, *copied):
         source = packed.path.parent / name
         if source.is_file():

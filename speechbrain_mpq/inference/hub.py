@@ -14,12 +14,14 @@ HYPERPARAMS_FILE = "hyperparams.yaml"
 CARD_FILE = "README.md"
 SAMPLE_FILE = "sample.flac"  # a recording of the microphones
 SEPARATED_FILE = "sample_separated.flac"  # one talker of it
+VOCABULARY_FILE = "vocab.txt"  # of a language model
 
 
 # All that is ever downloaded or uploaded.
 FILES = (
     *(MODEL_FILE, CONFIG_FILE, HYPERPARAMS_FILE),
     *(CARD_FILE, SAMPLE_FILE, SEPARATED_FILE, RANGES_FILE),
+    VOCABULARY_FILE,
 )
 
 

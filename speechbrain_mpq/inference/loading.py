@@ -28,6 +28,7 @@ from ..quantization.packing import (
     plain_targets,
     read_model,
 )
+from ..quantization.tensors import named_tensors
 from ..utils import strict_json
 from .hub import HYPERPARAMS_FILE
 from .registry import build, describe
@@ -68,8 +69,7 @@ def load(folder, trusted=False):
         if model is None:
             model = _build(packed)
         check_finite_floats(packed)
-        # `to_empty` would do, but imports SymPy: a second and 60 MiB
-        model._apply(_with_memory)
+        _give_memory_(model)
         return fill_(model, packed).requires_grad_(False)
 
 
@@ -228,6 +228,16 @@ def _build(packed):
 def _valueless(shape, dtype):
     """A tensor that takes no memory."""
     return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _give_memory_(model):
+    """Room for the values of all tensors; tied ones stay tied."""
+    tied = [t.owners for t in named_tensors(model).values() if t.aliases]
+    # `to_empty` would do, but imports SymPy: a second and 60 MiB
+    model._apply(_with_memory)
+    for (module, attribute), *others in tied:
+        for other, name in others:
+            setattr(other, name, getattr(module, attribute))
 
 
 def _with_memory(tensor):

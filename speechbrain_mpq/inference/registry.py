@@ -13,6 +13,7 @@ To share models of another class, call `register` in the file that defines it.
 import json
 import math
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 import torch.nn as nn
@@ -249,6 +250,12 @@ class Part:
 
 
 REGISTRY = {}  # class name -> Part
+# Modules that register classes of their own when a file first names one: they
+# import SpeechBrain, which takes another second.
+_HOMES = {
+    "TiedRNNLM": ".language_model",
+    "TiedTransformerLM": ".language_model",
+}
 
 
 def register(kind, arguments, build=None, settings=None, card=None, probe=None):
@@ -271,6 +278,23 @@ def register(kind, arguments, build=None, settings=None, card=None, probe=None):
     )
     if card is not None:
         CARDS[name] = card
+
+
+def registered(name):
+    """Find a registered class; KeyError where there is none.
+
+    Arguments
+    ---------
+    name : str
+        Of the class.
+
+    Returns
+    -------
+    Part
+    """
+    if name in _HOMES and name not in REGISTRY:
+        import_module(_HOMES[name], __package__)
+    return REGISTRY[name]
 
 
 def build(architecture, name="Separator"):
@@ -307,7 +331,7 @@ def build(architecture, name="Separator"):
         if _is_object(architecture):
             requested = architecture["class"]
         models = [n for n, entry in REGISTRY.items() if entry.is_model]
-        name = requested if requested in models else name
+        name = requested if requested in [*models, *_HOMES] else name
     return part(name)(architecture, "architecture")
 
 
@@ -338,7 +362,7 @@ def part(name):
     """
 
     def check(value, place):
-        entry = REGISTRY[name]
+        entry = registered(name)
         checks = {"class": lambda kind, _: kind, "arguments": lambda a, _: a}
         _fields(checks, checks)(value, place)
         if value["class"] != name:

@@ -31,7 +31,7 @@ from .hub import (
     SEPARATED_FILE,
 )
 from .loading import build_described, load
-from .registry import REGISTRY
+from .registry import registered
 
 # Kinds of files that can execute code when they are loaded.
 _EXECUTABLE = (
@@ -99,7 +99,7 @@ def check_folder(folder):
 
 def _output_problems(packed, model):
     """Where a model puts out what is no number, for an ordinary input."""
-    probe = REGISTRY[packed.architecture["class"]].probe
+    probe = registered(packed.architecture["class"]).probe
     if probe is None:
         return []
     with torch.no_grad():

@@ -20,7 +20,8 @@ ALLOWED = {
     "vision": set(),  # faces, directions, lips: knows no model
     "simulation": {"lobes"},  # what a separator's features are
     # evaluation: the task, which a model card tells of
-    "inference": {"quantization", "lobes", "evaluation"},
+    # decoders: the vocabulary of a language model
+    "inference": {"quantization", "lobes", "evaluation", "decoders"},
 }
 # What a user types, and whole experiments, may use whatever they serve.
 ALLOWED |= {name: set(ALLOWED) for name in ("commands", "experiments")}

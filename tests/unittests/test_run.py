@@ -32,6 +32,8 @@ class Onlooker:
         (["--method", "adm"], r"method 'adm' is none of \('post_training'"),
         (["--method", "one_stage", "--scores", "kl"], "leave scores out"),
         (["--method", "admm", "--rounding", "calibrated"], "nearest"),
+        (["--granularity", "row"], "granularity must be one of"),
+        (["--rows", "0"], "rows must be a positive number"),
         (["--weights", "gone"], "no folder gone: change --weights"),
         (["--folder", __file__], "is no folder: change --folder"),
     ],

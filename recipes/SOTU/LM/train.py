@@ -157,6 +157,26 @@ def main(arguments):
         min_key="PPL",
         test_loader_kwargs=hparams["test_loader_options"],
     )
+    run_on_main(publish, args=[brain, vocabulary, hparams["output_folder"]])
+
+
+def publish(brain, vocabulary, folder):
+    """Write published/: the packed model and its vocabulary.
+
+    Arguments
+    ---------
+    brain : LM
+        After its test.
+    vocabulary : Vocabulary
+    folder : str or Path
+        Of the results.
+    """
+    from speechbrain_mpq.inference.language_model import save_language_model
+
+    stats = brain.perplexity.summarize()
+    metadata = {"corpus": brain.hparams.data_folder, "test": stats}
+    model = brain.modules.model
+    save_language_model(model, Path(folder, "published"), vocabulary, metadata)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ class TiedRNNLM(RNNLM):
         Of embeddings, between the layers, and before the output layer.
     rnn : str
         "lstm" or "gru".
+    vocabulary_sha256 : str
+        Checksum of the vocabulary that it was trained with (see
+        `Vocabulary.sha256`), which a packed folder has beside it.
 
     Example
     -------
@@ -41,7 +44,15 @@ class TiedRNNLM(RNNLM):
     210
     """
 
-    def __init__(self, vocab, size=256, layers=2, dropout=0.2, rnn="lstm"):
+    def __init__(
+        self,
+        vocab,
+        size=256,
+        layers=2,
+        dropout=0.2,
+        rnn="lstm",
+        vocabulary_sha256="",
+    ):
         if rnn not in RNNS:
             raise ValueError(f"rnn must be one of {tuple(RNNS)}, not {rnn!r}")
         super().__init__(
@@ -61,11 +72,10 @@ class TiedRNNLM(RNNLM):
             "layers": layers,
             "dropout": dropout,
             "rnn": rnn,
+            "vocabulary_sha256": vocabulary_sha256,
         }
         self.dnn.append(torch.nn.Dropout(dropout), layer_name="dropout")
-        torch.nn.init.uniform_(
-            self.embedding.Embedding.weight, -SPREAD, SPREAD
-        )
+        torch.nn.init.uniform_(self.embedding.Embedding.weight, -SPREAD, SPREAD)
         self.out.w.weight = self.embedding.Embedding.weight
 
 
@@ -85,6 +95,8 @@ class TiedTransformerLM(TransformerLM):
     dropout : float
     max_length : int
         Longest sequence.
+    vocabulary_sha256 : str
+        See `TiedRNNLM`.
 
     Example
     -------
@@ -102,6 +114,7 @@ class TiedTransformerLM(TransformerLM):
         width=384,
         dropout=0.1,
         max_length=1000,
+        vocabulary_sha256="",
     ):
         super().__init__(
             vocab=vocab,
@@ -123,6 +136,7 @@ class TiedTransformerLM(TransformerLM):
             "width": width,
             "dropout": dropout,
             "max_length": max_length,
+            "vocabulary_sha256": vocabulary_sha256,
         }
         embedding = self.custom_src_module.emb.Embedding
         self.output_proj.layers[2].w.weight = embedding.weight

@@ -1,0 +1,218 @@
+"""`speechbrain-mpq rescore`: n-best lists with a packed language model.
+
+The lists are lines of JSON, from any recognizer:
+
+  {"id": "utt1", "hypotheses": ["so be it", "so bee it"], "scores": [-41, -42]}
+
+A hypothesis gets its own score, plus the weight times the language model's
+log-probability, plus the bonus for each of its words. The best one of each list
+is printed, `id word word ...`, or written with --best.
+"""
+
+import math
+import sys
+from pathlib import Path
+
+from ..utils import write_text
+
+HELP = "n-best lists of a recognizer with a packed language model"
+EXAMPLE = """
+  speechbrain-mpq rescore nbest.json --lm lm_lstm_2bit
+  speechbrain-mpq rescore nbest.json --lm user/name --ngram lm.arpa --best hyp
+  speechbrain-mpq rescore kaldi.json --scores costs --lm_weight 9 --lm FOLDER"""
+
+TOO_MANY = 0.5  # share of unknown words that no text of the language has
+
+
+def add_arguments(parser):
+    """Say what the command line may hold."""
+    add = parser.add_argument
+    add("nbest", help="file of n-best lists, a JSON object on each line")
+    add(
+        "--lm",
+        required=True,
+        metavar="FOLDER",
+        help="packed language model, or its name on the Hugging Face hub",
+    )
+    add(
+        "--scores",
+        choices=("log_probs", "costs", "any"),
+        default="log_probs",
+        help="what the lists' scores are: log_probs (none above 0), costs "
+        "(none below 0, lower is better), any (higher is better)",
+    )
+    add(
+        "--lm_weight",
+        type=_number,
+        default=0.5,
+        help="of the language model's log-probability (default: %(default)s)",
+    )
+    add(
+        "--word_bonus",
+        type=_number,
+        default=0.0,
+        help="added for each word (default: %(default)s)",
+    )
+    add(
+        "--ngram",
+        metavar="ARPA",
+        help="n-gram whose probabilities are mixed with the model's",
+    )
+    add(
+        "--interpolation",
+        type=_share,
+        default=0.5,
+        help="the model's share in that mixture (default: %(default)s)",
+    )
+    add(
+        "--unk_penalty",
+        type=_number,
+        default=0.0,
+        help="log-probability added for each unknown word: <unk> stands for "
+        "all of them together (default: %(default)s)",
+    )
+    add(
+        "--unknown",
+        choices=("unk", "error"),
+        default="unk",
+        help="what words outside the vocabulary are: <unk>, or an error; more "
+        "than half of all are an error in any case",
+    )
+    add("--out", metavar="FILE", help="write all lists in their new order")
+    add("--best", metavar="FILE", help="write the best hypotheses")
+
+
+def run(options):
+    """Rescore a file.
+
+    Arguments
+    ---------
+    options : argparse.Namespace
+        The parsed command line.
+
+    Returns
+    -------
+    code : int
+        Exit status.
+    """
+    from ..decoders.nbest import one_best, read_nbest, write_nbest
+
+    lists = read_nbest(options.nbest, options.scores)
+    for path in filter(None, (options.out, options.best)):
+        if not Path(path).resolve().parent.is_dir():
+            raise FileNotFoundError(f"{path}: no such folder: make it first")
+    from ..decoders.ngram import Ngram
+    from ..inference.language_model import LanguageModel
+
+    lm = LanguageModel.from_pretrained(options.lm)
+    ngram = Ngram(options.ngram) if options.ngram else None
+    unknown, words = _check_words(lists, lm.vocabulary, options)
+    ranked = rescore(lists, lm, options, ngram)
+    if options.out:
+        write_nbest(options.out, ranked)
+    if options.best:
+        write_text(options.best, one_best(ranked))
+    if not (options.out or options.best):
+        sys.stdout.write(one_best(ranked))
+    changed = sum(
+        new.hypotheses[0] != old.ranked().hypotheses[0]
+        for new, old in zip(ranked, lists)
+    )
+    empty = sum(not h.split() for row in lists for h in row.hypotheses)
+    print(
+        f"{len(lists)} lists, another best hypothesis in {changed}; "
+        f"{unknown} of {words} words unknown, {empty} empty hypotheses",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def rescore(lists, lm, options, ngram=None):
+    """Score all hypotheses anew, and order the lists by it.
+
+    Arguments
+    ---------
+    lists : list of NBest
+    lm : LanguageModel
+    options : argparse.Namespace
+        lm_weight, word_bonus, interpolation, unk_penalty.
+    ngram : Ngram or None
+
+    Returns
+    -------
+    list of NBest
+        Ranked, with "recognizer_scores" and "lm_scores" as details.
+    """
+    texts = [text for row in lists for text in row.hypotheses]
+    scored = iter(zip(texts, lm.score(texts)))
+    ranked = []
+    for row in lists:
+        scores, details = [], []
+        for own in row.scores:
+            text, words = next(scored)
+            log_prob = _log_prob(text, words, lm, options, ngram)
+            bonus = options.word_bonus * len(text.split())
+            scores.append(own + options.lm_weight * log_prob + bonus)
+            details.append({"recognizer_scores": own, "lm_scores": log_prob})
+        new = type(row)(row.id, row.hypotheses, scores, details)
+        ranked.append(new.ranked())
+    return ranked
+
+
+def _log_prob(text, words, lm, options, ngram):
+    """Log-probability of a sentence by the model, or by it and an n-gram."""
+    total = words.total
+    if ngram:
+        share = options.interpolation
+        others = ngram.score(lm.vocabulary.split(text))
+        pairs = zip(words.log_probs.tolist(), others)
+        total = sum(
+            _log(share * math.exp(own) + (1 - share) * math.exp(other))
+            for own, other in pairs
+        )
+    return total + options.unk_penalty * int(words.unknown.sum())
+
+
+def _log(probability):
+    """A logarithm that zero has one of, too."""
+    return math.log(max(probability, sys.float_info.min))
+
+
+def _check_words(lists, vocabulary, options):
+    """Count unknown words and all; refuse too many."""
+    unknown = words = 0
+    for row in lists:
+        for text in row.hypotheses:
+            missing = vocabulary.unknown(text)
+            if missing and options.unknown == "error":
+                raise ValueError(
+                    f"{row.id}: {missing[0]!r} is not in the vocabulary of "
+                    f"{options.lm}: leave out --unknown error to take it as "
+                    "<unk>"
+                )
+            unknown += len(missing)
+            words += len(text.split())
+    if words and unknown > TOO_MANY * words:
+        raise ValueError(
+            f"{unknown} of {words} words are not in the vocabulary of "
+            f"{options.lm}, so that it says nothing about these lists: is it "
+            "a model of this language, and are the hypotheses made of words, "
+            "not of pieces of words?"
+        )
+    return unknown, words
+
+
+def _number(text):
+    """A finite number of the command line."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _share(text):
+    """A number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError(text)
+    return value

@@ -1,0 +1,353 @@
+"""A packed language model, loaded in one line.
+
+Scores sentences, gives perplexities, and is what SpeechBrain's rescorers ask
+for.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from speechbrain.decoders.scorer import RNNLMRescorer, TransformerLMRescorer
+from speechbrain.lobes.models.transformer.Transformer import PositionalEncoding
+
+from ..decoders.vocabulary import Vocabulary
+from ..evaluation.language_task import LANGUAGE_MODELLING
+from ..lobes.models.language_models import (
+    RNNS,
+    TiedRNNLM,
+    TiedTransformerLM,
+)
+from .folder import save_separator
+from .hub import VOCABULARY_FILE, fetch_folder
+from .loading import load
+from .registry import choice, number, register, whole
+
+_SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
+BATCH = 32  # sentences scored together
+MOST_WORDS = 2**20  # of a vocabulary in a file
+
+
+def check_vocabulary(model, vocabulary):
+    """Refuse a vocabulary that a model was not trained with.
+
+    Arguments
+    ---------
+    model : TiedRNNLM or TiedTransformerLM
+    vocabulary : Vocabulary
+    """
+    if model.settings["vocab"] != len(vocabulary):
+        raise ValueError(
+            f"a vocabulary of {len(vocabulary)} words is not that of this "
+            f"model, which has {model.settings['vocab']}: give the one that "
+            "it was trained with"
+        )
+    expected = model.settings["vocabulary_sha256"]
+    if expected and expected != vocabulary.sha256:
+        raise ValueError(
+            "the vocabulary is not the one that the model was trained with: "
+            f"the checksum of its words is {vocabulary.sha256[:16]}..., the "
+            f"model's {expected[:16]}..."
+        )
+
+
+@dataclass(frozen=True)
+class WordScores:
+    """What a model says of a sentence.
+
+    Arguments
+    ---------
+    log_probs : torch.Tensor
+        Natural logarithms, [words + 1]: of each word and of the end.
+    unknown : torch.Tensor
+        Whether each of them is <unk>, [words + 1].
+    """
+
+    log_probs: torch.Tensor
+    unknown: torch.Tensor
+
+    @property
+    def total(self):
+        """Log-probability of the sentence."""
+        return float(self.log_probs.double().sum())
+
+
+class LanguageModel:
+    """A word language model and its vocabulary.
+
+    Arguments
+    ---------
+    model : TiedRNNLM or TiedTransformerLM
+    vocabulary : Vocabulary
+
+    Example
+    -------
+    >>> _ = torch.manual_seed(0)
+    >>> vocabulary = Vocabulary(["the", "state", "of", "union"])
+    >>> network = TiedRNNLM(vocab=8, size=4, layers=1)
+    >>> folder = save_language_model(network, getfixture("tmpdir"), vocabulary)
+    >>> lm = LanguageModel.from_pretrained(folder)
+    >>> scores = lm.score(["the state of the union", ""])
+    >>> [len(row.log_probs) for row in scores]
+    [6, 1]
+    """
+
+    def __init__(self, model, vocabulary):
+        check_vocabulary(model, vocabulary)
+        self.model = model.eval()
+        self.vocabulary = vocabulary
+
+    @classmethod
+    def from_pretrained(cls, source, **hub):
+        """Load a folder or hub repository; nothing in it is executed.
+
+        Arguments
+        ---------
+        source : str or Path
+            Packed folder, or "user/name" on the hub.
+        **hub
+            `revision`, `cache_dir`, `token`, `endpoint` and
+            `local_files_only` of `hub.fetch_folder`.
+
+        Returns
+        -------
+        LanguageModel
+        """
+        folder = fetch_folder(source, **hub)
+        path = folder / VOCABULARY_FILE
+        model = load(folder)
+        if not isinstance(model, TiedRNNLM | TiedTransformerLM):
+            raise ValueError(
+                f"{folder} holds a {type(model).__name__}, no language model"
+            )
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no {path}: a language model needs the vocabulary beside it "
+                "that it was trained with"
+            )
+        return cls(model, Vocabulary.read(path))
+
+    @torch.inference_mode()
+    def score(self, sentences, batch=BATCH):
+        """Log-probabilities of the words of sentences, each on its own.
+
+        Arguments
+        ---------
+        sentences : sequence of str
+            Words between white space; none at all is a sentence, too.
+        batch : int
+            Sentences that are computed together.
+
+        Returns
+        -------
+        list of WordScores
+            In their order.
+        """
+        encode = self.vocabulary.encode_as_ids
+        tokens = [encode(sentence) for sentence in sentences]
+        self._check_lengths(tokens)
+        # Alike lengths together: little padding.
+        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+        scores = {}
+        for start in range(0, len(order), batch):
+            some = order[start : start + batch]
+            rows = self._score([tokens[i] for i in some])
+            scores.update(zip(some, rows))
+        return [scores[i] for i in range(len(tokens))]
+
+    def perplexity(self, sentences):
+        """Perplexity of sentences, with and without unknown words.
+
+        Arguments
+        ---------
+        sentences : sequence of str
+
+        Returns
+        -------
+        dict
+            "ppl", "ppl_known", "words" and "unknown" of
+            `evaluation.language_task`.
+        """
+        return LANGUAGE_MODELLING.summarise(self.items(sentences))
+
+    def items(self, sentences):
+        """Test items of the language modelling task.
+
+        Arguments
+        ---------
+        sentences : sequence of str
+
+        Returns
+        -------
+        list of dict
+        """
+        return [
+            {
+                "id": f"sentence_{i:07d}",
+                "nats": -row.total,
+                "words": len(row.log_probs),
+                "nats_unknown": -float(row.log_probs[row.unknown].sum()),
+                "unknown": int(row.unknown.sum()),
+                "reference": sentence,
+            }
+            for i, (sentence, row) in enumerate(
+                zip(sentences, self.score(sentences))
+            )
+        ]
+
+    def rescorer(self, device="cpu", temperature=1.0):
+        """SpeechBrain's rescorer with this model in it.
+
+        Arguments
+        ---------
+        device : str
+        temperature : float
+            Of the softmax.
+
+        Returns
+        -------
+        RNNLMRescorer or TransformerLMRescorer
+            With its key of `RescorerBuilder`'s weights as `name`.
+        """
+        recurrent = isinstance(self.model, TiedRNNLM)
+        kind = RNNLMRescorer if recurrent else TransformerLMRescorer
+        vocabulary = self.vocabulary
+        rescorer = kind(
+            self.model,
+            vocabulary,
+            device=device,
+            temperature=temperature,
+            bos_index=vocabulary.bos_index,
+            eos_index=vocabulary.eos_index,
+            pad_index=vocabulary.pad_index,
+        )
+        rescorer.name = "rnnlm" if recurrent else "transformerlm"
+        return rescorer
+
+    def _check_lengths(self, tokens):
+        """Refuse sentences that the model has no positions for."""
+        most = self.model.settings.get("max_length", math.inf)
+        for row in tokens:
+            if len(row) + 1 > most:
+                raise ValueError(
+                    f"a sentence of {len(row)} words, and the model takes "
+                    f"{most - 1} at most: split it"
+                )
+
+    def _score(self, tokens):
+        """WordScores of sentences of numbers, in one batch."""
+        vocabulary = self.vocabulary
+        longest = max(map(len, tokens)) + 1
+        shape = len(tokens), longest
+        given = torch.full(shape, vocabulary.pad_index)
+        target = torch.full(shape, vocabulary.pad_index)
+        for i, row in enumerate(tokens):
+            given[i, : len(row) + 1] = torch.tensor(
+                [vocabulary.bos_index, *row]
+            )
+            target[i, : len(row) + 1] = torch.tensor(
+                [*row, vocabulary.eos_index]
+            )
+        device = next(self.model.parameters()).device
+        logits = self.model(given.to(device))
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        own = logits.gather(2, target.to(device)[..., None])[..., 0]
+        own = (own - logits.logsumexp(-1)).cpu()  # [sentences, longest]
+        return [
+            WordScores(
+                own[i, : len(row) + 1],
+                target[i, : len(row) + 1] == vocabulary.unk_index,
+            )
+            for i, row in enumerate(tokens)
+        ]
+
+
+def save_language_model(model, folder, vocabulary, metadata=None, **card):
+    """Save a language model as a packed folder, with its vocabulary.
+
+    The folder names the vocabulary's checksum, so that no other is taken for
+    it.
+
+    Arguments
+    ---------
+    model : TiedRNNLM or TiedTransformerLM
+        Quantized, or in full precision; it is left as it is.
+    folder : str or Path
+        Made if it is not there.
+    vocabulary : Vocabulary
+        That it was trained with.
+    metadata : dict or None
+        Anything that JSON can hold, for quantization_config.json.
+    **card
+        What `card.model_card` takes: `metrics`, `reference`, `base_model`,
+        `license`.
+
+    Returns
+    -------
+    Path
+    """
+    check_vocabulary(model, vocabulary)
+    settings = model.settings
+    model.settings = {**settings, "vocabulary_sha256": vocabulary.sha256}
+    try:
+        card = {"task": LANGUAGE_MODELLING, **card}
+        folder = save_separator(model, folder, metadata, **card)
+    finally:
+        model.settings = settings
+    vocabulary.write(folder / VOCABULARY_FILE)
+    return folder
+
+
+def _checksum(value, place):
+    """A SHA-256 in hexadecimal, or nothing."""
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        raise ValueError(f"{place} must be a SHA-256 or empty")
+    return value
+
+
+def _build_on_meta(kind, **settings):
+    """A model without memory for what its file will fill."""
+    with torch.device("meta"):
+        model = kind(**settings)
+    for module in model.modules():
+        # No file holds what follows from sizes.
+        if isinstance(module, PositionalEncoding):
+            shape = module.pe.shape
+            with torch.device("cpu"):
+                fresh = PositionalEncoding(shape[-1], shape[-2])
+            module.pe = fresh.pe
+    return model.eval()
+
+
+def _probe(model):
+    """What a model makes of its first words; 0 is no word."""
+    output = model(torch.arange(1, min(9, model.settings["vocab"]))[None])
+    return output[0] if isinstance(output, tuple) else output
+
+
+_SIZES = {
+    "vocab": whole(5, MOST_WORDS),
+    "size": whole(1, 2**13),
+    "layers": whole(1, 128),
+    "dropout": number(0, 1),
+    "vocabulary_sha256": _checksum,
+}
+register(
+    TiedRNNLM,
+    {**_SIZES, "rnn": choice(*RNNS)},
+    build=partial(_build_on_meta, TiedRNNLM),
+    probe=_probe,
+)
+register(
+    TiedTransformerLM,
+    {
+        **_SIZES,
+        "heads": whole(1, 256),
+        "width": whole(1, 2**15),
+        "max_length": whole(2, 2**13),
+    },
+    build=partial(_build_on_meta, TiedTransformerLM),
+    probe=_probe,
+)
