@@ -281,7 +281,7 @@ def read_text(path, most=MAX_JSON):
     return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
 
 
-def strict_json(text):
+def strict_json(text, packed=False):
     """Parses JSON that any reader understands alike.
 
     Refused with ValueError: duplicate keys, NaN and infinity, numbers beyond
@@ -290,6 +290,10 @@ def strict_json(text):
     Arguments
     ---------
     text : str or bytes
+        A byte order mark before bytes, as editors write it, is passed over.
+    packed : bool
+        Of a packed file, which programs write: a byte order mark is refused,
+        and a module's state may have integers of any size.
 
     Example
     -------
@@ -301,14 +305,15 @@ def strict_json(text):
     ValueError: the key 'a' twice
     """
     if isinstance(text, bytes):
-        text = text.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+        mark = b"" if packed else codecs.BOM_UTF8
+        text = text.removeprefix(mark).decode("utf-8")
     try:
         content = json.loads(
             text,
             object_pairs_hook=_unique,
             parse_constant=_no_constant,
             parse_float=_finite,
-            parse_int=_small,
+            parse_int=int if packed else _small,
         )
         if "\\u" in text:  # half a character passes the parser
             json.dumps(content, ensure_ascii=False).encode()

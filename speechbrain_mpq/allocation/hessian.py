@@ -152,7 +152,9 @@ class BalancedProbes:
         return traces
 
 
-def block_traces(losses, blocks, probes, distribution, seed, progress=False):
+def block_traces(
+    losses, blocks, probes, distribution="gaussian", seed=0, progress=False
+):
     """Traces of the diagonal blocks of a sum's Hessian (Eq. 10).
 
     Every summand gets probes of its own: for the same number of
@@ -267,12 +269,9 @@ def network_traces(
     inputs,
     loss,
     weights,
-    probes,
-    distribution="gaussian",
-    seed=0,
     chunk=1,
-    progress=False,
     differences=False,
+    **probing,
 ):
     """Traces of the mean loss's Hessian, one for each tensor (Eq. 10).
 
@@ -283,6 +282,10 @@ def network_traces(
     ---------
     inputs : torch.Tensor
         [items, ...]; chunks of it are moved to the network's device.
+    differences : bool
+        Of first gradients, see `difference_traces`; else see `block_traces`.
+    **probing : dict
+        Probes, distribution, seed and progress of these.
 
     Returns
     -------
@@ -296,7 +299,7 @@ def network_traces(
     ...     return output.square().sum() / 2
     >>> inputs = torch.tensor([1.0, 2.0, 3.0, 0.0]).view(2, 1, 2)
     >>> network_traces(  # (1 + 4 + 9 + 0) / 2 items and (1 + 1 + 1 + 1) / 2
-    ...     network, inputs, loss, list(network.parameters()), 500
+    ...     network, inputs, loss, list(network.parameters()), probes=500
     ... ).mean(0).round()
     tensor([7., 2.], dtype=torch.float64)
     """
@@ -315,17 +318,9 @@ def network_traces(
     ]
     with evaluating(network), _differentiable(network, weights):
         if differences:
-            return difference_traces(
-                losses, weights, probes, distribution, seed, progress
-            )
-        return block_traces(
-            losses,
-            [[weight] for weight in weights],
-            probes,
-            distribution,
-            seed,
-            progress,
-        )
+            return difference_traces(losses, weights, **probing)
+        blocks = [[weight] for weight in weights]
+        return block_traces(losses, blocks, **probing)
 
 
 @contextmanager

@@ -13,19 +13,17 @@ each generation, and a new start takes from there what it would evaluate again.
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from ..utils import write_text
+from ..utils import read_text, strict_json, write_text
 
 CANDIDATE_BITS = (2, 3, 4, 5, 6, 7, 8)
-POPULATION = 25
-GENERATIONS = 50
 SAVE_EVERY = 25  # evaluations, besides the end of a generation
-MUTATION = (0.2, 20)  # share of the plans; eta: larger, smaller steps
 
 
 class Evaluation(NamedTuple):
@@ -108,7 +106,7 @@ class Evaluations:
     def _read(self):
         """Take over the evaluations of a checkpoint of the same search."""
         try:
-            content = json.loads(self.checkpoint.read_text(encoding="utf-8"))
+            content = strict_json(read_text(self.checkpoint))
             settings, rows = content["settings"], content["evaluations"]
             known = {
                 tuple(key): (float(error), float(size))
@@ -128,35 +126,15 @@ class Evaluations:
         self.known = known
 
 
-def search(
-    evaluate,
-    genes,
-    candidate_bits=CANDIDATE_BITS,
-    population=POPULATION,
-    generations=GENERATIONS,
-    seed=1,
-    mutation=MUTATION,
-    largest_error=None,
-    initial=(),
-    checkpoint=None,
-    settings=None,
-    progress=None,
-):
-    """NSGA-II over bit plans.
+@dataclass(frozen=True)
+class Evolution:
+    """How NSGA-II goes on from generation to generation.
 
-    Two-point crossover and polynomial mutation of integer genes, no plan
-    twice. The defaults are those of https://github.com/alecerio/nas-nsnet2,
-    by an author of https://arxiv.org/abs/2402.12263, which does not name its
-    own.
+    The defaults are those of https://github.com/alecerio/nas-nsnet2, by an
+    author of https://arxiv.org/abs/2402.12263, which does not name its own.
 
     Arguments
     ---------
-    evaluate : callable
-        Takes a plan (dict of str -> int), returns (error, size), both better
-        when lower. The same plan must get the same values.
-    genes : sequence of str
-    candidate_bits : sequence of int
-        In rising order.
     population, generations : int
         The first generation is random; population x generations is the most
         that is evaluated.
@@ -168,6 +146,61 @@ def search(
     largest_error : float or None
         Plans with more are ranked behind all others: without it, much of the
         population may stay where size is least and nothing works.
+
+    Example
+    -------
+    >>> Evolution(population=1)
+    Traceback (most recent call last):
+    ...
+    ValueError: give a population of 2 or more, and a generation
+    """
+
+    population: int = 25
+    generations: int = 50
+    seed: int = 1
+    mutation: tuple = (0.2, 20)
+    largest_error: float | None = None
+
+    def __post_init__(self):
+        if self.population < 2 or self.generations < 1:
+            raise ValueError("give a population of 2 or more, and a generation")
+
+    @property
+    def settings(self):
+        """What tells one search from another; it may go on for longer."""
+        return {
+            "population": self.population,
+            "seed": self.seed,
+            "mutation": list(self.mutation),
+            "largest_error": self.largest_error,
+        }
+
+
+def search(
+    evaluate,
+    genes,
+    candidate_bits=CANDIDATE_BITS,
+    evolution=None,
+    initial=(),
+    checkpoint=None,
+    settings=None,
+    progress=None,
+):
+    """NSGA-II over bit plans.
+
+    Two-point crossover and polynomial mutation of integer genes, no plan
+    twice.
+
+    Arguments
+    ---------
+    evaluate : callable
+        Takes a plan (dict of str -> int), returns (error, size), both better
+        when lower. The same plan must get the same values.
+    genes : sequence of str
+    candidate_bits : sequence of int
+        In rising order.
+    evolution : Evolution or None
+        Population, generations, seed, mutation; None: `Evolution()`.
     initial : sequence of dict
         Plans to put into the first generation.
     checkpoint : str or Path or None
@@ -187,32 +220,28 @@ def search(
     -------
     >>> def evaluate(plan):
     ...     return sum(2.0**-bits for bits in plan.values()), plan["a"]
-    >>> found = search(evaluate, ["a", "b"], generations=5)
+    >>> found = search(evaluate, ["a", "b"], evolution=Evolution(generations=5))
     >>> [item.plan for item in found.front()][:2]
     [{'a': 2, 'b': 8}, {'a': 3, 'b': 8}]
     """
-    candidates = _checked(candidate_bits)
-    if population < 2 or generations < 1:
-        raise ValueError("give a population of 2 or more, and a generation")
+    candidates, evolution = _checked(candidate_bits), evolution or Evolution()
     seen = Evaluations(
         evaluate,
         genes,
         checkpoint,
         {
             "candidate_bits": candidates,
-            "population": population,
-            "seed": seed,
-            "mutation": list(mutation),
-            "largest_error": largest_error,
+            **evolution.settings,
             "initial": [_codes(plan, genes, candidates) for plan in initial],
             **(settings or {}),
         },
     )
-    algorithm = _algorithm(seen.settings, candidates, generations)
-    limit = math.inf if largest_error is None else largest_error
+    algorithm = _algorithm(seen.settings, candidates, evolution.generations)
+    most = evolution.largest_error
+    limit = math.inf if most is None else most
     hidden = None if progress is None else not progress
     with tqdm(
-        total=generations, desc="NSGA-II", unit="gen", disable=hidden
+        total=evolution.generations, desc="NSGA-II", unit="gen", disable=hidden
     ) as bar:
         while algorithm.has_next():
             individuals = algorithm.ask()

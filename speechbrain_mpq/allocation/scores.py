@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from ..quantization.codebook import check_bits, check_codebook
 from ..quantization.scheme import Scheme, Selection, scheme_of
-from ..utils import write_text
+from ..utils import read_text, strict_json, write_text
 
 VERSION = 1
 
@@ -155,8 +155,7 @@ class ScoreTable:
     def load(cls, path):
         """Read and check what `save` has written."""
         try:
-            with open(path, encoding="utf-8") as file:
-                return cls._from_content(json.load(file))
+            return cls._from_content(strict_json(read_text(path)))
         except (KeyError, AttributeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} is no usable score table ({error!r}); delete it and "

@@ -77,11 +77,7 @@ def phone_lattice(
     >>> lattice.arcs[0]  # silence, or at once either pronunciation
     [(1, 0.5), (2, 0.25), (4, 0.25)]
     """
-    if not words:
-        raise ValueError(
-            f"utterance {utterance}: an empty transcript: remove it, or give "
-            "it the phone of silence as a word"
-        )
+    _check_words(words, utterance)
     phones, arcs = [START], [[]]
 
     def add(phone, before):
@@ -104,11 +100,6 @@ def phone_lattice(
 
     ends = maybe_silence({0: 1.0}, edge_silence)
     for position, alternatives in enumerate(words):
-        if not alternatives or not all(alternatives):
-            raise ValueError(
-                f"utterance {utterance}: word {position} has a pronunciation "
-                "without phones: correct the lexicon"
-            )
         if position:
             ends = maybe_silence(ends, between_silence)
         share = 1 / len(alternatives)
@@ -121,6 +112,21 @@ def phone_lattice(
     ends = maybe_silence(ends, edge_silence)
     final = [ends.get(node, 0.0) for node in range(len(phones))]
     return PhoneLattice(phones, arcs, final)
+
+
+def _check_words(words, utterance):
+    """Refuse a transcript without words, and words without phones."""
+    if not words:
+        raise ValueError(
+            f"utterance {utterance}: an empty transcript: remove it, or give "
+            "it the phone of silence as a word"
+        )
+    for position, alternatives in enumerate(words):
+        if not alternatives or not all(alternatives):
+            raise ValueError(
+                f"utterance {utterance}: word {position} has a pronunciation "
+                "without phones: correct the lexicon"
+            )
 
 
 @dataclass

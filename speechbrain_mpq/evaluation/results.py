@@ -78,7 +78,7 @@ class Scored:
     Arguments
     ---------
     items : list of dict
-        One for each mixture, see `metrics.summarise`.
+        One for each mixture, see `runs.summarise`.
     examples : list of dict
         Waveforms of some of them, see `report.write_report`.
     seconds_per_hour : float

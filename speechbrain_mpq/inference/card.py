@@ -1,4 +1,4 @@
-"""Write the model card: README.md of a packed folder, from plain dicts.
+"""Say in a model card what a packed model is for and how good it is.
 
 The `Task` says what the model is for, how it is called and what its measures
 are. An array is drawn as text: seen from above by somebody who stands behind
@@ -6,21 +6,29 @@ it and looks ahead, to 90 degrees, microphone 1 to the left, 0 degrees to the
 right.
 """
 
-from collections import defaultdict
-
-import yaml
-
 from ..evaluation.separation_task import SEPARATION
 from ..lobes.models.spatial_features import (
     LINEAR_15_SPACINGS,
     used_microphones,
 )
+from ..quantization.model_card import (
+    MIB,
+    bits_word,
+    size_word,
+    table,
+    write_card,
+)
 from .hub import SAMPLE_FILE, SEPARATED_FILE
 
-MIB = 2**20  # bytes
 CARDS = {}  # class of a network -> its `CardText`, where it has one of its own
 COLUMNS = 56  # of the drawing at most; the shipped array has one a centimetre
 USED, UNUSED = "#", "o"
+_END = (
+    "The bytes of the file are explained in docs/packed_format.md of "
+    "speechbrain_mpq;\n`speechbrain-mpq verify FOLDER` checks them. The "
+    "checksum guards against damage,\nnot against an author who means "
+    "ill.\n"
+)
 
 
 def model_card(
@@ -71,25 +79,24 @@ def model_card(
     base_model_relation: quantized
     """
     plan, card = config.get("plan"), _card_text(config, task)
-    parts = [
-        _front_matter(card, plan, base_model, license),
-        _summary(card, config, model_bytes, metrics),
-        *([_results(task, metrics, reference)] if metrics else []),
-        _use(card, sample),
-        *_sample(sample),
-        *_array(config.get("architecture")),
-        *([_plan_table(plan)] if plan else []),
-        "The bytes of the file are explained in docs/packed_format.md of "
-        "speechbrain_mpq;\n`speechbrain-mpq verify FOLDER` checks them. The "
-        "checksum guards against damage,\nnot against an author who means "
-        "ill.\n",
-    ]
-    return "\n".join(parts)
-
-
-def _bits_word(bits):
-    """Average bits as people say them, up to two digits."""
-    return f"{bits:.1f}".removesuffix(".0")
+    bits = bits_word(plan["average_bits"]) if plan else "32"
+    return write_card(
+        f"{card.title}, {bits} bits",
+        card.about,
+        _numbers(config, model_bytes, metrics or {}),
+        [
+            *([_results(task, metrics, reference)] if metrics else []),
+            _use(card, sample),
+            *_sample(sample),
+            *_array(config.get("architecture")),
+        ],
+        plan,
+        _END,
+        license=license,
+        pipeline_tag=card.pipeline_tag,
+        base_model=base_model,
+        tags=card.tags,
+    )
 
 
 def _card_text(config, task):
@@ -98,38 +105,18 @@ def _card_text(config, task):
     return CARDS.get(name) or task.card(config)
 
 
-def _front_matter(card, plan, base_model, license):
-    """What the hub reads of a card."""
-    tags = ["speechbrain_mpq", *card.tags]
-    if plan:
-        tags += ["quantized", f"{_bits_word(plan['average_bits'])}-bit"]
-        bits = {cluster["bits"] for cluster in plan["clusters"].values()}
-        tags += ["mixed-precision"] if len(bits) > 1 else []
-    matter = {
-        "library_name": "speechbrain",
-        "license": license,
-        "pipeline_tag": card.pipeline_tag,
-    }
-    if plan and base_model is not None:
-        matter["base_model"] = base_model
-        matter["base_model_relation"] = "quantized"
-    text = yaml.safe_dump({**matter, "tags": tags}, sort_keys=False)
-    return f"---\n{text}---\n"
-
-
-def _summary(card, config, model_bytes, metrics):
-    """Title and the numbers of the file."""
-    plan, metrics = config.get("plan"), metrics or {}
-    bits = _bits_word(plan["average_bits"]) if plan else "32"
+def _numbers(config, model_bytes, metrics):
+    """The numbers of the file, and where it comes from."""
+    plan = config.get("plan")
     rows = [
         ("average bits of a weight", f"{plan['average_bits']:.3f}")
         if plan
         else ("bits of a weight", "32 (full precision)"),
-        ("`model.safetensors`", _size(model_bytes)),
+        ("`model.safetensors`", size_word(model_bytes)),
     ]
     whole = metrics.get("fp32_bytes")
     if whole:
-        rows.append(("full precision", _size(whole)))
+        rows.append(("full precision", size_word(whole)))
         rows.append(("times smaller", f"{whole / model_bytes:.1f}"))
     names = {
         "system": "bits chosen by",
@@ -138,13 +125,11 @@ def _summary(card, config, model_bytes, metrics):
         "seed": "seed",
     }
     found = {**config.get("metadata", {}), **metrics}
-    rows += [
+    return rows + [
         (label, str(found[key]))
         for key, label in names.items()
         if found.get(key) is not None
     ]
-    head = f"# {card.title}, {bits} bits\n\n{card.about}\n\n"
-    return head + _table(("", ""), rows)
 
 
 def _results(task, metrics, reference):
@@ -157,15 +142,15 @@ def _results(task, metrics, reference):
     for name, system in systems.items():
         size = system.get("model_bytes")
         size = f"{size / MIB:.2f}" if size else "-"
-        bits = _bits_word(system.get("average_bits", 32))
+        bits = bits_word(system.get("average_bits", 32))
         rows.append((name, bits, size, *_quality(task, system["average"])))
     parts = ["## Results\n"]
-    table = _table(("system", "bits", "MiB", *titles), rows)
+    overall = table(("system", "bits", "MiB", *titles), rows)
     if task.conditions:
         parts[0] += f"\nMean of {task.conditions.together} below.\n"
-        parts += [table, *_by_condition(task, systems, titles)]
+        parts += [overall, *_by_condition(task, systems, titles)]
     else:
-        parts.append(table)
+        parts.append(overall)
     test = task.tested and task.tested.test
     outcome = metrics.get(test.key) if test else None
     if outcome:
@@ -187,7 +172,7 @@ def _by_condition(task, systems, titles):
         if name in metrics["buckets"]
     ]
     header = (task.conditions.column, "system", *titles)
-    return [f"{task.conditions.note}\n", _table(header, rows)]
+    return [f"{task.conditions.note}\n", table(header, rows)]
 
 
 def _quality(task, scores):
@@ -231,42 +216,6 @@ def _array(architecture):
         return []
     drawing = "\n".join(draw_array(**array))
     return [f"## The array\n\n```\n{drawing}\n```\n"]
-
-
-def _plan_table(plan):
-    """How many clusters and weights have which bits."""
-    clusters, weights = defaultdict(int), defaultdict(int)
-    for cluster in plan["clusters"].values():
-        clusters[cluster["bits"]] += 1
-        weights[cluster["bits"]] += cluster["parameters"]
-    rest = plan.get("rest_parameters", 0)
-    total = sum(weights.values()) + rest
-    rows = [
-        (str(b), str(clusters[b]), f"{weights[b]:,}", _share(weights[b], total))
-        for b in sorted(clusters)
-    ]
-    if rest:
-        rows.append(("32 (left alone)", "-", f"{rest:,}", _share(rest, total)))
-    return "## Bit plan\n\n" + _table(
-        ("bits", "clusters", "weights", "share"), rows
-    )
-
-
-def _share(part, total):
-    """A part in percent."""
-    return f"{100 * part / total:.1f} %"
-
-
-def _size(count):
-    """Bytes, and MiB."""
-    return f"{count:,} bytes ({count / MIB:.2f} MiB)"
-
-
-def _table(header, rows):
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    cells = [[str(c).replace("|", "\\|") for c in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n"
 
 
 def array_of(architecture):

@@ -191,7 +191,7 @@ def _read_shapes(path):
     types = {name: dtype for dtype, name in DTYPES.items()}
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-        config = strict_json(metadata["mpq_config"])
+        config = strict_json(metadata["mpq_config"], packed=True)
         described = described_tensors(config)
         quantized = {
             name: PackedTensor(bits, _valueless(shape, torch.int32), None)

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..utils import atomic_write
+from ..utils import atomic_write, strict_json
 from .gru_operations import BITS, ELEMENTWISE, LINEAR, check_plan
 from .integer_gru import (
     CONSTANTS,
@@ -127,7 +127,7 @@ def _read_description(text):
     """The description of a file, every value of its type and range."""
     if not 0 < len(text) <= MAX_DESCRIPTION:
         raise ValueError(f"a description of {len(text)} characters")
-    found = json.loads(text)
+    found = strict_json(text, packed=True)
     if not isinstance(found, dict):
         raise ValueError("a description that is no JSON object")
     if (found.get("format"), found.get("version")) != (FORMAT, VERSION):
@@ -168,67 +168,95 @@ def _read_description(text):
     return found
 
 
-def _unpack(description, tensors):
-    """An IntegerGRU of tensors of the right sizes."""
-    for name, dtype in TENSORS.items():
-        if tensors[name].dtype != dtype:
-            raise ValueError(f"{name} of type {tensors[name].dtype}")
-    hidden, plan = description["hidden_size"], description["plan"]
-    taken = dict.fromkeys(TENSORS, 0)
+class _Reader:
+    """Takes values off the front of the tensors of a file."""
 
-    def take(name, count):
-        start = taken[name]
-        taken[name] += count
-        return tensors[name][start : start + count]
+    def __init__(self, tensors):
+        for name, dtype in TENSORS.items():
+            if tensors[name].dtype != dtype:
+                raise ValueError(f"{name} of type {tensors[name].dtype}")
+        self.tensors, self.taken = tensors, dict.fromkeys(TENSORS, 0)
 
-    def codes(name, bits, shape):
-        packed = take(name, -(-math.prod(shape) * bits // 8))
+    def take(self, name, count):
+        """The next values of a tensor."""
+        start = self.taken[name]
+        self.taken[name] += count
+        return self.tensors[name][start : start + count]
+
+    def codes(self, name, bits, shape):
+        """The next codes of a tensor of bytes, int8."""
+        packed = self.take(name, -(-math.prod(shape) * bits // 8))
         return _unpack_codes(packed, bits, shape)
 
-    cells, joints, classifier = {}, {}, None
-    for cell, features in cell_names(description):
-        bits = {name: plan[f"{cell}.{name}"] for name in LINEAR + ELEMENTWISE}
-        blocks = [
-            codes(
-                "weights",
-                bits[name],
-                (hidden, features if name in LINEAR[:3] else hidden),
-            )
-            for name in LINEAR
-        ]
-        cells[cell] = IntegerCell(
-            bits,
-            description["result_bits"],
-            (torch.cat(blocks[:3]), torch.cat(blocks[3:])),
-            [
-                take(name, 6 * hidden).reshape(2, -1)
-                for name in ("biases", "multipliers", "shifts")
-            ],
-            {
-                name: codes("tables", bits[name], (2 ** bits[before],))
-                for name, before in TABLES.items()
-            },
-            take("constants", CONSTANTS).tolist(),
-        )
+
+def _unpack(description, tensors):
+    """An IntegerGRU of tensors of the right sizes."""
+    reader, joints, classifier = _Reader(tensors), {}, None
+    cells = {
+        cell: _read_cell(reader, description, cell, features)
+        for cell, features in cell_names(description)
+    }
     if description["bidirectional"]:
         for layer in range(description["layers"]):
-            *joint, zero_point = take("constants", 5).tolist()
-            pairs = [joint[:2], joint[2:]]
-            good = all(
-                0 <= multiplier < 2**15 and 1 <= shift <= MAX_SHIFT
-                for multiplier, shift in pairs
-            )
-            if not good or abs(zero_point) > 128:
-                raise ValueError("constants between layers that overflow")
-            joints[f"l{layer}"] = [*pairs, zero_point]
+            joints[f"l{layer}"] = _read_joint(reader)
     if description["classes"]:
-        outputs = hidden * (1 + description["bidirectional"])
-        shape = description["classes"], outputs
-        classifier = codes("weights", 8, shape), take("biases", shape[0])
-        reach = classifier[0].long().abs().sum(1) * 128
-        if (reach + classifier[1].long().abs()).max() >= 2**31:
-            raise ValueError("a classifier with which int32 could overflow")
+        classifier = _read_classifier(reader, description)
     return IntegerGRU(description, cells, joints, classifier)
+
+
+def _read_cell(reader, description, cell, features):
+    """One direction of one layer: matrices, tables and constants."""
+    hidden, plan = description["hidden_size"], description["plan"]
+    bits = {name: plan[f"{cell}.{name}"] for name in LINEAR + ELEMENTWISE}
+    blocks = [
+        reader.codes(
+            "weights",
+            bits[name],
+            (hidden, features if name in LINEAR[:3] else hidden),
+        )
+        for name in LINEAR
+    ]
+    return IntegerCell(
+        bits,
+        description["result_bits"],
+        (torch.cat(blocks[:3]), torch.cat(blocks[3:])),
+        [
+            reader.take(name, 6 * hidden).reshape(2, -1)
+            for name in ("biases", "multipliers", "shifts")
+        ],
+        {
+            name: reader.codes("tables", bits[name], (2 ** bits[before],))
+            for name, before in TABLES.items()
+        },
+        reader.take("constants", CONSTANTS).tolist(),
+    )
+
+
+def _read_joint(reader):
+    """What brings both directions to one scale: two pairs, a zero point."""
+    *joint, zero_point = reader.take("constants", 5).tolist()
+    pairs = [joint[:2], joint[2:]]
+    good = all(
+        0 <= multiplier < 2**15 and 1 <= shift <= MAX_SHIFT
+        for multiplier, shift in pairs
+    )
+    if not good or abs(zero_point) > 128:
+        raise ValueError("constants between layers that overflow")
+    return [*pairs, zero_point]
+
+
+def _read_classifier(reader, description):
+    """Weights [classes, outputs] and biases, whose sums fit int32."""
+    outputs = description["hidden_size"] * (1 + description["bidirectional"])
+    shape = description["classes"], outputs
+    weights, biases = (
+        reader.codes("weights", 8, shape),
+        reader.take("biases", shape[0]),
+    )
+    most = weights.long().abs().sum(1) * 128 + biases.long().abs()
+    if most.max() >= 2**31:
+        raise ValueError("a classifier with which int32 could overflow")
+    return weights, biases
 
 
 def _pack(codes, bits):

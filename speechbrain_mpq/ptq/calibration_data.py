@@ -1,5 +1,6 @@
 """Audio of a SpeechBrain manifest, as a pretrained interface wants it."""
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import torch
 from speechbrain.dataio.audio_io import load
 from speechbrain.dataio.dataio import load_data_csv, load_data_json
 from speechbrain.dataio.preprocess import AudioNormalizer
+
+from ..utils import read_text, strict_json
 
 
 @dataclass
@@ -37,9 +40,8 @@ def read_manifest(path, data_root=None):
     if not path.is_file():
         raise ValueError(f"{path}: no such manifest")
     replacements = {"data_root": str(data_root or path.parent)}
-    reader = load_data_csv if path.suffix == ".csv" else load_data_json
     try:
-        entries = reader(path, replacements)
+        entries = _entries(path, read_text(path), replacements)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{path} is no manifest in SpeechBrain's JSON or CSV format "
@@ -48,6 +50,18 @@ def read_manifest(path, data_root=None):
     if not entries:
         raise ValueError(f"{path} has no entries: calibration needs some audio")
     return entries
+
+
+def _entries(path, text, replacements):
+    """Entries as SpeechBrain reads them, without a byte order mark."""
+    csv = path.suffix == ".csv"
+    if not csv:
+        strict_json(text)  # SpeechBrain takes the last of two equal keys
+    reader = load_data_csv if csv else load_data_json
+    with tempfile.TemporaryDirectory() as scratch:
+        plain = Path(scratch, path.name)
+        plain.write_bytes(text.encode())
+        return reader(plain, replacements)
 
 
 def evenly_spaced(entries, count):

@@ -23,7 +23,7 @@ from ..quantization.quant_api import coverage, dequantize_, quantize_
 from ..quantization.scheme import Scheme, Selection
 from ..quantization.tensors import named_tensors, select
 from ..training.calibration import Calibration
-from ..training.choose import METHODS, check_scores, scorer_of
+from ..training.choose import METHODS, scorer_of
 from ..training.methods import EstimationMethod
 from ..training.pipeline import Pipeline, PlanStore, logger
 from ..training.rounding import check_rounding
@@ -263,24 +263,21 @@ def quantize_pretrained(
     >>> outcome.plan.average_bits  # doctest: +SKIP
     3.99
     """
-    budget, asked = parse_budget(budget), budget
-    check_rounding(rounding)
-    check_candidates(candidate_bits)
-    check_scores(scores)
-    _check_method(method)
     scheme = Scheme(codebook=codebook)
-    scorer = scorer_of(scores, scheme, candidate_bits)
+    limits, scorer = _plan_options(budget, candidate_bits, scores, scheme)
+    check_rounding(rounding)
+    _check_method(method)
     output, cls = _empty_folder(output), find_class(class_name)
     outputs, measure = task_of(cls)
     check_source(source)
+    # What may be wrong with the data is found before anything is loaded.
     entries = read_manifest(calibration, data_root)
     tested = read_manifest(test, data_root) if test else entries
-    entries, tested = (
-        evenly_spaced(entries, items),
-        evenly_spaced(tested, test_items),
-    )
+    entries = evenly_spaced(entries, items)
+    tested = evenly_spaced(tested, test_items)
     check_files({**entries, **tested}, audio_key)
     measure = _measurable(measure and measure(reference), tested, reference)
+    # There are two of it: one is quantized and compared with the other.
     interface, hparams_path = load_interface(cls, source, device)
     rate = sample_rate_of(interface)
     tests = read_items(tested, rate, audio_key)
@@ -298,19 +295,25 @@ def quantize_pretrained(
         ),
         selection=Selection(names),
         scheme=scheme,
-        limits={**budget, "min_bits": min(candidate_bits)},
+        limits=limits,
         scorer=scorer,
         store=PlanStore(None, tell=_tell if progress else logger.info),
         method=EstimationMethod(FakeQuantize),
         rounding=rounding,
-        prototypes=None,
     ).run(progress)
     plan = bit_plan(calibration.model)
     evaluate = partial(_quality, measure, interface, tests, progress)
-    known = {"source": str(source), "asked": asked, "plan": plan}
+    known = {"source": str(source), "asked": budget, "plan": plan}
     return _written(
         comparison, quantized, hparams_path, output, evaluate, known
     )
+
+
+def _plan_options(budget, candidate_bits, scores, scheme):
+    """Limits of the bit plan, and its scorer; None for uniform bits."""
+    limits = parse_budget(budget)
+    limits["min_bits"] = check_candidates(candidate_bits)[0]
+    return limits, scorer_of(scores, scheme, candidate_bits)
 
 
 def _tell(sentence):

@@ -1,6 +1,6 @@
-"""What is said of a quantized interface: a table, and a model card.
+"""Folders that SpeechBrain's own ``from_hparams`` loads, packed.
 
-Folders that SpeechBrain's own ``from_hparams`` loads, packed.
+And what is said of them: a table of what quantization did, and a model card.
 
 A source folder names what is loaded, and from where, in the `pretrainer` of
 its hyperparams.yaml. In the packed folder each quantized loadable is a packed
@@ -26,9 +26,10 @@ from speechbrain.utils.checkpoints import (
 )
 from speechbrain.utils.parameter_transfer import DEFAULT_TRANSFER_HOOKS
 
+from ..quantization.model_card import size_word, table, write_card
 from ..quantization.packing import CONFIG_FILE, save_packed
 from ..quantization.tensors import named_tensors
-from ..utils import write_text
+from ..utils import read_json, write_text
 from .pretrained_interfaces import HPARAMS_FILE
 
 CARD_FILE = "README.md"
@@ -195,24 +196,6 @@ def read_front_matter(folder):
     return found if isinstance(found, dict) else {}
 
 
-def _front_matter(outcome):
-    """What the hub reads: whose quantized version this is."""
-    tags = outcome.card.get("tags") or []
-    bits = {c.bits for c in outcome.plan.clusters.values()}
-    average = f"{outcome.plan.average_bits:.1f}".removesuffix(".0")
-    own = ["speechbrain_mpq", "quantized", f"{average}-bit"]
-    own += ["mixed-precision"] if len(bits) > 1 else []
-    matter = {
-        "library_name": "speechbrain",
-        **{key: outcome.card[key] for key in KEPT if key in outcome.card},
-        "base_model": _model_name(outcome.source),
-        "base_model_relation": "quantized",
-        "tags": list(dict.fromkeys([*own, *map(str, tags)])),
-    }
-    text = pyyaml.safe_dump(matter, sort_keys=False, allow_unicode=True)
-    return f"---\n{text}---\n"
-
-
 def _model_name(source):
     """A hub name as it is; of a folder its own name."""
     return Path(source).resolve().name if Path(source).is_dir() else source
@@ -221,36 +204,44 @@ def _model_name(source):
 def model_card(outcome):
     """README.md of the packed folder."""
     head, *rows = _outcome_rows(outcome)
-    table = ["| " + " | ".join(head) + " |", "|---|---|---|"]
-    table += ["| " + " | ".join(row) + " |" for row in rows]
-    bits = Counter()
-    for cluster in outcome.plan.clusters.values():
-        bits[cluster.bits] += cluster.parameters
-    shares = ", ".join(f"{bits[b]} with {b} bits" for b in sorted(bits))
-    notes = "\n".join(f"* {note}" for note in _outcome_notes(outcome))
-    return f"""{_front_matter(outcome)}
-# {outcome.folder.name}
-
+    before, after = outcome.bytes["source"], outcome.bytes["packed"]
+    notes = "".join(f"* {note}\n" for note in _outcome_notes(outcome))
+    name, card = outcome.cls.__name__, outcome.card
+    return write_card(
+        outcome.folder.name,
+        f"""\
 Post-training mixed-precision quantization of `{outcome.source}` to a budget
-of {outcome.asked}, made by speechbrain_mpq. Its licence is that of the source.
+of {outcome.asked}, made by speechbrain_mpq. Its licence is that of the source.\
+""",
+        [
+            ("average bits of a weight", f"{outcome.plan.average_bits:.3f}"),
+            ("files with weights", size_word(after)),
+            ("those of the source", size_word(before)),
+            ("times smaller", f"{before / after:.1f}"),
+        ],
+        [
+            f"## Results\n\n{table(head, rows)}",
+            *([notes] if notes else []),
+            f"""\
+## Use
 
 ```python
-from {outcome.cls.__module__} import {outcome.cls.__name__}
+from {outcome.cls.__module__} import {name}
 
-model = {outcome.cls.__name__}.from_hparams(source="{outcome.folder.name}")
+model = {name}.from_hparams(source="{outcome.folder.name}")
 ```
 
 needs `pip install speechbrain_mpq`: the .ckpt files with weights are packed
 models (safetensors with bit-packed integers, no pickle), which a hook in
 hyperparams.yaml reads. Once loaded, the model is an ordinary one in float32.
-
-{chr(10).join(table)}
-
-Parameters: {shares}.
-`quantization_config.json` lists the bits of every tensor.
-
-{notes}
-"""
+""",
+        ],
+        outcome.plan.to_dict(),
+        "`quantization_config.json` lists the bits of every tensor.\n",
+        base_model=_model_name(outcome.source),
+        tags=card.get("tags") or [],
+        **{key: card[key] for key in KEPT if key in card},
+    )
 
 
 HOOK = "!name:speechbrain_mpq.load_packed_"
@@ -324,7 +315,7 @@ def write_folder(interface, hparams_path, modules, folder, metadata=None):
             total += path.stat().st_size
             path.replace(folder / f"{name}.ckpt")
             config = Path(scratch) / CONFIG_FILE
-            configs[name] = json.loads(config.read_text())
+            configs[name] = read_json(config)
     config = {"loadables": configs, "metadata": metadata or {}}
     text = json.dumps(config, indent=1) + "\n"
     write_text(folder / CONFIG_FILE, text)

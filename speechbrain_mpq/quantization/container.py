@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ..utils import atomic_write
+from ..utils import atomic_write, strict_json
 from .codebook import TERNARY_BITS, check_bits, has_zero, largest_level
 from .plan import packed_bytes
 
@@ -31,27 +31,9 @@ ITEM_BYTES = {
 }
 
 
-def strict_json(text):
-    """Parses JSON; refuses duplicate keys, NaN and infinity."""
-    if isinstance(text, bytes):
-        text = text.decode("utf-8")
-    try:
-        content = json.loads(
-            text,
-            object_pairs_hook=_unique,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-        )
-        if "\\u" in text:  # half a character passes the parser
-            json.dumps(content, ensure_ascii=False).encode()
-    except RecursionError as error:
-        raise ValueError("JSON nested too deeply") from error
-    return content
-
-
 def _read_header(content):
     """The header of a safetensors file in memory."""
-    header = strict_json(content[8:])
+    header = strict_json(content[8:], packed=True)
     if not isinstance(header, dict):
         raise ValueError("a header that is no JSON object")
     metadata = header.pop("__metadata__", {})
@@ -126,29 +108,6 @@ def _whole_numbers(values):
     return isinstance(values, list) and all(
         type(value) is int and value >= 0 for value in values
     )
-
-
-def _unique(pairs):
-    """A dictionary; ValueError where a key comes twice."""
-    content = {}
-    for key, value in pairs:
-        if key in content:
-            raise ValueError(f"the key {key!r} twice")
-        content[key] = value
-    return content
-
-
-def _finite(digits):
-    """A float; ValueError where it is beyond all floats, as 1e999."""
-    value = float(digits)
-    if math.isinf(value):
-        raise ValueError(f"{digits[:40]} is no finite number")
-    return value
-
-
-def _no_constant(word):
-    """Refuse the words that Python takes for numbers and JSON does not."""
-    raise ValueError(f"{word} is no JSON")
 
 
 TRITS = 3 ** np.arange(5)  # values of the five digits in a byte
@@ -384,7 +343,7 @@ def _read(path, check):
             raise _unreadable(path, error) from error
         version = _version(path, metadata)
         try:
-            config = strict_json(metadata["mpq_config"])
+            config = strict_json(metadata["mpq_config"], packed=True)
         except ValueError as error:
             raise PackedModelError(path, f"damaged ({error})") from error
         if check is not None:

@@ -4,9 +4,8 @@ import json
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from ..utils import write_text
+from ..utils import read_text, strict_json, write_text
 from .codebook import TERNARY_BITS, check_bits, check_codebook
 from .groups import slice_name, split_name
 from .tensors import ROOT, named_tensors, near_misses
@@ -204,7 +203,7 @@ class BitPlan:
     def load(cls, path):
         """Reads plan.json; ValueError names the file and what is wrong."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = strict_json(read_text(path))
             return cls.from_dict(content)
         except ValueError as error:
             raise ValueError(

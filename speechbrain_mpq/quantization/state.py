@@ -21,8 +21,9 @@ from pathlib import Path
 import torch
 from torch.nn.parameter import UninitializedTensorMixin
 
+from ..utils import strict_json
 from .codebook import TERNARY_BITS, dequantize, nearest_levels
-from .container import DTYPES, strict_json
+from .container import DTYPES
 from .fake_quant import FakeQuantize
 from .tensors import NamedTensor, plain_buffers
 
@@ -187,7 +188,7 @@ def encode(state, name):
     try:
         tree = _encode(state, tensors)
         text = json.dumps(tree, separators=(",", ":"), ensure_ascii=False)
-        if strict_json(text) != tree:
+        if strict_json(text, packed=True) != tree:
             raise NotStorableError("it does not come back from JSON")
     except (RecursionError, UnicodeError, ValueError) as error:
         raise NotStorableError(str(error)) from error
@@ -237,7 +238,7 @@ def _json_of(content):
     """What a tensor of bytes holds."""
     if content.dtype != torch.uint8 or content.dim() != 1:
         raise ValueError("a state that is no vector of bytes")
-    return strict_json(bytes(content.numpy()))
+    return strict_json(bytes(content.numpy()), packed=True)
 
 
 def _encode(state, tensors):
@@ -279,7 +280,7 @@ def _decode(tree, tensors, used):
     if kind == "float" and value in ("nan", "inf", "-inf"):
         return float(value)
     if kind == "json" and isinstance(value, str):
-        strict_json(value)  # what cannot execute anything
+        strict_json(value, packed=True)  # what cannot execute anything
         return JsonText(value)
     if kind == "tuple" and isinstance(value, list):
         return tuple(_decode(v, tensors, used) for v in value)
@@ -323,7 +324,7 @@ def read_saved(module):
     try:
         # JSON is no pickle: whoever loads it can be given it.
         text = JsonText(content.decode())
-        strict_json(text)
+        strict_json(text, packed=True)
     except ValueError as error:
         raise NotStorableError(
             "its own hook saves neither a state of torch nor JSON"

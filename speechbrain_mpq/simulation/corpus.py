@@ -18,7 +18,13 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from ..utils import SAMPLE_RATE, atomic_write, remove_partial, write_text
+from ..utils import (
+    SAMPLE_RATE,
+    atomic_write,
+    read_json,
+    remove_partial,
+    write_text,
+)
 from .voices import library, speakers, synthesize, vary
 
 WORDS = {
@@ -199,7 +205,7 @@ def _check_parameters(path, seed):
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()
     parameters = {"seed": seed, "sha256": digest}
     if path.exists():
-        found = json.loads(path.read_text())
+        found = read_json(path)
         if found != parameters:
             raise ValueError(
                 f"{path} belongs to another corpus (seed {found['seed']}, "
@@ -226,7 +232,7 @@ def _is_complete(data_folder, split, start, count):
     path = _chunk_file(data_folder, split, start)
     if not path.exists():
         return False
-    keys = json.loads(path.read_text())
+    keys = read_json(path)
     return len(keys) >= min(CHUNK, count - start) and all(
         _audio_file(data_folder, key).exists() for key in keys
     )
@@ -251,7 +257,7 @@ def _write_manifest(data_folder, split, count):
     """Collect the entries of a split, one utterance per line."""
     lines = []
     for start in range(0, count, CHUNK):
-        entries = json.loads(_chunk_file(data_folder, split, start).read_text())
+        entries = read_json(_chunk_file(data_folder, split, start))
         for key in sorted(entries)[: count - start]:
             wav = f"{{data_root}}/speech/{split}/{key}.flac"
             entry = json.dumps({"wav": wav, **entries[key]})

@@ -16,7 +16,13 @@ import numpy as np
 from tqdm import tqdm
 
 from ..lobes.models.spatial_features import SPEED_OF_SOUND, linear_array
-from ..utils import SAMPLE_RATE, atomic_write, remove_partial, write_text
+from ..utils import (
+    SAMPLE_RATE,
+    atomic_write,
+    read_json,
+    remove_partial,
+    write_text,
+)
 
 SMALLEST_ROOM = (4.0, 4.0, 2.5)  # metres
 LARGEST_ROOM = (10.0, 8.0, 6.0)  # metres
@@ -181,7 +187,7 @@ def _check_settings(folder, settings):
     """Refuse to mix two banks in one folder."""
     path = folder / "settings.json"
     if path.exists():
-        found = json.loads(path.read_text())
+        found = read_json(path)
         if found != settings:
             raise ValueError(
                 f"{folder} holds rooms of {found}, asked for {settings}: "

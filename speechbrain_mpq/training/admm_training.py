@@ -33,7 +33,7 @@ from ..quantization.admm import (
     relative_distance,
 )
 from ..quantization.tensors import named_tensors
-from ..utils import write_json
+from ..utils import read_text, strict_json, write_json
 from .methods import ROUNDED, EstimationMethod
 
 SMALLEST_RMS = 1e-3  # of a tensor that steps are relative to
@@ -445,7 +445,7 @@ class ADMMTraining(EstimationMethod):
     @mark_as_loader
     def _recover(self, path, end_of_epoch):
         """Go on from a record."""
-        state = json.loads(Path(path).read_text(encoding="utf-8"))
+        state = strict_json(read_text(path))
         if isinstance(state, list):  # of earlier versions: the history alone
             steps = state[-1]["step"] if state else 0
             state = {"history": state, "steps": steps}

@@ -6,7 +6,6 @@ file (scores.json, plan.json, checkpoints, packed/) and starts from it when
 the experiment is started again, so that a run can be killed at any time.
 """
 
-import json
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from ..quantization.packing import save_packed
 from ..quantization.plan import bit_plan
 from ..quantization.quant_api import quantize_
 from ..quantization.scheme import Scheme, Selection
-from ..utils import write_json
+from ..utils import read_json, write_json
 from .calibration import NetworkCalibration
 from .loggers import log_stats, plan_stats
 from .methods import EstimationMethod, attach
@@ -209,7 +208,7 @@ class QuantizationBrain(sb.Brain):
     def times(self):
         """Seconds that each stage took, over all restarts."""
         path = self._output("times.json")
-        return json.loads(path.read_text()) if path.exists() else {}
+        return read_json(path) if path.exists() else {}
 
     def _output(self, name):
         """A file of this experiment."""

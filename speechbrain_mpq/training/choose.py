@@ -102,6 +102,22 @@ def _check_scripting(brain, quantizer):
             raise ValueError(NO_SCRIPT.format(f"module {key!r}"))
 
 
+def _method_for(brain, asked, candidate_bits):
+    """The method that a Brain is to be trained by; the usual one for None."""
+    method = method_of(asked or "log_step")
+    if isinstance(asked, str) and method.candidate_bits is not None:
+        method.candidate_bits = check_candidates(candidate_bits)
+    if asked:
+        method.check_brain(brain)
+    return method
+
+
+def _folder(brain, asked):
+    """Where the plan is left: what is asked for, or the output folder."""
+    own = getattr(brain, "hparams", None)
+    return asked or getattr(own, "output_folder", None)
+
+
 def _usual_rounding(method, brain):
     """The rounding of a method, where none is asked for."""
     fresh = unmeasured_norms(brain)
@@ -256,17 +272,13 @@ def choose_bits(
         "min_bits": min_bits,
         "equal_bits": as_list(equal_bits or quantizer.equal_bits),
     }
-    asked, method = method, method_of(method or "log_step")
-    if isinstance(asked, str) and method.candidate_bits is not None:
-        method.candidate_bits = check_candidates(candidate_bits)
+    asked, method = method, _method_for(brain, method, candidate_bits)
     if asked:
-        method.check_brain(brain)
         quantizer.use_method(method)
     if scores is None:
         scores = "kl" if method.keeps_plan else "uniform"
     rounding = rounding or _usual_rounding(method, brain)
     check_rounding(rounding)
-    own = getattr(getattr(brain, "hparams", None), "output_folder", None)
     settings = {
         "scores": scores if isinstance(scores, str) else type(scores).__name__,
         **limits,
@@ -285,7 +297,7 @@ def choose_bits(
         scheme=quantizer.scheme,
         limits=limits,
         scorer=scorer_of(scores, quantizer.scheme, candidate_bits),
-        store=PlanStore(folder or own, brain.checkpointer, settings),
+        store=PlanStore(_folder(brain, folder), brain.checkpointer, settings),
         method=method,
         rounding=rounding,
         prototypes=prototypes,
@@ -295,7 +307,8 @@ def choose_bits(
     if asked:
         attach(brain, method, quantizer.model)
     if is_new and hasattr(brain, "hparams"):
-        log_stats(brain.hparams, plan_stats(quantizer.plan, folder or own))
+        stats = plan_stats(quantizer.plan, _folder(brain, folder))
+        log_stats(brain.hparams, stats)
     return quantizer.plan
 
 

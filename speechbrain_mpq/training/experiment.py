@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 from speechbrain.utils.logger import get_logger
 
-from ..utils import write_json
+from ..utils import read_json, write_json
 from .hparams_source import (
     PLACES,
     REPORTED,
@@ -215,7 +215,7 @@ class Experiment:
             if self.finished:
                 raise self._refusal("settings, or none: no settings.json")
             return None
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path, broken="name another output_folder")
         if "settings" in stored:
             return stored
         # An older run left a hash: of these settings, or of those it saved?

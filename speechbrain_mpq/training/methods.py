@@ -81,34 +81,16 @@ def attach(brain, method, model):
     if method.recoverable and brain.checkpointer:
         brain.checkpointer.add_recoverable(method.recoverable, method)
 
-    def hook(name, before=None, after=None):
-        plain = getattr(brain, name)
-
-        def call(*args, **kwargs):
-            if before:
-                before(*args, **kwargs)
-            result = plain(*args, **kwargs)
-            if after:
-                after(*args, **kwargs)
-            return result
-
-        setattr(brain, name, call)
-
     def before_step(batch, should_step):
         method.before_step(brain, batch)
 
     def started():
         method.start(brain, model)
-        weights = {id(weight) for weight in model.parameters()}
-        for optimizer in (brain.optimizers_dict or {}).values():
-            groups = optimizer.param_groups
-            if any(
-                id(w) in weights for group in groups for w in group["params"]
-            ):
-                # Not on_fit_batch_end: recipes replace fit_batch.
-                optimizer.register_step_post_hook(
-                    lambda *_: method.after_step(brain)
-                )
+        for optimizer in _optimizers_of(brain, model):
+            # Not on_fit_batch_end: recipes replace fit_batch.
+            optimizer.register_step_post_hook(
+                lambda *_: method.after_step(brain)
+            )
 
     def before_stage(stage, epoch=None):
         if stage == sb.Stage.VALID:
@@ -121,10 +103,34 @@ def attach(brain, method, model):
     def recovered(*args, **kwargs):
         method.finish(model)
 
-    hook("init_optimizers", before=lambda: method.prepare(brain))
-    hook("on_fit_start", after=started)
-    hook("on_fit_batch_start", before=before_step)
-    hook("on_stage_start", before=before_stage)
-    hook("on_stage_end", before=after_stage)
-    hook("on_evaluate_start", after=recovered)
+    _hook(brain, "init_optimizers", before=lambda: method.prepare(brain))
+    _hook(brain, "on_fit_start", after=started)
+    _hook(brain, "on_fit_batch_start", before=before_step)
+    _hook(brain, "on_stage_start", before=before_stage)
+    _hook(brain, "on_stage_end", before=after_stage)
+    _hook(brain, "on_evaluate_start", after=recovered)
     return method
+
+
+def _hook(brain, name, before=None, after=None):
+    """Call something before or after a method of a Brain."""
+    plain = getattr(brain, name)
+
+    def call(*args, **kwargs):
+        if before:
+            before(*args, **kwargs)
+        result = plain(*args, **kwargs)
+        if after:
+            after(*args, **kwargs)
+        return result
+
+    setattr(brain, name, call)
+
+
+def _optimizers_of(brain, model):
+    """The Brain's optimizers that train weights of a model."""
+    weights = {id(weight) for weight in model.parameters()}
+    for optimizer in (brain.optimizers_dict or {}).values():
+        groups = optimizer.param_groups
+        if any(id(w) in weights for group in groups for w in group["params"]):
+            yield optimizer

@@ -9,7 +9,6 @@ A mixed-precision system may start from uniform prototypes, trained models of
 one bit width: it inherits every cluster from the one that has its bits.
 """
 
-import json
 import tempfile
 import time
 from contextlib import contextmanager
@@ -35,7 +34,7 @@ from ..quantization.plan import BitPlan
 from ..quantization.quant_api import clusters, dequantize_, quantize_
 from ..quantization.scheme import Scheme, Selection
 from ..quantization.tensors import named_tensors
-from ..utils import write_json
+from ..utils import read_text, strict_json, write_json
 from .calibration import Calibration
 from .methods import EstimationMethod
 from .quantizer import check_uniform_bits
@@ -174,7 +173,7 @@ def earlier_settings(folder):
     """What the plan in a folder was asked for."""
     path = Path(folder) / SETTINGS
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(strict_json(read_text(path)))
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} does not tell what the plan.json beside it was asked "

@@ -192,6 +192,9 @@ def test_byte_order_marks_are_no_content(tmp_path):
     path = tmp_path / "mixtures.json"
     path.write_text('{"a": 18446744073709551615}', "utf-8-sig")
     assert read_json(path) == strict_json(path.read_bytes()) == {"a": 2**64 - 1}
+    with pytest.raises(ValueError, match="BOM"):
+        strict_json(path.read_bytes(), packed=True)
+    assert strict_json(f"[{2**70}]", packed=True) == [2**70]
 
 
 def test_pipes_are_read_and_not_waited_for(tmp_path, monkeypatch):

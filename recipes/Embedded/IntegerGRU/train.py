@@ -166,15 +166,18 @@ class Experiment:
         folder = Path(hparams["output_folder"])
         settings = {"task": hparams["task"], "seed_of_gru": hparams["seed"]}
         same = nsga2.homogeneous(self.evaluate, genes, bits)
-        found = nsga2.search(
-            self.evaluate,
-            genes,
-            bits,
+        evolution = nsga2.Evolution(
             hparams["population"],
             hparams["generations"],
             hparams["search_seed"],
             hparams["mutation"],
-            same.all()[-1].error + hparams["error_room"],
+            largest_error=same.all()[-1].error + hparams["error_room"],
+        )
+        found = nsga2.search(
+            self.evaluate,
+            genes,
+            bits,
+            evolution,
             initial=[item.plan for item in same.all()],
             checkpoint=folder / "search.json",
             settings=settings,

@@ -14,14 +14,19 @@ pictures]; audio [batch, channels, frames].
 """
 
 import math
-from collections import OrderedDict
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from .lips import PERIOD, normalise, split, upsample
-from .tcn import ConvBlock, fold_norms_, mask_network, receptive_field
+from .tcn import (
+    ConvBlock,
+    block_place,
+    fold_norms_,
+    mask_network,
+    receptive_field,
+)
 
 BEGIN_SMALL = 0.1  # factor on the first weights of a residual fusion
 VISUAL_STAGES = ("visual", "fusion")
@@ -402,47 +407,42 @@ class AudioVisualNetwork(nn.Module):
         return x
 
 
-def audio_visual_network(
-    inputs,
-    outputs,
-    hop,
-    visual,
-    channels=256,
-    hidden=512,
-    kernel_size=3,
-    blocks=4,
-    layers=8,
-    scale_inputs=False,
-):
-    """Build the mask network of Fig. 1 with a lip stream."""
+def audio_visual_network(inputs, outputs, hop, visual, **size):
+    """Build the mask network of Fig. 1 with a lip stream.
+
+    Arguments
+    ---------
+    inputs, outputs : int
+        Features and mask values per audio frame.
+    hop : int
+        Samples from one audio frame to the next.
+    visual : dict
+        Of a `VisualStream`; "factors" and "residual" of the fusion, and
+        "after", the TCN block that it follows (1).
+    **size : dict
+        As for `mask_network`.
+    """
     visual = dict(visual)
     after = visual.pop("after", 1)
-    if not 1 <= after <= blocks:
-        raise ValueError(
-            f"fusion after TCN block {after}: the network has {blocks}"
-        )
     fusion = {k: visual.pop(k) for k in ("factors", "residual") if k in visual}
     stream = VisualStream(**visual)
-    chain = mask_network(
-        inputs,
-        outputs,
-        channels,
-        hidden,
-        kernel_size,
-        blocks,
-        layers,
-        scale_inputs,
-    )
-    stages = OrderedDict(chain.named_children())
+    chain = mask_network(inputs, outputs, **size)
+    stages = list(chain.named_children())
+    ends = {  # where each TCN block ends
+        block_place(name)[0]: number
+        for number, (name, _) in enumerate(stages, 1)
+        if block_place(name)
+    }
+    if after - 1 not in ends:
+        raise ValueError(
+            f"fusion after TCN block {after}: the network has {len(ends)}"
+        )
+    at, channels = ends[after - 1], chain.conv_in.out_channels
     lips = {
         "visual": stream,
         "fusion": FactorisedAttention(channels, stream.channels, **fusion),
     }
-    at = list(stages).index(f"tcn_{after - 1}_{layers - 1}") + 1
-    ordered = list(stages.items())
-    return AudioVisualNetwork(
-        [*ordered[:at], *lips.items(), *ordered[at:]], hop
-    )
+    return AudioVisualNetwork([*stages[:at], *lips.items(), *stages[at:]], hop)
 
 
 def begin_with_audio_(network, audio_network):

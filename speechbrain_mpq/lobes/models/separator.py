@@ -27,7 +27,7 @@ class Separator(nn.Module):
         Size of the TCN, see `tcn.mask_network`.
     scale_inputs : bool
         Begin with a factor for each input: the form that
-        `equalization.equalize_inputs_` gives it.
+        `tcn.equalize_inputs_` gives it.
     visual : dict or None
         Settings of a lip stream, see `audio_visual_network`; None: audio
         only.
@@ -63,12 +63,13 @@ class Separator(nn.Module):
         }
         self.features = features
         ends = features.inputs, 2 * features.bins
-        size = channels, hidden, kernel_size, blocks, layers, scale_inputs
+        size = {k: v for k, v in self.settings.items() if k != "visual"}
+        size["scale_inputs"] = scale_inputs
         if visual is None:
-            self.mask_net = mask_network(*ends, *size)
+            self.mask_net = mask_network(*ends, **size)
         else:
             self.mask_net = audio_visual_network(
-                *ends, features.hop, visual, *size
+                *ends, features.hop, visual, **size
             )
 
     @property
@@ -93,7 +94,7 @@ class Separator(nn.Module):
             [batch, pictures, height, width] or [batch, targets, pictures,
             height, width] as `doa`: the mouths at 25 pictures a second, uint8
             or 0 to 1; zeros, or None for all: no picture. See
-            `lip_input.fit_pictures` for videos of another length.
+            `lips.fit_pictures` for videos of another length.
 
         Returns
         -------

@@ -232,6 +232,14 @@ class Prefinal(torch.nn.Module):
         return self.output(self.small_norm(self.linear(x)))
 
 
+def _identity(size):
+    """A square affine map of each frame that begins as none."""
+    affine = torch.nn.Conv1d(size, size, 1)
+    torch.nn.init.eye_(affine.weight[:, :, 0])
+    torch.nn.init.zeros_(affine.bias)
+    return affine
+
+
 class TDNNF(torch.nn.Module):
     """TDNN-F for LF-MMI, one output frame for several of the input.
 
@@ -302,12 +310,7 @@ class TDNNF(torch.nn.Module):
         self.splice = context
         self.context = context + sum(strides)
         spliced = (2 * context + 1) * input_size + speaker_size
-        self.decorrelate = (
-            torch.nn.Conv1d(spliced, spliced, 1) if decorrelate else None
-        )
-        if decorrelate:
-            torch.nn.init.eye_(self.decorrelate.weight[:, :, 0])
-            torch.nn.init.zeros_(self.decorrelate.bias)
+        self.decorrelate = _identity(spliced) if decorrelate else None
         self.first = torch.nn.Conv1d(spliced, size, 1)
         self.first_norm = torch.nn.BatchNorm1d(size, affine=False)
         self.first_dropout = ContinuousDropout()

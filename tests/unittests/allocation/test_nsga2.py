@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from speechbrain_mpq.allocation import nsga2
 
 GENES = [f"gene{number}" for number in range(6)]
 WEIGHTS = [1.0, 8.0, 2.0, 1.0, 4.0, 0.5]
+EVOLUTION = {field.name for field in fields(nsga2.Evolution)}
 
 
 def evaluate(plan):
@@ -20,8 +22,12 @@ def evaluate(plan):
 
 def small(**options):
     """A search of a few generations."""
-    settings = {"population": 10, "generations": 8, "seed": 3, **options}
-    return nsga2.search(evaluate, GENES, progress=False, **settings)
+    settings = {"population": 10, "generations": 8, "seed": 3}
+    settings |= {n: options.pop(n) for n in EVOLUTION & options.keys()}
+    evolution = nsga2.Evolution(**settings)
+    return nsga2.search(
+        evaluate, GENES, evolution=evolution, progress=False, **options
+    )
 
 
 def test_fronts_of_seventeen_genes():
@@ -38,8 +44,9 @@ def test_fronts_of_seventeen_genes():
 
     same = nsga2.homogeneous(saturating, genes)
     plans = [item.plan for item in same.all()]
-    options = {"generations": 20, "mutation": (1, 3), "progress": False}
-    found = nsga2.search(saturating, genes, initial=plans, **options)
+    evolution = nsga2.Evolution(generations=20, mutation=(1, 3))
+    options = {"initial": plans, "progress": False}
+    found = nsga2.search(saturating, genes, evolution=evolution, **options)
     budget = len(found)
     assert 400 < budget <= 500
     random = nsga2.random_search(saturating, genes, budget)
@@ -89,8 +96,8 @@ def test_interrupted_search_goes_on(tmp_path):
             raise KeyboardInterrupt
         return evaluate(plan)
 
-    options = {"population": 10, "generations": 8, "seed": 3}
-    options |= {"checkpoint": path, "progress": False}
+    evolution = nsga2.Evolution(population=10, generations=8, seed=3)
+    options = {"checkpoint": path, "progress": False, "evolution": evolution}
     with pytest.raises(KeyboardInterrupt):
         nsga2.search(interrupted, GENES, **options)
     kept = len(json.loads(path.read_text())["evaluations"])
@@ -98,7 +105,8 @@ def test_interrupted_search_goes_on(tmp_path):
     found = nsga2.search(interrupted, GENES, **options)
     assert found.all() == small().all()
     assert len(calls) == 35 + len(found) - kept
-    longer = nsga2.search(evaluate, GENES, **{**options, "generations": 9})
+    options["evolution"] = replace(evolution, generations=9)
+    longer = nsga2.search(evaluate, GENES, **options)
     assert longer.all()[: len(found)] == found.all()
 
 

@@ -53,6 +53,23 @@ def test_segments_are_those_of_speechbrain(form, audio, tmp_path):
     assert np.allclose(item.audio, wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("suffix", ["json", "csv"])
+def test_manifests_that_an_editor_has_written(suffix, audio, tmp_path):
+    text = json.dumps({"a": {"wav": NAME}})
+    rows = "ID,duration,wav\na,1.0,$data_root/long.wav\n"
+    path = tmp_path / f"manifest.{suffix}"
+    path.write_text(text if suffix == "json" else rows, encoding="utf-8-sig")
+    (item,) = read_items(read_manifest(path), 16000)
+    assert item.key == "a" and len(item.audio) == 400
+
+
+def test_manifests_that_readers_would_differ_on(tmp_path):
+    path = tmp_path / "manifest.json"
+    path.write_text('{"a": {"wav": "a.wav"}, "a": {"wav": "b.wav"}}')
+    with pytest.raises(ValueError, match="the key 'a' twice"):
+        read_manifest(path)
+
+
 def test_columns_of_a_csv(audio, tmp_path):
     rows = "a,1.0,$data_root/long.wav,0,7\nb,1.0,$data_root/long.wav,9,400\n"
     found = items(tmp_path, f"ID,duration,wav,start,stop\n{rows}", "csv")

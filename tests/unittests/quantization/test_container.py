@@ -3,6 +3,7 @@
 Integers to bytes and back, against the format in words.
 """
 
+import codecs
 import itertools
 import json
 import runpy
@@ -20,7 +21,6 @@ from speechbrain_mpq.quantization.container import (
     digest,
     pack_bits,
     read_container,
-    strict_json,
     unpack_bits,
     write_container,
 )
@@ -30,6 +30,7 @@ from speechbrain_mpq.quantization.packing import (
     save_packed,
 )
 from speechbrain_mpq.quantization.quant_api import named_tensors
+from speechbrain_mpq.utils import strict_json
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -198,10 +199,28 @@ def test_metadata_are_ours_and_no_more(tmp_path):
 
 
 def test_numbers_beyond_all_floats_are_no_json():
-    assert strict_json("[1e300, -0.5]") == [1e300, -0.5]
+    assert strict_json("[1e300, -0.5]", packed=True) == [1e300, -0.5]
     for text in ("1e999", "-1e999", "NaN", "Infinity"):
         with pytest.raises(ValueError):
-            strict_json(f"[{text}]")
+            strict_json(f"[{text}]", packed=True)
+
+
+def test_header_that_an_editor_has_written(tmp_path):
+    path = tmp_path / "f"
+    write_container(path, {"a": torch.ones(2)}, {}, "1")
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    marked = codecs.BOM_UTF8 + content[8 : 8 + length].rstrip()
+    start = struct.pack("<Q", len(marked))
+    path.write_bytes(start + marked + content[8 + length :])
+    refused_file(path, "BOM")
+    assert read_container(_written(tmp_path, {"n": 2**70})).config["n"] == 2**70
+
+
+def _written(folder, config):
+    """A sound file with a configuration."""
+    write_container(folder / "sound", {"a": torch.ones(2)}, config, "1")
+    return folder / "sound"
 
 
 def test_what_readers_refuse_is_not_written(tmp_path):
