@@ -81,7 +81,7 @@ def limited_bits(sensitivities, parameters, average_bits, least, most):
     return np.clip(ideal + level, least, most)
 
 
-def coding_gain(table, bits):
+def coding_gain(table, bits) -> Ceiling:
     """The most that a plan of so many bits could win over uniform bits.
 
     Sensitivities are read from the table between the candidate nearest to the
@@ -93,10 +93,6 @@ def coding_gain(table, bits):
         Scores at two candidates or more.
     bits : float
         Average bits, between the least and the most candidate.
-
-    Returns
-    -------
-    ceiling : Ceiling
 
     Example
     -------

@@ -150,14 +150,8 @@ def entropy(weights):
     return (nats / math.log(2)).mean().item()
 
 
-def annealed(first, last, steps):
-    """Temperatures of all steps, falling geometrically.
-
-    Example
-    -------
-    >>> annealed(1.0, 0.25, 3)
-    [1.0, 0.5, 0.25]
-    """
+def _annealed(first, last, steps):
+    """Temperatures of all steps, falling geometrically."""
     ratio = last / first
     return [first * ratio ** (i / max(steps - 1, 1)) for i in range(steps)]
 
@@ -258,26 +252,8 @@ def super_network(model, members, prototypes):
             parameter.requires_grad_(flag)
 
 
-class ArchitectureSearch:
-    """Trains the choices of a super-network, all else being frozen.
-
-    Arguments
-    ---------
-    network : torch.nn.Module
-        Super-network, from `super_network_`.
-    choices : list
-        Its choices, one a cluster.
-    candidate_bits : sequence of int
-        Bits of what there is to choose from.
-    shares : torch.Tensor
-        [clusters], what each counts in the penalty.
-    beta : float
-        Weight of the penalty against the loss.
-    lr : float
-        Step of the logits per unit of the loss, at temperature 1.
-    gumbel : bool
-        Draw Gumbel-softmax samples instead of mixing by the softmax.
-    """
+class _ArchitectureSearch:
+    """Trains the choices of a super-network, all else being frozen."""
 
     def __init__(
         self, network, choices, candidate_bits, shares, beta, lr, gumbel
@@ -303,7 +279,7 @@ class ArchitectureSearch:
         generator = torch.Generator().manual_seed(seed)
         starts = torch.arange(0, len(inputs), batch)
         steps = epochs * len(starts)
-        temperatures = iter(annealed(*temperature, steps))
+        temperatures = iter(_annealed(*temperature, steps))
         history = []
         with (
             evaluating(self.network),
@@ -532,7 +508,7 @@ class NASScores(Scorer):
     def _search(self, network, choices, tensors):
         """The search over the choices of a super-network."""
         parameters = [float(sum(row.values())) for row in tensors.values()]
-        return ArchitectureSearch(
+        return _ArchitectureSearch(
             network,
             choices,
             self.candidate_bits,

@@ -185,7 +185,7 @@ def search(
     checkpoint=None,
     settings=None,
     progress=None,
-):
+) -> Evaluations:
     """NSGA-II over bit plans.
 
     Two-point crossover and polynomial mutation of integer genes, no plan
@@ -211,10 +211,6 @@ def search(
         JSON. Other settings in the checkpoint are an error.
     progress : bool or None
         Show a progress bar; None shows it on terminals only.
-
-    Returns
-    -------
-    evaluations : Evaluations
 
     Example
     -------
@@ -367,7 +363,7 @@ def additive_search(
     return seen
 
 
-def homogeneous(evaluate, genes, candidate_bits=CANDIDATE_BITS):
+def homogeneous(evaluate, genes, candidate_bits=CANDIDATE_BITS) -> Evaluations:
     """The same bits for all genes.
 
     Arguments
@@ -376,10 +372,6 @@ def homogeneous(evaluate, genes, candidate_bits=CANDIDATE_BITS):
         As for `search`.
     genes : sequence of str
     candidate_bits : sequence of int
-
-    Returns
-    -------
-    evaluations : Evaluations
 
     Example
     -------

@@ -156,7 +156,7 @@ def allocate_bits(
     min_bits=2,
     candidate_bits=None,
     equal_bits=(),
-):
+) -> BitPlan:
     """The plan with the least summed score that fits into the budget.
 
     A multiple-choice knapsack, solved exactly, except where very many plans
@@ -183,10 +183,6 @@ def allocate_bits(
         Some of the table's candidates; all if not given.
     equal_bits : sequence of str
         Clusters that must share one bit width (see `equal_groups`).
-
-    Returns
-    -------
-    plan : BitPlan
 
     Example
     -------

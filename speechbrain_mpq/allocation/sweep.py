@@ -39,20 +39,13 @@ def scored_clusters(network, selection, scheme):
     >>> scored_clusters(nn.Sequential(nn.PReLU()), selection, Scheme())[1]
     {'net.0': ['net.0.weight']}
     """
-    root = named_under(selection.prefix, network)
+    root = _named_under(selection.prefix, network)
     cut = {"rows": scheme.rows, "gates": scheme.gates}
     return root, clusters(root, **selection.patterns, **cut)
 
 
-def named_under(prefix, network):
-    """A module around the network whose parameters carry the prefix.
-
-    Example
-    -------
-    >>> root = named_under("model.mask_net", nn.PReLU())
-    >>> [name for name, _ in root.named_parameters()]
-    ['model.mask_net.weight']
-    """
+def _named_under(prefix, network):
+    """A module around the network whose parameters carry the prefix."""
     for name in reversed(prefix.split(".") if prefix else []):
         network = nn.ModuleDict({name: network})
     return network

@@ -48,7 +48,7 @@ def phone_lattice(
     between_silence=0.1,
     edge_silence=0.8,
     utterance="?",
-):
+) -> PhoneLattice:
     """All ways to say a transcript.
 
     Arguments
@@ -64,10 +64,6 @@ def phone_lattice(
         Probability of silence before the first and after the last word.
     utterance : str
         Its name, for errors.
-
-    Returns
-    -------
-    lattice : PhoneLattice
 
     Example
     -------
@@ -157,7 +153,9 @@ class PhoneNgram:
         return self.next_state.shape[1]
 
 
-def estimate_ngram(lattices, phones, order=2, extra_states=2000, smoothing=1.0):
+def estimate_ngram(
+    lattices, phones, order=2, extra_states=2000, smoothing=1.0
+) -> PhoneNgram:
     """Phone n-gram of the transcripts of a training set.
 
     The counts are expected ones over the alternatives and silences of each
@@ -181,10 +179,6 @@ def estimate_ngram(lattices, phones, order=2, extra_states=2000, smoothing=1.0):
         overall. Zero is Kaldi's unsmoothed estimate, with which sequences that
         the training set does not have, such as those of validation
         transcripts, cannot be scored.
-
-    Returns
-    -------
-    ngram : PhoneNgram
 
     Example
     -------
@@ -387,7 +381,7 @@ def chain_topology(phones):
     return np.arange(2 * phones).reshape(phones, 2)
 
 
-def numerator_graph(lattice, ngram, utterance="?", pdfs=None):
+def numerator_graph(lattice, ngram, utterance="?", pdfs=None) -> ChainGraph:
     """Graph of a transcript, weighted by the n-gram.
 
     Its states are pairs of a set of lattice nodes and a state of the n-gram:
@@ -404,10 +398,6 @@ def numerator_graph(lattice, ngram, utterance="?", pdfs=None):
         Its name, for errors.
     pdfs : numpy.ndarray, optional
         [P, 2], see chain_topology, which is the default.
-
-    Returns
-    -------
-    graph : ChainGraph
 
     Example
     -------
@@ -459,7 +449,7 @@ def numerator_graph(lattice, ngram, utterance="?", pdfs=None):
     )
 
 
-def denominator_graph(ngram, pdfs=None):
+def denominator_graph(ngram, pdfs=None) -> ChainGraph:
     """Graph of all phone sequences, weighted by the n-gram.
 
     Of a trigram, its states are all pairs of phones, p P + q with p = P for
@@ -472,10 +462,6 @@ def denominator_graph(ngram, pdfs=None):
         The phone language model.
     pdfs : numpy.ndarray, optional
         [P, 2], see chain_topology, which is the default.
-
-    Returns
-    -------
-    graph : ChainGraph
 
     Example
     -------

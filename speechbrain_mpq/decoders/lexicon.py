@@ -63,7 +63,7 @@ class Lexicon:
         self.silence = self.numbers[silence]
 
     @classmethod
-    def read(cls, path, silence="sil", stress=False, phones=None):
+    def read(cls, path, silence="sil", stress=False, phones=None) -> "Lexicon":
         """Lexicon of a text file in the form of Kaldi or CMUdict.
 
         Arguments
@@ -78,10 +78,6 @@ class Lexicon:
             Whether to keep the digits of stress, as in AH0.
         phones : list of str, optional
             See Lexicon.
-
-        Returns
-        -------
-        lexicon : Lexicon
 
         Example
         -------

@@ -58,7 +58,7 @@ def summarise(items, task=SEPARATION):
     named = {} if task.name == DEFAULT_TASK else {"task": task.name}
     return {
         **named,
-        "test_set": hash_test_set(items, task),
+        "test_set": _hash_test_set(items, task),
         "buckets": blocks,
         "average": {
             key: mean([block[key] for block in blocks.values()])
@@ -67,22 +67,8 @@ def summarise(items, task=SEPARATION):
     }
 
 
-def hash_test_set(items, task=SEPARATION):
-    """Hash what was tested: ids, conditions and references, in any order.
-
-    Arguments
-    ---------
-    items : list[dict]
-        One dict per test item.
-
-    Example
-    -------
-    >>> items = [{"id": i, "angle": 20, "reference": "yes"} for i in "ab"]
-    >>> hash_test_set(items) == hash_test_set(items[::-1])
-    True
-    >>> hash_test_set(items) == hash_test_set(items[:1])
-    False
-    """
+def _hash_test_set(items, task=SEPARATION):
+    """Hash what was tested: ids, conditions and references, in any order."""
     rows = sorted(
         [str(item["id"]), task.condition_of(item), item[task.reference]]
         for item in items
@@ -105,7 +91,7 @@ def significance(items, baseline_items, against="fp32", task=SEPARATION):
     baseline_items : list[dict]
         Items of the baseline on the same test set, in any order.
     """
-    if hash_test_set(items, task) != hash_test_set(baseline_items, task):
+    if _hash_test_set(items, task) != _hash_test_set(baseline_items, task):
         raise ValueError(
             f"this system and {against} were scored on different test sets: "
             "evaluate both again on one"
@@ -270,7 +256,7 @@ def _load_items(folder, task):
     path = Path(folder, "test_items.json")
     items = read_json(path)
     try:
-        hash_test_set(items, task)
+        _hash_test_set(items, task)
         lacking = [
             field.plural or field.key
             for field in task.fields
@@ -296,7 +282,7 @@ def load_run(folder, with_items=False):
     if with_items or path.exists():
         task = task_of(run)
         items = _load_items(folder, task)
-        if run.get("test_set") not in (None, hash_test_set(items, task)):
+        if run.get("test_set") not in (None, _hash_test_set(items, task)):
             raise ValueError(
                 f"{path} does not belong to the metrics.json beside it: they "
                 "tell of different test sets; evaluate again"
@@ -548,7 +534,7 @@ def _test_set(run):
     if run.get("test_set"):
         return run["test_set"]
     if run.get("items"):
-        return hash_test_set(run["items"], task_of(run))
+        return _hash_test_set(run["items"], task_of(run))
     raise ValueError(
         f"the metrics of {_place(run)} tell no `test_set`: evaluate it again"
     )

@@ -246,7 +246,7 @@ class P808:
             folder / "dnsmos_models/model_v8.onnx", options
         )
 
-    def __call__(self, waveform):
+    def __call__(self, waveform) -> float:
         """Score of a waveform, the mean of windows a second apart.
 
         Arguments
@@ -254,10 +254,6 @@ class P808:
         waveform : numpy.ndarray
             [samples] at 16 kHz between -1 and 1; shorter ones than 9.01 s
             are repeated.
-
-        Returns
-        -------
-        float
         """
         waveform = np.asarray(waveform, np.float64)
         if waveform.ndim != 1 or not np.isfinite(waveform).all():

@@ -153,7 +153,7 @@ class McNemarResult(NamedTuple):
         return self.p < SIGNIFICANCE_LEVEL
 
 
-def mcnemar(first, second):
+def mcnemar(first, second) -> McNemarResult:
     """Exact two-sided test on the items where two classifiers disagree.
 
     Were both equally good, either would be the right one in half of these
@@ -163,10 +163,6 @@ def mcnemar(first, second):
     ---------
     first, second : iterable of bool
         Which items each classifier has right, in the same order.
-
-    Returns
-    -------
-    McNemarResult
 
     Example
     -------
@@ -207,17 +203,13 @@ def pcc(predictions, labels):
     return round(float(x @ y / energy), 12) if energy > 0 else float("nan")
 
 
-def srcc(predictions, labels):
+def srcc(predictions, labels) -> float:
     """Spearman's rank correlation.
 
     Arguments
     ---------
     predictions, labels : array_like
         [items].
-
-    Returns
-    -------
-    float
 
     Example
     -------
@@ -228,17 +220,13 @@ def srcc(predictions, labels):
     return pcc(rankdata(x), rankdata(y))
 
 
-def mse(predictions, labels):
+def mse(predictions, labels) -> float:
     """Mean squared error.
 
     Arguments
     ---------
     predictions, labels : array_like
         [items].
-
-    Returns
-    -------
-    float
 
     Example
     -------

@@ -160,7 +160,8 @@ def tell_plan(line, input_files):
                 cost.without_corpus()  # an earlier one makes it
             corpora.add(step.hparams["data_folder"])
             left += cost.seconds
-        say(f"{count_of(number, line.steps)} {step_name(step.hparams)}: {told}")
+        name = f"{_count_of(number, line.steps)} {_step_name(step.hparams)}"
+        say(f"{name}: {told}")
         if line.dry_run:
             beside = ", or beside it" if experiment.folder in folders else ""
             say(f"      in {experiment.folder}{beside}")
@@ -175,29 +176,17 @@ def tell_plan(line, input_files):
 
 def tell_step(number, line):
     """Say which experiment is running."""
-    count = count_of(number, line.steps)
-    say(f"{count} {step_name(line.steps[number - 1].hparams)}")
+    count = _count_of(number, line.steps)
+    say(f"{count} {_step_name(line.steps[number - 1].hparams)}")
 
 
-def count_of(number, steps):
-    """As "[1/3]".
-
-    Example
-    -------
-    >>> count_of(1, [None, None, None])
-    '[1/3]'
-    """
+def _count_of(number, steps):
+    """As "[1/3]"."""
     return f"[{number}/{len(steps)}]"
 
 
-def step_name(hparams):
-    """A system, its bits and how its weights are found.
-
-    Example
-    -------
-    >>> step_name({"system": "fp32", "bits": 32})
-    'fp32'
-    """
+def _step_name(hparams):
+    """A system, its bits and how its weights are found."""
     if hparams["bits"] == 32:
         return hparams["system"]
     estimator = hparams["estimator"].__name__

@@ -179,22 +179,8 @@ class _Queue:
         return whole[..., :count]
 
 
-class OffsetFilter:
-    """Takes the constant offset off a signal that comes in blocks.
-
-    It begins with the mean of the first two steps and follows slowly: a high
-    pass at about 1 Hz. What comes out does not depend on the blocks.
-
-    Arguments
-    ---------
-    step : int
-        Samples from one estimate of the offset to the next.
-
-    Example
-    -------
-    >>> OffsetFilter(256).push(torch.full((600, 2), 0.25)).abs().max()
-    tensor(0.)
-    """
+class _OffsetFilter:
+    """Takes the constant offset off blocks; they do not change the result."""
 
     def __init__(self, step):
         self.step = step
@@ -328,7 +314,7 @@ class SeparationStream:
         self._level, self._given_level = RunningLevel(), level
         self._gain = RunningGain(doas.numel(), gain)
         hop = self.features.hop
-        self._offset = OffsetFilter(hop) if remove_offset else None
+        self._offset = _OffsetFilter(hop) if remove_offset else None
         # Level and gain change where the network gives frames, not with the
         # caller's blocks: those may have any size
         follows = level is None or gain is None

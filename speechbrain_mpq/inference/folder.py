@@ -73,17 +73,13 @@ pretrainer: !new:speechbrain_mpq.PackedPretrainer
 """
 
 
-def hyperparams(architecture):
+def hyperparams(architecture) -> str:
     """Compose the text of hyperparams.yaml.
 
     Arguments
     ---------
     architecture : dict
         From `registry.describe`.
-
-    Returns
-    -------
-    str
 
     Example
     -------
@@ -240,7 +236,7 @@ def _in_order(name):
 
 def save_separator(
     separator, folder, metadata=None, entropy_coded=False, **card
-):
+) -> Path:
     """Save a separator, or any registered model, as a packed folder.
 
     Arguments
@@ -256,10 +252,6 @@ def save_separator(
     **card
         What `card.model_card` takes: `metrics`, `reference`, `base_model`,
         `license`.
-
-    Returns
-    -------
-    Path
     """
     architecture = describe(separator)
     save_packed(separator, folder, metadata, architecture, entropy_coded)
@@ -321,7 +313,7 @@ def copy_folder(packed, folder):
     return folder
 
 
-def repack(source, folder, entropy_coded=False, **card):
+def repack(source, folder, entropy_coded=False, **card) -> Path:
     """Write a packed folder anew, in the present format.
 
     The integers stay the same. What to build is known from the header of the
@@ -339,10 +331,6 @@ def repack(source, folder, entropy_coded=False, **card):
     **card
         What `card.model_card` takes: `metrics`, `reference`, `base_model`,
         `license`.
-
-    Returns
-    -------
-    Path
     """
     source, folder = Path(source), Path(folder)
     packed = read_model(source)

@@ -277,7 +277,7 @@ class Localizer:
         self.positions = torch.as_tensor(positions)
         self.window = torch.hann_window(WINDOW).sqrt()
 
-    def locate(self, waveforms, count=None):
+    def locate(self, waveforms, count=None) -> Localization:
         """Find the talkers of a signal.
 
         Arguments
@@ -286,10 +286,6 @@ class Localizer:
             [samples, mics], 16 kHz, without constant offset.
         count : int or None
             How many talkers there are; None: as many as stand out.
-
-        Returns
-        -------
-        found : Localization
         """
         return self.locate_blocks([waveforms], len(waveforms), count)
 

@@ -111,7 +111,7 @@ class TargetOutput:
                     + ", ".join(soundfile.available_subtypes(self.format))
                 )
         self.samples = 0
-        self._sums = LevelSums(1)
+        self._sums = _LevelSums(1)
         self._peak = 0.0
 
     def __enter__(self):
@@ -209,20 +209,8 @@ def _check_level(level):
     )
 
 
-class LevelSums:
-    """What `separator.match_level` sums, of a signal that comes in pieces.
-
-    Arguments
-    ---------
-    targets : int
-
-    Example
-    -------
-    >>> sums = LevelSums(1)
-    >>> sums.update(torch.full((1, 4), 2.0), torch.ones(4))
-    >>> sums.gain
-    tensor([0.5000], dtype=torch.float64)
-    """
+class _LevelSums:
+    """What `separator.match_level` sums, of a signal that comes in pieces."""
 
     def __init__(self, targets):
         self.common = torch.zeros(targets, dtype=torch.float64)
@@ -300,7 +288,7 @@ class RunningGain:
     """
 
     def __init__(self, targets, fixed=None):
-        self._sums = LevelSums(targets)
+        self._sums = _LevelSums(targets)
         self._fixed = fixed is not None
         self.value = None
         if self._fixed:

@@ -28,17 +28,13 @@ from ..utils import SAMPLE_RATE
 from .card import CARDS
 
 
-def whole(low, high):
+def whole(low, high) -> callable:
     """Make a check for integers of a range.
 
     Arguments
     ---------
     low, high : int
         Smallest and largest.
-
-    Returns
-    -------
-    callable
 
     Example
     -------
@@ -61,17 +57,13 @@ def whole(low, high):
     return check
 
 
-def number(low, high):
+def number(low, high) -> callable:
     """Make a check for finite numbers of a range.
 
     Arguments
     ---------
     low, high : float
         Smallest and largest.
-
-    Returns
-    -------
-    callable
 
     Example
     -------
@@ -91,17 +83,13 @@ def number(low, high):
     return check
 
 
-def choice(*values):
+def choice(*values) -> callable:
     """Make a check for one of some values.
 
     Arguments
     ---------
     *values : str or int or bool
         What there is to choose from.
-
-    Returns
-    -------
-    callable
 
     Example
     -------
@@ -122,17 +110,13 @@ def choice(*values):
 flag = choice(True, False)
 
 
-def optional(check):
+def optional(check) -> callable:
     """Make a check that lets None pass.
 
     Arguments
     ---------
     check : callable
         For everything else.
-
-    Returns
-    -------
-    callable
 
     Example
     -------
@@ -142,7 +126,7 @@ def optional(check):
     return lambda value, place: None if value is None else check(value, place)
 
 
-def several(check, least, most):
+def several(check, least, most) -> callable:
     """Make a check for lists.
 
     Arguments
@@ -151,10 +135,6 @@ def several(check, least, most):
         For every entry.
     least, most : int
         Length of the list.
-
-    Returns
-    -------
-    callable
 
     Example
     -------
@@ -280,24 +260,14 @@ def register(kind, arguments, build=None, settings=None, card=None, probe=None):
         CARDS[name] = card
 
 
-def registered(name):
-    """Find a registered class; KeyError where there is none.
-
-    Arguments
-    ---------
-    name : str
-        Of the class.
-
-    Returns
-    -------
-    Part
-    """
+def registered(name) -> Part:
+    """Find a registered class; KeyError where there is none."""
     if name in _HOMES and name not in REGISTRY:
         import_module(_HOMES[name], __package__)
     return REGISTRY[name]
 
 
-def build(architecture, name="Separator"):
+def build(architecture, name="Separator") -> torch.nn.Module:
     """Build what a file describes, trained tensors on the meta device.
 
     Memory for the weights is reserved later, when the file is known to hold
@@ -309,10 +279,6 @@ def build(architecture, name="Separator"):
         From a file.
     name : str or None
         The class that is expected; None: any registered model.
-
-    Returns
-    -------
-    torch.nn.Module
 
     Example
     -------
@@ -348,17 +314,13 @@ def describe(module):
     return architecture
 
 
-def part(name):
+def part(name) -> callable:
     """Make a check that builds a registered class.
 
     Arguments
     ---------
     name : str
         Of the class.
-
-    Returns
-    -------
-    callable
     """
 
     def check(value, place):

@@ -73,7 +73,7 @@ class QuantizedSeparator(SeparationInterface, Pretrained):
         threads=1,
         device="cpu",
         **hub,
-    ):
+    ) -> "QuantizedSeparator":
         """Load a folder or hub repository; nothing in it is executed.
 
         Arguments
@@ -91,10 +91,6 @@ class QuantizedSeparator(SeparationInterface, Pretrained):
         **hub
             `revision`, `cache_dir`, `token`, `endpoint` and
             `local_files_only` of `hub.fetch_folder`.
-
-        Returns
-        -------
-        QuantizedSeparator
         """
         folder = fetch_folder(source, **hub)
         separator = load_for_engine(folder, engine, threads, device)

@@ -278,7 +278,7 @@ class FrameSynthesis:
         return signal / energy.clamp_min(torch.finfo(energy.dtype).tiny)
 
 
-def context_frames(network):
+def context_frames(network) -> int:
     """Compute the receptive field of a network, to either side.
 
     Arguments
@@ -286,10 +286,6 @@ def context_frames(network):
     network : torch.nn.Module or callable
         A chain of convolutions, or anything with an attribute
         `context_frames`.
-
-    Returns
-    -------
-    frames : int
 
     Example
     -------

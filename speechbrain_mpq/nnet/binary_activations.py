@@ -141,7 +141,7 @@ def fixed_point(weight, terms, digits=FLOAT32_DIGITS):
     return rounded + (weight - weight.detach())
 
 
-def rounded(x, steps):
+def rounded(x, steps) -> torch.Tensor:
     """Round to a number of steps per unit; the gradient passes through.
 
     Arguments
@@ -149,10 +149,6 @@ def rounded(x, steps):
     x : torch.Tensor
     steps : int
         A power of two.
-
-    Returns
-    -------
-    torch.Tensor
 
     Example
     -------

@@ -193,7 +193,7 @@ class Calibration:
             largest = 2 * max(self.largest[name], 1e-6)
             return Affine(largest / (2 ** (bits - 1) - 1), 0, bits)
         sample = self._draw(torch.cat(self.samples[name]), FIT_SAMPLE).double()
-        return fit_affine(
+        return _fit_affine(
             sample,
             bits,
             BEHIND.get(operation),
@@ -202,19 +202,8 @@ class Calibration:
         )
 
 
-def fit_affine(sample, bits, through=None, with_zero=False, symmetric=False):
-    """The codes with the least squared error among shrunken ranges.
-
-    Arguments
-    ---------
-    sample : torch.Tensor
-        [values], float64.
-
-    Example
-    -------
-    >>> fit_affine(torch.tensor([-1, 0, 1, 2], dtype=torch.float64), 2)
-    Affine(scale=1.0, zero_point=-1, bits=2)
-    """
+def _fit_affine(sample, bits, through=None, with_zero=False, symmetric=False):
+    """The codes of a sample [values] with the least squared error."""
     lowest, highest = sample.min().item(), sample.max().item()
     if with_zero:
         lowest, highest = min(lowest, 0.0), max(highest, 0.0)

@@ -50,7 +50,7 @@ def homogeneous_plan(gru, bits):
 
 def convert(
     gru, plan, calibration, classifier=None, labels=(), row_scales=None
-):
+) -> IntegerGRU:
     """A trained GRU in integers.
 
     Arguments
@@ -67,10 +67,6 @@ def convert(
         Names of the classes, kept in the file.
     row_scales : dict of str -> torch.Tensor or None
         From `FakeQuantizedGRU.row_scales` after training.
-
-    Returns
-    -------
-    IntegerGRU
 
     Example
     -------
@@ -146,20 +142,8 @@ def fixed_point(*ratios, most=MAX_SHIFT):
     return [min(round(r * 2**shift), limit) for r in ratios], shift
 
 
-def lookup_table(function, source, target):
-    """A non-linearity as one code for each code of its input.
-
-    Returns
-    -------
-    torch.Tensor
-        [2^bits of source], int8.
-
-    Example
-    -------
-    >>> from speechbrain_mpq.nnet.gru_calibration import Affine
-    >>> lookup_table(torch.sigmoid, Affine(4.0, 0, 2), Affine(1 / 3, -2, 2))
-    tensor([-2, -2,  0,  1], dtype=torch.int8)
-    """
+def _lookup_table(function, source, target):
+    """A non-linearity as int8 codes [2^bits of source], one for each."""
     codes = torch.arange(source.lowest, source.highest + 1)
     return target.quantize(function(source.dequantize(codes))).to(torch.int8)
 
@@ -205,7 +189,7 @@ def _convert_cell(name, matrices, plan, calibration, source, row_scales):
         (torch.cat(weights[:3]), torch.cat(weights[3:])),
         [tensor.reshape(2, -1) for tensor in rows],
         {
-            operation: lookup_table(
+            operation: _lookup_table(
                 BEHIND[before], affine(before), affine(operation)
             )
             for operation, before in TABLES.items()

@@ -81,7 +81,7 @@ def save_integer_gru(path, integer):
         save_file(tensors, part, metadata={FORMAT: text})
 
 
-def load_integer_gru(path):
+def load_integer_gru(path) -> IntegerGRU:
     """Read what `save_integer_gru` wrote, whoever sent it.
 
     The description is held against the sizes of the tensors, and these
@@ -90,10 +90,6 @@ def load_integer_gru(path):
     Arguments
     ---------
     path : str or Path
-
-    Returns
-    -------
-    IntegerGRU
 
     Example
     -------

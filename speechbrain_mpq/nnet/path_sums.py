@@ -129,8 +129,8 @@ def log_forward(graphs, outputs, lengths, leak=NO_LEAK):
         alphas.append(alpha)
         scales.append(scale[:, 0])
     alphas, scales = torch.stack(alphas), torch.stack(scales)
-    end = at_frame(alphas, lengths - 1) + graphs.final  # [B, S]
-    log_sum = end.logsumexp(1) + at_frame(
+    end = _at_frame(alphas, lengths - 1) + graphs.final  # [B, S]
+    log_sum = end.logsumexp(1) + _at_frame(
         scales.double().cumsum(0), lengths - 1
     )
     return Recursion(log_sum, alphas, scales)
@@ -223,26 +223,8 @@ def _along(log_values, others, log_weights):
     return (values + log_weights).logsumexp(2)
 
 
-def at_frame(values, frames):
-    """Values of one frame for each utterance.
-
-    Arguments
-    ---------
-    values : torch.Tensor
-        [T, B, ...].
-    frames : torch.Tensor
-        [B], index of each utterance's frame.
-
-    Returns
-    -------
-    picked : torch.Tensor
-        [B, ...].
-
-    Example
-    -------
-    >>> at_frame(torch.tensor([[1, 2], [3, 4]]), torch.tensor([1, 0]))
-    tensor([3, 2])
-    """
+def _at_frame(values, frames):
+    """Values [T, B, ...] of a frame for each utterance, [B, ...]."""
     return values[frames, torch.arange(len(frames), device=values.device)]
 
 
@@ -329,7 +311,7 @@ class PairTransitions(torch.nn.Module):
 
     def __init__(self, graph, dtype):
         super().__init__()
-        self.phones = pairs_of(graph)
+        self.phones = _pairs_of(graph)
         weights = np.zeros((self.phones, self.phones + 1, self.phones))
         head, middle = np.divmod(graph.sources, self.phones)
         weights[middle, head, graph.targets % self.phones] = np.exp(
@@ -354,23 +336,8 @@ class PairTransitions(torch.nn.Module):
         return ahead.permute(1, 2, 0).flatten(1)
 
 
-def pairs_of(graph):
-    """Phones P of a graph whose states are the pairs of a trigram, or None.
-
-    Example
-    -------
-    >>> from speechbrain_mpq.decoders.chain_graphs import (
-    ...     denominator_graph,
-    ...     estimate_ngram,
-    ...     phone_lattice,
-    ... )
-    >>> said = [phone_lattice([[[0, 1, 1]]])]
-    >>> for order in (2, 3, 4):
-    ...     print(pairs_of(denominator_graph(estimate_ngram(said, 2, order))))
-    None
-    2
-    None
-    """
+def _pairs_of(graph):
+    """Phones P of a graph whose states are pairs of a trigram, or None."""
     phones = int((graph.states + 0.25) ** 0.5 - 0.5)  # P (P + 1) states
     if phones * (phones + 1) != graph.states:
         return None
@@ -500,7 +467,7 @@ class Denominator(torch.nn.Module):
         self.leak = leak
         if graph.states <= DENSE_STATES:
             self.transitions = DenseTransitions(graph, dtype)
-        elif pairs_of(graph):
+        elif _pairs_of(graph):
             self.transitions = PairTransitions(graph, dtype)
         else:
             self.transitions = SparseTransitions(graph, dtype)
@@ -543,8 +510,8 @@ class Denominator(torch.nn.Module):
             alpha = alpha / scale[:, None]
             alphas[t], scales[t] = alpha, scale
         log_scales = (scales.double().log() + peaks.T).cumsum(0)
-        end = (at_frame(alphas, lengths - 1) * self.final).sum(1)
-        log_sum = end.clamp(min=tiny).log() + at_frame(log_scales, lengths - 1)
+        end = (_at_frame(alphas, lengths - 1) * self.final).sum(1)
+        log_sum = end.clamp(min=tiny).log() + _at_frame(log_scales, lengths - 1)
         return Recursion(log_sum, alphas, scales)
 
     @torch.no_grad()

@@ -119,7 +119,7 @@ def read_audio(name, entry, key, normalize):
     torch.Tensor
         [time].
     """
-    files, start, stop = segment_of(name, entry, key)
+    files, start, stop = _segment_of(name, entry, key)
     try:
         parts = [
             load(
@@ -147,16 +147,8 @@ def read_audio(name, entry, key, normalize):
     return audio
 
 
-def segment_of(name, entry, key):
-    """Files, first sample and the one behind the last, of an entry's audio.
-
-    Example
-    -------
-    >>> segment_of("a", {"wav": {"file": "a.wav", "start": 8}}, "wav")
-    (['a.wav'], 8, None)
-    >>> segment_of("a", {"wav": "a.wav", "start": "0", "stop": "9"}, "wav")
-    (['a.wav'], 0, 9)
-    """
+def _segment_of(name, entry, key):
+    """Files, first sample and the one behind the last, of an entry."""
     if key not in entry:
         raise ValueError(
             f"manifest entry {name!r} has no key {key!r} that names its audio "
@@ -200,7 +192,7 @@ def _samples(name, limits, key):
 def check_files(entries, key="wav"):
     """Refuse entries whose audio is not there, before any work."""
     for name, entry in entries.items():
-        for path in segment_of(name, entry, key)[0]:
+        for path in _segment_of(name, entry, key)[0]:
             if not Path(path).is_file():
                 raise ValueError(
                     f"manifest entry {name!r}: no file {path}. What stands for "

@@ -54,16 +54,8 @@ from .pretrained_interfaces import (
 )
 
 
-class InterfaceScores(OutputScores):
-    """Scores every cluster by what it does to an interface's outputs.
-
-    Arguments
-    ---------
-    comparison : Comparison
-        Of the interface, in full precision.
-    **options : dict
-        As for `OutputScores`.
-    """
+class _InterfaceScores(OutputScores):
+    """Scores every cluster by what it does to an interface's outputs."""
 
     def __init__(self, comparison, **options):
         super().__init__(**options)
@@ -129,7 +121,7 @@ class InterfaceCalibration(Calibration):
         """See `Calibration.prepared`; a loss is the change of the outputs."""
         compared = self.comparison
         if isinstance(scorer, KLScores | OutputErrorScores):
-            scorer = InterfaceScores(
+            scorer = _InterfaceScores(
                 compared,
                 candidate_bits=scorer.candidate_bits,
                 scheme=scorer.scheme,

@@ -188,7 +188,7 @@ def _alternate(rows, levels):
 GRANULARITIES = ("tensor", "channel")
 
 
-def codebook(bits, alpha=1.0, kind="midtread"):
+def codebook(bits, alpha=1.0, kind="midtread") -> torch.Tensor:
     """All values of the quantization table, ascending (Eq. 7).
 
     Arguments
@@ -199,10 +199,6 @@ def codebook(bits, alpha=1.0, kind="midtread"):
         Scale of the table.
     kind : str
         "midtread" or "midrise".
-
-    Returns
-    -------
-    torch.Tensor
 
     Example
     -------

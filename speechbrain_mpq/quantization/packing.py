@@ -375,7 +375,7 @@ def packed_file_bytes(
     granularity="tensor",
     architecture=None,
     entropy_coded=False,
-):
+) -> int:
     """Computes how long the model.safetensors of a model is, to the byte.
 
     Arguments
@@ -391,10 +391,6 @@ def packed_file_bytes(
     entropy_coded : bool
         As for ``save_packed``; only of a model that is quantized: what its
         integers take depends on their values.
-
-    Returns
-    -------
-    int
 
     Example
     -------

@@ -193,16 +193,12 @@ class Look:
     beard: float
 
 
-def draw_look(rng):
+def draw_look(rng) -> Look:
     """Draw the traits of someone's mouth.
 
     Arguments
     ---------
     rng : numpy.random.Generator
-
-    Returns
-    -------
-    look : Look
 
     Example
     -------
@@ -248,16 +244,12 @@ class Pose:
     angle: np.ndarray
 
 
-def still(pictures):
+def still(pictures) -> Pose:
     """Make the pose of a mouth in the middle of all pictures.
 
     Arguments
     ---------
     pictures : int
-
-    Returns
-    -------
-    pose : Pose
 
     Example
     -------

@@ -237,17 +237,13 @@ class LipVideos:
         pictures = np.arange(-(-samples // PERIOD))
         return (first + PERIOD * pictures) / SAMPLE_RATE
 
-    def samples(self, mixture):
+    def samples(self, mixture) -> int:
         """Count the samples of a whole mixture.
 
         Arguments
         ---------
         mixture : dict
             From `MixtureMaker.draw`.
-
-        Returns
-        -------
-        samples : int
         """
         return max(end for _, end in self._spans(mixture).values())
 

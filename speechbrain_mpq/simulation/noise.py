@@ -321,7 +321,7 @@ class NoiseFolder:
         """
         rng = draw_by(self.seed, epoch, key)
         path = self.folder / kind if kind else _any(rng, self.files)
-        noise = read_noise(path, self.sample_rate, self.resample)
+        noise = _read_noise(path, self.sample_rate, self.resample)
         start = rng.integers(len(noise))
         stretch = np.resize(np.roll(noise, -start), samples)
         # a quiet passage of a file that is not silent as a whole
@@ -402,19 +402,8 @@ def dns_folder(folder, places):
     return found[0] if found else folder
 
 
-def read_noise(path, sample_rate=16000, resample=False):
-    """A recording as one channel, checked.
-
-    Arguments
-    ---------
-    sample_rate : int
-        Hz, of the result.
-
-    Returns
-    -------
-    noise : numpy.ndarray
-        [samples], channels averaged.
-    """
+def _read_noise(path, sample_rate=16000, resample=False):
+    """A recording as one channel [samples], the mean of all, checked."""
     noise, rate = soundfile.read(path, always_2d=True)
     noise = noise.mean(-1)
     if not np.isfinite(noise).all():

@@ -38,7 +38,7 @@ class Voices(Sequence):
         return len(self.paths)
 
     def __getitem__(self, index):
-        return read_speech(self.paths[index], self.sample_rate)
+        return _read_speech(self.paths[index], self.sample_rate)
 
 
 class NoisySpeech:
@@ -109,7 +109,7 @@ class NoisySpeech:
             "noise", its type, and "snr" in dB.
         """
         rng = draw_by(self.seed, epoch, key)
-        speech = read_speech(self.speech[key]["wav"], self.sample_rate)
+        speech = _read_speech(self.speech[key]["wav"], self.sample_rate)
         if self.samples:
             speech = _fitted(rng, speech, self.samples)
         noise, kind = self.noise.draw(key, len(speech), epoch, kind)
@@ -120,19 +120,8 @@ class NoisySpeech:
         return noisy.astype(np.float32), clean.astype(np.float32), drawn
 
 
-def read_speech(path, sample_rate=16000):
-    """An utterance, checked.
-
-    Arguments
-    ---------
-    sample_rate : int
-        Hz that it has to have.
-
-    Returns
-    -------
-    speech : numpy.ndarray
-        [samples].
-    """
+def _read_speech(path, sample_rate=16000):
+    """An utterance [samples] of this sampling rate, checked."""
     speech, rate = soundfile.read(path)
     if rate != sample_rate or speech.ndim != 1:
         raise ValueError(

@@ -21,12 +21,8 @@ from .mixtures import MIN_SAMPLES
 NEEDED = ("wav", "words", "speaker", "length")
 
 
-def ffmpeg_program():
+def ffmpeg_program() -> str:
     """Find the ffmpeg program, or say how to get it.
-
-    Returns
-    -------
-    path : str
 
     Example
     -------

@@ -225,7 +225,7 @@ class BrainCalibration(Calibration):
                 scorer, network = _for_outputs(scorer, network)
         values = {
             "inputs": torch.arange(self.passes),
-            "loss": sum_of_losses,
+            "loss": _sum_of_losses,
             "prototypes": self.prototypes,
         }
         return scorer, network, values
@@ -435,14 +435,8 @@ class _Objective(_BrainNetwork):
         )
 
 
-def sum_of_losses(output, items):
-    """The loss that scores ask for: the network has computed it.
-
-    Example
-    -------
-    >>> sum_of_losses(torch.tensor([2.0]), slice(0, 1))
-    tensor(2.)
-    """
+def _sum_of_losses(output, items):
+    """The loss that scores ask for: the network has computed it."""
     del items
     return output.sum()
 

@@ -340,7 +340,7 @@ def plan_steps(source):
         )
         if key not in steps:
             step = Step(source, _look(source))
-            for asked in baselines_of(source, step.hparams):
+            for asked in _baselines_of(source, step.hparams):
                 baseline = add(HparamsSource(*asked))
                 if baseline not in step.baselines:
                     step.baselines.append(baseline)
@@ -362,12 +362,8 @@ def _look(source):
     return {**hparams, "output_folder": str(source.output_folder)}
 
 
-def baselines_of(source, hparams):
-    """File and overrides of each experiment that one is compared with.
-
-    Uniform precision comes in its file's estimation and, where that is
-    another, in that of the experiment as well.
-    """
+def _baselines_of(source, hparams):
+    """File and overrides of each experiment that one is compared with."""
     asked = []
     for file in hparams["against"]:
         own_bits = yaml.safe_load(entries(hparams_text(file))["bits"].value)

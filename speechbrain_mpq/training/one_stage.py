@@ -37,7 +37,9 @@ from .pipeline import allocate_within
 from .quantizer import Quantizer, listen_to_steps
 
 
-def learn_bits(parameters, quantizer, opt_class, **options):
+def learn_bits(
+    parameters, quantizer, opt_class, **options
+) -> torch.optim.Optimizer:
     """Makes an ordinary optimizer, after whose steps bits are decided.
 
     For the ``opt_class`` of a Brain, in place of the optimizer itself. What is
@@ -53,10 +55,6 @@ def learn_bits(parameters, quantizer, opt_class, **options):
         Makes the optimizer, such as torch.optim.AdamW.
     **options : dict
         Passed on: lr, weight_decay, ...
-
-    Returns
-    -------
-    optimizer : torch.optim.Optimizer
 
     Example
     -------
@@ -169,17 +167,13 @@ class OneStage(EstimationMethod):
         if rounding == "calibrated":
             raise ValueError(ROUNDED)
 
-    def first_plan(self, limits):
+    def first_plan(self, limits) -> int:
         """The bits that training begins with, the most of the candidates.
 
         Arguments
         ---------
         limits : dict
             Those of `allocate_bits`.
-
-        Returns
-        -------
-        bits : int
         """
         least = max(self.candidate_bits[0], limits.get("min_bits", 0))
         bits = limits.get("average_bits", least)

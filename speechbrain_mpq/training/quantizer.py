@@ -181,7 +181,7 @@ class Quantizer:
         _refuse_unknown(type(self), unknown)
         self.scheme = Scheme(granularity, codebook, rows, gates)
         _check_estimator(estimator)
-        check_unreached(unreached)
+        _check_unreached(unreached)
         if not isinstance(bits, BitPlan | None):
             check_uniform_bits(bits)
         self.model = _named_targets(targets)
@@ -402,13 +402,8 @@ def quantizer_of(
     return quantizer
 
 
-def check_unreached(unreached):
-    """Refuses unknown ways with weights that have no gradient.
-
-    Example
-    -------
-    >>> check_unreached("ignore")
-    """
+def _check_unreached(unreached):
+    """Refuse unknown ways with weights that have no gradient."""
     if unreached not in UNREACHED:
         raise ValueError(
             f"unreached must be one of {UNREACHED}, not {unreached!r}"
@@ -472,16 +467,8 @@ class _Watch:
             raise ValueError(_message(unreached, weights))
 
 
-def fewest_patterns(names, all_names):
-    """Patterns that match some names, and none of the others.
-
-    Example
-    -------
-    >>> others = ["net.cls", "net.out.weight"]
-    >>> names = ["net.cls", "net.head.a.weight", "net.head.b.bias"]
-    >>> fewest_patterns(names, others + names)
-    ['net.cls', 'net.head.*']
-    """
+def _fewest_patterns(names, all_names):
+    """Patterns that match some names, and none of the others."""
     others = set(all_names) - set(names)
     patterns = []
     for name in names:
@@ -499,7 +486,7 @@ def fewest_patterns(names, all_names):
 def _message(names, all_names):
     """What is wrong, and the ways out."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    patterns = fewest_patterns(names, all_names)
+    patterns = _fewest_patterns(names, all_names)
     listed = ", ".join(f'"{pattern}"' for pattern in patterns[:LISTED])
     cut = ", ..." if patterns[LISTED:] else ""
     return (

@@ -278,17 +278,13 @@ class _Stored:
         return PREFIX + name in self.pieces
 
 
-def lower(folder):
+def lower(folder) -> MaskNetwork:
     """Read the network of a packed model.
 
     Arguments
     ---------
     folder : str or Path
         Folder that `save_packed` wrote, norms folded.
-
-    Returns
-    -------
-    network : MaskNetwork
     """
     packed = read_model(folder)
     # Formats without an architecture are separators'
@@ -466,7 +462,7 @@ def run(network, inputs, hook=None):
     return convolve(network.conv_out, x)
 
 
-def rounding(network, ranges):
+def rounding(network, ranges) -> callable:
     """Make a `hook` that rounds what int8 convolutions read.
 
     Arguments
@@ -474,10 +470,6 @@ def rounding(network, ranges):
     network : lowered.MaskNetwork
     ranges : dict of str -> activations.ActivationRange
         Empty: nothing is rounded.
-
-    Returns
-    -------
-    hook : callable
     """
     int8 = {x.name for x in network.convolutions() if x.is_int8} & set(ranges)
 

@@ -247,7 +247,7 @@ class BitDNSMOS:
 
 def quality_network(
     binary_maps=False, signed=False, beta=1.0, binary_weights=False, **options
-):
+) -> DNSMOS:
     """The network that an hparams file asks for.
 
     Arguments
@@ -258,10 +258,6 @@ def quality_network(
         See `BinaryDNSMOS`.
     **options
         Those of `DNSMOS`.
-
-    Returns
-    -------
-    DNSMOS
 
     Example
     -------
@@ -324,7 +320,9 @@ def memory(network, frames=249, n_mels=120, weight_bits=8):
     }
 
 
-def score_waveform(network, waveform, features=None, sample_rate=16000):
+def score_waveform(
+    network, waveform, features=None, sample_rate=16000
+) -> float:
     """Quality of a recording of any length.
 
     Windows of 5 s get scores, each begins 2.5 s behind the one before, and
@@ -341,10 +339,6 @@ def score_waveform(network, waveform, features=None, sample_rate=16000):
         As in training; None: with its defaults.
     sample_rate : int
         Hz.
-
-    Returns
-    -------
-    float
 
     Example
     -------

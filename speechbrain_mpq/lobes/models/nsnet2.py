@@ -69,17 +69,13 @@ def istft(spectrum, samples):
     return blocks.flatten(1)[:, :samples]
 
 
-def log_power(spectrum):
+def log_power(spectrum) -> torch.Tensor:
     """The network's input: ln(|X|^2 + 1e-12).
 
     Arguments
     ---------
     spectrum : torch.Tensor
         Complex.
-
-    Returns
-    -------
-    torch.Tensor
 
     Example
     -------
@@ -391,13 +387,8 @@ class EnhancerStream:
         self._begin()
         return last
 
-    def mean_macs(self):
-        """Multiplications for a frame of the signal, on average.
-
-        Returns
-        -------
-        float
-        """
+    def mean_macs(self) -> float:
+        """Multiplications for a frame of the signal, on average."""
         counts = [self.network.macs(exit) for exit in self.exits]
         return sum(counts) / max(len(counts), 1)
 
@@ -419,7 +410,7 @@ class EnhancerStream:
         return _frames(mask * spectrum)[0]
 
 
-def threshold_for(network, waveforms, macs, first=0, steps=8):
+def threshold_for(network, waveforms, macs, first=0, steps=8) -> float:
     """Threshold of `UncertainMask` that spends a number of multiplications.
 
     Arguments
@@ -434,10 +425,6 @@ def threshold_for(network, waveforms, macs, first=0, steps=8):
         First exit at which it may stop.
     steps : int
         How often the interval is halved.
-
-    Returns
-    -------
-    threshold : float
 
     Example
     -------

@@ -256,7 +256,7 @@ def matching_gain(common, energy):
     return common / energy.clamp_min(1e-12)
 
 
-def build_separator(path, **overrides):
+def build_separator(path, **overrides) -> Separator:
     """Build the separator that a YAML file describes.
 
     Arguments
@@ -266,10 +266,6 @@ def build_separator(path, **overrides):
         hparams/models/separator_mini.yaml.
     **overrides
         Keys of that file to change.
-
-    Returns
-    -------
-    separator : Separator
 
     Example
     -------

@@ -69,7 +69,9 @@ def test_coding_is_lossless_and_close_to_the_entropy(bits, codebook, count):
 
 def test_tensors_of_all_kinds_in_one_stream():
     sizes = [(4, 3000), (16, 50), (1, 9), (2, 0), (4, 5), (1.6, 700), (8, 4000)]
-    tensors = [drawn(b, "midtread", n, seed=i) for i, (b, n) in enumerate(sizes)]
+    tensors = [
+        drawn(b, "midtread", n, seed=i) for i, (b, n) in enumerate(sizes)
+    ]
     pieces = [pack_bits(t, b) for t, (b, _) in zip(tensors, sizes)]
     packed = torch.cat(pieces)
     coded = encode_pool(packed, sizes)
@@ -101,7 +103,9 @@ def test_claims_are_refused_before_anything_is_reserved():
 def test_damaged_streams_are_errors_or_other_integers():
     """Without the checksum of a file: no crash, no other kind of error."""
     sizes = [(4, 3000), (1.6, 700), (8, 40), (16, 5)]
-    tensors = [drawn(b, "midtread", n, seed=i) for i, (b, n) in enumerate(sizes)]
+    tensors = [
+        drawn(b, "midtread", n, seed=i) for i, (b, n) in enumerate(sizes)
+    ]
     packed = torch.cat([pack_bits(t, b) for t, (b, _) in zip(tensors, sizes)])
     coded = encode_pool(packed, sizes).numpy()
     rng = np.random.default_rng(0)
