@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -400,6 +401,35 @@ def _small(digits):
 def _no_constant(word):
     """Refuse the words that Python takes for numbers and JSON does not."""
     raise ValueError(f"{word} is no JSON")
+
+
+def repeated_blocks(names):
+    """Find the blocks of a network that repeat, by the names of their parts.
+
+    Arguments
+    ---------
+    names : iterable of str
+        Dotted names, as of clusters or parameters.
+
+    Returns
+    -------
+    dict of str -> (str, str or None)
+        Name -> block, and the part of it that others have as well; a name that
+        is of no such block stands for itself.
+
+    Example
+    -------
+    >>> names = ["conv_in", "tcn_0_0.conv", "tcn_0_1.conv"]
+    >>> list(repeated_blocks(names).values())
+    [('conv_in', None), ('tcn_0_0', 'conv'), ('tcn_0_1', 'conv')]
+    """
+    split = {name: name.rpartition(".")[::2] for name in names}
+    count = Counter(part for block, part in split.values() if block)
+    blocks = {block for block, part in split.values() if count[part] > 1}
+    return {
+        name: (block, part) if block in blocks - {""} else (name, None)
+        for name, (block, part) in split.items()
+    }
 
 
 def did_you_mean(word, known):

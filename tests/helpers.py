@@ -42,7 +42,6 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.logger import get_environment_description
 
-from speechbrain_mpq.evaluation.plots import SUBLAYERS
 from speechbrain_mpq.evaluation.report import Evidence, write_report
 from speechbrain_mpq.evaluation.runs import summarise
 from speechbrain_mpq.inference.demo_server import Demo, serve
@@ -166,6 +165,12 @@ def make_example(**more):
         "si_snr": {"mixture": 0.5, "kl": 8.75},
         **more,
     }
+
+
+SUBLAYERS = (  # of a ConvBlock
+    *("conv_1x1_in", "prelu_in", "norm_in", "d_conv"),
+    *("prelu_out", "norm_out", "conv_1x1_out"),
+)
 
 
 def make_clusters(blocks=2):

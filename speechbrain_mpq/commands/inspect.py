@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 
-from ..utils import BUNDLED_MODEL
+from ..utils import BUNDLED_MODEL, repeated_blocks
 
 HELP = "sizes, array, bits of every cluster, and coverage of a folder"
 EXAMPLE = """
@@ -16,10 +16,6 @@ EXAMPLE = """
 MIB = 2**20  # bytes
 KIB = 2**10  # bytes
 BAR = 16  # characters, a bit each
-SUBLAYERS = (  # of a ConvBlock, in order
-    *("conv_1x1_in", "prelu_in", "norm_in", "d_conv"),
-    *("prelu_out", "norm_out", "conv_1x1_out"),
-)
 
 
 def add_arguments(parser):
@@ -89,15 +85,15 @@ def run(options):
 def plot_lines(clusters):
     """Plot the bits of every cluster as text.
 
-    ConvBlocks get a line each, with a column for every sublayer.
+    Blocks that repeat get a line each, with a column for every sublayer.
     """
     blocks, others = defaultdict(dict), {}
-    for name, cluster in clusters.items():
-        block, _, sublayer = name.rpartition(".")
-        if block and sublayer in SUBLAYERS:
-            blocks[block][sublayer] = cluster["bits"]
+    for name, (block, sublayer) in repeated_blocks(clusters).items():
+        bits = clusters[name]["bits"]
+        if sublayer is None:
+            others[name] = bits
         else:
-            others[name] = cluster["bits"]
+            blocks[block][sublayer] = bits
     if not clusters:
         return ["none: the model is in floating point"]
     width = max(len(name) for name in [*others, *blocks])
@@ -109,12 +105,10 @@ def plot_lines(clusters):
 
 
 def _matrix(blocks, width):
-    """A line for each ConvBlock, a column for each sublayer in order."""
+    """A line for each block, a column for each sublayer in order."""
     if not blocks:
         return []
-    names = {name for bits in blocks.values() for name in bits}
-    sublayers = [name for name in SUBLAYERS if name in names]
-    sublayers += sorted(names - set(sublayers))
+    sublayers = list(dict.fromkeys(n for bits in blocks.values() for n in bits))
     lines = ["", " " * width + "".join(f"  {name}" for name in sublayers)]
     for block, bits in blocks.items():
         cells = [

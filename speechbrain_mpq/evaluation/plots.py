@@ -2,13 +2,12 @@
 
 Every function takes plain data and gives a matplotlib figure. Colours of text
 and grid are matplotlib's settings, so that one figure can be drawn for light
-and for dark pages. Clusters named as `mask_net.tcn_0_3.d_conv` are drawn by
-ConvBlock and sublayer as in the paper's Fig. 3, which counts from 1; any other
-name gets a plain place.
+and for dark pages. Where blocks of a network repeat, as the ConvBlocks of the
+paper's Fig. 3, their clusters are drawn by block and sublayer, named as in the
+network.
 """
 
 import math
-import re
 from statistics import fmean
 
 import numpy as np
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
+from ..utils import repeated_blocks
 from .comparisons import by_system
 from .runs import FULL_PRECISION, KIB, bits_text, task_of
 
@@ -400,40 +400,31 @@ def _size_axis(axes, title, sizes, narrow):
     axes.grid()
 
 
-# The paper's seven sublayers of a ConvBlock: 1x1 and depthwise convolutions
-# in strong colours, what belongs to them in lighter ones.
-SUBLAYERS = {
-    "conv_1x1_in": "#0072b2",
-    "prelu_in": "#56b4e9",
-    "norm_in": "#cc79a7",
-    "d_conv": "#d55e00",
-    "prelu_out": "#e69f00",
-    "norm_out": "#f0e442",
-    "conv_1x1_out": "#009e73",
-}
-
-
-_SUBLAYER = re.compile(r"(?:^|\.)tcn_(\d+)_(\d+)\.(\w+)$")
-_ENDS = {"scale_in": "in", "conv_in": "in", "conv_out": "out"}
+# Sublayers in the order of the network: of a ConvBlock, 1x1 and depthwise
+# convolutions are in strong colours, what belongs to them in lighter ones.
+COLOURS = (
+    *("#0072b2", "#56b4e9", "#cc79a7", "#d55e00"),
+    *("#e69f00", "#f0e442", "#009e73", "#000000"),
+)
 _MOST_LABELS = 60  # tick labels that still can be read
 
 
 def bits_per_cluster(clusters, narrow=False):
     """Draw the bits of every cluster, as the paper's Fig. 3 if it can."""
-    places = [_place(name) for name in clusters]
-    known = None not in [block for block, _ in places]
+    places = list(repeated_blocks(clusters).values())
+    colours = _colours(places)
     figure = Figure(figsize=(_width(11, narrow), 3.9), layout="constrained")
     axes = figure.subplots()
     bits = [cluster["bits"] for cluster in clusters.values()]
     widths = [max(c.get("parameters", 1), 1) for c in clusters.values()]
     starts = np.concatenate([[0], np.cumsum(widths)])
-    colours = [
-        SUBLAYERS.get(sublayer, GREY) if known else PALETTE[1]
+    edge = {"edgecolor": "white", "lw": 0.3, "align": "edge"}
+    shown = [
+        colours.get(sublayer, GREY) if colours else PALETTE[1]
         for _, sublayer in places
     ]
-    edge = {"edgecolor": "white", "lw": 0.3, "align": "edge"}
-    axes.bar(starts[:-1], bits, widths, color=colours, **edge)
-    if known:
+    axes.bar(starts[:-1], bits, widths, color=shown, **edge)
+    if colours:
         _name_blocks(axes, places, starts)
         _sublayer_legend(axes, clusters, places, 2 if narrow else 5)
     else:
@@ -467,13 +458,19 @@ def sensitivity_map(scores, narrow=False):
     return figure
 
 
-def _place(name):
-    """(block label, sublayer) of a cluster name; (None, None) if foreign."""
-    found = _SUBLAYER.search(name)
-    if found and found[3] in SUBLAYERS:
-        return f"{int(found[1]) + 1}-{int(found[2]) + 1}", found[3]
-    end = name.rsplit(".", 1)[-1]
-    return _ENDS.get(end), end if end in _ENDS else None
+def _colours(places):
+    """Sublayer -> colour; none without blocks, or with too many sublayers."""
+    sublayers = dict.fromkeys(part for _, part in places if part is not None)
+    few = len(sublayers) <= len(COLOURS)
+    return dict(zip(sublayers, COLOURS)) if few else {}
+
+
+def _short(names):
+    """Names without the module that is at the beginning of all."""
+    modules = {name.partition(".")[0] for name in names}
+    if len(modules) > 1 or any("." not in name for name in names):
+        return list(names)
+    return [name.partition(".")[2] for name in names]
 
 
 def _name_blocks(axes, places, starts):
@@ -485,10 +482,10 @@ def _name_blocks(axes, places, starts):
     middles = [sum(span) / 2 for span in spans.values()]
     labels = [
         block if last - first > starts[-1] / 60 else ""
-        for block, (first, last) in spans.items()
+        for block, (first, last) in zip(_short(spans), spans.values())
     ]
     axes.set_xticks(middles, labels, rotation=90 if len(labels) > 8 else 0)
-    axes.set_xlabel("TCN block m-ConvBlock n, as wide as its parameters")
+    axes.set_xlabel("blocks, as wide as their parameters")
 
 
 def _name_bars(axes, names, starts):
@@ -505,10 +502,15 @@ def _sublayer_legend(axes, clusters, places, columns):
     sizes = {}
     for cluster, (_, sublayer) in zip(clusters.values(), places):
         sizes.setdefault(sublayer, []).append(cluster.get("parameters", 0))
-    shown = [name for name in (*SUBLAYERS, *_ENDS) if name in sizes]
+    alone, colours = sizes.pop(None, []), _colours(places)
+    handles = [Patch(color=colours[name]) for name in sizes]
+    labels = [f"{name} ({_range(sizes[name])})" for name in sizes]
+    if alone:
+        handles.append(Patch(color=GREY))
+        labels.append(f"others ({_range(alone)})")
     axes.figure.legend(
-        [Patch(color=SUBLAYERS.get(name, GREY)) for name in shown],
-        [f"{name} ({_range(sizes[name])})" for name in shown],
+        handles,
+        labels,
         loc="outside lower center",
         ncols=columns,
         title="sublayer (parameters each)",
@@ -522,20 +524,20 @@ def _range(sizes):
 
 
 def _cluster_ticks(axes, names):
-    """Mark the ConvBlocks below a map of clusters, or name all clusters."""
-    blocks = [_place(name)[0] for name in names]
-    if None in blocks:
+    """Mark blocks that repeat below a map of clusters, or name all clusters."""
+    places = list(repeated_blocks(names).values())
+    if not _colours(places):
         _name_ticks(axes, names)
         return
-    middles, labels = [], []
+    blocks = [block for block, _ in places]
+    middles, labels = [], _short(dict.fromkeys(blocks))
     for block in dict.fromkeys(blocks):
         columns = [i for i, other in enumerate(blocks) if other == block]
         middles.append(np.mean(columns))
-        labels.append(block)
         line = {"color": rcParams["axes.edgecolor"], "lw": 0.6}
         axes.axvline(columns[-1] + 0.5, **line)
     axes.set_xticks(middles, labels, rotation=90 if len(labels) > 8 else 0)
-    axes.set_xlabel("TCN block m-ConvBlock n; sublayers from left to right")
+    axes.set_xlabel("blocks; their sublayers from left to right")
 
 
 def _name_ticks(axes, names):

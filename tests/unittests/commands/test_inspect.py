@@ -78,10 +78,13 @@ def test_tables(folder, capsys):
 
 def test_text_plot():
     bits = {"conv_in": 16, "x.tcn_0_10.prelu_in": 1.6, "x.tcn_0_10.d_conv": 2}
+    bits |= {"rnn.0.weight": 4, "x.tcn_0_11.d_conv": 8}
     lines = plot_lines({k: {"bits": v} for k, v in bits.items()})
-    assert lines[0] == "conv_in     " + "█" * 16 + " 16"
-    assert lines[2].split() == ["prelu_in", "d_conv"]
-    assert lines[3].split() == ["x.tcn_0_10", "1.6", "2"]
+    assert lines[0] == "conv_in       " + "█" * 16 + " 16"
+    assert lines[1] == "rnn.0.weight  " + "█" * 4 + " 4"
+    assert lines[3].split() == ["prelu_in", "d_conv"]
+    assert lines[4].split() == ["x.tcn_0_10", "1.6", "2"]
+    assert lines[5].split() == ["x.tcn_0_11", "8"]
     assert "floating point" in plot_lines({})[0]
 
 

@@ -18,7 +18,8 @@ from speechbrain_mpq.evaluation.plots import (
 def test_known_names_are_drawn_by_block():
     axes = bits_per_cluster(make_clusters(3)).axes[0]
     labels = [label.get_text() for label in axes.get_xticklabels()]
-    assert labels == ["in", "1-1", "1-2", "1-3", "out"]
+    blocks = [f"tcn_0_{number}" for number in range(3)]
+    assert labels == ["conv_in", *blocks, "conv_out"]
     assert [bar.get_height() for bar in axes.patches] == [4] * (3 * 7 + 2)
 
 
@@ -64,8 +65,27 @@ def test_other_names_are_drawn_in_order():
     assert labels == list(clusters)
     assert [bar.get_height() for bar in axes.patches] == [8, 3, 1]
     # One foreign name among known ones is no reason to drop it.
-    mixed = {**make_clusters(1), "lips.fc": {"bits": 2, "parameters": 1}}
-    assert len(bits_per_cluster(mixed).axes[0].patches) == len(mixed)
+    mixed = {**make_clusters(2), "lips.fc": {"bits": 2, "parameters": 9}}
+    axes = bits_per_cluster(mixed).axes[0]
+    assert len(axes.patches) == len(mixed)
+    assert axes.get_xticklabels()[-1].get_text() == "lips.fc"
+
+
+def test_blocks_of_any_network_are_drawn_as_blocks():
+    parts = ("self_att", "ffn", "norm")
+    clusters = {
+        f"encoder.layers.{n}.{part}": {"bits": 4, "parameters": 5}
+        for n in range(2)
+        for part in parts
+    }
+    axes = bits_per_cluster(clusters).axes[0]
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == ["layers.0", "layers.1"]
+    colours = [bar.get_facecolor() for bar in axes.patches]
+    assert colours[:3] == colours[3:] and len(set(colours)) == 3
+    (legend,) = axes.figure.legends
+    shown = [text.get_text().split()[0] for text in legend.get_texts()]
+    assert shown == list(parts)
 
 
 def test_sensitivity_leaves_out_what_has_no_logarithm():
