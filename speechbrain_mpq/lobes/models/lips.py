@@ -219,7 +219,7 @@ def fit_pictures(lips, pictures):
         raise ValueError(
             f"{count} pictures for audio that needs {pictures} at {FPS} a "
             f"second (that is {rate:.1f} a second): convert other frame rates "
-            "with separation.lip_input.at_25_fps; where video is missing, "
+            "with lobes.models.lips.at_25_fps; where video is missing, "
             "fill up with zeros"
         )
     index = torch.arange(pictures, device=lips.device)

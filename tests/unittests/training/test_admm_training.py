@@ -3,7 +3,6 @@
 Optimizers that look ahead: Adam's direction, and steps in order.
 """
 
-import itertools
 import json
 from types import SimpleNamespace
 
@@ -88,28 +87,32 @@ def test_adam_steps_follow_the_levels_of_coarse_codebooks(tmp_path):
         torch.testing.assert_close(model.weight.detach(), expected)
 
 
-def quadratic(seed, count=6):
-    """A loss with correlated weights, and its optimum."""
-    generator = torch.Generator().manual_seed(seed)
-    mixing = torch.randn(count, 4, generator=generator)
-    curvature = mixing @ mixing.T + 0.1 * torch.eye(count)
-    optimum = torch.randn(count, generator=generator)
+def quadratics(problems=4, count=6):
+    """Losses with correlated weights, one for each row, and their optima."""
+    curvatures, optima = [], []
+    for seed in range(problems):
+        generator = torch.Generator().manual_seed(seed)
+        mixing = torch.randn(count, 4, generator=generator)
+        curvatures.append(mixing @ mixing.T + 0.1 * torch.eye(count))
+        optima.append(torch.randn(count, generator=generator))
+    curvatures, optima = torch.stack(curvatures), torch.stack(optima)
 
-    def loss(weight):
-        return (weight - optimum) @ curvature @ (weight - optimum)
+    def losses(weights):  # [..., problems, count]
+        error = weights - optima
+        return torch.einsum("...pi,pij,...pj->...p", error, curvatures, error)
 
-    return loss, optimum, curvature
+    return losses, optima, curvatures
 
 
-def best_quantized(loss, optimum, curvature):
-    """Least loss of all three-level vectors, each with its best scale."""
-    best = float("inf")
-    for levels in itertools.product([-1.0, 0.0, 1.0], repeat=len(optimum)):
-        levels = torch.tensor(levels)
-        power = levels @ curvature @ levels
-        alpha = levels @ curvature @ optimum / power if power else 0.0
-        best = min(best, loss(alpha * levels).item())
-    return best
+def best_quantized(losses, optima, curvatures):
+    """Least losses of all three-level vectors, each with its best scale."""
+    values = torch.tensor([-1.0, 0.0, 1.0])
+    levels = torch.cartesian_prod(*[values] * optima.shape[1])  # [V, count]
+    products = torch.einsum("vi,pij->pvj", levels, curvatures)
+    power = torch.einsum("pvi,vi->pv", products, levels)
+    along = torch.einsum("pvi,pi->pv", products, optima)
+    scales = torch.where(power > 0, along / power.clamp_min(1e-9), 0.0)
+    return losses(scales.T[..., None] * levels[:, None]).amin(0)
 
 
 @pytest.mark.parametrize(
@@ -122,29 +125,28 @@ def best_quantized(loss, optimum, curvature):
 def test_admm_ends_in_better_quantized_weights_than_rounding(
     tmp_path, kind, options, penalty, growth
 ):
-    rounded = reached = best = 0.0
-    for seed in range(4):
-        loss, optimum, curvature = quadratic(seed)
-        model = Weight(optimum)
-        quantize_(model, 2, estimator=ADMM)
-        rounded += loss(model.eval().weight).item()
-        admm = ADMMTraining(tmp_path / "a", 5, penalty, growth, 1e3)
-        optimizer = kind(model.parameters(), **options)
-        admm.start(with_optimizer(optimizer), model)
-        model.train()
-        lowest = float("inf")
-        for step in range(1, 401):
-            for half in (optimizer.extrapolate, optimizer.step):
-                optimizer.zero_grad()
-                loss(model.weight).backward()
-                half()
-            admm.after_step(None)
-            if step % 5 == 0:  # as validation chooses
-                value = loss(model.parametrizations.weight[0].projection)
-                lowest = min(lowest, value.item())
-        assert admm.history[-1]["primal_residual"] < 0.02
-        reached += lowest
-        best += best_quantized(loss, optimum, curvature)
+    losses, optima, curvatures = quadratics()
+    model = Weight(optima)
+    # A scale for each row: as many problems that know nothing of another.
+    quantize_(model, 2, granularity="channel", estimator=ADMM)
+    rounded = losses(model.eval().weight).sum().item()
+    admm = ADMMTraining(tmp_path / "a", 5, penalty, growth, 1e3)
+    optimizer = kind(model.parameters(), **options)
+    admm.start(with_optimizer(optimizer), model)
+    model.train()
+    lowest = torch.full((len(optima),), torch.inf)
+    for step in range(1, 401):
+        for half in (optimizer.extrapolate, optimizer.step):
+            optimizer.zero_grad()
+            losses(model.weight).sum().backward()
+            half()
+        admm.after_step(None)
+        if step % 5 == 0:  # as validation chooses
+            values = losses(model.parametrizations.weight[0].projection)
+            lowest = torch.minimum(lowest, values.detach())
+    assert admm.history[-1]["primal_residual"] < 0.02
+    reached = lowest.sum().item()
+    best = best_quantized(losses, optima, curvatures).sum().item()
     assert best - 1e-4 <= reached
     # At least two thirds of what there is to win.
     assert reached - best < (rounded - best) / 3
