@@ -350,6 +350,13 @@ def _parser():
     )
     add = parser.add_argument
     add("script", help="the recipe's train.py; its own arguments follow")
+    _add_choices(add)
+    _add_places(add)
+    return parser
+
+
+def _add_choices(add):
+    """Which bits, for what, and how weights are found."""
     add("--bits", default="4", help='budget: 4, "2.5 bit", "350 KiB"')
     add(
         "--scores",
@@ -404,6 +411,10 @@ def _parser():
         help="calibrated: layers are fitted to their outputs in float; the "
         "default where training begins at rounded weights",
     )
+
+
+def _add_places(add):
+    """What is read and written."""
     add(
         "--folder",
         help="of scores.json, plan.json and packed/ (default: the hparams' "
@@ -411,7 +422,6 @@ def _parser():
     )
     add("--brain", help="class to quantize, where there are several")
     add("--weights", help="full-precision checkpoints to begin with")
-    return parser
 
 
 if __name__ == "__main__":

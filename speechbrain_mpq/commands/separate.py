@@ -44,6 +44,28 @@ def add_arguments(parser):
         "the model uses; 16 kHz or more: files, folders, patterns, a pipe, or "
         "- for standard input",
     )
+    _add_directions(parser)
+    parser.add_argument(
+        "--model",
+        default=BUNDLED_MODEL,
+        metavar="FOLDER",
+        help="packed folder, or its name on the Hugging Face hub (default: "
+        "the 4-bit separator that comes with the package)",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        metavar="FILE",
+        help="audio file to write, by its ending .wav or .flac; for several "
+        "directions they are added to the name; - writes WAV to standard "
+        "output; a folder takes files named by recording and direction, as "
+        "the current one does by default",
+    )
+    _add_options(parser)
+
+
+def _add_directions(parser):
+    """Say where the targets are, in one way of several."""
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument(
         "--doa",
@@ -73,23 +95,6 @@ def add_arguments(parser):
     parser.add_argument(
         "--width", type=float, help="width of that picture in pixels"
     )
-    parser.add_argument(
-        "--model",
-        default=BUNDLED_MODEL,
-        metavar="FOLDER",
-        help="packed folder, or its name on the Hugging Face hub (default: "
-        "the 4-bit separator that comes with the package)",
-    )
-    parser.add_argument(
-        "-o",
-        "--out",
-        metavar="FILE",
-        help="audio file to write, by its ending .wav or .flac; for several "
-        "directions they are added to the name; - writes WAV to standard "
-        "output; a folder takes files named by recording and direction, as "
-        "the current one does by default",
-    )
-    _add_options(parser)
 
 
 def run(options):
