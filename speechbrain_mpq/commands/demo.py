@@ -46,19 +46,8 @@ def add_arguments(parser):
     )
 
 
-def run(options):
-    """Serve the page until it is interrupted.
-
-    Arguments
-    ---------
-    options : argparse.Namespace
-        The parsed command line.
-
-    Returns
-    -------
-    code : int
-        Exit status.
-    """
+def run(options) -> int:
+    """Serve the page until it is interrupted."""
     import webbrowser
 
     from ..inference.demo_server import Demo, serve

@@ -31,19 +31,8 @@ def add_arguments(parser):
     )
 
 
-def run(options):
-    """Export, and say what was written.
-
-    Arguments
-    ---------
-    options : argparse.Namespace
-        The parsed command line.
-
-    Returns
-    -------
-    code : int
-        Exit status.
-    """
+def run(options) -> int:
+    """Export, and say what was written."""
     from ..inference.exporting import export
 
     report = export(

@@ -38,19 +38,8 @@ def add_arguments(parser):
     )
 
 
-def run(options):
-    """Print what a folder holds.
-
-    Arguments
-    ---------
-    options : argparse.Namespace
-        The parsed command line.
-
-    Returns
-    -------
-    code : int
-        Exit status.
-    """
+def run(options) -> int:
+    """Print what a folder holds."""
     from ..inference.card import array_of, draw_array
     from ..inference.folder import cluster_bits, coverage_rows, summarise
     from ..quantization.packing import read_model

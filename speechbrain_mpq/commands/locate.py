@@ -45,18 +45,10 @@ def add_arguments(parser):
     )
 
 
-def run(options):
+def run(options) -> int:
     """Print where talkers are.
 
-    Arguments
-    ---------
-    options : argparse.Namespace
-        The parsed command line.
-
-    Returns
-    -------
-    code : int
-        Exit status: 0, also where nobody stands out.
+    Exit status: 0, also where nobody stands out.
     """
     with open_source(options.mixture) as (source, name):
         from ..inference.interfaces import LightSeparator

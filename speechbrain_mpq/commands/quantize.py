@@ -46,18 +46,10 @@ def add_arguments(parser):
     _add_method_options(parser.add_argument_group("method"))
 
 
-def run(options):
+def run(options) -> int:
     """Quantize, and print the table of before and after.
 
-    Arguments
-    ---------
-    options : argparse.Namespace
-        The parsed command line.
-
-    Returns
-    -------
-    code : int
-        Exit status: 0, or 2 where there is no such source.
+    Exit status: 0, or 2 where there is no such source.
     """
     from ..ptq.pretrained import quantize_pretrained
     from ..ptq.pretrained_folder import outcome_table

@@ -97,18 +97,10 @@ def _add_directions(parser):
     )
 
 
-def run(options):
+def run(options) -> int:
     """Separate one recording, or many with one model.
 
-    Arguments
-    ---------
-    options : argparse.Namespace
-        The parsed command line.
-
-    Returns
-    -------
-    code : int
-        Exit status: 1 where any of several recordings failed.
+    Exit status: 1 where any of several recordings failed.
     """
     if options.width is not None and options.face is None:
         raise ValueError("--width belongs to --face")

@@ -32,19 +32,8 @@ def add_arguments(parser):
     parser.add_argument("--html", help="write a page to this file as well")
 
 
-def run(options):
-    """Print the table of the folders, and write its page.
-
-    Arguments
-    ---------
-    options : argparse.Namespace
-        The parsed command line.
-
-    Returns
-    -------
-    code : int
-        Exit status.
-    """
+def run(options) -> int:
+    """Print the table of the folders, and write its page."""
     from ..evaluation.results_table import results_table, tables_of
     from ..evaluation.runs import gather
 

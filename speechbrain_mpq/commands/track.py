@@ -49,19 +49,8 @@ def add_arguments(parser):
     given.add_argument("--size", type=int, nargs=2, metavar=("W", "H"))
 
 
-def run(options):
-    """Follow the face, write its track and print its direction.
-
-    Arguments
-    ---------
-    options : argparse.Namespace
-        The parsed command line.
-
-    Returns
-    -------
-    code : int
-        Exit status.
-    """
+def run(options) -> int:
+    """Follow the face, write its track and print its direction."""
     from ..vision.face_tracking import check_agreement, check_length
 
     seconds = _seconds(options.audio) if options.audio else None

@@ -20,18 +20,10 @@ def add_arguments(parser):
     )
 
 
-def run(options):
+def run(options) -> int:
     """Check folders, and say what is wrong with each.
 
-    Arguments
-    ---------
-    options : argparse.Namespace
-        The parsed command line.
-
-    Returns
-    -------
-    code : int
-        0 if nothing is wrong with any, else 1.
+    0 if nothing is wrong with any, else 1.
     """
     from ..inference.verification import check_folder
 
