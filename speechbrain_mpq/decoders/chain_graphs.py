@@ -23,22 +23,14 @@ START = -1  # in a history: nothing has been said yet
 
 @dataclass
 class PhoneLattice:
-    """Phone sequences of one transcript, and how probable each is.
+    """Phone sequences of one transcript, and how probable each is."""
 
-    Arguments
-    ---------
-    phones : list of int
-        Phone of each node; node 0 is the start and has START.
-    arcs : list
-        For each node, (next node, probability). Next nodes have greater
-        numbers.
-    final : list of float
-        Probability of ending after each node. With those of its arcs, it sums
-        to one.
-    """
-
+    # list of int: phone of each node; node 0 is the start and has START
     phones: list
+    # for each node, (next node, probability); next nodes have greater numbers
     arcs: list
+    # list of float: probability of ending after each node; with those of its
+    # arcs, it sums to one
     final: list
 
 
@@ -127,24 +119,15 @@ def _check_words(words, utterance):
 
 @dataclass
 class PhoneNgram:
-    """Phone n-gram without back-off arcs, a deterministic automaton.
+    """Phone n-gram without back-off arcs, a deterministic automaton."""
 
-    Arguments
-    ---------
-    order : int
-        Longest history plus one.
-    histories : list of tuple
-        History of each state, oldest phone first. State 0 is (START,), states
-        1 to P are those of one phone.
-    probabilities : numpy.ndarray
-        [states, P + 1], of each phone and, last, of the end.
-    next_state : numpy.ndarray
-        [states, P], state after each phone: the longest history that is kept.
-    """
-
-    order: int
+    order: int  # longest history plus one
+    # list of tuple: history of each state, oldest phone first; state 0 is
+    # (START,), states 1 to P are those of one phone
     histories: list
+    # [states, P + 1], of each phone and, last, of the end
     probabilities: np.ndarray
+    # [states, P], state after each phone: the longest history that is kept
     next_state: np.ndarray
 
     @property
@@ -273,25 +256,6 @@ class ChainGraph:
     with weight one. Other topologies are graphs of this kind too: with equal
     pdfs, and blanks between labels, it is CTC.
 
-    Arguments
-    ---------
-    entry : numpy.ndarray
-        [states], index of the output that is emitted on entering.
-    loop : numpy.ndarray
-        [states], index of the output that is emitted on staying.
-    sources : numpy.ndarray
-        [arcs], state that an arc leaves.
-    targets : numpy.ndarray
-        [arcs], state that it enters.
-    log_weights : numpy.ndarray
-        [arcs], in nats.
-    initial : numpy.ndarray
-        [states], log-weight of beginning with each state; -inf for never.
-    final : numpy.ndarray
-        [states], log-weight of ending in each state.
-    utterance : str
-        Its name, for errors.
-
     Example
     -------
     >>> from numpy import array, inf
@@ -308,14 +272,16 @@ class ChainGraph:
     2
     """
 
+    # [states], index of the output that is emitted on entering
     entry: np.ndarray
-    loop: np.ndarray
-    sources: np.ndarray
-    targets: np.ndarray
-    log_weights: np.ndarray
+    loop: np.ndarray  # [states], index of the output that is emitted on staying
+    sources: np.ndarray  # [arcs], state that an arc leaves
+    targets: np.ndarray  # [arcs], state that it enters
+    log_weights: np.ndarray  # [arcs], in nats
+    # [states], log-weight of beginning with each state; -inf for never
     initial: np.ndarray
-    final: np.ndarray
-    utterance: str = "?"
+    final: np.ndarray  # [states], log-weight of ending in each state
+    utterance: str = "?"  # its name, for errors
 
     @property
     def states(self):

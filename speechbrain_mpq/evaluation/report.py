@@ -41,45 +41,29 @@ SAME = 1.0  # points of a tested measure that are as good as none
 class Evidence:
     """What a report shows beside the metrics; each may be missing.
 
-    Arguments
-    ---------
-    plan : dict or None
-        Content of plan.json.
-    scores : dict or None
-        Content of scores.json.
-    ceiling : dict or None
-        Content of ceiling.json: the coding gain.
-    pareto : dict or None
-        Content of pareto.json.
-    additivity : list[dict] or None
-        Content of additivity.json: "plan", "predicted" and "measured".
-    admm : list[dict] or None
-        Content of admm.json: "iteration", "primal_residual", "valid_loss".
-    training_curve : list or None
-        Losses of every epoch, see `plots.training_curve`.
-    neighbours : sequence[dict]
-        Metrics of more systems, drawn beside these by their size.
-    examples : sequence[dict]
-        Test items to look at and to listen to: {"id", "sample_rate",
-        "signals"} and what else is known of "reference", "hypotheses",
-        "doa_target", "doa_interferer", "angle" and the first measure, as
-        "si_snr"; signals, hypotheses and the measure are dicts by "mixture",
-        "target" and system.
-
     Example
     -------
     >>> Evidence(plan={"clusters": {}}).scores is None
     True
     """
 
-    plan: dict | None = None
-    scores: dict | None = None
-    ceiling: dict | None = None
-    pareto: dict | None = None
+    plan: dict | None = None  # content of plan.json
+    scores: dict | None = None  # content of scores.json
+    ceiling: dict | None = None  # content of ceiling.json: the coding gain
+    pareto: dict | None = None  # content of pareto.json
+    # dicts: content of additivity.json: "plan", "predicted" and "measured"
     additivity: list | None = None
+    # dicts: content of admm.json: "iteration", "primal_residual", "valid_loss"
     admm: list | None = None
+    # losses of every epoch, see `plots.training_curve`
     training_curve: list | None = None
+    # dicts: metrics of more systems, drawn beside these by their size
     neighbours: tuple = ()
+    # dicts: test items to look at and to listen to: {"id", "sample_rate",
+    # "signals"} and what else is known of "reference", "hypotheses",
+    # "doa_target", "doa_interferer", "angle" and the first measure, as
+    # "si_snr"; signals, hypotheses and the measure are dicts by "mixture",
+    # "target" and system
     examples: tuple = ()
 
 

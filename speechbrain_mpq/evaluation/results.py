@@ -73,20 +73,13 @@ class Recognizer:
 
 @dataclass
 class Scored:
-    """Scores of a test set, with examples and speed.
+    """Scores of a test set, with examples and speed."""
 
-    Arguments
-    ---------
-    items : list of dict
-        One for each mixture, see `runs.summarise`.
-    examples : list of dict
-        Waveforms of some of them, see `report.write_report`.
-    seconds_per_hour : float
-        Seconds of computing for an hour of mixtures, features included.
-    """
-
+    # list of dict: one for each mixture, see `runs.summarise`
     items: list = field(default_factory=list)
+    # list of dict: waveforms of some of them, see `report.write_report`
     examples: list = field(default_factory=list)
+    # seconds of computing for an hour of mixtures, features included
     seconds_per_hour: float = 0.0
 
 

@@ -21,13 +21,6 @@ class Edit(NamedTuple):
 class WordErrors:
     """Counts of word errors; instances add up.
 
-    Arguments
-    ---------
-    substitutions, deletions, insertions : int
-        Errors by kind.
-    words : int
-        Words of the reference.
-
     Example
     -------
     >>> total = WordErrors(1, 0, 0, 4) + WordErrors(0, 1, 1, 6)
@@ -35,10 +28,11 @@ class WordErrors:
     (3, 10, 30.0)
     """
 
+    # substitutions, deletions, insertions: errors by kind
     substitutions: int = 0
     deletions: int = 0
     insertions: int = 0
-    words: int = 0
+    words: int = 0  # words of the reference
 
     def __add__(self, other):
         """Counts of both together."""

@@ -86,30 +86,18 @@ class Refusal(ValueError):
 class CommandLine:
     """What a command line asks for, checked.
 
-    Arguments
-    ---------
-    run_opts : RunOptions
-        SpeechBrain's.
-    steps : list of Step
-        Experiments in their order; the one asked for is the last.
-    costs : list of Cost
-        Of each.
-    wide : bool
-        Whether the table shows every condition.
-    dry_run : bool
-        Whether to tell only what would be run.
-
     Example
     -------
     >>> CommandLine(None, [], []).wide
     False
     """
 
-    run_opts: RunOptions
+    run_opts: RunOptions  # SpeechBrain's
+    # list of Step: experiments in their order; the one asked for is the last
     steps: list
-    costs: list
-    wide: bool = False
-    dry_run: bool = False
+    costs: list  # list of Cost: of each
+    wide: bool = False  # whether the table shows every condition
+    dry_run: bool = False  # whether to tell only what would be run
 
 
 def read_command_line(arguments, check):
@@ -494,24 +482,15 @@ def _refusing():
 class Cost:
     """What one experiment does, and how long that takes.
 
-    Arguments
-    ---------
-    parts : list of str
-        Stages, in words.
-    seconds : float
-        In all.
-    measured : bool
-        Whether it was, at these sizes.
-
     Example
     -------
     >>> str(Cost(["test only"], 45, True))
     'test only, about 1 min (measured)'
     """
 
-    parts: list
-    seconds: float
-    measured: bool
+    parts: list  # list of str: stages, in words
+    seconds: float  # in all
+    measured: bool  # whether it was, at these sizes
     corpus: float = 0.0  # of these seconds, for what is made once
 
     def without_corpus(self):

@@ -70,27 +70,16 @@ def used_channels(channels, microphones, array_size, name="recording"):
 class AudioStats:
     """What a first pass over a file finds.
 
-    Arguments
-    ---------
-    samples : int
-        Length at 16 kHz.
-    rms : float
-        Of the reference channel; full scale = 1.
-    warnings : tuple of str
-        What is odd but no error.
-    silent : bool
-        Whether no microphone hears anything.
-
     Example
     -------
     >>> AudioStats(16000, 0.1).warnings
     ()
     """
 
-    samples: int
-    rms: float
-    warnings: tuple = ()
-    silent: bool = False
+    samples: int  # length at 16 kHz
+    rms: float  # of the reference channel; full scale = 1
+    warnings: tuple = ()  # tuple of str: what is odd but no error
+    silent: bool = False  # whether no microphone hears anything
 
 
 class AudioFile:

@@ -16,24 +16,15 @@ _W64 = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # of all its names
 
 @dataclass(frozen=True)
 class Header:
-    """What is to be changed in a file's header before it is read.
+    """What is to be changed in a file's header before it is read."""
 
-    Arguments
-    ---------
-    changes : dict of int -> bytes
-        Position -> what should stand there.
-    warning : str
-        Empty where the header is right, or says that it does not know.
-    open_end : bool
-        The file is read to its end, however long it says it is.
-    frames : int
-        What it says of an open end; 0: nothing.
-    """
-
+    # dict of int -> bytes: position -> what should stand there
     changes: dict = field(default_factory=dict)
+    # empty where the header is right, or says that it does not know
     warning: str = ""
+    # the file is read to its end, however long it says it is
     open_end: bool = False
-    frames: int = 0
+    frames: int = 0  # what it says of an open end; 0: nothing
 
 
 @dataclass(frozen=True)

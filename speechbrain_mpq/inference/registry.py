@@ -202,30 +202,16 @@ _VISUAL = {
 
 @dataclass(frozen=True)
 class Part:
-    """A class that files may name.
+    """A class that files may name."""
 
-    Arguments
-    ---------
-    kind : type
-        The class.
-    build : callable
-        Takes the arguments and returns a module.
-    settings : callable
-        Takes a module and returns the arguments that build it.
-    arguments : dict of str -> callable
-        Checks of all arguments; each must be given.
-    is_model : bool
-        Whether it may be the whole of a packed model.
-    probe : callable or None
-        Takes a module and returns its output for some input: what
-        `check_folder` wants to be finite.
-    """
-
-    kind: type
-    build: callable
-    settings: callable
+    kind: type  # the class
+    build: callable  # takes the arguments and returns a module
+    settings: callable  # takes a module and returns the arguments that build it
+    # dict of str -> callable: checks of all arguments; each must be given
     arguments: dict
-    is_model: bool = True
+    is_model: bool = True  # whether it may be the whole of a packed model
+    # takes a module and returns its output for some input: what `check_folder`
+    # wants to be finite
     probe: callable = None
 
 

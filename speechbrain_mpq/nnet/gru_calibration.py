@@ -38,15 +38,6 @@ class Affine:
 
     A code q stands for scale * (q - zero_point).
 
-    Arguments
-    ---------
-    scale : float
-        Distance of two neighbours.
-    zero_point : int
-        Code of zero; it may lie outside the codes.
-    bits : int
-        Codes run from -2^(bits - 1) to 2^(bits - 1) - 1.
-
     Example
     -------
     >>> unit = Affine(scale=1 / 3, zero_point=-2, bits=2)
@@ -54,9 +45,9 @@ class Affine:
     tensor([-2, -1,  1,  1], dtype=torch.int32)
     """
 
-    scale: float
-    zero_point: int
-    bits: int
+    scale: float  # distance of two neighbours
+    zero_point: int  # code of zero; it may lie outside the codes
+    bits: int  # codes run from -2^(bits - 1) to 2^(bits - 1) - 1
 
     @property
     def lowest(self):

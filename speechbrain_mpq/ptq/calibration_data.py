@@ -14,24 +14,12 @@ from ..utils import read_text, strict_json
 
 @dataclass
 class Example:
-    """One entry of a manifest with its audio.
+    """One entry of a manifest with its audio."""
 
-    Arguments
-    ---------
-    key : str
-        Name of the entry.
-    audio : torch.Tensor
-        [time], at the interface's sampling rate.
-    entry : dict
-        All that the manifest says of it.
-    normalize : callable
-        Brings other audio of the entry to the same rate.
-    """
-
-    key: str
-    audio: torch.Tensor
-    entry: dict
-    normalize: object = None
+    key: str  # name of the entry
+    audio: torch.Tensor  # [time], at the interface's sampling rate
+    entry: dict  # all that the manifest says of it
+    normalize: object = None  # brings other audio of the entry to the same rate
 
 
 def read_manifest(path, data_root=None):

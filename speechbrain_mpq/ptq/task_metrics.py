@@ -23,27 +23,14 @@ from .calibration_data import batch_of, read_audio
 
 @dataclass
 class Quality:
-    """One number for an interface on some items.
+    """One number for an interface on some items."""
 
-    Arguments
-    ---------
-    name : str
-        Of the measure, with its unit.
-    value : float
-        Its value.
-    count : int
-        Items.
-    pairs : dict
-        Item -> (reference, answer) where these are text.
-    skipped : int
-        Items without a reference.
-    """
-
-    name: str
-    value: float
-    count: int
+    name: str  # of the measure, with its unit
+    value: float  # its value
+    count: int  # items
+    # item -> (reference, answer) where these are text
     pairs: dict = field(default_factory=dict)
-    skipped: int = 0
+    skipped: int = 0  # items without a reference
 
 
 class Metric:

@@ -276,26 +276,13 @@ def _header_text(kinds, config, version, tensors=None):
 
 @dataclass(frozen=True)
 class Container:
-    """What a file holds, verified.
+    """What a file holds, verified."""
 
-    Arguments
-    ---------
-    tensors : dict of str -> torch.Tensor
-        All tensors of the file.
-    config : dict
-        The configuration.
-    version : str
-        Version of the format.
-    header : bytes
-        Of the file, as it was read.
-    payload : numpy.ndarray
-        The bytes behind it, which the tensors are views of.
-    """
-
-    tensors: dict
-    config: dict
-    version: str
-    header: bytes = field(repr=False)
+    tensors: dict  # dict of str -> torch.Tensor: all tensors of the file
+    config: dict  # the configuration
+    version: str  # version of the format
+    header: bytes = field(repr=False)  # of the file, as it was read
+    # the bytes behind it, which the tensors are views of
     payload: np.ndarray = field(repr=False)
 
     @property

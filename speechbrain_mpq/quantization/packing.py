@@ -87,30 +87,17 @@ CONFIG_FILE = "quantization_config.json"
 
 @dataclass
 class Content:
-    """What a packed file of a model holds, and what it cannot.
+    """What a packed file of a model holds, and what it cannot."""
 
-    Arguments
-    ---------
-    quantized : dict of str -> NamedTensor
-        What is stored as integers: weights, and buffers where they are exact.
-    floats : dict of str -> torch.Tensor
-        What is stored as it is.
-    states : dict of str -> dict
-        State of modules -> the tensors that hold it.
-    same : dict of str -> str
-        Buffers that are stored under another name.
-    left_out : dict of str -> str
-        What need not be stored -> why.
-    refused : dict of str -> str
-        What cannot be stored -> why.
-    """
-
+    # dict of str -> NamedTensor: what is stored as integers: weights, and
+    # buffers where they are exact
     quantized: dict
-    floats: dict
+    floats: dict  # dict of str -> torch.Tensor: what is stored as it is
+    # dict of str -> dict: state of modules -> the tensors that hold it
     states: dict
-    same: dict
-    left_out: dict
-    refused: dict
+    same: dict  # dict of str -> str: buffers that are stored under another name
+    left_out: dict  # dict of str -> str: what need not be stored -> why
+    refused: dict  # dict of str -> str: what cannot be stored -> why
 
     def same_names(self):
         """Writes down which buffers are stored under another name."""

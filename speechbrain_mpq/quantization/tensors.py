@@ -33,46 +33,29 @@ TRANSPOSED = (
 
 @dataclass
 class NamedTensor:
-    """A weight of a model, or some of its output channels, by its plain name.
+    """A weight of a model, or some of its output channels, under its name."""
 
-    Arguments
-    ---------
-    name : str
-        Name in the plain model, quantized or not; with its channels where it
-        is a group of them, "conv.weight[0:32]".
-    parameter : torch.nn.Parameter
-        The float values that are trained, of all groups. Where the module has
-        parametrizations of its own, such as weight norm, one of what they
-        compute the weight from.
-    owners : list
-        (module, attribute) of every module that holds it; several where
-        parameters are tied.
-    fake_quantize : FakeQuantize or None
-        What quantizes it.
-    reason : str
-        Why it cannot be quantized; empty where it can.
-    rows : slice or Ellipsis
-        ``parameter[rows]`` are its values.
-    aliases : list of str
-        Its other names in the plain model, where it is tied.
-    chain : torch.nn.utils.parametrize.ParametrizationList or None
-        The module's own parametrizations, which the weight results from.
-    parts : dict of str -> torch.Tensor
-        What these compute the weight from, by their names in the model.
-    gated : bool
-        Whether its groups of output channels are gates of a recurrent layer.
-    """
-
+    # name in the plain model, quantized or not; with its channels where it is a
+    # group of them, "conv.weight[0:32]"
     name: str
+    # the float values that are trained, of all groups; where the module has
+    # parametrizations of its own, such as weight norm, one of what they compute
+    # the weight from
     parameter: torch.nn.Parameter
+    # (module, attribute) of every module that holds it; several where
+    # parameters are tied
     owners: list = field(default_factory=list)
-    fake_quantize: FakeQuantize = None
-    reason: str = ""
-    rows: object = ...
+    fake_quantize: FakeQuantize = None  # what quantizes it
+    reason: str = ""  # why it cannot be quantized; empty where it can
+    rows: object = ...  # ``parameter[rows]`` are its values
+    # list of str: its other names in the plain model, where it is tied
     aliases: list = field(default_factory=list)
+    # the module's own parametrizations, which the weight results from
     chain: object = None
+    # dict of str -> torch.Tensor: what these compute the weight from, by their
+    # names in the model
     parts: dict = field(default_factory=dict)
-    gated: bool = False
+    gated: bool = False  # its groups are gates of a recurrent layer
 
     @property
     def parameter_name(self):

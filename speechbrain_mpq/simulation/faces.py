@@ -159,38 +159,22 @@ ASPECT = (24, 32)  # height to width that a picture of a mouth is meant for
 class Look:
     """A mouth's traits that do not change while someone speaks.
 
-    Arguments
-    ---------
-    skin, lips, teeth : float
-        Brightness, 0 to 1.
-    half_width : float
-        Of the mouth at rest, in picture widths.
-    thickness : float
-        Of a lip.
-    gape : float
-        Half of the widest opening.
-    energy : float
-        How far the mouth follows the shapes.
-    light : (float, float)
-        Slope of the brightness to the right and downwards.
-    beard : float
-        How much darker the skin around the mouth is.
-
     Example
     -------
     >>> Look(0.7, 0.45, 0.9, 0.25, 0.05, 0.15, 1.0, (0.0, 0.0), 0.0).skin
     0.7
     """
 
+    # skin, lips, teeth: brightness, 0 to 1
     skin: float
     lips: float
     teeth: float
-    half_width: float
-    thickness: float
-    gape: float
-    energy: float
-    light: tuple
-    beard: float
+    half_width: float  # of the mouth at rest, in picture widths
+    thickness: float  # of a lip
+    gape: float  # half of the widest opening
+    energy: float  # how far the mouth follows the shapes
+    light: tuple  # slope of the brightness to the right and downwards
+    beard: float  # how much darker the skin around the mouth is
 
 
 def draw_look(rng) -> Look:
@@ -223,25 +207,17 @@ def draw_look(rng) -> Look:
 class Pose:
     """Place, size and angle of the mouth in every picture.
 
-    Arguments
-    ---------
-    x, y : numpy.ndarray
-        [pictures], centre of the mouth in picture widths.
-    scale : numpy.ndarray
-        [pictures], 1: as the look has it.
-    angle : numpy.ndarray
-        [pictures], radians.
-
     Example
     -------
     >>> still(2).scale
     array([1., 1.])
     """
 
+    # x, y: [pictures], centre of the mouth in picture widths
     x: np.ndarray
     y: np.ndarray
-    scale: np.ndarray
-    angle: np.ndarray
+    scale: np.ndarray  # [pictures], 1: as the look has it
+    angle: np.ndarray  # [pictures], radians
 
 
 def still(pictures) -> Pose:

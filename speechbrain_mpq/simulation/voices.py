@@ -187,36 +187,20 @@ VARIANTS = {
 class Speaker:
     """A synthetic speaker.
 
-    Arguments
-    ---------
-    name : str
-        Unique name.
-    voice : str
-        Accent, e.g. "en-us".
-    variant : str
-        espeak-ng's name of the timbre, e.g. "m3".
-    pitch : int
-        0 to 99, 50 is the variant's own pitch.
-    range : int
-        Liveliness of the intonation, 0 to 99.
-    rate : int
-        Words per minute.
-    warp : float
-        Factor on all frequencies, as of a shorter (> 1) vocal tract.
-
     Example
     -------
     >>> Speaker("anna", "en-us", "f1", 50, 50, 160, 1.0).rate
     160
     """
 
-    name: str
+    name: str  # unique name
+    # accent, e.g. "en-us"
     voice: str
-    variant: str
-    pitch: int
-    range: int
-    rate: int
-    warp: float
+    variant: str  # espeak-ng's name of the timbre, e.g. "m3"
+    pitch: int  # 0 to 99, 50 is the variant's own pitch
+    range: int  # liveliness of the intonation, 0 to 99
+    rate: int  # words per minute
+    warp: float  # factor on all frequencies, as of a shorter (> 1) vocal tract
 
 
 def speakers(split, seed=1234):

@@ -284,26 +284,18 @@ def _put_aside(folder):
 class Step:
     """One experiment of those that a command line asks for.
 
-    Arguments
-    ---------
-    source : HparamsSource
-        What it is asked.
-    hparams : dict
-        Loaded, to look at: its folder is another.
-    baselines : list of Step
-        What it is compared with.
-    prototypes : dict
-        Bits -> the uniform system of these bits that it inherits from.
-
     Example
     -------
     >>> Step(None, {"system": "kl", "bits": 4}).hparams["bits"]
     4
     """
 
-    source: HparamsSource
+    source: HparamsSource  # what it is asked
+    # loaded, to look at: its folder is another
     hparams: dict
+    # list of Step: what it is compared with
     baselines: list = field(default_factory=list)
+    # bits -> the uniform system of these bits that it inherits from
     prototypes: dict = field(default_factory=dict)
     experiment: Experiment | None = None
 

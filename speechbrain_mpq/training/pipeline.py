@@ -183,44 +183,22 @@ def earlier_settings(folder):
 
 @dataclass
 class Pipeline:
-    """From a full-precision model and calibration data to quantized weights.
+    """From a full-precision model and calibration data to quantized weights."""
 
-    Arguments
-    ---------
-    calibration : Calibration
-        Of the model in full precision.
-    quantize : callable
-        Quantizes the model in place to a plan or to bits.
-    selection : Selection
-        What is quantized.
-    scheme : Scheme
-        How it is represented.
-    limits : dict
-        Those of `allocate_bits`; budget_bytes means the packed file.
-    scorer : Scorer or None
-        Of the scheme; None: the same bits for all.
-    store : PlanStore
-        Where an earlier plan is found and the new one is left.
-    method : EstimationMethod
-        How weights are found in the training that follows.
-    rounding : str
-        "calibrated" or "nearest".
-    prototypes : dict
-        Bits -> packed folder of the trained uniform system of these bits.
-    additivity : bool
-        Measure some plans against what the scores predict, too.
-    """
-
-    calibration: Calibration
-    quantize: callable
-    selection: Selection
-    scheme: Scheme
-    limits: dict
-    scorer: Scorer | None = None
+    calibration: Calibration  # of the model in full precision
+    quantize: callable  # quantizes the model in place to a plan or to bits
+    selection: Selection  # what is quantized
+    scheme: Scheme  # how it is represented
+    limits: dict  # those of `allocate_bits`; budget_bytes means the packed file
+    scorer: Scorer | None = None  # of the scheme; None: the same bits for all
+    # where an earlier plan is found and the new one is left
     store: PlanStore = field(default_factory=lambda: PlanStore(None))
+    # how weights are found in the training that follows
     method: EstimationMethod = field(default_factory=EstimationMethod)
-    rounding: str = "nearest"
+    rounding: str = "nearest"  # "calibrated" or "nearest"
+    # bits -> packed folder of the trained uniform system of these bits
     prototypes: dict | None = None
+    # measure some plans against what the scores predict, too
     additivity: bool = False
     seconds: dict = field(default_factory=dict)  # what stages took
 

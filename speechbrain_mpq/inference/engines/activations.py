@@ -37,13 +37,6 @@ SHARES = np.linspace(1.0, 0.2, 25)  # of the range seen that are tried
 class ActivationRange:
     """What the integers of an activation stand for.
 
-    Arguments
-    ---------
-    scale : np.ndarray
-        [] or [channels], float32.
-    zero_point : np.ndarray
-        [] or [channels], int64, 0 to 255: the integer of 0.0.
-
     Example
     -------
     >>> unit = ActivationRange(np.float32(0.5), np.int64(128))
@@ -51,7 +44,8 @@ class ActivationRange:
     (-64.0, 63.5)
     """
 
-    scale: np.ndarray
+    scale: np.ndarray  # [] or [channels], float32
+    # [] or [channels], int64, 0 to 255: the integer of 0.0
     zero_point: np.ndarray
 
     @property

@@ -44,29 +44,15 @@ class Convolution:
     """A convolution of stride 1 that keeps the number of frames.
 
     Its weights are `levels` times the `scale` of their output channel.
-
-    Arguments
-    ---------
-    name : str
-        Name of the layer.
-    bits : int or float
-        Widest stored bits of its weights; 32: floating point.
-    levels : np.ndarray
-        [outputs, inputs / groups, kernel]; int8 up to 8 bits, int16 up to 16
-        bits, float32 where the weights are stored in floating point.
-    scale : np.ndarray
-        [outputs], float32.
-    bias : np.ndarray or None
-        [outputs], float32.
-    dilation : int
-    groups : int
     """
 
-    name: str
-    bits: int | float
+    name: str  # name of the layer
+    bits: int | float  # widest stored bits of its weights; 32: floating point
+    # [outputs, inputs / groups, kernel]; int8 up to 8 bits, int16 up to 16
+    # bits, float32 where the weights are stored in floating point
     levels: np.ndarray
-    scale: np.ndarray
-    bias: np.ndarray | None = None
+    scale: np.ndarray  # [outputs], float32
+    bias: np.ndarray | None = None  # [outputs], float32
     dilation: int = 1
     groups: int = 1
 
@@ -87,14 +73,9 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Affine:
-    """Scale and shift of every channel: a folded batch normalization.
+    """Scale and shift of every channel: a folded batch normalization."""
 
-    Arguments
-    ---------
-    scale, shift : np.ndarray
-        [channels], float32.
-    """
-
+    # scale, shift: [channels], float32
     scale: np.ndarray
     shift: np.ndarray
 
@@ -106,44 +87,26 @@ class Block:
     The shift of its second norm is part of the bias of `conv_out`, which
     pads nothing. The first norm keeps its own: the depthwise convolution
     pads with zeros behind it.
-
-    Arguments
-    ---------
-    name : str
-    conv_in, d_conv, conv_out : Convolution
-    slope_in, slope_out : float
-        Of the PReLUs.
-    norm_in : Affine
-    gain_out : np.ndarray
-        [hidden], float32: the scale of the second norm.
     """
 
     name: str
     conv_in: Convolution
+    # slope_in, slope_out: of the PReLUs
     slope_in: float
     norm_in: Affine
     d_conv: Convolution
     slope_out: float
-    gain_out: np.ndarray
+    gain_out: np.ndarray  # [hidden], float32: the scale of the second norm
     conv_out: Convolution
 
 
 @dataclass(frozen=True)
 class MaskNetwork:
-    """What stands between features and mask.
+    """What stands between features and mask."""
 
-    Arguments
-    ---------
-    scale_in : np.ndarray or None
-        [inputs], factor of every input.
-    conv_in : Convolution
-    blocks : tuple of Block
-    conv_out : Convolution
-    """
-
-    scale_in: np.ndarray | None
+    scale_in: np.ndarray | None  # [inputs], factor of every input
     conv_in: Convolution
-    blocks: tuple
+    blocks: tuple  # tuple of Block
     conv_out: Convolution
 
     @property
