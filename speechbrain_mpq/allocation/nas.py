@@ -269,13 +269,7 @@ class _ArchitectureSearch:
     def run(
         self, inputs, loss, epochs, batch, temperature, seed=0, progress=True
     ):
-        """Search.
-
-        Arguments
-        ---------
-        inputs : torch.Tensor
-            [items, ...]
-        """
+        """Search with inputs [items, ...]."""
         generator = torch.Generator().manual_seed(seed)
         starts = torch.arange(0, len(inputs), batch)
         steps = epochs * len(starts)
@@ -297,13 +291,7 @@ class _ArchitectureSearch:
         return history
 
     def weights(self):
-        """Architecture weights without noise at temperature 1.
-
-        Returns
-        -------
-        weights : torch.Tensor
-            [clusters, candidates], float64, on the CPU.
-        """
+        """Architecture weights [clusters, candidates] without any noise."""
         logits = torch.stack([c.logits.detach() for c in self.choices])
         return logits.double().softmax(1).clamp_min(LEAST_WEIGHT).cpu()
 

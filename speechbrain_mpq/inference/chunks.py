@@ -190,18 +190,7 @@ class _OffsetFilter:
         self._sum, self._count = 0.0, 0  # of the step that is under way
 
     def push(self, block, last=False):
-        """Remove the offset from a block, as far as it is known.
-
-        Arguments
-        ---------
-        block : torch.Tensor
-            [samples, mics].
-
-        Returns
-        -------
-        signal : torch.Tensor
-            [samples, mics].
-        """
+        """Remove the offset from [samples, mics], as far as it is known."""
         if self._now is None:
             block = torch.cat([*self._kept, block])
             self._kept = [block]

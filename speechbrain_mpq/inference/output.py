@@ -217,15 +217,7 @@ class _LevelSums:
         self.energy = torch.zeros(targets, dtype=torch.float64)
 
     def update(self, estimate, mixture, keep=1.0):
-        """Update the sums.
-
-        Arguments
-        ---------
-        estimate : torch.Tensor
-            [targets, samples].
-        mixture : torch.Tensor
-            [samples], reference channel.
-        """
+        """Update the sums by [targets, samples] and the mixture [samples]."""
         estimate, mixture = estimate.double(), mixture.double()
         self.common = keep * self.common + (estimate @ mixture).cpu()
         self.energy = keep * self.energy + estimate.square().sum(1).cpu()

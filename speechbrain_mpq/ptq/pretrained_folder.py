@@ -65,32 +65,6 @@ class PTQReport:
         What the hub reads of the source's model card; empty without one.
     reasons : dict of str -> str
         Loadables that are no packed model, and why.
-
-    Example
-    -------
-    >>> import torch
-    >>> from speechbrain_mpq import quantize_
-    >>> outcome = PTQReport(
-    ...     folder=Path("asr_4bit"),
-    ...     source="asr",
-    ...     cls=type,
-    ...     asked="4bit",
-    ...     plan=quantize_(torch.nn.Linear(8, 4), 4, exclude="bias"),
-    ...     bytes={"source": 144, "packed": 36},
-    ...     divergence=0.01,
-    ...     unit="KL",
-    ...     quality={},
-    ...     left_alone=[{"reason": "biases", "parameters": 4}],
-    ...     reasons={},
-    ... )
-    >>> from .pretrained_folder import _outcome_notes, _outcome_rows
-    >>> for row in _outcome_rows(outcome)[1:]:
-    ...     print(row)
-    ('files with weights, bytes', '144', '36')
-    ('average bits of a quantized weight', '32', '4.00')
-    ('KL', '0', '0.01')
-    >>> _outcome_notes(outcome)[1]
-    '4 parameters stay in float: biases.'
     """
 
     folder: Path

@@ -149,18 +149,7 @@ class ADMM(FakeQuantize):
         self.started.fill_(False)
 
     def forward(self, weight):
-        """The float weight in training mode, else the quantized one.
-
-        Arguments
-        ---------
-        weight : torch.Tensor
-            Float weight of any shape.
-
-        Returns
-        -------
-        torch.Tensor
-            Same shape and type.
-        """
+        """The float weight in training mode, else the quantized one."""
         if self.training:
             return weight
         return self.projection if self.started else super().forward(weight)

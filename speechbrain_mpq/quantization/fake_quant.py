@@ -192,18 +192,7 @@ class FakeQuantize(torch.nn.Module):
         return nearest_levels(weight, bits, alpha, self.codebook)
 
     def forward(self, weight):
-        """The quantized weight.
-
-        Arguments
-        ---------
-        weight : torch.Tensor
-            Float weight of any shape.
-
-        Returns
-        -------
-        torch.Tensor
-            Same shape and type.
-        """
+        """The quantized weight of a float one, of any and the same shape."""
         with torch.no_grad():
             levels = self.levels(weight)
             quantized = dequantize(levels, self.alpha, weight.dtype)
@@ -293,18 +282,7 @@ class LearnedStep(FakeQuantize):
         self.stretch.data.fill_(1)
 
     def forward(self, weight):
-        """The quantized weight.
-
-        Arguments
-        ---------
-        weight : torch.Tensor
-            Float weight of any shape.
-
-        Returns
-        -------
-        torch.Tensor
-            Same shape and type.
-        """
+        """The quantized weight of a float one, of any and the same shape."""
         # The gradients of `LearnedRounding`, but with autograd's rounding, to
         # which published results go back.
         alpha = self.alpha
@@ -388,18 +366,7 @@ class LogStep(FakeQuantize):
         self._known = {}
 
     def forward(self, weight):
-        """The quantized weight.
-
-        Arguments
-        ---------
-        weight : torch.Tensor
-            Float weight of any shape.
-
-        Returns
-        -------
-        torch.Tensor
-            Same shape and type.
-        """
+        """The quantized weight of a float one, of any and the same shape."""
         if self.is_uninitialized and self.training:
             self._fit_late(weight.detach())
         alpha = self.fitted * self.log_stretch.detach().exp()

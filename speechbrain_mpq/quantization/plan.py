@@ -38,27 +38,18 @@ def packed_bytes(parameters, bits, scales):
 class ClusterBits:
     """What a plan says of one cluster.
 
-    Arguments
-    ---------
-    bits : int or float
-        Bits of every value in the cluster, 1 to 16, or 1.6.
-    parameters : int
-        Number of values.
-    tensors : tuple of str
-        Names of the cluster's parameter tensors, with their rows where a
-        tensor is cut: "conv.weight[0:32]".
-    scales : int or None
-        Number of scales where a tensor has several; None: one each.
-
     Example
     -------
     >>> ClusterBits(4, 192, ("norm.weight", "norm.bias")).bytes
     104
     """
 
-    bits: int | float
-    parameters: int
+    bits: int | float  # bits of every value in the cluster, 1 to 16, or 1.6
+    parameters: int  # number of values
+    # tuple of str: names of the cluster's parameter tensors, with their rows
+    # where a tensor is cut: "conv.weight[0:32]"
     tensors: tuple = ()
+    # number of scales where a tensor has several; None: one each
     scales: int = None
 
     def __post_init__(self):

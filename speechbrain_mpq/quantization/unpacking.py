@@ -68,27 +68,14 @@ _INCONSISTENT = (
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """A quantized tensor, or a group of its output channels, as it is stored.
+    """A quantized tensor, or a group of its output channels, as it is stored."""
 
-    Arguments
-    ---------
-    bits : int or float
-        Bits of one value.
-    packed : torch.Tensor
-        uint8, without gaps.
-    alpha : torch.Tensor
-        float32 scale, broadcastable to the integers.
-    shape : tuple of int
-        That of the weight.
-    codebook : str
-        "midtread" or "midrise".
-    """
-
-    bits: int | float
+    bits: int | float  # bits of one value
+    # uint8, without gaps
     packed: torch.Tensor = field(repr=False)
-    alpha: torch.Tensor
-    shape: tuple
-    codebook: str = "midtread"
+    alpha: torch.Tensor  # float32 scale, broadcastable to the integers
+    shape: tuple  # tuple of int: that of the weight
+    codebook: str = "midtread"  # "midtread" or "midrise"
 
     @property
     def integers(self):
@@ -150,33 +137,19 @@ class PackedTensor:
 
 @dataclass(frozen=True)
 class PackedModel:
-    """A packed model as it is in the file, verified.
+    """A packed model as it is in the file, verified."""
 
-    Arguments
-    ---------
-    path : Path
-        The file.
-    quantized : dict of str -> PackedTensor
-        What was quantized, by the name of the parameter or group.
-    floats : dict of str -> torch.Tensor
-        What was not.
-    states : dict of str -> object
-        What modules keep outside of parameters and buffers.
-    header : dict
-        Granularity, codebook, architecture, and what describes the tensors.
-    version : int
-        Version of the format.
-    container : Container
-        The file.
-    """
-
-    path: Path
+    path: Path  # the file
+    # dict of str -> PackedTensor: what was quantized, by the name of the
+    # parameter or group
     quantized: dict
-    floats: dict
+    floats: dict  # dict of str -> torch.Tensor: what was not
+    # dict of str -> object: what modules keep outside of parameters and buffers
     states: dict
+    # granularity, codebook, architecture, and what describes the tensors
     header: dict
-    version: int
-    container: object = field(repr=False)
+    version: int  # version of the format
+    container: object = field(repr=False)  # the file
 
     @property
     def architecture(self):

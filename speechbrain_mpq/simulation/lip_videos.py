@@ -20,39 +20,25 @@ from .mixtures import place
 class Corruption:
     """How often and how badly pictures go wrong; default: an ordinary call.
 
-    Arguments
-    ---------
-    lag : (float, float)
-        Seconds by which the video comes late; negative: early.
-    jitter : float
-        Deviation of the mouth's place, in picture widths.
-    noise : float
-        Deviation of the pixels' noise; drawn up to this.
-    flicker : float
-        Deviation of the brightness from picture to picture.
-    occluded, dropped, frozen : float
-        Share of clips in which a hand covers the mouth for a while, pictures
-        are missing, the picture stands still.
-    absent : float
-        Share of clips without any picture (video dropout of training).
-    swapped : float
-        Share of clips that show someone else's speech.
-
     Example
     -------
     >>> Corruption().absent, TRAINING.absent, PERFECT.noise
     (0.0, 0.15, 0.0)
     """
 
+    # seconds by which the video comes late; negative: early
     lag: tuple = (-0.04, 0.1)
-    jitter: float = 0.02
-    noise: float = 0.06
-    flicker: float = 0.03
+    jitter: float = 0.02  # deviation of the mouth's place, in picture widths
+    noise: float = 0.06  # deviation of the pixels' noise; drawn up to this
+    flicker: float = 0.03  # deviation of the brightness from picture to picture
+    # occluded, dropped, frozen: share of clips in which a hand covers the mouth
+    # for a while, pictures are missing, the picture stands still
     occluded: float = 0.15
     dropped: float = 0.15
     frozen: float = 0.1
+    # share of clips without any picture (video dropout of training)
     absent: float = 0.0
-    swapped: float = 0.0
+    swapped: float = 0.0  # share of clips that show someone else's speech
 
 
 TRAINING = Corruption(
