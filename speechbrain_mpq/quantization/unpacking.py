@@ -68,7 +68,7 @@ _INCONSISTENT = (
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """A quantized tensor, or a group of its output channels, as it is stored."""
+    """A quantized tensor, or a group of its output channels, as stored."""
 
     bits: int | float  # bits of one value
     # uint8, without gaps
