@@ -351,6 +351,7 @@ def _parser():
     add = parser.add_argument
     add("script", help="the recipe's train.py; its own arguments follow")
     _add_choices(add)
+    _add_scheme(add)
     _add_places(add)
     return parser
 
@@ -376,6 +377,10 @@ def _add_choices(add):
         metavar="BITS=FOLDER",
         help="packed uniform systems that clusters inherit from",
     )
+
+
+def _add_scheme(add):
+    """What is quantized, and to which bits."""
     add("--include", nargs="+", default=("*",), help="patterns")
     add("--exclude", nargs="+", default=(), help="patterns")
     add(
