@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..lobes.models.separator import build_separator
 from ..quantization.container import PackedModelError, write_container
+from ..quantization.gates import stored_cluster
 from ..quantization.groups import slice_name, split_name
 from ..quantization.header import upgraded_header
 from ..quantization.packing import (
@@ -151,10 +152,11 @@ def _flow(value):
 def coverage_rows(model):
     """Build the coverage table of a packed model."""
     rows = []
+    groups = {name: len(own) for name, own in model.groups().items()}
     for name, tensor in model.quantized.items():
         count, scales = tensor.numel(), tensor.alpha.numel()
         size = packed_bytes(count, tensor.bits, scales)
-        row = _row(name, tensor, tensor.bits, size)
+        row = _row(name, tensor, tensor.bits, size, groups)
         rows.append({**row, "scales": scales, "reason": ""})
     for name, tensor in model.floats.items():
         width = tensor.element_size()
@@ -208,13 +210,17 @@ def summarise(model, rows):
     }
 
 
-def _row(name, tensor, bits, size):
+def _row(name, tensor, bits, size, groups=None):
     """What all rows have."""
     parameter, rows = split_name(name)
-    module = parameter.rpartition(".")[0] or "."
+    module, _, attribute = parameter.rpartition(".")
+    cluster = module = module or "."
+    if rows != ...:
+        gate = stored_cluster(module, attribute, rows, groups[parameter])
+        cluster = gate or slice_name(module, rows)
     return {
         "tensor": name,
-        "cluster": slice_name(module, rows) if rows != ... else module,
+        "cluster": cluster,
         "shape": list(tensor.shape),
         "parameters": tensor.numel(),
         "stored_bits": bits,

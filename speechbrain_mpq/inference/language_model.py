@@ -329,7 +329,7 @@ def _probe(model):
 
 _SIZES = {
     "vocab": whole(5, MOST_WORDS),
-    "size": whole(1, 2**13),
+    "size": whole(1, 2**12),
     "layers": whole(1, 128),
     "dropout": number(0, 1),
     "vocabulary_sha256": _checksum,
@@ -346,7 +346,7 @@ register(
         **_SIZES,
         "heads": whole(1, 256),
         "width": whole(1, 2**15),
-        "max_length": whole(2, 2**13),
+        "max_length": whole(2, 2**12),
     },
     build=partial(_build_on_meta, TiedTransformerLM),
     probe=_probe,

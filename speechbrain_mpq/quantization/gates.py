@@ -71,6 +71,43 @@ def gate_cluster(path, module, attribute, rows):
     >>> gate_cluster("enc.rnn", layer, "bias_ih_l0_reverse", slice(3, 6))
     'enc.rnn.forget_l0_reverse'
     """
-    gate = gates_of(module, attribute)[rows.start // (rows.stop - rows.start)]
+    return _named(path, gates_of(module, attribute), attribute, rows)
+
+
+def stored_cluster(path, attribute, rows, groups):
+    """Name of the cluster of a group of rows in a file, which has no modules.
+
+    Arguments
+    ---------
+    path : str
+        Of the module that owns the weight.
+    attribute : str
+        Name of the weight in it.
+    rows : slice
+    groups : int
+        How many the weight has.
+
+    Returns
+    -------
+    str or None
+        None where these can be no gates.
+
+    Example
+    -------
+    >>> stored_cluster("enc.rnn", "weight_ih_l1", slice(4, 6), groups=3)
+    'enc.rnn.new_l1'
+    >>> stored_cluster("conv", "weight", slice(4, 6), groups=3) is None
+    True
+    """
+    gates = {4: LSTM_GATES, 3: GRU_GATES}.get(groups)
+    if gates is None or not _ATTRIBUTE.fullmatch(attribute):
+        return None
+    return _named(path, gates, attribute, rows)
+
+
+def _named(path, gates, attribute, rows):
+    """Module, gate and layer of some rows of a weight."""
+    gate = gates[rows.start // (rows.stop - rows.start)]
     layer = _ATTRIBUTE.fullmatch(attribute)[1] or ""
-    return f"{path}.{gate}{layer}"
+    # A module that is the whole model has the path ".".
+    return f"{path.strip('.')}.{gate}{layer}".lstrip(".")

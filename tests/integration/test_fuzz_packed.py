@@ -169,3 +169,35 @@ def test_forged_files_with_a_checksum_that_fits(tmp_path, version):
             separator = outcome(load, tmp_path / "f")
             assert separator is None or packed is not None
     assert counts[True] > counts[False] or version >= 3
+
+
+@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+def test_forged_language_models(tmp_path, kind):
+    """Gates of other bits, tied weights: refused, or finite and of one size."""
+    from speechbrain_mpq.decoders.vocabulary import Vocabulary
+    from speechbrain_mpq.inference.language_model import save_language_model
+    from speechbrain_mpq.lobes.models.language_models import (
+        TiedRNNLM,
+        TiedTransformerLM,
+    )
+    from speechbrain_mpq.quantization.quant_api import quantize_
+
+    torch.manual_seed(0)
+    lstm = kind == "lstm"
+    model = TiedRNNLM(8, 4) if lstm else TiedTransformerLM(8, 4, 1, 1, 4)
+    quantize_(model, 2, gates=True)
+    save_language_model(model, tmp_path, Vocabulary("so be it is".split()))
+    path, draw = tmp_path / "model.safetensors", random.Random(kind)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(FORGED // 2):
+        path.write_bytes(whole)
+        container = read_container(path)
+        config = json.loads(json.dumps(container.config))
+        put_somewhere(config, draw)
+        write_container(path, container.tensors, config, "3")
+        loaded = outcome(load, tmp_path)
+        refused += loaded is None
+        if loaded is not None:
+            found = sum(p.numel() for p in loaded.parameters())
+            assert found == sum(p.numel() for p in model.parameters())
+    assert refused > FORGED // 4

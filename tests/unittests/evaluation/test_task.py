@@ -52,7 +52,7 @@ def card(config):
 
 
 LANGUAGE = Task(
-    name="language modelling",
+    name="rescoring",
     measures=(
         Measure("ppl", "PPL", "perplexity", higher_is_better=False),
         WER,
@@ -112,7 +112,7 @@ def test_from_items_to_table_report_and_card(language, tmp_path):
         results_folder=tmp_path,
     )
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["task"] == "language modelling"
+    assert metrics["task"] == "rescoring"
     assert metrics["average"]["ppl"] == pytest.approx(math.exp(2.3))
     assert metrics["average"]["wer"] == pytest.approx(24.0)
     assert metrics["mapsswe"]["z"] > 2 and metrics["mapsswe"]["p"] < 0.05
@@ -237,7 +237,7 @@ def test_sounds_without_words_are_shown(language, tmp_path):
 
 def test_names_are_taken_once(language):
     assert register_task(LANGUAGE) is LANGUAGE
-    assert find_task("language modelling") is LANGUAGE
+    assert find_task("rescoring") is LANGUAGE
     other = Task("separation", (), (), average, card)
     with pytest.raises(ValueError, match="another task named 'separation'"):
         register_task(other)

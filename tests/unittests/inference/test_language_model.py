@@ -181,7 +181,7 @@ def test_a_file_of_another_model(tmp_path):
 
     model = network()
     architecture = describe(model)
-    architecture["arguments"]["size"] = 8192
+    architecture["arguments"]["size"] = 4096
     save_packed(model, tmp_path, None, architecture)
     with pytest.raises(PackedModelError, match="is \\(13, 8\\)"):
         load(tmp_path)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from speechbrain.nnet.RNN import GRU, LSTM
 
+from speechbrain_mpq.inference.folder import cluster_bits, coverage_rows
 from speechbrain_mpq.quantization.packing import (
     load_packed_,
     packed_file_bytes,
@@ -90,6 +91,15 @@ def test_directions_projections_and_wrappers():
     assert "rnn.rnn.update_l0" in clusters(
         network("speechbrain_gru"), gates=True
     )
+
+
+def test_a_layer_that_is_the_whole_model():
+    found = clusters(torch.nn.LSTM(4, 6), gates=True)
+    assert list(found) == ["input_l0", "forget_l0", "cell_l0", "output_l0"]
+    plan = quantize_(torch.nn.GRUCell(4, 6), 2, gates=True)
+    assert list(plan.clusters) == ["reset", "update", "new"]
+    again = torch.nn.GRUCell(4, 6)
+    assert quantize_(again, plan) == plan == bit_plan(again)
 
 
 def test_without_the_option_nothing_changes():
@@ -198,3 +208,16 @@ def test_checkpoints_and_copies():
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(outputs(fresh), outputs(model))
     assert bit_plan(copy.deepcopy(model)) == plan
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_a_file_has_the_clusters_of_its_plan(kind, tmp_path):
+    model = network(kind)
+    plan = quantize_(model, mixed_plan(model))
+    path = save_packed(model, tmp_path)
+    found = cluster_bits(coverage_rows(read_model(path)))
+    expected = {
+        name: {"bits": entry.bits, "parameters": entry.parameters}
+        for name, entry in plan.clusters.items()
+    }
+    assert found == expected
