@@ -130,7 +130,7 @@ def test_from_items_to_table_report_and_card(language, tmp_path):
     ]
     html = (folder / "report.html").read_text("utf-8")
     for shown in (
-        *("Language modelling report", "significantly more word errors"),
+        *("Rescoring report", "significantly more word errors"),
         *("+24.0 points WER, +2.59 PPL", "10 sentences", "<h2>Results</h2>"),
         "Size against quality",
     ):
@@ -173,7 +173,7 @@ def test_runs_are_read_and_checked_by_their_task(language, tmp_path):
 def test_tasks_are_not_mixed_and_broken_items_named(language):
     items = make_sentences(20.0, 0)
     run = {"system": "a", "bits": 4, **summarise(items, language)}
-    with pytest.raises(ValueError, match="different tasks.*language"):
+    with pytest.raises(ValueError, match="different tasks.*rescoring"):
         results_table([run, {**run, "task": "separation"}])
     with pytest.raises(ValueError, match="'s0': nats is nan"):
         summarise([{**items[0], "nats": math.nan}], language)
