@@ -49,7 +49,7 @@ OTHER_SCORERS = {"mask_error": "MaskErrorScores"}  # of separators only
 ESTIMATORS = ("LearnedStep", "StraightThrough", "LogStep", "PostTraining")
 CHOICES = {
     "granularity": ("tensor", "channel"),
-    "codebook": ("midtread", "midrise"),
+    "codebook": ("midtread", "midrise", "entropy"),
 }
 FRACTIONS = ("bits", "min_bits", "chunk_seconds")  # written whole in the files
 OBJECTS = {  # key -> a file that has such an object

@@ -124,6 +124,8 @@ class ADMM(FakeQuantize):
 
     needs_parameter = True  # that it can replace by its projection
 
+    keeps_scale = False
+
     def __init__(self, bits, alpha, rounds=ROUNDS, first_alpha=None):
         super().__init__(bits, alpha)
         self.rounds = rounds

@@ -15,6 +15,13 @@ of whole multiples of a scale alpha, so that the stored integers are exact:
 With one bit both are {+-alpha}. 1.6 bits are the three levels of Eq. 7's
 2-bit table, which take five to a byte (3^5 = 243).
 
+* "entropy": n bits mean {0, +-1, +-2, ...} alpha with as many levels as the
+  weight needs and a step alpha so wide that the levels' entropy is n bits.
+  Bits are spent on the rare large weights only; files of it are entropy-coded.
+  At high rates a uniform step with entropy coding is 0.25 bits from the rate
+  distortion bound, whatever the distribution (Gish and Pierce, 1968). Around
+  zero it rounds down a little more often (a dead zone), as rates want it.
+
 The scale of a tensor is the one with the least squared error (Eq. 6). Its
 search works on magnitudes, as all tables are symmetric: a magnitude's levels
 are 0, 1, 2, ..., L of Eq. 7's table, or 1, 3, 5, ..., L of a table without
@@ -28,8 +35,10 @@ import torch
 
 MAX_BITS = 16
 TERNARY_BITS = 1.6
-CODEBOOKS = ("midtread", "midrise")
+CODEBOOKS = ("midtread", "midrise", "entropy")
 MIDRISE_BITS = (2, 3, 4, 5, 6)  # where midrise differs from midtread
+ENTROPY_BITS = 4  # by which an entropy-coded table is larger than its rate
+ROUND_UP = 0.47  # of a step, from where on entropy-coded levels round up
 
 
 def check_bits(bits):
@@ -45,10 +54,23 @@ def check_bits(bits):
     return int(bits)
 
 
-def table_bits(bits):
-    """Bits of the table that a value is from: those stored, 2 for 1.6."""
+def table_bits(bits, codebook="midtread"):
+    """Bits of the table that a value is from: those stored, 2 for 1.6.
+
+    Example
+    -------
+    >>> table_bits(1.6), table_bits(4), table_bits(4, "entropy")
+    (2, 4, 8)
+    """
     bits = check_bits(bits)
+    if codebook == "entropy":
+        return min(math.ceil(bits) + ENTROPY_BITS, MAX_BITS)
     return 2 if bits == TERNARY_BITS else bits
+
+
+def pool_bits(bits, codebook="midtread"):
+    """Bits of an integer that is not entropy-coded, 1.6 included."""
+    return table_bits(bits, codebook) if codebook == "entropy" else bits
 
 
 def check_codebook(codebook):
@@ -68,14 +90,15 @@ def check_codebook(codebook):
 
 def has_zero(bits, codebook="midtread"):
     """Whether a table has a zero; without one its levels are odd."""
-    midrise = check_codebook(codebook) == "midrise"
-    return bits != 1 and not (midrise and bits in MIDRISE_BITS)
+    if check_codebook(codebook) == "entropy":
+        return True
+    return bits != 1 and not (codebook == "midrise" and bits in MIDRISE_BITS)
 
 
 def largest_level(bits, codebook="midtread"):
     """The largest integer of a table: 2^(n-1) - 1, or 2^n - 1 without zero."""
     if has_zero(bits, codebook):
-        return 2 ** (table_bits(bits) - 1) - 1
+        return 2 ** (table_bits(bits, codebook) - 1) - 1
     return 2 ** check_bits(bits) - 1
 
 
@@ -220,6 +243,10 @@ def nearest_levels(weight, bits, alpha, codebook="midtread"):
     weight = weight.to(_work_dtype(weight.dtype))
     alpha = alpha.to(weight)
     largest = largest_level(bits, codebook)
+    if codebook == "entropy":
+        steps = torch.where(alpha > 0, weight.abs() / alpha, 0 * weight)
+        levels = (steps + ROUND_UP).floor().clamp(max=largest)
+        return torch.where(weight < 0, -levels, levels) + 0.0
     if has_zero(bits, codebook):
         levels = torch.round(weight / alpha).clamp(-largest, largest)
         # An all-zero tensor has alpha 0. Adding 0 turns -0 into 0.
@@ -296,11 +323,65 @@ def fit_scale(
         return torch.zeros(shape, device=weight.device)
     rows = rows_by_scale(weight.detach(), shape).abs().double()
     largest = largest_level(bits, codebook)
-    if largest == 1 and not has_zero(bits, codebook):
+    if codebook == "entropy":
+        if len(rows) != 1:
+            raise ValueError("entropy-coded levels share one scale a tensor")
+        alpha = _step_of_rate(rows[0], bits, largest)
+    elif largest == 1 and not has_zero(bits, codebook):
         alpha = rows.mean(1)  # the same formula with q = sign(w)
     else:
         alpha = search_scales(rows, largest, has_zero(bits, codebook))
     return alpha.float().reshape(shape)
+
+
+HALVINGS = 16  # of the range of steps: exact to a thousandth of a bit
+
+
+def _step_of_rate(magnitudes, bits, largest):
+    """The step at which rounded values have an entropy of some bits, [1]."""
+    peak = magnitudes.max()
+    if not peak > 0:
+        return peak[None]
+    finest, coarsest = peak / largest, 2 * peak
+    if entropy_rate(magnitudes / finest) <= bits:
+        return finest[None]
+    low, high = finest.log(), coarsest.log()
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if entropy_rate(magnitudes / middle.exp()) > bits:
+            low = middle
+        else:
+            high = middle
+    return high.exp()[None]
+
+
+def entropy_rate(steps):
+    """Bits a value that the levels of a symmetric tensor cost.
+
+    Their empirical entropy, each sign being a bit of every level but zero,
+    and what telling their frequencies costs: (K - 1) / 2 N nats for K levels
+    of N values (Miller, 1955).
+
+    Arguments
+    ---------
+    steps : torch.Tensor
+        Magnitudes in units of the step, [values].
+
+    Returns
+    -------
+    bits : float
+
+    Example
+    -------
+    >>> round(entropy_rate(torch.tensor([0.0, 0, 1, 1] * 1000)), 2)
+    1.5
+    """
+    counts = torch.bincount((steps + ROUND_UP).floor().long()).double()
+    share = counts[counts > 0] / steps.numel()
+    signs = 1 - counts[0] / steps.numel()
+    levels = 2 * len(share) - 1
+    told = (levels - 1) / (2 * steps.numel() * math.log(2))
+    return float(-(share * share.log2()).sum() + signs) + told
 
 
 def _work_dtype(dtype):

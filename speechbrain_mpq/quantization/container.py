@@ -17,7 +17,13 @@ import numpy as np
 import torch
 
 from ..utils import atomic_write, strict_json
-from .codebook import TERNARY_BITS, check_bits, has_zero, largest_level
+from .codebook import (
+    TERNARY_BITS,
+    check_bits,
+    has_zero,
+    largest_level,
+    pool_bits,
+)
 from .plan import packed_bytes
 
 MAX_HEADER = 2**24  # bytes; 16 MiB describe more than 100,000 tensors
@@ -122,6 +128,7 @@ def pack_bits(integers, bits, codebook="midtread"):
     byte, value + 1 as digits to base 3, the first one lowest.
     """
     largest = largest_level(check_bits(bits), codebook)
+    bits = pool_bits(bits, codebook)
     values = integers.detach().cpu().numpy().reshape(-1).astype(np.int32)
     zero = has_zero(bits, codebook)
     even = False if zero else (values % 2 == 0).any()
@@ -147,7 +154,7 @@ def bits_of_numbers(numbers, bits):
 
 def unpack_bits(packed, bits, shape, codebook="midtread"):
     """The integers that ``pack_bits`` stored."""
-    count, bits = math.prod(shape), check_bits(bits)
+    count, bits = math.prod(shape), pool_bits(check_bits(bits), codebook)
     needed = packed_bytes(count, bits, scales=0)
     if len(packed) != needed:
         raise ValueError(

@@ -26,7 +26,7 @@ from .plan import packed_bytes
 
 PLAIN, GEOMETRIC, HISTOGRAM, FINE = range(4)  # kinds of models, a byte each
 WIDTHS = {HISTOGRAM: 1, FINE: 2}  # bytes of a level's weight
-WIDEST = 10  # bits of a level, from where on there are more levels than values
+WIDEST = 12  # bits of a level, from where on there are more levels than values
 VALUES_PER_BYTE = 64  # most that a stream holds: each costs 1/8 bit or more
 LIKELIEST = 11 / 12  # probability of a level: log2(12/11) is over 1/8
 ONE = 2**16  # weight of the middle of a geometric distribution

@@ -154,15 +154,19 @@ class FakeQuantize(torch.nn.Module):
     tensor([ 0.7500, -0.2500,  0.7500])
     """
 
+    keeps_scale = True  # training leaves the scale as it was fitted
+
     def __init__(self, bits, alpha, codebook="midtread"):
         super().__init__()
         alpha = torch.as_tensor(alpha, dtype=torch.float32)
         ternary = torch.tensor(check_bits(bits) == TERNARY_BITS)
         bits = torch.tensor(table_bits(bits), dtype=torch.int32)
         midrise = torch.tensor(check_codebook(codebook) == "midrise")
+        entropy = torch.tensor(codebook == "entropy")
         self.register_buffer("bits", bits.to(alpha.device))
         self.register_buffer("ternary", ternary.to(alpha.device))
         self.register_buffer("midrise", midrise.to(alpha.device))
+        self.register_buffer("entropy", entropy.to(alpha.device))
         self.register_buffer("alpha", alpha.detach().clone())
 
     @property
@@ -173,6 +177,8 @@ class FakeQuantize(torch.nn.Module):
     @property
     def codebook(self):
         """Kind of the quantization table."""
+        if self.entropy:
+            return "entropy"
         return "midrise" if self.midrise else "midtread"
 
     def levels(self, weight):
@@ -211,6 +217,13 @@ class FakeQuantize(torch.nn.Module):
     def set_codebook(self, codebook):
         """Takes the values from another kind of table from now on."""
         self.midrise.fill_(check_codebook(codebook) == "midrise")
+        self.entropy.fill_(codebook == "entropy")
+        if self.entropy and not self.keeps_scale:
+            raise ValueError(
+                f"{type(self).__name__} trains scales, and those of the "
+                "entropy codebook set what a weight costs: use StraightThrough "
+                "or PostTraining with it"
+            )
 
     def extra_repr(self):
         """Shown by ``print(model)``."""
@@ -233,7 +246,7 @@ class FakeQuantize(torch.nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *arguments):
         """Checkpoints from before there was a choice of tables have Eq. 7's."""
-        for name in ("ternary", "midrise"):
+        for name in ("ternary", "midrise", "entropy"):
             state_dict.setdefault(prefix + name, torch.tensor(False))
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
@@ -263,6 +276,8 @@ class LearnedStep(FakeQuantize):
     >>> learned.stretch.grad  # 0.5 x ((1 - 0.8) + (0 + 0.2) + 1)
     tensor(0.7000)
     """
+
+    keeps_scale = False
 
     def __init__(self, bits, alpha, codebook="midtread"):
         super().__init__(bits, alpha, codebook)
@@ -328,6 +343,8 @@ class LogStep(FakeQuantize):
     >>> learned(bias + 0.3).detach()
     tensor([0.3000, 0.3000])
     """
+
+    keeps_scale = False
 
     def __init__(self, bits, alpha, codebook="midtread"):
         super().__init__(bits, alpha, codebook)

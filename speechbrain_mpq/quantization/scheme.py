@@ -19,7 +19,8 @@ class Scheme:
         "tensor": one scale a tensor. "channel": one for each output channel
         of matrices and filters.
     codebook : str
-        "midtread" (Eq. 7) or "midrise" (no zero, one level more).
+        "midtread" (Eq. 7), "midrise" (no zero, one level more) or "entropy"
+        (levels without end, entropy-coded; one scale a tensor).
     rows : int or None
         Most output channels that share one bit width: larger matrices and
         filters are cut into groups of them. None: whole tensors.
@@ -34,7 +35,7 @@ class Scheme:
     >>> Scheme(codebook="midrize")
     Traceback (most recent call last):
     ...
-    ValueError: codebook must be one of ('midtread', 'midrise'), not 'midrize'
+    ValueError: codebook must be one of ('midtread', 'midrise', 'entropy'), not 'midrize'
     """
 
     granularity: str = "tensor"
@@ -45,6 +46,11 @@ class Scheme:
     def __post_init__(self):
         scale_shape(MATRIX, self.granularity)
         check_codebook(self.codebook)
+        if self.codebook == "entropy" and self.granularity != "tensor":
+            raise ValueError(
+                "the entropy codebook has one scale a tensor, for weights of "
+                'one step cost least: leave granularity at "tensor"'
+            )
         count_slices(MATRIX, self.rows)
         if not isinstance(self.gates, bool):
             raise ValueError(f"gates must be true or false, not {self.gates!r}")

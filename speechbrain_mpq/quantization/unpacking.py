@@ -19,6 +19,7 @@ from .codebook import (
     check_codebook,
     dequantize,
     largest_level,
+    pool_bits,
     scale_shape,
 )
 from .container import PackedModelError, read_container, unpack_bits
@@ -99,8 +100,9 @@ class PackedTensor:
         count = math.prod(self.shape)
         for start in range(0, count, PIECE):
             size = min(PIECE, count - start)
-            first = packed_bytes(start, self.bits, scales=0)
-            packed = self.packed[first:][: packed_bytes(size, self.bits, 0)]
+            bits = pool_bits(self.bits, self.codebook)
+            first = packed_bytes(start, bits, scales=0)
+            packed = self.packed[first:][: packed_bytes(size, bits, 0)]
             yield start, unpack_bits(packed, self.bits, (size,), self.codebook)
 
     def values(self, dtype=torch.float32):
@@ -127,6 +129,7 @@ class PackedTensor:
                 raise ValueError(
                     f"{name}: integers that are not in the {bits}-bit codebook"
                 )
+        bits = pool_bits(bits, self.codebook)
         if bits == TERNARY_BITS:
             room = 3 ** (count % 5) if count % 5 else 256
         else:
@@ -223,8 +226,11 @@ def without_coding(container):
     tensors, config = dict(container.tensors), container.config
     if container.version == "5":
         described = described_tensors(config)
-        counts = [(bits, math.prod(shape)) for _, bits, shape in described]
         codebook = config.get("codebook", "midtread")
+        counts = [
+            (pool_bits(bits, codebook), math.prod(shape))
+            for _, bits, shape in described
+        ]
         tensors["packed"] = decode_pool(tensors.pop(CODED), counts, codebook)
     return tensors
 
@@ -246,7 +252,9 @@ def _check_header(header, version, kinds):
     described = described_tensors(header)
     axes = scale_axes(header, described)
     granularity = header["granularity"]
-    check_codebook(header.get("codebook", "midtread"))
+    codebook = check_codebook(header.get("codebook", "midtread"))
+    if codebook == "entropy" and version != "5":
+        raise ValueError("the entropy codebook in a file that is not coded")
     scale_shape((), granularity)  # refuses an unknown one
     rows, size, count = [], 0, 0
     for name, bits, shape in described:
@@ -254,7 +262,8 @@ def _check_header(header, version, kinds):
             raise ValueError(f"{name} is stored twice")
         alpha = scale_shape(shape, granularity, axes.get(name, (0,)))
         rows.append((name, bits, shape, alpha))
-        size += packed_bytes(math.prod(shape), bits, scales=0)
+        width = pool_bits(bits, codebook)
+        size += packed_bytes(math.prod(shape), width, scales=0)
         count += math.prod(alpha)
         if described and not set(POOLS) <= set(kinds):
             raise KeyError(POOLS)
@@ -282,7 +291,11 @@ def _plain_kinds(header, kinds):
     """What is stored, as in a file whose integers are not coded; checked."""
     if header["coding"] != CODING:
         raise ValueError(f"the unknown coding {header['coding']!r:.40}")
-    counts = [(b, math.prod(s)) for _, b, s in described_tensors(header)]
+    codebook = check_codebook(header.get("codebook", "midtread"))
+    counts = [
+        (pool_bits(bits, codebook), math.prod(shape))
+        for _, bits, shape in described_tensors(header)
+    ]
     if not counts or "packed" in kinds:
         raise ValueError("a coded file without anything to code")
     dtype, shape = kinds[CODED]
@@ -325,7 +338,8 @@ def _quantized(tensors, config, described):
     check_scales(scales)
     quantized = {}
     for name, bits, shape, alpha_shape in described:
-        size = packed_bytes(math.prod(shape), bits, scales=0)
+        width = pool_bits(bits, codebook)
+        size = packed_bytes(math.prod(shape), width, scales=0)
         count = math.prod(alpha_shape)
         alpha = scales[:count].reshape(alpha_shape)
         check_scales(alpha * largest_level(bits, codebook))

@@ -250,7 +250,7 @@ def _damage(checkpoint):
 
 WholeCheckpointer = AtomicCheckpointer  # its name in earlier YAML files
 
-TABLE = ("bits", "ternary", "midrise")  # what says which table a tensor has
+TABLE = ("bits", "ternary", "midrise", "entropy")  # what says which table a tensor has
 
 
 def guard_loading(model, any_bits=False):
@@ -388,7 +388,7 @@ def _check_tables(name, inside, own, state_dict, any_bits):
         found = state_dict.get(inside + key)
         if kind not in TABLE or found is None:
             continue
-        if any_bits and kind != "midrise":
+        if any_bits and kind not in ("midrise", "entropy"):
             continue
         if not torch.equal(found.cpu(), value.cpu()):
             raise ValueError(

@@ -273,7 +273,11 @@ def _calibrated(tensor, wanted, moment):
     alpha = fit_scale(wanted.reshape(shape), bits, granularity, codebook)
     if alpha.dim():
         alpha = alpha.reshape(*wanted.shape[:-1], 1)
-    alpha = calibrated_scale(wanted, moment, bits, alpha, codebook).float()
+    if fake_quantize.codebook == "entropy":
+        alpha = alpha.float()  # another step is another rate
+    else:
+        alpha = calibrated_scale(wanted, moment, bits, alpha, codebook)
+        alpha = alpha.float()
     levels = calibrated_levels(wanted, moment, bits, alpha, codebook)
     return levels * alpha, alpha
 
