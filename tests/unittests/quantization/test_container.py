@@ -15,7 +15,7 @@ import torch
 from helpers import forge, published, refused_file
 from safetensors.torch import load_file, save_file
 
-from speechbrain_mpq.quantization.codebook import CODEBOOKS, codebook, has_zero
+from speechbrain_mpq.quantization.codebook import codebook, has_zero
 from speechbrain_mpq.quantization.container import (
     MAX_HEADER,
     digest,
@@ -290,7 +290,9 @@ def slow_pack(integers, bits, kind):
 
 @pytest.mark.parametrize("bits", [1.6, *range(1, 17)])
 def test_bits_survive_and_follow_the_written_format(bits):
-    for kind, count in itertools.product(CODEBOOKS, [0, 1, 7, 8, 33]):
+    for kind, count in itertools.product(
+        ("midtread", "midrise"), [0, 1, 7, 8, 33]
+    ):
         torch.manual_seed(int(bits))
         table = codebook(bits, kind=kind).int()
         integers = table[torch.randint(len(table), (count,))]

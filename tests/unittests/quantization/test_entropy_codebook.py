@@ -110,7 +110,9 @@ def network(seed=0):
 
 @pytest.mark.parametrize("bits", [1, 1.6, 2, 4, 8])
 @pytest.mark.parametrize("rows", [None, 32])
-def test_a_file_is_the_model_and_has_the_bytes_of_its_rate(tmp_path, bits, rows):
+def test_a_file_is_the_model_and_has_the_bytes_of_its_rate(
+    tmp_path, bits, rows
+):
     model = network()
     plan = quantize_(model, bits, codebook="entropy", rows=rows)
     assert bit_plan(model) == plan and plan.codebook == "entropy"

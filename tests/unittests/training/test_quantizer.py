@@ -291,7 +291,7 @@ def test_impossible_learned_bits(options, match):
 @pytest.mark.parametrize(
     "options, match",
     [
-        ({"codebook": "midrse"}, "('midtread', 'midrise'), not 'midrse'"),
+        ({"codebook": "midrse"}, "'entropy'), not 'midrse'"),
         ({"granularity": "row"}, "('tensor', 'channel'), not 'row'"),
         ({"rows": 0}, "rows must be a positive number"),
         ({"rows": "64"}, "rows must be a positive number"),
