@@ -113,7 +113,8 @@ def _add_mixtures(demo, files, scratch):
         )
         return
     print("simulating mixtures ...", flush=True)
-    for name, path, doas in simulate_mixtures(demo.microphones, scratch):
+    array = demo.microphones, scratch, MADE, demo.array_positions
+    for name, path, doas in simulate_mixtures(*array):
         talkers = {doa: talker_file(path, doa) for doa in doas}
         demo.add_recording(path, name, doas, talkers=talkers)
 
@@ -123,7 +124,7 @@ def talker_file(mixture, doa):
     return mixture.parent / "talkers" / f"{mixture.stem}_{doa:.1f}.wav"
 
 
-def simulate_mixtures(microphones, folder, count=MADE):
+def simulate_mixtures(microphones, folder, count=MADE, positions=None):
     """Simulate mixtures of two synthetic talkers in rooms.
 
     Each talker alone is left beside them, see `talker_file`.
@@ -136,6 +137,8 @@ def simulate_mixtures(microphones, folder, count=MADE):
         Where voices, rooms and mixtures go.
     count : int
         Number of mixtures.
+    positions : torch.Tensor or None
+        `features.array_positions` of the models; None: the paper's array.
 
     Returns
     -------
@@ -151,7 +154,8 @@ def simulate_mixtures(microphones, folder, count=MADE):
     from ..utils import SAMPLE_RATE
 
     prepare_speech(folder, train=0, valid=0, test=8, workers=1, progress=False)
-    prepare_rooms(folder, {"test": 12}, microphones, 1234, 1, False)
+    rooms = folder, {"test": 12}, microphones, 1234, 1, False
+    prepare_rooms(*rooms, positions=positions)
     speech = load_speech(folder / "test_speech.json", folder)
     maker = MixtureMaker(speech, RoomBank(folder, "test", 12))
     made = []

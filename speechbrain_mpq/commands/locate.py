@@ -41,7 +41,7 @@ def add_arguments(parser):
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print JSON, with the curve over 0, 1, ... 180 degrees",
+        help="print JSON, with the curve over 0, 1, ... degrees",
     )
 
 

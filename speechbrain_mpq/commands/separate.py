@@ -73,8 +73,9 @@ def _add_directions(parser):
         type=_direction,
         metavar="DEGREES",
         help="direction of each target from the array's axis: 0 towards its "
-        "last microphone, 90 straight ahead, 180 towards the first; auto: of "
-        "every talker that `speechbrain-mpq locate` finds",
+        "last microphone, 90 straight ahead, 180 towards the first (planar "
+        "arrays: 0 to 360, counterclockwise from the x axis); auto: of every "
+        "talker that `speechbrain-mpq locate` finds",
     )
     where.add_argument(
         "--face",
@@ -115,7 +116,7 @@ def run(options) -> int:
         return _separate_all(files, doas, names, options)
     # Opened first: loading takes longer than a typing error should
     with open_source(files[0]) as opened:
-        model = _load(options)
+        model = _load(options, doas)
         audio = model.open_audio(*opened)
         started = time.perf_counter()
         found = _separate(model, audio, files[0], doas, names, options, track)
@@ -133,7 +134,7 @@ def _separate_all(files, doas, names, options):
     """Separate recordings one after the other; a bad one stops no other."""
     from tqdm import tqdm
 
-    model = _load(options)
+    model = _load(options, doas)
     failed, sound, work = [], 0.0, 0.0
     with tqdm(files, unit="file", disable=options.quiet) as bar:
         for file in bar:
@@ -165,14 +166,20 @@ def _separate_all(files, doas, names, options):
     return 1 if failed else 0
 
 
-def _load(options):
-    """The model of the command line."""
+def _load(options, doas):
+    """The model of the command line, which can have these directions."""
+    import torch
+
     check_device(options.device)
     from ..inference.interfaces import LightSeparator
+    from ..lobes.models.spatial_features import check_doa
 
-    return LightSeparator(
+    model = LightSeparator(
         options.model, options.engine, options.threads, options.device
     )
+    if doas != [AUTO]:
+        check_doa(torch.tensor(doas), model.separator.features.planar)
+    return model
 
 
 def _speed(sound, seconds):
@@ -194,15 +201,6 @@ def _direction(text):
             f"{text!r} is neither a number of degrees nor auto (recordings "
             "are named before --doa)"
         ) from error
-
-
-def _check_doas(doas):
-    """Raise ValueError unless these can be directions."""
-    import torch
-
-    from ..lobes.models.spatial_features import check_doa
-
-    check_doa(torch.tensor(doas))
 
 
 def _found(model, audio):
@@ -337,8 +335,6 @@ def _directions(options):
                 "standard output takes one talker, --doa auto finds several: "
                 "name a file with -o"
             )
-        if options.doa != [AUTO]:
-            _check_doas(options.doa)
         return options.doa
     if options.width is None:
         raise ValueError("--face needs the picture's --width")

@@ -171,6 +171,7 @@ def make_brain(separator, hparams, run_opts):
     """Make the Brain of a separator; impossible settings are refused."""
     check_describable(separator)
     hparams["microphones"] = separator.features.microphones
+    hparams["array_positions"] = separator.features.array_positions.numpy()
     hparams["lips_size"] = separator.lips_size
     brain = Separation(
         modules={"separator": separator},

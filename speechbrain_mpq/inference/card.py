@@ -6,6 +6,8 @@ it and looks ahead, to 90 degrees, microphone 1 to the left, 0 degrees to the
 right.
 """
 
+from textwrap import wrap
+
 from ..evaluation.separation_task import SEPARATION
 from ..lobes.models.spatial_features import (
     LINEAR_15_SPACINGS,
@@ -22,6 +24,7 @@ from .hub import SAMPLE_FILE, SEPARATED_FILE
 
 CARDS = {}  # class of a network -> its `CardText`, where it has one of its own
 COLUMNS = 56  # of the drawing at most; the shipped array has one a centimetre
+PLANAR_COLUMNS = 16  # to either side of a planar array's middle
 USED, UNUSED = "#", "o"
 _END = (
     "The bytes of the file are explained in docs/packed_format.md of "
@@ -225,15 +228,18 @@ def array_of(architecture):
     if not isinstance(features, dict) or "pairs" not in features["arguments"]:
         return None
     settings = features["arguments"]
+    microphones = used_microphones(settings["pairs"])
+    if settings.get("positions_cm"):
+        positions = [list(place) for place in settings["positions_cm"]]
+        return {"positions_cm": positions, "microphones": microphones}
     spacings = settings.get("spacings_cm") or LINEAR_15_SPACINGS
-    return {
-        "spacings_cm": list(spacings),
-        "microphones": used_microphones(settings["pairs"]),
-    }
+    return {"spacings_cm": list(spacings), "microphones": microphones}
 
 
-def draw_array(spacings_cm, microphones):
+def draw_array(microphones, spacings_cm=None, positions_cm=None):
     """Draw an array with its directions, to scale."""
+    if positions_cm is not None:
+        return _draw_planar(positions_cm, microphones)
     places = [0.0]
     for gap in spacings_cm:
         places.append(places[-1] + gap)
@@ -258,6 +264,40 @@ def draw_array(spacings_cm, microphones):
     ]
 
 
+def _draw_planar(positions_cm, microphones):
+    """Draw a planar array from above; letters are twice as high as wide."""
+    x, y = zip(*positions_cm)
+    middle = (min(x) + max(x)) / 2, (min(y) + max(y)) / 2
+    reach = max(max(x) - min(x), max(y) - min(y)) / 2
+    rows = [[" "] * (2 * PLANAR_COLUMNS + 1) for _ in range(PLANAR_COLUMNS + 1)]
+    for number, (right, up) in enumerate(positions_cm, 1):
+        column = round(PLANAR_COLUMNS * (1 + (right - middle[0]) / reach))
+        row = round(PLANAR_COLUMNS / 2 * (1 - (up - middle[1]) / reach))
+        label = str(number) if number in microphones else UNUSED
+        for place, letter in enumerate(label, column):
+            if place < len(rows[row]):
+                rows[row][place] = letter
+    drawn = ["".join(row).rstrip() for row in rows]
+    half, width = len(drawn) // 2, 2 * PLANAR_COLUMNS + 1
+    lines = [
+        f"{'180°' if index == half else '':6}{line}"
+        + ("  0°".rjust(width - len(line) + 4) if index == half else "")
+        for index, line in enumerate(drawn)
+    ]
+    places = ", ".join(f"({right:g}, {up:g})" for right, up in positions_cm)
+    used = ", ".join(map(str, microphones))
+    return [
+        " " * 6 + "90°".center(width).rstrip(),
+        *(line.rstrip() for line in lines),
+        " " * 6 + "270°".center(width).rstrip(),
+        "",
+        f"Seen from above; numbers used, {UNUSED} not used by this model.",
+        *wrap(
+            f"{len(positions_cm)} microphones at {places} cm; used: {used}.", 80
+        ),
+    ]
+
+
 def _labels(labels):
     """Words where they belong, as far as there is room."""
     row = ""
@@ -269,8 +309,6 @@ def _labels(labels):
 
 def _in_words(spacings_cm, microphones):
     """The numbers of the drawing, on lines of 80 columns."""
-    from textwrap import wrap
-
     gaps = ", ".join(f"{gap:g}" for gap in spacings_cm)
     used = ", ".join(map(str, microphones))
     return wrap(

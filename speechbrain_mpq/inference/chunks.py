@@ -283,8 +283,8 @@ class SeparationStream:
         remove_offset=True,
     ):
         doas = torch.as_tensor(doa, dtype=torch.float32, device=device)
-        check_doa(doas)
         self.features = separator.features
+        check_doa(doas, self.features.planar)
         self.device = device
         self._frame = self.features.hop / SAMPLE_RATE  # seconds
         network = separator.mask_net

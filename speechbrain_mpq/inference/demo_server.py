@@ -82,11 +82,22 @@ class Demo:
                     f"{name} uses microphones {model.microphones}, the first "
                     f"model {self.microphones}: compare models of one array"
                 )
+            places = model.separator.features.array_positions
+            if not torch.equal(places, self.array_positions):
+                raise ValueError(
+                    f"{name} has its microphones at other places than the "
+                    "first model: compare models of one array"
+                )
 
     @property
     def microphones(self):
         """Numbers of the microphones that the models use."""
         return self._first.microphones
+
+    @property
+    def array_positions(self):
+        """Metres of all microphones of the array, [mics] or [mics, 2]."""
+        return self._first.separator.features.array_positions
 
     def state(self):
         """Describe all that the page shows at first."""
@@ -96,6 +107,8 @@ class Demo:
             "recordings": [r["shown"] for r in list(self._recordings.values())],
             "microphones": self.microphones,
             "array_size": self._first.separator.features.array_size,
+            "positions": _in_the_plane(self.array_positions),
+            "planar": self._first.separator.features.planar,
             "max_seconds": MAX_SECONDS,
         }
 
@@ -199,10 +212,14 @@ class Demo:
 
     def _si_snr(self, estimate, talkers, doa):
         """Of an estimate, against the talker who is near; None without."""
-        near = [talker for talker in talkers if abs(talker["doa"] - doa) < NEAR]
-        if not near:
+
+        def away(talker):
+            degrees = abs(talker["doa"] - doa)
+            return min(degrees, 360 - degrees)
+
+        nearest = min(talkers, key=away, default=None)
+        if nearest is None or away(nearest) >= NEAR:
             return None
-        nearest = min(near, key=lambda talker: abs(talker["doa"] - doa))
         number = Path(nearest["audio"]).stem
         return _decibels(estimate, self._talkers[number])
 
@@ -242,7 +259,10 @@ def _heights(found):
     if found is None or not found.talkers:
         return []
     weights = torch.hann_window(SMOOTH, periodic=False)[None, None]
-    curve = F.conv1d(found.curve[None, None], weights, padding=SMOOTH // 2)
+    ends = "circular" if len(found.curve) == 360 else "constant"
+    half = SMOOTH // 2
+    curve = F.pad(found.curve[None, None], (half, half), mode=ends)
+    curve = F.conv1d(curve, weights)
     curve = curve[0, 0] / curve.max()
     return [round(height, 3) for height in curve.tolist()]
 
@@ -257,6 +277,16 @@ def _decibels(estimate, target):
         signals.append(torch.from_numpy(signal))
     value = si_snr(*signals).item()
     return round(value, 1) if math.isfinite(value) else None
+
+
+def _in_the_plane(positions):
+    """[x, y] of microphones around the array's middle; the farthest at 1."""
+    if positions.dim() == 1:
+        positions = torch.stack([positions, torch.zeros_like(positions)], 1)
+    middle = (positions.amin(0) + positions.amax(0)) / 2
+    places = positions - middle
+    places = places / places.norm(dim=1).max().clamp_min(1e-9)
+    return [[round(value, 4) for value in place] for place in places.tolist()]
 
 
 def _facts(name, model):

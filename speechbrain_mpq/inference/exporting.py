@@ -42,7 +42,7 @@ VERSION = 1
 _FIX = "run `speechbrain-mpq export` again"
 
 
-def read_manifest(path):
+def read_manifest(path, planar=False):
     """Read the manifest of a calibration set.
 
     Returns
@@ -58,7 +58,7 @@ def read_manifest(path):
         for entry in content.values():
             name = entry["wav"].replace("{data_root}", str(path.parent))
             doa = float(entry["doa"])
-            check_doa(torch.tensor([doa]))
+            check_doa(torch.tensor([doa]), planar)
             recordings.append((path.parent / name, doa))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(

@@ -166,7 +166,7 @@ class SeparationInterface:
             raise ValueError(
                 f"chunk_seconds must be above 0, not {chunk_seconds!r}"
             )
-        directions = _as_directions(doa)
+        directions = _as_directions(doa, self.separator.features.planar)
         single = directions.dim() == 0
         directions = directions.view(-1) if single else directions
         audio = path if isinstance(path, AudioFile) else self.open_audio(path)
@@ -363,7 +363,7 @@ class EngineNetwork(nn.Module):
         return self.network(inputs)
 
 
-def _as_directions(doa):
+def _as_directions(doa, planar):
     """Directions as a tensor, refused where they cannot be some."""
     try:
         if isinstance(doa, torch.Tensor):
@@ -381,7 +381,7 @@ def _as_directions(doa):
             "doa must be degrees: a number, a sequence of one for each target, "
             f"or [targets, frames] for targets that move ({error})"
         ) from error
-    check_doa(directions)
+    check_doa(directions, planar)
     return directions
 
 

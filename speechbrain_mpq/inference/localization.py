@@ -6,9 +6,9 @@ the bins that begin are taken (`onsets`), each is compared with plane waves
 from all directions (`steered_response`), and a mixture model tells how many of
 the bins came from where (`direction_shares`). Its peaks are the talkers.
 
-Directions are degrees from the array's axis, as the separator takes them;
-`DIRECTIONS` has all that are looked at, one a degree. A linear array cannot
-tell what is in front of it from its mirror image behind.
+Directions are degrees from the array's axis, as the separator takes them; one a
+degree is looked at, 0 to 180 of a linear array, which cannot tell what is in
+front of it from its mirror image behind, and 0 to 359 of a planar one.
 """
 
 import math
@@ -17,10 +17,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..lobes.models.spatial_features import SPEED_OF_SOUND
+from ..lobes.models.spatial_features import SPEED_OF_SOUND, projected
 from ..utils import SAMPLE_RATE
 
-DIRECTIONS = torch.arange(181.0)  # degrees
+DIRECTIONS = torch.arange(181.0)  # degrees, of a linear array
+AROUND = torch.arange(360.0)  # of a planar one
 WINDOW, HOP = 256, 64  # samples: beginnings are seen sharply
 BAND = (300.0, 8000.0)  # Hz: below, the array is small against the waves
 RISE = 3.0  # times the power that is left of the past
@@ -38,6 +39,7 @@ LEAST_RATIO = 0.1  # of the strongest talker's share
 MOST_TALKERS = 4
 PEAK_WIDTH, APART = 0.05, 0.12  # in cosines of directions
 MIN_WIDTH, MIN_APART, MAX_APART = 2.0, 8.0, 14.0  # degrees
+PLANAR_WIDTH, PLANAR_APART = 5.0, 15.0  # degrees, the same all around
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Talker:
     Arguments
     ---------
     doa : float
-        Degrees from the array's axis, 0 to 180.
+        Degrees from the array's axis, 0 to 180, of planar arrays below 360.
     share : float
         Part of the onsets that come from there, 0 to 1.
 
@@ -70,8 +72,8 @@ class Localization:
     talkers : tuple of Talker
         The strongest first; none where nothing stands out.
     curve : torch.Tensor
-        [directions], part of the onsets from each direction of `DIRECTIONS`;
-        they sum up to 1 at most, the rest being of no direction.
+        [directions], part of the onsets from 0, 1, ... degrees; they sum up to
+        1 at most, the rest being of no direction.
 
     Example
     -------
@@ -86,8 +88,19 @@ class Localization:
 
     def share_at(self, doa, reach=8.0):
         """Sum the shares near a direction, 0 to 1."""
-        near = (DIRECTIONS - doa).abs() <= reach
+        near = _degrees_between(_directions(self.curve), doa) <= reach
         return round(self.curve[near].sum().item(), 4)
+
+
+def _directions(curve):
+    """Degrees of the entries of a curve [directions, ...]."""
+    return AROUND if len(curve) == len(AROUND) else DIRECTIONS
+
+
+def _degrees_between(one, other):
+    """Degrees between directions, the short way around the circle."""
+    away = (one - other).abs()
+    return torch.minimum(away, 360 - away)
 
 
 def onsets(spectra, rise=RISE, decay=DECAY, quiet=QUIET, band=BAND):
@@ -152,7 +165,8 @@ def steered_response(bins, frequencies, positions):
     frequencies : torch.Tensor
         [points], Hz.
     positions : torch.Tensor
-        [mics], metres along the array's axis.
+        [mics], metres along the array's axis; [mics, 2] of a planar array,
+        for which x cos(doa) + y sin(doa) takes the place of x cos(doa).
 
     Returns
     -------
@@ -161,10 +175,11 @@ def steered_response(bins, frequencies, positions):
     """
     mics = len(positions)
     phases = bins / bins.abs().clamp_min(1e-20)
-    # [directions, mics] seconds by which a microphone hears it earlier
-    advance = torch.cos(torch.deg2rad(DIRECTIONS))[:, None] * positions
+    directions = DIRECTIONS if positions.dim() == 1 else AROUND
+    # [directions, mics] metres that a microphone is nearer to the talker
+    advance = projected(directions, positions)
     turn = -2 * math.pi * advance.float() / SPEED_OF_SOUND
-    response = torch.empty(len(DIRECTIONS), len(frequencies))
+    response = torch.empty(len(directions), len(frequencies))
     for frequency in frequencies.unique():  # one matrix for each
         points = frequencies == frequency
         angle = turn * frequency
@@ -217,19 +232,23 @@ def find_talkers(
 ):
     """Find the peaks of the shares, the strongest first.
 
-    A peak is as wide as the array sees sharply: a range of cosines, which is
-    wider in degrees towards the ends of the axis.
+    A peak is as wide as the array sees sharply: a range of cosines for a linear
+    array, which is wider in degrees towards the ends of the axis; a range of
+    degrees for a planar one.
 
     Arguments
     ---------
     curve : torch.Tensor
         [directions], from `direction_shares`.
     """
-    curve = curve.clone()
-    cosines = torch.cos(torch.deg2rad(DIRECTIONS))
-    degrees = (DIRECTIONS[:, None] - DIRECTIONS).abs()
+    curve, directions = curve.clone(), _directions(curve)
+    planar = directions is AROUND
+    cosines = torch.cos(torch.deg2rad(directions))
+    degrees = _degrees_between(directions[:, None], directions)
     near = (cosines[:, None] - cosines).abs() <= PEAK_WIDTH
     near = (near | (degrees <= MIN_WIDTH)).float()
+    if planar:
+        near = (degrees <= PLANAR_WIDTH).float()
     talkers = []
     while len(talkers) < (MOST_TALKERS if count is None else count):
         shares = near @ curve
@@ -238,9 +257,17 @@ def find_talkers(
         least = max(least_share, least_ratio * _strongest(talkers))
         if share <= 0 or (count is None and share < least):
             break
-        doa = (near[peak] * curve * DIRECTIONS).sum().item() / share
-        talkers.append(Talker(round(doa, 2), round(share, 4)))
-        away = (DIRECTIONS - doa).abs()
+        places = directions
+        if planar:  # as they are seen from the peak, -180 to 180
+            places = (directions - peak + 180) % 360 - 180
+        doa = (near[peak] * curve * places).sum().item() / share
+        if planar:
+            doa = (doa + peak) % 360
+        talkers.append(Talker(round(doa, 2) % 360, round(share, 4)))
+        away = _degrees_between(directions, doa)
+        if planar:
+            curve[away <= PLANAR_APART] = 0
+            continue
         apart = cosines - math.cos(math.radians(doa))
         same = (apart.abs() <= APART) & (away <= MAX_APART)
         curve[same | (away <= MIN_APART)] = 0
@@ -248,13 +275,13 @@ def find_talkers(
 
 
 class Localizer:
-    """Find the talkers in recordings of a linear array.
+    """Find the talkers in recordings of an array.
 
     Arguments
     ---------
     positions : torch.Tensor
         [mics], metres along the array's axis, from microphone 1 towards the
-        last; see `SpatialFeatures.positions`.
+        last, or [mics, 2]; see `SpatialFeatures.positions`.
 
     Example
     -------
@@ -318,7 +345,10 @@ class Localizer:
         loudest = max(peak for _, _, peak in parts)
         loud = bins.abs().square().mean(0) > QUIET * loudest
         if loud.sum() < MIN_BINS:
-            return Localization((), torch.zeros(len(DIRECTIONS)))
+            planar = self.positions.dim() == 2
+            return Localization(
+                (), torch.zeros(len(AROUND if planar else DIRECTIONS))
+            )
         response = steered_response(
             bins[:, loud], frequencies[loud], self.positions
         )

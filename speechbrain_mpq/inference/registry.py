@@ -207,12 +207,14 @@ class Part:
     kind: type  # the class
     build: callable  # takes the arguments and returns a module
     settings: callable  # takes a module and returns the arguments that build it
-    # dict of str -> callable: checks of all arguments; each must be given
+    # dict of str -> callable: checks of all arguments; each must be given, but
+    # those that `may_lack` names
     arguments: dict
     is_model: bool = True  # whether it may be the whole of a packed model
     # takes a module and returns its output for some input: what `check_folder`
     # wants to be finite
     probe: callable = None
+    may_lack: tuple = ()  # what files leave out where it has its default
 
 
 REGISTRY = {}  # class name -> Part
@@ -318,7 +320,8 @@ def part(name) -> callable:
                 f"{place} must be of class {name!r}, not "
                 f"{str(value['class'])[:80]!r}"
             )
-        checked = _fields(entry.arguments, entry.arguments)
+        needed = [a for a in entry.arguments if a not in entry.may_lack]
+        checked = _fields(entry.arguments, needed)
         try:
             return entry.build(**checked(value["arguments"], place))
         except (IndexError, RuntimeError, TypeError) as error:
@@ -430,8 +433,10 @@ REGISTRY["SpatialFeatures"] = Part(
         "n_fft": whole(16, 2**14),
         "hop": whole(1, 2**14),
         "spacings_cm": optional(several(number(0, 10000), 1, 1023)),
+        "positions_cm": several(several(number(-1e4, 1e4), 2, 2), 3, 1024),
     },
     is_model=False,
+    may_lack=("positions_cm",),  # linear arrays do
 )
 register(
     Separator,

@@ -16,6 +16,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import provides, takes
 from speechbrain.utils.logger import get_logger
 
+from ..lobes.models.spatial_features import linear_array
 from ..utils import SAMPLE_RATE
 from .lip_videos import videos_of_splits
 from .mixtures import PEAK, MixtureMaker, fixed_mixtures, load_speech
@@ -260,20 +261,58 @@ def prepare_data(hparams):
 
         counts = hparams["utterances"]
         prepare_speech(folder, **counts, seed=seed, progress=show)
-    microphones = hparams["microphones"]
-    prepare_rooms(folder, hparams["rooms"], microphones, seed, progress=show)
+    prepare_rooms(
+        folder,
+        hparams["rooms"],
+        hparams["microphones"],
+        seed,
+        progress=show,
+        positions=hparams.get("array_positions"),
+    )
+
+
+def is_symmetric(positions, microphones):
+    """Whether a linear array's used microphones look alike from both ends.
+
+    Arguments
+    ---------
+    positions : array or None
+        Of all microphones, metres; None: the paper's 15.
+    microphones : sequence of int
+        Numbers of those that are used, from 1.
+
+    Returns
+    -------
+    bool
+        False for planar arrays.
+
+    Example
+    -------
+    >>> is_symmetric(np.array([0.0, 0.05, 0.1]), [1, 2, 3])
+    True
+    >>> is_symmetric(np.array([0.0, 0.05, 0.15]), [1, 2, 3])
+    False
+    """
+    if positions is None:
+        positions = linear_array()
+    used = np.asarray(positions)[np.array(microphones) - 1]
+    return used.ndim == 1 and np.allclose(used + used[::-1], used[0] + used[-1])
 
 
 def dataio_prep(hparams):
     """Make the datasets of the three splits."""
     folder = hparams["data_folder"]
+    positions = hparams.get("array_positions")
+    planar = positions is not None and positions.ndim == 2
+    symmetric = is_symmetric(positions, hparams["microphones"])
     makers = {
         split: MixtureMaker(
             load_speech(hparams[f"{split}_speech"], folder),
             RoomBank(folder, split, count),
             seed=hparams["seed" if split == "train" else "corpus_seed"],
             doa_error=hparams["doa_error"],
-            mirror=split == "train",
+            mirror=split == "train" and symmetric,
+            planar=planar,
         )
         for split, count in hparams["rooms"].items()
     }

@@ -14,6 +14,7 @@ import scipy.fft
 import soundfile
 
 from ..utils import BUCKETS, SAMPLE_RATE, read_text, strict_json
+from .rooms import angle_between
 
 PEAK = 0.9  # full scale = 1
 
@@ -123,7 +124,9 @@ class MixtureMaker:
         direction is known, as a camera would make. 0: exact.
     mirror : bool
         Augmentation: look at half of the scenes from the other end of the
-        array (its microphones must be placed symmetrically).
+        array (it must be linear, its microphones placed symmetrically).
+    planar : bool
+        Whether DOAs are those of a planar array, 0 to 360 degrees.
 
     Example
     -------
@@ -132,7 +135,18 @@ class MixtureMaker:
     >>> signals = maker.render(mixture)  # doctest: +SKIP
     """
 
-    def __init__(self, speech, rooms, seed=1234, doa_error=0.0, mirror=False):
+    def __init__(
+        self,
+        speech,
+        rooms,
+        seed=1234,
+        doa_error=0.0,
+        mirror=False,
+        planar=False,
+    ):
+        if mirror and planar:
+            raise ValueError("only linear arrays have a mirror image")
+        self.planar = planar
         self.speech = speech
         self.rooms = rooms
         self.seed = seed
@@ -195,10 +209,14 @@ class MixtureMaker:
             "target_first": bool(rng.integers(2)),
             "doa": float(doa[first]),
             "doa_interferer": float(doa[second]),
-            "angle": float(abs(doa[first] - doa[second])),
+            "angle": float(angle_between(doa[first], doa[second])),
             "mirrored": mirrored,
             "cut": float(rng.uniform()),
-            "doa_given": float(np.clip(doa[first] + error, 0, 180)),
+            "doa_given": float(
+                (doa[first] + error) % 360
+                if self.planar
+                else np.clip(doa[first] + error, 0, 180)
+            ),
         }
 
     def render(self, mixture):

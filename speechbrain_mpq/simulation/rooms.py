@@ -2,7 +2,9 @@
 
 Image-source simulation by pyroomacoustics of the paper's rooms (4 x 4 x 2.5
 to 10 x 8 x 6 metres, T60 0.05 to 0.7 s, talkers 1 to 5 metres away). Only the
-microphones that a separator uses are simulated. Room i of a split depends on
+microphones that a separator uses are simulated, of the paper's linear array or
+any other. Talkers stand in front of a linear array and all around a planar one.
+Room i of a split depends on
 (seed, split, i) alone, so that a larger bank extends a smaller one. They are
 stored by the ROOMS_PER_SHARD; only the last file of a bank may hold fewer.
 """
@@ -29,6 +31,7 @@ LARGEST_ROOM = (10.0, 8.0, 6.0)  # metres
 T60 = (0.05, 0.7)  # seconds
 DISTANCE = (1.0, 5.0)  # metres from the array's centre to a talker
 TALKERS = 4  # positions simulated in each room
+WIDEST = 1.1  # metres of an array that is turned as it likes in any room
 
 
 def _eyring_absorption(dimensions, t60):
@@ -43,7 +46,7 @@ def _image_order(dimensions, t60):
     return int(math.ceil(0.55 * SPEED_OF_SOUND * t60 / min(dimensions)))
 
 
-def _draw_room(rng):
+def _draw_room(rng, planar=False):
     """Draw a room, its array and talkers with their DOAs."""
     dimensions = rng.uniform(SMALLEST_ROOM, LARGEST_ROOM)
     t60 = rng.uniform(*T60)
@@ -52,28 +55,32 @@ def _draw_room(rng):
         yaw = rng.uniform(0, 2 * np.pi)
         axis = np.array([np.cos(yaw), np.sin(yaw), 0.0])
         front = np.array([-axis[1], axis[0], 0.0])
-        talkers = _draw_talkers(rng, dimensions, centre, axis, front)
+        place = rng, dimensions, centre, axis, front
+        talkers = _draw_talkers(*place, around=2 * np.pi if planar else np.pi)
         if talkers is not None:
             break
     offsets = talkers - centre
     distance = np.linalg.norm(offsets, axis=1)
     doa = np.degrees(np.arccos(offsets @ axis / distance))
+    if planar:
+        doa = np.degrees(np.arctan2(offsets @ front, offsets @ axis)) % 360
     return {
         "dimensions": dimensions,
         "t60": t60,
         "centre": centre,
         "axis": axis,
+        "front": front,
         "talkers": talkers,
         "doa": doa,
         "distance": distance,
     }
 
 
-def _draw_talkers(rng, dimensions, centre, axis, front, tries=60):
-    """Positions in front of the array, or None if they do not fit."""
+def _draw_talkers(rng, dimensions, centre, axis, front, around, tries=60):
+    """Positions before or around the array, or None if they do not fit."""
     talkers = []
     for _ in range(tries):
-        angle = rng.uniform(0, np.pi)
+        angle = rng.uniform(0, around)
         distance = rng.uniform(*DISTANCE)
         ray = np.cos(angle) * axis + np.sin(angle) * front
         position = centre + distance * ray
@@ -86,7 +93,7 @@ def _draw_talkers(rng, dimensions, centre, axis, front, tries=60):
     return None
 
 
-def simulate(room, microphones):
+def simulate(room, microphones, positions=None):
     """Simulate the responses from every talker to every microphone.
 
     Arguments
@@ -94,7 +101,10 @@ def simulate(room, microphones):
     room : dict
         From `_draw_room`.
     microphones : sequence of int
-        Microphone numbers of the 15-microphone array, from 1.
+        Microphone numbers of the array, from 1.
+    positions : numpy.ndarray or None
+        Of all its microphones, [mics] or [mics, 2], metres; None: the paper's
+        15 microphones.
 
     Returns
     -------
@@ -103,9 +113,15 @@ def simulate(room, microphones):
     """
     import pyroomacoustics
 
-    positions = linear_array().numpy()
-    along = positions[np.array(microphones) - 1] - positions[-1] / 2
-    mics = room["centre"][:, None] + room["axis"][:, None] * along
+    positions = linear_array().numpy() if positions is None else positions
+    used = positions[np.array(microphones) - 1]
+    if positions.ndim == 1:
+        along = used - positions[-1] / 2
+        mics = room["centre"][:, None] + room["axis"][:, None] * along
+    else:
+        middle = (positions.min(0) + positions.max(0)) / 2
+        plane = np.stack([room["axis"], room["front"]], axis=1)  # [3, 2]
+        mics = room["centre"][:, None] + plane @ (used - middle).T
     absorption = _eyring_absorption(room["dimensions"], room["t60"])
     shoebox = pyroomacoustics.ShoeBox(
         room["dimensions"],
@@ -142,7 +158,13 @@ SPLITS = ("train", "valid", "test")
 
 
 def prepare_rooms(
-    data_folder, counts, microphones, seed=1234, workers=2, progress=True
+    data_folder,
+    counts,
+    microphones,
+    seed=1234,
+    workers=2,
+    progress=True,
+    positions=None,
 ):
     """Simulate the bank; what is there already is kept.
 
@@ -159,12 +181,21 @@ def prepare_rooms(
         Processes.
     progress : bool
         Show a progress bar.
+    positions : array or None
+        Of all microphones of the array, [mics] or [mics, 2], metres (see
+        `SpatialFeatures.array_positions`); None: the paper's 15 microphones.
     """
     folder = Path(data_folder) / "rooms"
     settings = {"seed": seed, "microphones": list(microphones)}
+    positions = _unusual(positions)
+    if positions is not None:
+        centimetres = (100 * positions).round(6).tolist()
+        settings["positions_cm"] = centimetres
+        _check_width(positions)
     _check_settings(folder, settings)
+    array = tuple(microphones), positions
     jobs = [
-        (_shard(folder, split, shard), split, rooms, tuple(microphones), seed)
+        (_shard(folder, split, shard), split, rooms, array, seed)
         for split, count in counts.items()
         for shard, rooms in enumerate(_shards(count))
         if _stored(_shard(folder, split, shard)) < len(rooms)
@@ -181,6 +212,27 @@ def prepare_rooms(
         ) as bar:
             for rooms in done:
                 bar.update(rooms)
+
+
+def _unusual(positions):
+    """Positions as a numpy array; None for the paper's, as older banks say."""
+    if positions is None:
+        return None
+    positions = np.asarray(positions, dtype=np.float64)
+    usual = linear_array().numpy()
+    same = positions.shape == usual.shape and np.allclose(positions, usual)
+    return None if same else positions
+
+
+def _check_width(positions):
+    """Raise ValueError for arrays that the smallest room has no place for."""
+    places = positions.reshape(len(positions), -1)
+    width = float(np.linalg.norm(places.max(0) - places.min(0)))
+    if width > WIDEST:
+        raise ValueError(
+            f"an array {width:.2f} m wide: the simulated rooms have place for "
+            f"{WIDEST} m; give positions and spacings in centimetres"
+        )
 
 
 def _check_settings(folder, settings):
@@ -221,12 +273,13 @@ def _stored(path):
 
 def _simulate_shard(job):
     """Simulate and store the rooms of a shard, atomically; their number."""
-    path, split, rooms, microphones, seed = job
+    path, split, rooms, (microphones, positions), seed = job
+    planar = positions is not None and positions.ndim == 2
     arrays = {}
     for i, index in enumerate(rooms):
         rng = np.random.default_rng([seed, SPLITS.index(split), index])
-        room = _draw_room(rng)
-        rirs = simulate(room, microphones)
+        room = _draw_room(rng, planar)
+        rirs = simulate(room, microphones, positions)
         arrays[f"rirs_{i}"] = rirs.astype(np.float16)
         arrays[f"doa_{i}"] = room["doa"]
         arrays[f"info_{i}"] = np.array(
@@ -241,6 +294,18 @@ def _simulate_shard(job):
     with atomic_write(path) as part, open(part, "wb") as out:
         np.savez(out, **arrays)
     return len(rooms)
+
+
+def angle_between(one, other):
+    """Compute the angle between directions in degrees, 0 to 180.
+
+    Example
+    -------
+    >>> float(angle_between(350.0, 20.0)), float(angle_between(10.0, 170.0))
+    (30.0, 160.0)
+    """
+    angle = np.abs(one - other)
+    return np.minimum(angle, 360 - angle)
 
 
 class RoomBank:
@@ -314,7 +379,7 @@ class RoomBank:
         low, high = bucket
         found = []
         for room, doa in enumerate(self.doa):
-            angle = np.abs(doa[:, None] - doa[None, :])
+            angle = angle_between(doa[:, None], doa[None, :])
             top = np.inf if high >= 180 else high
             inside = (angle >= low) & (angle < top)
             np.fill_diagonal(inside, False)

@@ -244,11 +244,12 @@ def check_refit(separator, features):
     """Raise ValueError unless a separator can go on with other features."""
     _check_trained(separator)
     new, own = features.settings, separator.features.settings
-    for name in ("n_fft", "hop", "spacings_cm"):
-        if json.dumps(new[name]) != json.dumps(own[name]):
+    for name in ("n_fft", "hop", "spacings_cm", "positions_cm"):
+        theirs, ours = new.get(name), own.get(name)
+        if json.dumps(theirs) != json.dumps(ours):
             raise ValueError(
-                f"`{name}` of the features differs, {own[name]} and "
-                f"{new[name]}: give both the same"
+                f"`{name}` of the features differs, {ours} and {theirs}: give "
+                "both the same"
             )
 
 

@@ -8,6 +8,10 @@ is the angle between that axis (from microphone 1 towards the last one) and the
 talker: at 0 degrees the last microphone hears the talker first, at 90 degrees
 all hear it together, at 180 degrees microphone 1 does.
 
+Planar arrays, circular or of any other shape, have positions [mics, 2] in
+metres, and DOAs of the full circle: 0 to 360 degrees, counterclockwise from the
+x axis as seen from above, so that 90 degrees is the y axis.
+
 Layout: waveforms are [batch, samples, mics]; complex spectra are
 [batch, mics, bins, frames]; features are [batch, inputs, frames], which is
 what the convolutions behind them take.
@@ -44,6 +48,48 @@ def linear_array(spacings_cm=LINEAR_15_SPACINGS):
     return gaps.cumsum(0)
 
 
+def planar_array(positions_cm):
+    """Compute a planar array's positions.
+
+    Arguments
+    ---------
+    positions_cm : sequence of (float, float)
+        x and y of every microphone, from any origin.
+
+    Returns
+    -------
+    positions : torch.Tensor
+        [mics, 2], metres, float64.
+
+    Example
+    -------
+    >>> planar_array([(0, 0), (10, 0), (0, 5)])[2]
+    tensor([0.0000, 0.0500], dtype=torch.float64)
+    >>> planar_array([(0, 0), (10, 0), (5, 0)])
+    Traceback (most recent call last):
+    ...
+    ValueError: all microphones lie on one line, ...: give spacings_cm instead
+    """
+    positions = torch.tensor(positions_cm, dtype=torch.float64)
+    if positions.dim() != 2 or positions.shape[1] != 2 or len(positions) < 3:
+        raise ValueError(
+            "positions_cm must be (x, y) of three microphones or more, got "
+            f"{list(positions.shape)}"
+        )
+    if not positions.isfinite().all():
+        raise ValueError("positions_cm must be finite numbers")
+    apart = torch.pdist(positions)
+    if apart.min() <= 0:
+        raise ValueError("positions_cm has two microphones in one place")
+    spread = torch.linalg.svdvals(positions - positions.mean(0))
+    if spread[1] < 1e-6 * spread[0]:
+        raise ValueError(
+            "all microphones lie on one line, which cannot tell front from "
+            "back: give spacings_cm instead"
+        )
+    return positions / 100
+
+
 def used_microphones(pairs, reference=1):
     """List the microphones that pairs and reference need, ascending."""
     return sorted({reference, *(mic for pair in pairs for mic in pair)})
@@ -55,10 +101,10 @@ def pair_phase(doa, distances, frequencies, speed=SPEED_OF_SOUND):
     Arguments
     ---------
     doa : torch.Tensor
-        [...], degrees, 0 to 180.
+        [...], degrees, 0 to 180; 0 to 360 for a planar array.
     distances : torch.Tensor
         [pairs], position of the pair's first microphone minus position of
-        its second, metres.
+        its second, metres; [pairs, 2] for a planar array.
     frequencies : torch.Tensor
         [bins], Hz.
 
@@ -68,19 +114,49 @@ def pair_phase(doa, distances, frequencies, speed=SPEED_OF_SOUND):
         [..., pairs, bins], radians, not wrapped: the expected
         angle(y_m / y_n).
     """
-    delay = torch.cos(torch.deg2rad(doa))[..., None] * distances / speed
+    delay = projected(doa, distances) / speed
     return 2 * math.pi * delay[..., None] * frequencies  # [..., pairs, bins]
 
 
-def check_doa(doa):
+def projected(doa, positions):
+    """Project positions on directions.
+
+    Arguments
+    ---------
+    doa : torch.Tensor
+        [...], degrees.
+    positions : torch.Tensor
+        [mics] or, planar, [mics, 2], metres.
+
+    Returns
+    -------
+    along : torch.Tensor
+        [..., mics], metres by which each is nearer to a talker far away.
+    """
+    angle = torch.deg2rad(doa)
+    if positions.dim() == 1:
+        return torch.cos(angle)[..., None] * positions
+    x, y = positions.unbind(1)
+    return torch.cos(angle)[..., None] * x + torch.sin(angle)[..., None] * y
+
+
+def check_doa(doa, planar=False):
     """Raise ValueError unless every direction lies in 0 to 180 degrees.
 
     Arguments
     ---------
     doa : torch.Tensor
         Directions of arrival in degrees.
+    planar : bool
+        Whether the array is planar: 0 to 360 degrees then.
     """
-    bad = doa[~((doa >= 0) & (doa <= 180))]
+    bad = doa[~((doa >= 0) & (doa <= (360 if planar else 180)))]
+    if bad.numel() and planar:
+        raise ValueError(
+            f"DOA must lie in 0 to 360 degrees, got {bad.flatten()[0]:.1f}: "
+            "measure it counterclockwise from the array's x axis, seen from "
+            "above"
+        )
     if bad.numel():
         raise ValueError(
             f"DOA must lie in 0 to 180 degrees, got {bad.flatten()[0]:.1f}: "
@@ -113,6 +189,8 @@ class SpatialFeatures(nn.Module):
         Hop in samples (256 = 16 ms).
     spacings_cm : sequence of float
         Gaps of the linear array; None for the paper's 15 microphones.
+    positions_cm : sequence of (float, float)
+        Of a planar array instead: x and y of each of its microphones.
 
     Example
     -------
@@ -122,6 +200,11 @@ class SpatialFeatures(nn.Module):
     >>> spectra = features.stft(torch.randn(2, 16000, 7))
     >>> features(spectra, torch.tensor([[90.0], [30.0]])).shape
     torch.Size([2, 1, 3598, 63])
+    >>> square = [(0, 0), (5, 0), (5, 5), (0, 5)]
+    >>> planar = SpatialFeatures([(1, 3), (2, 4)], positions_cm=square)
+    >>> spectra = planar.stft(torch.randn(1, 16000, 4))
+    >>> planar(spectra, torch.tensor([[270.0]])).shape
+    torch.Size([1, 1, 1542, 63])
     """
 
     def __init__(
@@ -131,6 +214,7 @@ class SpatialFeatures(nn.Module):
         n_fft=512,
         hop=256,
         spacings_cm=None,
+        positions_cm=None,
     ):
         super().__init__()
         if phase not in PHASES:
@@ -142,14 +226,20 @@ class SpatialFeatures(nn.Module):
             "hop": hop,
             "spacings_cm": spacings_cm,
         }
+        if positions_cm is not None:
+            if spacings_cm is not None:
+                raise ValueError(
+                    "spacings_cm are of linear arrays, positions_cm of planar "
+                    "ones: give one of them"
+                )
+            self.settings["positions_cm"] = [list(p) for p in positions_cm]
         self.phase = phase
         self.n_fft = n_fft
         self.hop = hop
         self.bins = n_fft // 2 + 1
         self.microphones = used_microphones(pairs)
-        positions = (
-            linear_array() if spacings_cm is None else linear_array(spacings_cm)
-        )
+        positions = self.array_positions
+        self.planar = positions.dim() == 2
         self.array_size = len(positions)
         if self.microphones[-1] > self.array_size:
             raise ValueError(
@@ -174,10 +264,16 @@ class SpatialFeatures(nn.Module):
         self.inputs = len(self.maps) * self.bins
 
     @property
+    def array_positions(self):
+        """Metres of all microphones of the array, [mics] or [mics, 2]."""
+        if "positions_cm" in self.settings:
+            return planar_array(self.settings["positions_cm"])
+        return linear_array(self.settings["spacings_cm"] or LINEAR_15_SPACINGS)
+
+    @property
     def positions(self):
-        """Metres of the used microphones from microphone 1, [mics]."""
-        spacings = self.settings["spacings_cm"] or LINEAR_15_SPACINGS
-        return linear_array(spacings)[torch.tensor(self.microphones) - 1]
+        """Metres of the microphones that are used, [mics] or [mics, 2]."""
+        return self.array_positions[torch.tensor(self.microphones) - 1]
 
     def stft(self, waveforms):
         """Compute the short-time Fourier transform of every channel.
@@ -238,9 +334,10 @@ class SpatialFeatures(nn.Module):
         spectra : torch.Tensor
             [batch, mics, bins, frames], complex; reference channel first.
         doa : torch.Tensor
-            [batch, targets], degrees from the array's axis, 0 to 180; or
-            [batch, targets, frames] for talkers who move, frame t being
-            centred on the sample t * hop.
+            [batch, targets], degrees from the array's axis, 0 to 180 (planar
+            arrays: 0 to 360, counterclockwise from the x axis); or [batch,
+            targets, frames] for talkers who move, frame t being centred on
+            the sample t * hop.
 
         Returns
         -------
@@ -249,7 +346,7 @@ class SpatialFeatures(nn.Module):
         """
         frames = spectra.shape[-1]
         _check_frames(doa, frames)
-        check_doa(doa)
+        check_doa(doa, self.planar)
         shape = (*doa.shape[:2], frames, self.inputs)
         features = spectra.real.new_empty(shape)
         maps = features.unflatten(3, (-1, self.bins))  # [B, K, ..., maps, bins]

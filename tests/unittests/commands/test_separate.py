@@ -379,7 +379,6 @@ def test_output_into_a_folder(folder, mixture, capsys):
         (["*.ogg"], "*.ogg: no file has such a name"),
         (["empty"], "empty: no audio files"),
         (["shelf", "-o", "no/where"], "no is no folder: make it first"),
-        (["shelf", "--doa", "200", "-o", "out"], "DOA must lie in 0 to 180"),
     ],
 )
 def test_names_are_checked_before_the_work(
