@@ -66,6 +66,13 @@ td.first, th.first { border-left: 1px solid var(--line); }
   align-items: baseline; gap: .5rem; margin-bottom: .3rem; }
 .spectrogram { display: block; width: 100%; height: 130px;
   border-radius: 5px; image-rendering: auto; }
+.axes { position: relative; }
+.hertz { position: absolute; inset: 4px auto 4px 6px; display: flex;
+  flex-direction: column; justify-content: space-between; color: #fff;
+  font-size: .68rem; line-height: 1; text-shadow: 0 0 3px #000, 0 0 3px #000; }
+.time { display: flex; justify-content: space-between; color: var(--soft);
+  font-size: .68rem; line-height: 1.3; padding: 2px 4px 0;
+  font-variant-numeric: tabular-nums; }
 audio { width: 100%; height: 36px; margin: .4rem 0 .2rem; }
 .words { margin: .2rem 0; font-size: .92rem; }
 .words del { color: var(--bad); }
@@ -369,13 +376,29 @@ def _signal_card(example, name, samples, loudest, measure):
     caption = f"spectrogram of {name}, {len(samples) / rate:.1f} s"
     parts = [
         tag("header", header),
-        spectrogram(samples, rate, loudest, caption),
+        _with_axes(
+            spectrogram(samples, rate, loudest, caption),
+            len(samples) / rate,
+            rate / 2000,
+        ),
         _player(samples, rate),
     ]
     hypothesis = example.get("hypotheses", {}).get(name)
     if hypothesis is not None:
         parts.append(_transcript(example["reference"], hypothesis))
     return tag("div", "".join(parts), class_="signal")
+
+
+def _with_axes(image, seconds, kilohertz):
+    """A spectrogram with marks of time and frequency."""
+    heights = f"{kilohertz:g} kHz", f"{kilohertz / 2:g}", "0"
+    marks = "".join(tag("span", text(height)) for height in heights)
+    times = [f"{share * seconds:.1f}" for share in (0, 0.25, 0.5, 0.75, 1)]
+    row = "".join(
+        tag("span", text(time)) for time in [*times[:-1], f"{times[-1]} s"]
+    )
+    inner = image + tag("div", marks, class_="hertz")
+    return tag("div", inner, class_="axes") + tag("div", row, class_="time")
 
 
 def _transcript(reference, hypothesis):

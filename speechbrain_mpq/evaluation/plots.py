@@ -166,16 +166,22 @@ def top_view(target, interferer=None):
     target : float
         Direction of arrival in degrees: 0 is the last microphone's end.
     """
-    figure = Figure(figsize=(3.0, 1.9), layout="constrained")
+    around = max(target, interferer or 0) > 180  # a planar array
+    size = (3.0, 3.0) if around else (3.0, 1.9)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    arc = np.linspace(0, np.pi)
+    arc = np.linspace(0, 2 * np.pi if around else np.pi)
     axes.plot(np.cos(arc), np.sin(arc), color=GREY, lw=0.8)
-    for angle in (0, 45, 90, 135, 180):
+    for angle in range(0, 360 if around else 181, 45):
         x, y = _on_circle(angle, 1.14)
         axes.text(x, y, f"{angle}°", ha="center", va="center", fontsize=8)
-    # Symmetric and denser in the middle, as the paper's array; no scale.
-    axes.plot(np.linspace(-1, 1, 15) ** 3 * 0.22, np.zeros(15), ".", color=GREY)
-    axes.text(-0.27, 0, "mic 1", ha="right", va="center", fontsize=8)
+    if around:
+        axes.plot(0, 0, ".", color=GREY)
+    else:
+        # Symmetric and denser in the middle, as the paper's array; no scale.
+        places = np.linspace(-1, 1, 15) ** 3 * 0.22
+        axes.plot(places, np.zeros(15), ".", color=GREY)
+        axes.text(-0.27, 0, "mic 1", ha="right", va="center", fontsize=8)
     speakers = [(target, PALETTE[2], "target")]
     if interferer is not None:
         speakers.append((interferer, PALETTE[0], "interferer"))
@@ -186,7 +192,8 @@ def top_view(target, interferer=None):
         )
         text = f"{name} {angle:.0f}°"
         axes.plot(*_on_circle(angle, 0.93), "o", color=colour, label=text)
-    axes.set(xlim=(-1.4, 1.4), ylim=(-0.12, 1.25), aspect="equal")
+    low = -1.25 if around else -0.12
+    axes.set(xlim=(-1.4, 1.4), ylim=(low, 1.25), aspect="equal")
     axes.axis("off")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return figure

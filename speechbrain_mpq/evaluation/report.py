@@ -518,8 +518,7 @@ _EXAMPLES_NOTE = (
     "<span class='words'><mark>wrong <s>right</s></mark></span> is a "
     "substitution, <span class='words'><del>left out</del></span> a deletion "
     "and <span class='words'><ins>added</ins></span> an insertion. "
-    "Spectrograms reach from 0 Hz at the bottom to half the sample rate and "
-    "show 70 dB."
+    "Spectrograms: time in seconds, frequency in kHz, 70 dB by colour."
 )
 
 

@@ -236,7 +236,7 @@ def array_of(architecture):
     return {"spacings_cm": list(spacings), "microphones": microphones}
 
 
-def draw_array(microphones, spacings_cm=None, positions_cm=None):
+def draw_array(spacings_cm=None, microphones=(), positions_cm=None):
     """Draw an array with its directions, to scale."""
     if positions_cm is not None:
         return _draw_planar(positions_cm, microphones)

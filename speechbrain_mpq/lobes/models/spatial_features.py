@@ -232,7 +232,8 @@ class SpatialFeatures(nn.Module):
                     "spacings_cm are of linear arrays, positions_cm of planar "
                     "ones: give one of them"
                 )
-            self.settings["positions_cm"] = [list(p) for p in positions_cm]
+            planar_array(positions_cm)  # refused where it is none
+            self.settings["positions_cm"] = [[*place] for place in positions_cm]
         self.phase = phase
         self.n_fft = n_fft
         self.hop = hop

@@ -123,6 +123,16 @@ def test_training_curve_takes_numbers_and_dicts():
     assert panels[1].lines[0].get_xydata().tolist() == [[6, 1]]
 
 
+def test_top_view_of_a_planar_array_is_the_full_circle():
+    axes = top_view(300, 90).axes[0]
+    assert axes.get_ylim()[0] < -1
+    assert "270°" in [text.get_text() for text in axes.texts]
+    target = next(
+        line for line in axes.lines if line.get_label().startswith("target")
+    )
+    assert target.get_ydata()[0] < 0 < target.get_xdata()[0]
+
+
 def test_top_view_points_where_the_speakers_are():
     axes = top_view(0, 90).axes[0]
     ends = {

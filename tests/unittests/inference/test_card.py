@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -190,6 +191,37 @@ def test_any_array_fits(spacings):
     lines = draw_array(spacings, used)
     assert max(map(len, lines)) <= 80
     assert lines[1].startswith("180°  ") and lines[1].endswith("  0°")
+
+
+CIRCLE = [
+    *([5, 0], [2.5, 4.33], [-2.5, 4.33]),
+    *([-5, 0], [-2.5, -4.33], [2.5, -4.33]),
+]
+
+
+def test_planar_arrays_are_drawn_from_above():
+    separator = separator_of(pairs=[(2, 5), (1, 4)], positions_cm=CIRCLE)
+    array = array_of(describe(separator))
+    assert array == {"positions_cm": CIRCLE, "microphones": [1, 2, 4, 5]}
+    lines = draw_array(**array)
+    assert max(map(len, lines)) <= 80
+    (level,) = [line for line in lines if line.startswith("180°")]
+    assert level.split() == ["180°", "4", "1", "0°"]
+    top = lines.index(next(line for line in lines if "2" in line))
+    assert lines[top].split() == ["o", "2"] and top < lines.index(level)
+    assert lines[top].index("2") > lines[top].index("o")
+    assert lines[0].strip() == "90°"
+    assert "at (5, 0), (2.5, 4.33)," in "\n".join(lines)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 900.0])
+@pytest.mark.parametrize("flat", [1.0, 1e-3])
+def test_any_planar_array_fits(scale, flat):
+    rng = np.random.default_rng(0)
+    positions = (scale * rng.uniform(-1, 1, (40, 2)) * [1, flat]).round(5)
+    used = list(range(1, 41, 3))
+    lines = draw_array(positions_cm=positions.tolist(), microphones=used)
+    assert max(map(len, lines)) <= 80
 
 
 def test_cards_have_it_where_there_is_an_array():

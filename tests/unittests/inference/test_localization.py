@@ -24,6 +24,7 @@ from speechbrain_mpq.lobes.models.spatial_features import (
     SPEED_OF_SOUND,
     SpatialFeatures,
     linear_array,
+    planar_array,
 )
 
 POSITIONS = SpatialFeatures().positions
@@ -59,6 +60,33 @@ def located(waves, **options):
     return [
         t.doa for t in Localizer(POSITIONS).locate(waves, **options).talkers
     ]
+
+
+CIRCLE = [
+    (5 * math.cos(turn), 5 * math.sin(turn))
+    for turn in (k * math.pi / 3 for k in range(6))
+]
+
+
+def test_talkers_around_a_planar_array():
+    """Two at once, also where the circle is closed; nobody is mirrored."""
+    positions = planar_array(CIRCLE)
+    for doas in ((358.5, 200.0), (90.0, 300.0), (3.0, 45.0)):
+        waves = noise(48000, 6)
+        for seed, doa in enumerate(doas):
+            u = [math.cos(math.radians(doa)), math.sin(math.radians(doa))]
+            # As on a line: doa 0 along the projected positions
+            waves += plane_wave(bursts(seed=seed), 0, positions.numpy() @ u)
+        found = Localizer(positions).locate(waves)
+        assert len(found.curve) == 360
+        assert sorted(t.doa for t in found.talkers) == [
+            pytest.approx(doa, abs=1.5) for doa in sorted(doas)
+        ]
+        assert found.share_at(doas[0]) > 0.2
+        assert found.share_at((doas[0] + 180) % 360) < 0.02
+    quiet = torch.zeros(16000, 6)
+    quiet[8000] = 1e-3
+    assert len(Localizer(positions).locate(quiet).curve) == 360
 
 
 @pytest.mark.parametrize("doa", [0, 20, 61, 90, 135.5, 160, 180])

@@ -45,6 +45,78 @@ def test_direction_out_of_range_is_refused(doa):
         check_doa(torch.tensor([90.0, doa]))
 
 
+@pytest.mark.parametrize("doa", [-0.1, 360.5, float("nan")])
+def test_direction_out_of_the_full_circle_is_refused(doa):
+    check_doa(torch.tensor([0.0, 270.0, 360.0]), planar=True)
+    with pytest.raises(ValueError, match="0 to 360 degrees"):
+        check_doa(torch.tensor([90.0, doa]), planar=True)
+
+
+SQUARE = [(0.0, 0.0), (6.0, 0.0), (6.0, 4.0), (0.0, 4.0)]
+
+
+@pytest.mark.parametrize(
+    "positions, message",
+    [
+        ([(0, 0), (1, 1)], "three microphones or more"),
+        ([0, 1, 2], "three microphones or more"),
+        ([(0, 0), (1, 1), (3, 3)], "give spacings_cm instead"),
+        ([(0, 0), (1, 1), (0, 0)], "two microphones in one place"),
+        ([(0, 0), (1, 1), (0, float("inf"))], "finite"),
+    ],
+)
+def test_positions_that_are_no_planar_array(positions, message):
+    with pytest.raises(ValueError, match=message):
+        SpatialFeatures([(1, 2)], positions_cm=positions)
+
+
+def test_an_array_is_linear_or_planar():
+    with pytest.raises(ValueError, match="give one of them"):
+        SpatialFeatures([(1, 2)], spacings_cm=[5], positions_cm=SQUARE)
+    with pytest.raises(ValueError, match="the array has 4"):
+        SpatialFeatures([(1, 5)], positions_cm=SQUARE)
+
+
+def test_a_planar_array_on_a_line_is_the_linear_one():
+    """Bit by bit, in front of it; all is the same from behind."""
+    pairs, generator = [(3, 1), (2, 3)], torch.Generator().manual_seed(0)
+    linear = SpatialFeatures(pairs, spacings_cm=[5, 7])
+    # The fourth microphone makes it planar and is not used
+    planar = SpatialFeatures(
+        pairs, positions_cm=[(0, 0), (5, 0), (12, 0), (0, 3)]
+    )
+    assert "positions_cm" not in linear.settings
+    spectra = linear.stft(torch.randn(1, 8000, 3, generator=generator))
+    for doa in (10.0, 90.0, 150.0):
+        features = linear(spectra, torch.tensor([[doa]]))
+        ahead = planar(spectra, torch.tensor([[doa]]))
+        behind = planar(spectra, torch.tensor([[360 - doa]]))
+        torch.testing.assert_close(ahead, features, atol=1e-4, rtol=0)
+        torch.testing.assert_close(behind, features, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("doa", [0.0, 77.0, 180.0, 301.0])
+def test_planar_features_see_the_full_circle(doa):
+    """A plane wave has an angle feature of 1 in its direction alone."""
+    angle = math.radians(doa)
+    advance = np.array(SQUARE) / 100 @ [math.cos(angle), math.sin(angle)] / 343
+    rng = np.random.default_rng(0)
+    spectrum = np.fft.rfft(rng.standard_normal(16000))
+    frequencies = np.fft.rfftfreq(16000, 1 / 16000)
+    turned = spectrum * np.exp(2j * np.pi * advance[:, None] * frequencies)
+    waves = torch.from_numpy(np.fft.irfft(turned, 16000).T).float()[None]
+    features = SpatialFeatures(
+        [(1, 2), (1, 3), (2, 4), (1, 4)], positions_cm=SQUARE
+    )
+    spectra = features.stft(waves)
+    around = torch.arange(0.0, 360.0, 15.0) + doa % 15
+    maps = torch.cat([features(spectra, d[None, None]) for d in around])
+    fit = maps[:, 0, -features.bins :].mean((1, 2))
+    assert around[fit.argmax()] == doa and fit.max() > 0.99
+    others = fit[(around - doa).abs() > 20]
+    assert others.max() < 0.95
+
+
 def plane_wave(doa, microphones, samples=16000):
     """Noise from a direction in free air: exact delays by FFT."""
     rng = np.random.default_rng(0)

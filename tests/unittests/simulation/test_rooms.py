@@ -52,6 +52,56 @@ def test_direct_sound_arrives_in_the_order_of_the_distances():
         )
 
 
+CIRCLE = 0.05 * np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
+
+
+def test_planar_arrays_hear_talkers_from_all_around():
+    doas = []
+    for index in range(20):
+        room = rooms._draw_room(np.random.default_rng([7, index]), planar=True)
+        ray = room["talkers"] - room["centre"]
+        x, y = ray @ room["axis"], ray @ room["front"]
+        angle = np.degrees(np.arctan2(y, x)) % 360
+        np.testing.assert_allclose(room["doa"], angle)
+        doas += room["doa"].tolist()
+    assert min(doas) < 30 and max(doas) > 330
+    rirs = rooms.simulate(room, [1, 2, 3, 4], CIRCLE)
+    for talker, doa in enumerate(np.radians(room["doa"])):
+        delay = np.abs(rirs[talker]).argmax(axis=1) / 16000
+        advance = CIRCLE @ [np.cos(doa), np.sin(doa)] / SPEED_OF_SOUND
+        np.testing.assert_allclose(
+            delay.mean() - delay, advance - advance.mean(), atol=8e-5
+        )
+
+
+def test_banks_of_other_arrays_are_told_apart(tmp_path):
+    options = {"workers": 1, "progress": False}
+    counts, microphones = {"test": 1}, [1, 2, 4]
+    usual = linear_array()
+    prepare_rooms(tmp_path / "a", counts, microphones, **options)
+    prepare_rooms(
+        tmp_path / "a", counts, microphones, positions=usual, **options
+    )
+    options["positions"] = CIRCLE
+    with pytest.raises(ValueError, match="choose another data_folder"):
+        prepare_rooms(tmp_path / "a", counts, microphones, **options)
+    prepare_rooms(tmp_path / "b", counts, microphones, **options)
+    settings = json.loads((tmp_path / "b/rooms/settings.json").read_text())
+    assert settings["positions_cm"][1] == [0.0, 5.0]
+    bank = RoomBank(tmp_path / "b", "test", 1)
+    assert bank.rirs(0, (0,)).shape[1] == 3
+    with pytest.raises(ValueError, match="an array 5.00 m wide"):
+        prepare_rooms(
+            tmp_path / "c", counts, [1, 2], positions=np.array([0.0, 5.0])
+        )
+
+
+def test_angles_are_taken_the_short_way():
+    bank = RoomBank.__new__(RoomBank)
+    bank.doa = [np.array([350.0, 5.0])]
+    assert bank.pairs((15, 45)) == [(0, 0, 1), (0, 1, 0)]
+
+
 def test_absorption_and_order_follow_the_reverberation_time():
     room = (6.0, 5.0, 3.0)
     assert rooms._eyring_absorption(room, 0.2) > rooms._eyring_absorption(
