@@ -48,7 +48,7 @@ def run(step, run_opts, chatter_into):
     separator = stages.starting_separator(hparams)
     fp32_bytes = 4 * sum(p.numel() for p in separator.parameters())
     brain = stages.make_brain(separator, hparams, run_opts)
-    say("      speech and rooms")
+    say("      speech and rooms, where missing")
     datasets = stages.load_data(brain, hparams)
 
     # Score, allocate, quantize in place, estimate; then pack
@@ -79,7 +79,10 @@ def main(arguments):
     last = line.steps[-1]
     folders = [step.folder for step in (*last.baselines, last)]
     say("\n" + show_results(folders, wide=line.wide))
+    packed = last.folder / "packed"
     say(f"Look and listen: {last.folder / 'report.html'}")
+    say(f"Use it: speechbrain-mpq separate mix.wav --doa 60 --model {packed}")
+    say(f"Beside others, in a browser: speechbrain-mpq demo --open {packed}")
 
 
 if __name__ == "__main__":
