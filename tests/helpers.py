@@ -627,6 +627,12 @@ def command(folder, hparams, **options):
     return [sys.executable, "train.py", *line]
 
 
+def plan_pictures(patch):
+    """Have figures of pages made, but not drawn into images."""
+    name = "speechbrain_mpq.evaluation.page._draw_png"
+    patch.setattr(name, lambda draw, *colours: draw() and "data:,")
+
+
 def run(folder, hparams, pictures=False, **options):
     """Run train.py in this process to its end; its output is returned.
 
@@ -635,8 +641,7 @@ def run(folder, hparams, pictures=False, **options):
     """
     with pytest.MonkeyPatch.context() as patch:
         if not pictures:
-            name = "speechbrain_mpq.evaluation.page._draw_png"
-            patch.setattr(name, lambda draw, *colours: draw() and "data:,")
+            plan_pictures(patch)
         return call("train.py", *experiment(folder, hparams, **options))
 
 

@@ -31,7 +31,7 @@ from speechbrain_mpq.evaluation.report import (
 )
 
 
-def test_page_is_self_contained(tmp_path):
+def test_page_is_self_contained(tmp_path, pictures):
     clusters = make_clusters()
     html = written(
         tmp_path / "report.html",
@@ -45,6 +45,8 @@ def test_page_is_self_contained(tmp_path):
     addresses = re.findall(r'(?:src|srcset|href)="([^"]{5})', html)
     # 4 figures in two themes and widths, a top view, spectrograms, sounds.
     assert addresses == ["data:"] * (4 * 4 + 2 + 6)
+    drawn = re.findall(r'"data:image/png;base64,iVBOR', html)  # PNG's start
+    assert len(drawn) == 4 * 4 + 2 + 3
     assert html.count("<audio") == 3
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
