@@ -1,12 +1,13 @@
 """The docs: their links lead somewhere, and what they tell to type exists."""
 
 import ast
+import io
 import json
 import re
 import shlex
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import fields
 from functools import cache
 from importlib import import_module
@@ -17,7 +18,7 @@ import yaml
 from speechbrain.utils.run_opts import RunOptions
 
 import speechbrain_mpq
-from speechbrain_mpq.__main__ import COMMANDS
+from speechbrain_mpq.__main__ import COMMANDS, main
 from speechbrain_mpq.training.hparams_source import hparams_text
 
 ROOT = Path(__file__).parents[2]
@@ -99,16 +100,10 @@ def options(words):
 @cache
 def subcommand_options(name):
     """Options of `speechbrain-mpq name`, by its own help."""
-    done = subprocess.run(
-        [sys.executable, "-c", _HELP, name], capture_output=True, text=True
-    )
-    return set(re.findall(r"--([\w-]+)", done.stdout))
-
-
-_HELP = (
-    "import sys; from speechbrain_mpq.__main__ import main; "
-    "main([sys.argv[1], '--help'])"
-)
+    printed = io.StringIO()
+    with redirect_stdout(printed), suppress(SystemExit):
+        main([name, "--help"])
+    return set(re.findall(r"--([\w-]+)", printed.getvalue()))
 
 
 @cache
