@@ -324,7 +324,8 @@ def repack(source, folder, entropy_coded=False, **card) -> Path:
 
     The integers stay the same. What to build is known from the header of the
     file; in formats 1 and 2 from the source's hyperparams.yaml only, which is
-    executed: do this with folders that you trust. A card that is there stays, unless something is given for it.
+    executed: do this with folders that you trust. A card that is there stays,
+    unless something is given for it.
 
     Arguments
     ---------

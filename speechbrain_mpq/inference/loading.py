@@ -18,8 +18,8 @@ from ..lobes.models.tcn import equalize_inputs_, fold_norms_
 from ..quantization.container import DTYPES, PackedModelError
 from ..quantization.header import described_tensors
 from ..quantization.packing import (
-    MODEL_FILE,
     CODED,
+    MODEL_FILE,
     POOLS,
     PackedModel,
     PackedTensor,

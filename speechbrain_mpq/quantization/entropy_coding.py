@@ -219,7 +219,7 @@ def _histogram(counts, kind):
 
 
 def _geometric(counts, bits, codebook):
-    """Decay a level (1 byte, of 256) and share of the middle (1 byte, of 64)."""
+    """Decay a level (a byte, of 256) and share of the middle (a byte, of 64)."""
     distance = _distance(bits, codebook)
     middle = counts[distance == 0].sum()
     outside = counts.sum() - middle
@@ -231,8 +231,8 @@ def _geometric(counts, bits, codebook):
     sides = _weights(GEOMETRIC, bytes([decay, 64]), bits, codebook)
     others = sides[distance > 0].sum()
     wanted = middle / outside * others / sides[distance == 0].sum()
-    share = min(max(round(64 * wanted), 1), 255)
-    for share in range(share, 0, -1):  # no likelier than may be
+    most = min(max(round(64 * wanted), 1), 255)
+    for share in range(most, 0, -1):  # no likelier than may be
         found = bytes([decay, share])
         weights = _weights(GEOMETRIC, found, bits, codebook)
         if _is_safe(weights):

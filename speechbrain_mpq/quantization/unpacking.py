@@ -23,8 +23,8 @@ from .codebook import (
     scale_shape,
 )
 from .container import PackedModelError, read_container, unpack_bits
-from .groups import first_row, split_name
 from .entropy_coding import check_claims, decode_pool
+from .groups import first_row, split_name
 from .header import check_name, described_tensors, scale_axes
 from .parametrized import fix_
 from .plan import packed_bytes
