@@ -187,7 +187,7 @@ def quantize_pretrained(
     prototypes=None,
     device="cpu",
     progress=True,
-):
+) -> PTQReport:
     """Quantize a pretrained interface after training, without its data.
 
     Scores every layer by what its quantization does to the outputs on some
@@ -238,10 +238,6 @@ def quantize_pretrained(
         Where to compute.
     progress : bool
         Shows progress bars.
-
-    Returns
-    -------
-    Outcome
 
     Example
     -------

@@ -219,7 +219,7 @@ def _histogram(counts, kind):
 
 
 def _geometric(counts, bits, codebook):
-    """Decay a level (a byte, of 256) and share of the middle (a byte, of 64)."""
+    """Decay a level, of 256, and share of the middle, of 64: a byte each."""
     distance = _distance(bits, codebook)
     middle = counts[distance == 0].sum()
     outside = counts.sum() - middle
