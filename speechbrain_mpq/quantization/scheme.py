@@ -35,7 +35,7 @@ class Scheme:
     >>> Scheme(codebook="midrize")
     Traceback (most recent call last):
     ...
-    ValueError: codebook must be one of ('midtread', 'midrise', 'entropy'), not 'midrize'
+    ValueError: codebook must be one of ('midtread', ...), not 'midrize'
     """
 
     granularity: str = "tensor"

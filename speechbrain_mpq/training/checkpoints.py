@@ -250,7 +250,8 @@ def _damage(checkpoint):
 
 WholeCheckpointer = AtomicCheckpointer  # its name in earlier YAML files
 
-TABLE = ("bits", "ternary", "midrise", "entropy")  # what says which table a tensor has
+# What says which table a tensor has
+TABLE = ("bits", "ternary", "midrise", "entropy")
 
 
 def guard_loading(model, any_bits=False):
