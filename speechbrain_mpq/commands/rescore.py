@@ -21,6 +21,7 @@ EXAMPLE = """
   speechbrain-mpq rescore nbest.json --lm user/name --ngram lm.arpa --best hyp
   speechbrain-mpq rescore kaldi.json --scores costs --lm_weight 9 --lm FOLDER"""
 
+UNK_PENALTY = -10.0
 TOO_MANY = 0.5  # share of unknown words that no text of the language has
 
 
@@ -67,9 +68,9 @@ def add_arguments(parser):
     add(
         "--unk_penalty",
         type=_number,
-        default=0.0,
-        help="log-probability added for each unknown word: <unk> stands for "
-        "all of them together (default: %(default)s)",
+        default=UNK_PENALTY,
+        help="log-probability added for each unknown word: <unk> has that of "
+        "all of them together (default: %(default)s, one in 22,000)",
     )
     add(
         "--unknown",

@@ -88,6 +88,7 @@ def quantized(trained, shared, name, *options):
         ("hessian", ("--scores", "hessian", "--method", "learned_step")),
         ("nas", ("--scores", "nas", "--method", "log_step")),
         ("admm", ("--scores", "kl", "--method", "admm")),
+        ("one_stage", ("--method", "one_stage")),
         (
             "rows",
             ("--method", "post_training", "--scores", "kl")

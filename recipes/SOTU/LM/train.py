@@ -174,9 +174,18 @@ def publish(brain, vocabulary, folder):
     from speechbrain_mpq.inference.language_model import save_language_model
 
     stats = brain.perplexity.summarize()
-    metadata = {"corpus": brain.hparams.data_folder, "test": stats}
-    model = brain.modules.model
-    save_language_model(model, Path(folder, "published"), vocabulary, metadata)
+    metrics = {
+        "average": {"ppl": stats["PPL"], "ppl_known": stats["PPL_known"]},
+        "corpus": Path(brain.hparams.data_folder).name,
+        "seed": brain.hparams.seed,
+    }
+    save_language_model(
+        brain.modules.model,
+        Path(folder, "published"),
+        vocabulary,
+        {"test": stats},
+        metrics=metrics,
+    )
 
 
 if __name__ == "__main__":

@@ -67,7 +67,8 @@ def call(folder, *options):
 
 
 def test_best_first(folder, capsys):
-    assert call(folder, "--out", str(folder / "out.json")) == 0
+    out = str(folder / "out.json")
+    assert call(folder, "--out", out, "--unk_penalty", "0") == 0
     assert "1 of 9 words unknown, 1 empty" in capsys.readouterr().err
     lm = LanguageModel.from_pretrained(folder / "lm")
     before = {row.id: row for row in read_nbest(folder / "nbest.json")}
@@ -119,7 +120,7 @@ def test_unknown_words(folder, capsys):
     assert "u1: 'st' is not in the vocabulary" in capsys.readouterr().err
     out = folder / "out.json"
     scores = []
-    for penalty in ("0", "-5"):
+    for penalty in ("0", "-5.0"):
         call(folder, "--unk_penalty", penalty, "--out", str(out))
         row = json.loads(out.read_text().splitlines()[1])
         scores.append(row["lm_scores"][row["hypotheses"].index("the st")])

@@ -1,5 +1,7 @@
 """Tied language models: one matrix, and the sizes that the paper prints."""
 
+from fnmatch import fnmatch
+
 import pytest
 import torch
 from helpers import ROOT
@@ -9,8 +11,14 @@ from speechbrain_mpq.lobes.models.language_models import (
     TiedRNNLM,
     TiedTransformerLM,
 )
-from speechbrain_mpq.quantization.plan import BitPlan, bit_plan
-from speechbrain_mpq.quantization.quant_api import coverage, quantize_
+from speechbrain_mpq.quantization.groups import split_name
+from speechbrain_mpq.quantization.plan import BitPlan, ClusterBits
+from speechbrain_mpq.quantization.quant_api import (
+    clusters,
+    coverage,
+    quantize_,
+)
+from speechbrain_mpq.quantization.tensors import named_tensors
 
 MODELS = {
     "lstm": lambda: TiedRNNLM(30, 8),
@@ -101,22 +109,28 @@ def test_sizes_of_the_paper_at_low_bits(kind, bits, mib):
     assert plan.bytes / 2**20 == pytest.approx(mib, rel=0.05)
 
 
-def test_a_plan_of_mixed_bits_has_its_size():
-    """The paper's KL system of 1.9 bits: 11.7 MiB of 183, 15.6 times."""
-    model = TiedRNNLM(300, 16)  # the same share of everything, 1024 times less
-    plan = quantize_(model, 2, gates=True, exclude="*bias*")
-    widths = {"embedding": 2, "input": 1, "forget": 2, "cell": 2, "output": 2}
-    entries = {
-        name: type(entry)(
-            next(b for key, b in widths.items() if key in name),
-            entry.parameters,
-            entry.tensors,
-        )
-        for name, entry in plan.clusters.items()
-    }
-    mixed = BitPlan(entries, plan.rest_parameters)
-    gate, table = 2 * 16 * 16, 300 * 16
-    expected = (2 * table + 2 * gate * (1 + 2 + 2 + 2)) / (table + 8 * gate)
-    assert mixed.average_bits == pytest.approx(expected)
-    fresh = TiedRNNLM(300, 16)
-    assert quantize_(fresh, mixed, exclude="*bias*") == mixed == bit_plan(fresh)
+@pytest.mark.parametrize(
+    "kind, at_one_bit, mib, ratio",
+    [
+        ("lstm", ["*.input_l*"], 11.7, 15.6),
+        ("transformer", ["*.pos_ffn.ffn.0"], 7.0, 15.1),
+    ],
+)
+def test_sizes_of_the_paper_at_mixed_bits(kind, at_one_bit, mib, ratio):
+    """Its KL systems of 1.9 bits, with 1 bit for some gates or sub-layers."""
+    model = paper_model(kind, 30430)
+    weights = [n for n, p in model.named_parameters() if p.dim() > 1]
+    members = clusters(model, include=weights, gates=True)
+    tensors = named_tensors(model)
+    rest = sum(p.numel() for p in model.parameters() if p.dim() < 2)
+    entries = {}
+    for cluster, names in members.items():
+        low = any(fnmatch(cluster, pattern) for pattern in at_one_bit)
+        parts = map(split_name, names)
+        count = sum(tensors[name].weight[rows].numel() for name, rows in parts)
+        entries[cluster] = ClusterBits(1 if low else 2, count, names)
+    plan = BitPlan(entries, rest)
+    full = 4 * sum(p.numel() for p in model.parameters())
+    assert plan.average_bits == pytest.approx(1.9, abs=0.02)
+    assert plan.bytes / 2**20 == pytest.approx(mib, rel=0.06)
+    assert full / plan.bytes > ratio
