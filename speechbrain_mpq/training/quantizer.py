@@ -4,14 +4,16 @@ It attaches fake quantizers in place when the YAML is loaded; what a YAML may
 give it is checked there and then, as many options are used only after all data
 is prepared. It sees no Brain and no optimizer. So it finds weights that no
 loss reaches by listening to the steps of all optimizers, by torch's hook for
-these, until it has seen one of its own; the hook goes when the answer is
-known, and with the weights that it is about.
+these, until it has seen those of its own; the hook goes when the answer is
+known, and with the weights that it is about. One step is not enough to know:
+layer drop leaves out other layers in each.
 """
 
 import inspect
 import logging
 import os
 import weakref
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -32,6 +34,7 @@ from .checkpoints import guard_loading
 logger = get_logger(__name__)
 UNREACHED = ("error", "ignore")
 LISTED = 12  # patterns in a message
+PATIENCE = 20  # steps without any gradient: layer drop leaves out other layers
 
 
 NO_SCRIPT = (
@@ -144,7 +147,7 @@ class Quantizer:
     vectors : bool
         Quantize biases, norms and all else of one dimension as well.
     unreached : str
-        "error": refuse weights without a gradient after the first step.
+        "error": refuse weights without a gradient in the first 20 steps.
         "ignore": later steps may reach them.
     **unknown : dict
         Refused, with the names that there are.
@@ -418,7 +421,7 @@ def listen_to_steps(owner, called):
 
 
 def watch_gradients(model):
-    """Check after one step that every quantized weight had a gradient."""
+    """Check in the first steps that every quantized weight has a gradient."""
     tensors = [t for t in named_tensors(model).values() if t.fake_quantize]
     watch = _Watch({tensor.name: tensor.parameter for tensor in tensors})
     steps = listen_to_steps(tensors[0].parameter, watch)
@@ -439,7 +442,9 @@ class _Watch:
         self.weights = {
             name: weakref.ref(weight) for name, weight in weights.items()
         }
-        self.seen = {}  # optimizer -> names of its weights
+        self.seen = set()  # names of weights that an optimizer has
+        self.steps = Counter()  # of each optimizer
+        self.missing = {}  # optimizer -> its weights without a gradient so far
         self.done = False  # torch lets no hook remove itself
 
     def __call__(self, optimizer, *_):
@@ -456,15 +461,23 @@ class _Watch:
         mine = {n: w for n, w in trained.items() if id(w) in held}
         if not mine:
             return
-        second = id(optimizer) in self.seen
-        self.seen.setdefault(id(optimizer), set(mine))
-        left = set(trained).difference(*self.seen.values())
-        unreached = [n for n, w in mine.items() if w.grad is None]
-        self.done = bool(second or unreached or not left)
-        if second:
-            _warn_of_others(sorted(left))
-        elif unreached:
-            raise ValueError(_message(unreached, weights))
+        key = id(optimizer)
+        self.steps[key] += 1
+        self.seen.update(mine)
+        without = {n for n, w in mine.items() if w.grad is None}
+        missing = self.missing[key] = without & self.missing.get(key, without)
+        left = sorted(set(trained) - self.seen)
+        if missing and self.steps[key] >= PATIENCE:
+            self.done = True
+            names = [name for name in mine if name in missing]
+            raise ValueError(_message(names, weights))
+        if self.steps[key] == 1 and missing:
+            names = [name for name in mine if name in missing]
+            logger.warning(f"In the first step {_message(names, weights)}")
+        if self.steps[key] == 2:
+            _warn_of_others(left)
+        known = not left or self.steps[key] >= 2
+        self.done = known and not any(self.missing.values())
 
 
 def _fewest_patterns(names, all_names):

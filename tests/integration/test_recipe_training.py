@@ -20,6 +20,7 @@ from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_mpq import Quantizer, learn_bits, pack_results
 from speechbrain_mpq.quantization.packing import read_packed
+from speechbrain_mpq.training import quantizer as quantizers
 
 KINDS = ["uniform", "learned"]
 
@@ -242,7 +243,8 @@ def test_checkpoint_of_plain_training_has_no_learned_bits(tmp_path):
         train_tiny("learned", tmp_path, epochs=2)
 
 
-def test_a_module_that_no_loss_reaches_is_named(tmp_path):
+def test_a_module_that_no_loss_reaches_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(quantizers, "PATIENCE", 2)
     hparams = hparams_of("plain", tmp_path)
     hparams["modules"]["idle"] = torch.nn.Linear(2, 2)
     quantizer = Quantizer(hparams["modules"])

@@ -36,6 +36,7 @@ from speechbrain_mpq.training.distributions import (
     find_distributions,
 )
 from speechbrain_mpq.training.pipeline import check_limits
+from speechbrain_mpq.training.quantizer import PATIENCE
 
 
 def modules():
@@ -211,7 +212,8 @@ def test_second_optimizer_is_checked_by_itself():
     layers["output"](torch.ones(4)).sum().backward()
     first.step()
     with pytest.raises(ValueError, match="no loss reaches encoder"):
-        second.step()
+        for _ in range(PATIENCE):
+            second.step()
 
 
 @pytest.mark.parametrize("budget", ["4 apples", "", True, 0, -3, None])
@@ -516,11 +518,13 @@ class Model(torch.nn.Module):
         return self.layers(x)
 
 
-def step(model, learning=torch.optim.SGD, **options):
-    """One step of an optimizer."""
+def step(model, learning=torch.optim.SGD, steps=1, **options):
+    """Steps of an optimizer."""
     learner = learning(model.parameters(), lr=0.1, **options)
-    model(torch.rand(3, 8)).sum().backward()
-    learner.step()
+    for _ in range(steps):
+        model(torch.rand(3, 8)).sum().backward()
+        learner.step()
+        learner.zero_grad()
     return learner
 
 
@@ -529,11 +533,13 @@ def hooks():
     return len(optimizer._global_optimizer_post_hooks)
 
 
-def test_the_advice_excludes_what_is_not_reached_and_nothing_else():
+def test_the_advice_excludes_what_is_not_reached_and_nothing_else(caplog):
     model = Model()
     Quantizer({"net": model})
     with pytest.raises(ValueError, match="no loss reaches net.token") as said:
-        step(model)
+        step(model, steps=PATIENCE)
+    (warned,) = [r.message for r in caplog.records if "first step" in r.message]
+    assert 'exclude: ["net.token", "net.unused.*"]' in warned
     assert 'exclude: ["net.token", "net.unused.*"]' in str(said.value)
     model = Model()
     quantizer = Quantizer({"net": model}, exclude=["net.token", "net.unused.*"])
@@ -542,6 +548,29 @@ def test_the_advice_excludes_what_is_not_reached_and_nothing_else():
         "net.layers.weight",
         "net.layers.bias",
     ]
+
+
+class Dropping(torch.nn.Module):
+    """Leaves out one of its layers, as layer drop does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in "ab")
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.layers[self.calls % 3 % 2](x)
+
+
+def test_layers_that_some_steps_leave_out_are_trained():
+    gc.collect()
+    before, model = hooks(), Dropping()
+    Quantizer({"net": model})
+    started = model.layers[0].parametrizations.weight.original.clone()
+    step(model, steps=PATIENCE + 1)
+    assert (model.layers[0].parametrizations.weight.original != started).any()
+    assert hooks() == before
 
 
 @pytest.mark.parametrize("learned", [False, True])
