@@ -57,7 +57,8 @@ METHODS = {
     "admm": partial(ADMMTraining, penalty=0.03, growth=1.09),
     "one_stage": partial(OneStage, shrinks=True),
 }
-ANCHOR = re.compile(r"(?<=\s)([&*])id(\d+)\b")  # as ruamel.yaml names them
+# As ruamel.yaml names them, in lists and tables too: [*id001, *id002].
+ANCHOR = re.compile(r"(?<=[\s\[{,])([&*])id(\d+)\b")
 
 
 def method_of(name):

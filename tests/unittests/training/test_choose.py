@@ -357,6 +357,9 @@ def test_anchors_cannot_be_taken_for_those_of_another_loading():
     assert ANCHOR.sub(r"\1saved\2", text) == (
         "a: &saved001 (4, 4)\nb: *saved001\nurl: http://x?a&id001\n"
     )
+    # As ruamel.yaml writes `- [!ref <a>, !ref <b>]`.
+    text = "c:\n- [*id001, *id002]\n- {*id003,*id004: 2}\n"
+    assert "id0" not in ANCHOR.sub(r"\1saved\2", text)
 
 
 def test_folders_without_a_training(tmp_path):
