@@ -12,6 +12,8 @@ parameter is right for it: weight decay pulls towards the fitted scale, no step
 can make it negative, and one learning rate suits scales of any size.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 
@@ -31,6 +33,9 @@ from .codebook import (
 # Of a weight's root mean square: a table that ends below it is replaced.
 RESCALE_THRESHOLD = 0.5
 _TINY = torch.finfo(torch.float32).tiny
+_INFINITY = np.float32(np.inf)
+# Found once: torch.ops looks for it at every call.
+_HARDTANH_BACKWARD = torch.ops.aten.hardtanh_backward.default
 
 
 class StraightThroughRounding(torch.autograd.Function):
@@ -75,13 +80,16 @@ class LearnedRounding(torch.autograd.Function):
 
         Of ``log_scale`` only the gradient matters: it may lack a constant.
         """
-        context.largest = largest = largest_level(bits, codebook)
-        if has_zero(bits, codebook):
+        context.largest, zero = _table_ends(bits, codebook)
+        largest = context.largest
+        if zero:
             levels = _steps(weight, alpha).round_().clamp_(-largest, largest)
-            levels.add_(0.0)  # turns -0 into 0
+            # Adding turns -0 into 0, also where alpha is 0.
+            levels = levels.mul_(alpha.to(levels)).add_(0.0)
         else:
             levels = nearest_levels(weight, bits, alpha, codebook)
-        quantized = levels.mul_(alpha.to(levels)).to(weight.dtype)
+            levels = levels.mul_(alpha.to(levels))
+        quantized = levels.to(weight.dtype)
         context.save_for_backward(weight, quantized, alpha)
         return quantized
 
@@ -95,7 +103,8 @@ class LearnedRounding(torch.autograd.Function):
             # By the entry, less what follows the weight.
             by_scale = _products(gradient, quantized, alpha.shape)
             by_scale -= _products(by_weight, weight, alpha.shape)
-            by_scale = by_scale.to(alpha)
+            if by_scale.dtype != alpha.dtype:
+                by_scale = by_scale.to(alpha)
         return by_weight, by_scale, None, None, None
 
 
@@ -106,10 +115,16 @@ def _inside(gradient, weight, largest, alpha):
         # In one go: several times as fast as a comparison and a choice. It
         # leaves out the ends, which belong to the table.
         end = np.float32(alpha.item() * largest)
-        end = float(np.nextafter(end, np.float32(np.inf)))
-        return torch.ops.aten.hardtanh_backward(gradient, weight, -end, end)
+        end = float(np.nextafter(end, _INFINITY))
+        return _HARDTANH_BACKWARD(gradient, weight, -end, end)
     inside = weight.abs() <= largest * alpha
     return torch.where(inside, gradient, 0.0)
+
+
+@lru_cache
+def _table_ends(bits, codebook):
+    """The largest level of a table, and whether it has a zero."""
+    return largest_level(bits, codebook), has_zero(bits, codebook)
 
 
 def _steps(weight, alpha):
@@ -123,9 +138,12 @@ def _steps(weight, alpha):
 
 def _products(one, other, shape):
     """Sum of products for each scale."""
-    one, other = one.float(), other.float()
+    if not one.dtype == other.dtype == torch.float32:
+        one, other = one.float(), other.float()
     if not shape:
-        return torch.dot(one.reshape(-1), other.reshape(-1))
+        if one.dim() != 1:
+            one, other = one.reshape(-1), other.reshape(-1)
+        return torch.dot(one, other)
     return (one * other).sum_to_size(shape)
 
 

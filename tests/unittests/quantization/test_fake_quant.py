@@ -353,3 +353,14 @@ def test_bits_and_codebook_follow_what_is_loaded():
     assert (quantizer.stored_bits, quantizer.codebook) == (4, "midtread")
     quantizer.load_state_dict(other.state_dict())
     assert (quantizer.stored_bits, quantizer.codebook) == (2, "midrise")
+
+
+@pytest.mark.parametrize("estimator", [FakeQuantize, LearnedStep, LogStep])
+def test_a_scale_of_zero_gives_zeros_without_a_sign(estimator):
+    """Trained from zero, and evaluated before a scale could be fitted."""
+    quantizer = estimator(4, 0.0).eval()
+    weight = torch.tensor([-0.3, -0.0, 0.2], requires_grad=True)
+    integers = quantize_to_integers(weight.detach(), 4, quantizer.alpha)
+    packed = dequantize(integers, quantizer.alpha)
+    assert not packed.signbit().any()
+    assert not quantizer(weight).signbit().any()
