@@ -8,14 +8,13 @@ separators with a lip stream take them. The same command continues.
 """
 
 import argparse
-import json
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
 from speechbrain_mpq.simulation.recordings import run_jobs, write_manifests
-from speechbrain_mpq.utils import atomic_write
+from speechbrain_mpq.utils import atomic_write, read_json
 from speechbrain_mpq.vision.detector import CascadeDetector
 from speechbrain_mpq.vision.face_tracking import track_video
 from speechbrain_mpq.vision.mouth import FPS, mouth_pictures
@@ -47,7 +46,9 @@ def prepare_lips(data_folder, size=(24, 32), workers=4, blank=False):
     if not manifests:
         raise FileNotFoundError(f"no manifests in {data_folder}: prepare first")
     splits = {
-        path.name.removesuffix("_speech.json"): json.loads(path.read_text())
+        path.name.removesuffix("_speech.json"): read_json(
+            path, broken="prepare the corpus again"
+        )
         for path in manifests
     }
     name = "lips_{}x{}".format(*size)

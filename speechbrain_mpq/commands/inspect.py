@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from pathlib import Path
 
 from ..utils import BUNDLED_MODEL, repeated_blocks
 
@@ -44,6 +45,8 @@ def run(options) -> int:
     from ..inference.folder import cluster_bits, coverage_rows, summarise
     from ..quantization.packing import read_model
 
+    if options.plot:
+        _check_plot(Path(options.plot))
     model = read_model(options.folder)
     rows = coverage_rows(model)
     clusters = cluster_bits(rows)
@@ -151,14 +154,29 @@ def _shape(row):
     return " x ".join(map(str, row["shape"])) or "1"
 
 
-def _draw(path, clusters):
-    """The plot of the report, to a file."""
-    if not clusters:
-        raise ValueError("nothing to plot: the model is in floating point")
+def _check_plot(path):
+    """Refuse a file that could not be drawn to, before anything is read."""
     try:
-        from ..evaluation.plots import bits_per_cluster
+        from matplotlib.backend_bases import FigureCanvasBase
     except ImportError as error:
         raise ImportError(
             "plots need matplotlib: pip install 'speechbrain_mpq[evaluate]'"
         ) from error
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in kinds:
+        raise ValueError(
+            f"{path} has no ending of a picture: name it .png, .svg or .pdf"
+        )
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(
+            f"{path} cannot be written: name a file in a folder that is there"
+        )
+
+
+def _draw(path, clusters):
+    """The plot of the report, to a file."""
+    if not clusters:
+        raise ValueError("nothing to plot: the model is in floating point")
+    from ..evaluation.plots import bits_per_cluster
+
     bits_per_cluster(clusters).savefig(path, dpi=150)

@@ -105,6 +105,15 @@ def test_plot(folder, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("name", ["bits.pgn", "nowhere/bits.png", "a.png"])
+def test_a_plot_is_checked_before_the_folder_is_read(name, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "a.png").mkdir()
+    nothing, plot = str(tmp_path / "no model"), str(tmp_path / name)
+    assert main(["inspect", nothing, "--plot", plot]) == 1
+    assert plot in capsys.readouterr().err
+
+
 def test_verify(folder, tmp_path, capsys):
     assert main(["verify", str(folder)]) == 0
     assert capsys.readouterr().out == f"{folder}: whole\n"
