@@ -124,6 +124,11 @@ def _add_method_options(group):
         "--codebook", choices=("midrise", "midtread"), default="midrise"
     )
     group.add_argument(
+        "--gates",
+        action="store_true",
+        help="bits of its own for each gate of each layer of LSTMs and GRUs",
+    )
+    group.add_argument(
         "--rounding", choices=("calibrated", "nearest"), default="calibrated"
     )
     group.add_argument(

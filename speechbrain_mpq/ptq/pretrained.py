@@ -181,6 +181,7 @@ def quantize_pretrained(
     vectors=False,
     candidate_bits=CANDIDATES,
     codebook="midrise",
+    gates=False,
     rounding="calibrated",
     scores="kl",
     method="post_training",
@@ -226,6 +227,8 @@ def quantize_pretrained(
         Bits to choose from.
     codebook : str
         Kind of all quantization tables, "midrise" or "midtread".
+    gates : bool
+        Each gate of each layer of an LSTM or GRU has bits of its own.
     rounding : str
         "calibrated", layer by layer on the calibration items, or "nearest".
     scores : str or Scorer
@@ -251,7 +254,7 @@ def quantize_pretrained(
     >>> outcome.plan.average_bits  # doctest: +SKIP
     3.99
     """
-    scheme = Scheme(codebook=codebook)
+    scheme = Scheme(codebook=codebook, gates=gates)
     limits, scorer = _plan_options(budget, candidate_bits, scores, scheme)
     check_rounding(rounding)
     _check_method(method)

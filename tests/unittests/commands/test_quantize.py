@@ -106,6 +106,15 @@ def test_recognizer(ctc, manifest, tmp_path, capsys):
     assert not torch.equal(before, after)
 
 
+def test_gates_of_a_recognizer(ctc, manifest, tmp_path):
+    out = tmp_path / "packed"
+    options = ("--gates", "--candidate-bits", "2", "4", "8")
+    assert command(ctc, "EncoderASR", manifest, out, *options) == 0
+    quantized, _ = read_packed(out / "layers.ckpt")
+    assert sum("weight_ih_l0[" in name for name in quantized) == 4
+    assert outputs("EncoderASR", out).isfinite().all()
+
+
 def test_many_bits_change_nearly_nothing(ctc, manifest, tmp_path):
     out = tmp_path / "packed"
     options = ("--candidate-bits", "16", "--rounding", "nearest", "--vectors")
