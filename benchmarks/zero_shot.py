@@ -6,7 +6,8 @@
 Mixtures of the utterances of `test_speech.json` in the rooms of the test
 split, angle buckets in turn; as many as there are utterances are train.py's
 own. With --asr also word error rates: of the utterances as they are, and of
-mixture, estimate and reverberant target. --save writes every mixture's scores.
+mixture, estimate and reverberant target. --noise 10 adds generated noise from
+a place of its own, 10 dB below the target. --save writes the scores of each.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from speechbrain_mpq import load_separator
 from speechbrain_mpq.evaluation.results import Recognizer
 from speechbrain_mpq.evaluation.signal_quality import si_snr
 from speechbrain_mpq.evaluation.wer import word_errors
+from speechbrain_mpq.simulation.augmentation import Augmentation
 from speechbrain_mpq.simulation.mixtures import (
     BUCKETS,
     MixtureMaker,
@@ -97,6 +99,15 @@ def recognized_clean(speech, recognize):
     )
 
 
+def only_noise(snr):
+    """What puts noise into every mixture, and changes nothing else."""
+    if snr is None:
+        return None
+    return Augmentation(
+        voice=0, noise=1, snr=(snr, snr), third_talker=0, microphones=0, doa=0
+    )
+
+
 def arguments():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -105,6 +116,7 @@ def arguments():
     parser.add_argument("--asr", help="folder or hub name of an EncoderASR")
     parser.add_argument("--mixtures", type=int, default=100)
     parser.add_argument("--rooms", type=int, default=100)
+    parser.add_argument("--noise", type=float, help="dB below the target")
     parser.add_argument("--save", type=Path)
     return parser.parse_args()
 
@@ -121,7 +133,9 @@ def main():
     speech = load_speech(folder / "test_speech.json", folder)
     rooms = RoomBank(folder, "test", given.rooms)
     recognize = Recognizer(given.asr) if given.asr else None
-    maker = MixtureMaker(speech, rooms, seed=SEED)
+    maker = MixtureMaker(
+        speech, rooms, seed=SEED, augmentation=only_noise(given.noise)
+    )
     rows = score(separators, maker, given.mixtures, recognize)
     print(table(rows, recognize))
     if recognize:

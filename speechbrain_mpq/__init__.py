@@ -61,6 +61,7 @@ _HOMES = {
     "SeparationStream": "inference.chunks",
     "doa_from_face": "inference.interfaces",
     "Localizer": "inference.localization",
+    "Augmentation": "simulation.augmentation",
     "SeparatorFrontEnd": "lobes.models.separator",
     "load_separator": "inference.loading",
     "QuantizedSeparator": "inference.separation",

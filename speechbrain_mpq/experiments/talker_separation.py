@@ -217,10 +217,45 @@ def check(hparams, run_opts):
             f"--calibration_mixtures {wanted}: they are taken from the "
             f"{hparams['mixtures']['train']} training mixtures"
         )
+    _check_corpora(hparams)
     separator = starting_separator(hparams)
     brain = make_brain(separator, hparams, run_opts)
+    if hparams["augmentation"] and separator.lips_size:
+        raise ValueError(
+            "--augmentation changes how long voices are, which the lips of "
+            "this separator are not: leave it out"
+        )
     parameters = sum(p.numel() for p in separator.parameters())
     return cost_of(hparams, parameters, brain.trains)
+
+
+def _check_corpora(hparams):
+    """Refuse corpora that are not there, and mixing that cannot be varied."""
+    shares = hparams["train_corpora"]
+    if not isinstance(shares, dict):
+        raise ValueError(
+            '--train_corpora maps folders to shares, as "{data/embedded: 0.3, '
+            f'data/voices: 0.7}}", not {shares!r}'
+        )
+    for folder, share in shares.items():
+        if isinstance(share, bool) or not isinstance(share, int | float):
+            raise ValueError(f"--train_corpora: {folder} has share {share!r}")
+        if not 0 <= share:
+            raise ValueError(f"--train_corpora: {folder} has share {share}")
+        if not share:
+            continue
+        made = folder == hparams["data_folder"] and not hparams["skip_prep"]
+        path = Path(folder) / "train_speech.json"
+        if not made and not path.exists():
+            raise FileNotFoundError(
+                f"no {path}: prepare that corpus first (recipes/*/README.md), "
+                "or leave it out of --train_corpora"
+            )
+    if hparams["augmentation"] and hparams["mix_on_device"]:
+        raise ValueError(
+            "--mix_on_device True mixes two voices and nothing else: leave it "
+            "out, or train without --augmentation"
+        )
 
 
 def estimation_text(brain):

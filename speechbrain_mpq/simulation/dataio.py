@@ -19,7 +19,13 @@ from speechbrain.utils.logger import get_logger
 from ..lobes.models.spatial_features import linear_array
 from ..utils import SAMPLE_RATE
 from .lip_videos import videos_of_splits
-from .mixtures import PEAK, MixtureMaker, fixed_mixtures, load_speech
+from .mixtures import (
+    PEAK,
+    MixtureMaker,
+    fixed_mixtures,
+    load_corpora,
+    load_speech,
+)
 from .rooms import RoomBank, prepare_rooms
 
 SCENE = ("room", "talker", "other", "sir", "mirrored", "cut")
@@ -168,11 +174,17 @@ def training_mixtures(maker, seconds, count=None, videos=None, dry=False):
         two.
     """
     samples = int(seconds * SAMPLE_RATE)
+    mixed = maker.shares is not None  # targets are drawn, corpus by share
+
+    def draw(key):
+        if not mixed:
+            return maker.draw(key)
+        return maker.draw(maker.draw_target(key), key=key)
 
     @takes("id")
     @provides("voices", "scene", "doa")
     def place(key):
-        drawn = maker.draw(key)
+        drawn = draw(key)
         yield torch.from_numpy(maker.voices(drawn).T.copy())
         yield _scene_of(drawn)
         yield torch.tensor([drawn["doa_given"], drawn["doa_interferer"]])
@@ -180,7 +192,7 @@ def training_mixtures(maker, seconds, count=None, videos=None, dry=False):
     @takes("id")
     @provides("mixture", "targets", "doa")
     def render(key):
-        drawn = maker.draw(key)
+        drawn = draw(key)
         signals = maker.render(drawn)
         targets = np.stack([signals["target"], signals["interferer"]], axis=1)
         spare = max(0, len(targets) - samples)
@@ -192,12 +204,14 @@ def training_mixtures(maker, seconds, count=None, videos=None, dry=False):
     @takes("id")
     @provides("lips")
     def show(key):
-        drawn = maker.draw(key)
+        drawn = draw(key)
         spare = max(0, videos.samples(drawn) - samples)
         start = round(drawn["cut"] * spare)
         return torch.from_numpy(videos.render(drawn, start, samples))
 
     keys = sorted(maker.speech)[:count]
+    if mixed:
+        keys = [f"mixture_{i}" for i in range(count or len(maker.speech))]
     if count is not None and len(keys) < count:
         raise ValueError(
             f"{count} mixtures per epoch asked for, the manifest has "
@@ -305,17 +319,26 @@ def dataio_prep(hparams):
     positions = hparams.get("array_positions")
     planar = positions is not None and positions.ndim == 2
     symmetric = is_symmetric(positions, hparams["microphones"])
-    makers = {
-        split: MixtureMaker(
-            load_speech(hparams[f"{split}_speech"], folder),
-            RoomBank(folder, split, count),
-            seed=hparams["seed" if split == "train" else "corpus_seed"],
-            doa_error=hparams["doa_error"],
-            mirror=split == "train" and symmetric,
-            planar=planar,
+    makers = {}
+    for split, count in hparams["rooms"].items():
+        training = split == "train"
+        shares = hparams.get("train_corpora", {}) if split != "test" else {}
+        shares = {folder: share for folder, share in shares.items() if share}
+        speech = (
+            load_corpora(shares, split)
+            if shares
+            else load_speech(hparams[f"{split}_speech"], folder)
         )
-        for split, count in hparams["rooms"].items()
-    }
+        makers[split] = MixtureMaker(
+            speech,
+            RoomBank(folder, split, count),
+            seed=hparams["seed" if training else "corpus_seed"],
+            doa_error=hparams["doa_error"],
+            mirror=training and symmetric,
+            planar=planar,
+            augmentation=hparams.get("augmentation") if training else None,
+            shares=shares or None,
+        )
     nominal, measured = makers["test"].rooms.mean_t60()
     logger.info(
         f"Test rooms: T60 {nominal:.2f} s asked for, {measured:.2f} s measured"
@@ -345,6 +368,8 @@ def dataio_prep(hparams):
 def device_mixer(hparams, rooms, device):
     """Make the mixer of a device; None where the loader mixes."""
     wanted = hparams["mix_on_device"]
+    if hparams.get("augmentation"):  # the loader's work, whatever mixes
+        wanted = False
     if wanted is None:
         wanted = torch.device(device).type == "cuda"
     if not wanted:

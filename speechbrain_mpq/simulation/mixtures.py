@@ -6,7 +6,6 @@ on (seed, epoch, key) alone: an epoch can be repeated exactly, and every epoch
 is different.
 """
 
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import scipy.fft
 import soundfile
 
 from ..utils import BUCKETS, SAMPLE_RATE, read_text, strict_json
+from .noise import draw_by
 from .rooms import angle_between
 
 PEAK = 0.9  # full scale = 1
@@ -59,18 +59,24 @@ def _at_offsets(voices, offsets):
     return placed
 
 
-def mix(voices, rirs, sir):
+def mix(voices, rirs, sir, ratios=(), response=None):
     """Convolve two voices with their impulse responses and add them up.
 
     Arguments
     ---------
     voices : numpy.ndarray
-        Target and interferer, [2, samples], each where it begins.
+        Target, interferer and further sources, [sources, samples], each where
+        it begins.
     rirs : numpy.ndarray
-        [2, mics, taps].
+        [sources, mics, taps].
     sir : float
         Signal-to-interference ratio at the reference microphone in dB, over
         the reverberant signals.
+    ratios : sequence of float
+        The same of target and each further source.
+    response : (numpy.ndarray, numpy.ndarray) or None
+        Complex gain and offset of each microphone, [mics]; the offset is of
+        the mixture's highest sample.
 
     Returns
     -------
@@ -90,16 +96,26 @@ def mix(voices, rirs, sir):
     n_fft = scipy.fft.next_fast_len(samples + rirs.shape[2], real=True)
     dry = scipy.fft.rfft(voices[:, None], n_fft)
     spectra = dry * scipy.fft.rfft(rirs, n_fft)
-    target, interferer = scipy.fft.irfft(spectra[:, 0], n_fft)[:, :samples]
-    ratio = np.sum(target**2) / max(np.sum(interferer**2), 1e-12)
-    gain = np.float32(np.sqrt(ratio * 10 ** (-sir / 10)))
-    total = spectra[0] + gain * spectra[1]
+    target, *others = scipy.fft.irfft(spectra[:, 0], n_fft)[:, :samples]
+    total = spectra[0]
+    gains = []
+    for spectrum, other, decibels in zip(
+        spectra[1:], others, (sir, *ratios), strict=True
+    ):
+        ratio = np.sum(target**2) / max(np.sum(other**2), 1e-12)
+        gains.append(np.float32(np.sqrt(ratio * 10 ** (-decibels / 10))))
+        total = total + gains[-1] * spectrum
+    if response is not None:
+        total = total * response[0][:, None]
     mixture = scipy.fft.irfft(total, n_fft)[:, :samples]
+    if response is not None:
+        offset = response[1] * np.abs(mixture).max()
+        mixture = mixture + offset[:, None].astype(np.float32)
     scale = np.float32(PEAK / max(np.abs(mixture).max(), 1e-12))
     return {
         "mixture": np.ascontiguousarray(mixture.T) * scale,
         "target": target * scale,
-        "interferer": interferer * (gain * scale),
+        "interferer": others[0] * (gains[0] * scale),
     }
 
 
@@ -127,6 +143,11 @@ class MixtureMaker:
         array (it must be linear, its microphones placed symmetrically).
     planar : bool
         Whether DOAs are those of a planar array, 0 to 360 degrees.
+    augmentation : Augmentation or None
+        What else is varied, for training.
+    shares : dict or None
+        Start of an utterance's id -> share of the targets, for corpora that
+        are mixed (see `load_corpora`); None: every utterance alike.
 
     Example
     -------
@@ -143,6 +164,8 @@ class MixtureMaker:
         doa_error=0.0,
         mirror=False,
         planar=False,
+        augmentation=None,
+        shares=None,
     ):
         if mirror and planar:
             raise ValueError("only linear arrays have a mirror image")
@@ -152,8 +175,11 @@ class MixtureMaker:
         self.seed = seed
         self.doa_error = doa_error
         self.mirror = mirror
+        self.augmentation = augmentation
+        self.shares = shares
         self.epoch = 0
         self._ids = sorted(speech)
+        self._corpora = shares and _by_corpus(self._ids, shares)
         self._pairs = [rooms.pairs(bucket) for bucket in BUCKETS]
         if len({entry["speaker"] for entry in speech.values()}) < 2:
             raise ValueError("mixtures need utterances of two speakers")
@@ -164,13 +190,64 @@ class MixtureMaker:
                     f"of {len(rooms)} rooms: prepare more rooms"
                 )
 
-    def draw(self, target, bucket=None):
+    def draw_target(self, key):
+        """Draw the utterance of a mixture where corpora are mixed by share.
+
+        Arguments
+        ---------
+        key : str
+            Of the mixture.
+
+        Returns
+        -------
+        target : str
+        """
+        # not what the rest of the mixture is drawn by
+        rng = draw_by(self.seed, self.epoch, f"target of {key}")
+        return self._draw_utterance(rng)
+
+    def _draw_utterance(self, rng):
+        """Any utterance, each corpus by its share."""
+        if not self._corpora:
+            return self._ids[int(rng.integers(len(self._ids)))]
+        shares = [share for _, share in self._corpora]
+        ids, _ = self._corpora[int(rng.choice(len(shares), p=shares))]
+        return ids[int(rng.integers(len(ids)))]
+
+    def listed_targets(self, count):
+        """Utterances to be scored on, each corpus by its share.
+
+        Arguments
+        ---------
+        count : int
+
+        Returns
+        -------
+        targets : list of str
+        """
+        if count > len(self._ids):
+            raise ValueError(
+                f"{count} mixtures asked for, the manifest has "
+                f"{len(self._ids)} utterances"
+            )
+        if not self._corpora:
+            return self._ids[:count]
+        found = []
+        for ids, share in self._corpora:
+            wanted = min(round(share * count), len(ids), count - len(found))
+            step = len(ids) / max(wanted, 1)  # from all of its talkers
+            found += [ids[int(i * step)] for i in range(wanted)]
+        return found
+
+    def draw(self, target, bucket=None, key=None):
         """Draw the circumstances of one mixture.
 
         Arguments
         ---------
         target : str
             Utterance to be separated.
+        key : str or None
+            Of the mixture, which depends on it; None: the target.
         bucket : int or None
             Index of the angle bucket; None draws it evenly.
 
@@ -180,18 +257,17 @@ class MixtureMaker:
             JSON-ready: "target", "interferer", "room", "talkers", "sir",
             "overlap", "target_first", "doa", "doa_interferer", "angle",
             "mirrored", "cut" (where training crops, 0 to 1), "doa_given" (with
-            the camera's error).
+            the camera's error); with an augmentation "variation", the seed
+            of what is varied.
         """
-        # crc32, not hash(): the same in every process
-        key = zlib.crc32(target.encode())
-        rng = np.random.default_rng([self.seed, self.epoch, key])
+        rng = draw_by(self.seed, self.epoch, key or target)
         if bucket is None:
             bucket = int(rng.integers(len(BUCKETS)))
         pairs = self._pairs[bucket]
         room, first, second = pairs[int(rng.integers(len(pairs)))]
         speaker = self.speech[target]["speaker"]
         while True:
-            interferer = self._ids[int(rng.integers(len(self._ids)))]
+            interferer = self._draw_utterance(rng)
             if self.speech[interferer]["speaker"] != speaker:
                 break
         mirrored = self.mirror and bool(rng.integers(2))
@@ -199,7 +275,7 @@ class MixtureMaker:
         if mirrored:
             doa = 180 - doa
         error = self.doa_error * rng.standard_normal()
-        return {
+        drawn = {
             "target": target,
             "interferer": interferer,
             "room": room,
@@ -218,6 +294,13 @@ class MixtureMaker:
                 else np.clip(doa[first] + error, 0, 180)
             ),
         }
+        if self.augmentation:
+            drawn["variation"] = int(rng.integers(2**31))
+            for name in ("doa_given", "doa_interferer"):
+                drawn[name] = self.augmentation.direction(
+                    rng, drawn[name], self.planar
+                )
+        return drawn
 
     def render(self, mixture):
         """Make the waveforms of a drawn mixture.
@@ -232,12 +315,39 @@ class MixtureMaker:
         signals : dict
             "mixture" [samples, mics], "target" and "interferer" [samples]:
             the reverberant talkers at the reference microphone, which add up
-            to the mixture's first channel. float32.
+            to the mixture's first channel (with an augmentation, other
+            sources too). float32.
         """
-        rirs = self.rooms.rirs(mixture["room"], mixture["talkers"])
+        voices, places = self.voices(mixture), list(mixture["talkers"])
+        ratios, response = [], None
+        if "variation" in mixture:
+            rng = np.random.default_rng([mixture["variation"], 1])
+            sources = self._further_sources(rng, mixture, voices.shape[1])
+            free = set(range(len(self.rooms.doa[mixture["room"]])))
+            for (signal, ratio), place in zip(sources, free - set(places)):
+                voices = np.concatenate([voices, signal[None]])
+                ratios.append(ratio)
+                places.append(place)
+        rirs = self.rooms.rirs(mixture["room"], places)
         if mixture["mirrored"]:
             rirs = rirs[:, ::-1]
-        return mix(self.voices(mixture), rirs, mixture["sir"])
+        if "variation" in mixture:
+            response = self.augmentation.response(rng, rirs.shape[1])
+        return mix(voices, rirs, mixture["sir"], ratios, response)
+
+    def _further_sources(self, rng, mixture, samples):
+        """A third talker and a noise, where they are drawn: (signal, ratio)."""
+        sources = []
+        if self.augmentation.happens(rng, "third_talker"):
+            voice = self.augmentation.voice(
+                rng, self._read(self._draw_utterance(rng))
+            )
+            voice = np.resize(voice, samples)
+            sources.append((voice, float(rng.uniform(0, 12))))
+        if self.augmentation.happens(rng, "noise"):
+            voices = _Utterances(self._ids, self._read)
+            sources.append(self.augmentation.noise(rng, samples, voices))
+        return sources
 
     def voices(self, mixture):
         """Place the dry voices of a drawn mixture in time.
@@ -255,6 +365,9 @@ class MixtureMaker:
         voices = [
             self._read(mixture[role]) for role in ("target", "interferer")
         ]
+        if "variation" in mixture:
+            rng = np.random.default_rng([mixture["variation"], 0])
+            voices = [self.augmentation.voice(rng, v) for v in voices]
         offsets = place(
             [len(voice) for voice in voices],
             mixture["overlap"],
@@ -289,6 +402,34 @@ class MixtureMaker:
         return waveform
 
 
+class _Utterances:
+    """The utterances of a manifest as a sequence, read one by one."""
+
+    def __init__(self, ids, read):
+        self.ids, self.read = ids, read
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, index):
+        return self.read(self.ids[index])
+
+
+def _by_corpus(ids, shares):
+    """[(ids, share)] of corpora that are told apart by the ids' beginnings."""
+    total = sum(shares.values())
+    found = []
+    for name, share in shares.items():
+        own = [key for key in ids if key.startswith(f"{name}/")]
+        if not own or not 0 < share <= total:
+            raise ValueError(
+                f"corpus {name}: {len(own)} utterances, share {share}: give "
+                "each a positive share, and utterances to take"
+            )
+        found.append((own, share / total))
+    return found
+
+
 def fixed_mixtures(maker, count):
     """List the mixtures that every system is scored on.
 
@@ -305,19 +446,36 @@ def fixed_mixtures(maker, count):
     mixtures : dict
         id -> mixture, JSON-ready, SpeechBrain's manifest format.
     """
-    targets = sorted(maker.speech)
-    if count > len(targets):
-        raise ValueError(
-            f"{count} mixtures asked for, the manifest has {len(targets)} "
-            "utterances"
-        )
     return {
         f"mix_{i:04d}": {
-            **maker.draw(targets[i], bucket=i % len(BUCKETS)),
-            "words": maker.speech[targets[i]]["words"],
+            **maker.draw(target, bucket=i % len(BUCKETS)),
+            "words": maker.speech[target]["words"],
         }
-        for i in range(count)
+        for i, target in enumerate(maker.listed_targets(count))
     }
+
+
+def load_corpora(shares, split):
+    """Read the manifests of several prepared corpora as one.
+
+    Arguments
+    ---------
+    shares : dict
+        Folder of a corpus -> its share of the mixtures.
+    split : str
+        "train", "valid" or "test".
+
+    Returns
+    -------
+    speech : dict
+        "<folder>/<id>" -> entry, as `load_speech` gives them.
+    """
+    speech = {}
+    for folder in shares:
+        manifest = Path(folder) / f"{split}_speech.json"
+        entries = load_speech(manifest, folder)
+        speech |= {f"{folder}/{key}": entries[key] for key in entries}
+    return speech
 
 
 def load_speech(manifest, data_root):

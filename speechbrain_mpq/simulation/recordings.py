@@ -173,7 +173,7 @@ class _Attempt:
         return job, None
 
 
-def write_manifests(data_folder, splits):
+def write_manifests(data_folder, splits, transcribed=True):
     """Write the manifests that train.py takes, atomically.
 
     Nothing is written where one of them could not be mixed.
@@ -184,10 +184,13 @@ def write_manifests(data_folder, splits):
         `<split>_speech.json` goes there.
     splits : dict
         Split -> (id -> entry with "wav", "words", "speaker" and "length").
+    transcribed : bool
+        Whether each must have words; those of others are "".
     """
+    needed = [name for name in NEEDED if transcribed or name != "words"]
     for split, entries in splits.items():
         for key, entry in entries.items():
-            missing = [name for name in NEEDED if not entry.get(name)]
+            missing = [name for name in needed if not entry.get(name)]
             if missing:
                 raise ValueError(f"{split}: {key} has no {missing}")
         speakers = {entry["speaker"] for entry in entries.values()}

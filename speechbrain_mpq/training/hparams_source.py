@@ -32,7 +32,7 @@ FILES = ("separator_file", "pretrained_separator", "asr_source", "prototypes")
 _QUANTIZED = (
     *("scores", "quantize_include", "quantize_exclude", "min_bits"),
     *("granularity", "codebook", "rows", "calibration_mixtures", "prototypes"),
-    *("estimator", "admm", "one_stage", "round_calibrated"),
+    *("estimator", "admm", "one_stage", "round_calibrated", "entropy_coded"),
 )
 # only one that is trained,
 _TRAINED = (
@@ -41,7 +41,11 @@ _TRAINED = (
     *("opt_class", "lr_schedule", "epoch_counter", "distillation"),
 )
 # and only one that looks at training mixtures.
-_CALIBRATED = ("calibration_mixtures", "chunk_seconds")
+_CALIBRATED = (
+    *("calibration_mixtures", "chunk_seconds", "train_corpora", "augmentation"),
+)
+# Keys that there were not always, and what was done before.
+_LATER = {"entropy_coded": False, "train_corpora": {}, "augmentation": None}
 _YAML = "tag:yaml.org,2002:"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the faster one
 _TYPED = {_YAML + kind for kind in ("null", "bool", "int", "float")}
@@ -267,6 +271,7 @@ def unread(settings):
 
 def differing(settings, others):
     """Keys whose values differ, or that one of both lacks; and are read."""
+    settings, others = ({**_LATER, **each} for each in (settings, others))
     missing = object()
     ignored = unread(settings) & unread(others)
     return sorted(

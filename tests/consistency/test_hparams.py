@@ -29,7 +29,7 @@ METHOD_KEYS = {
 # Training from nothing needs more data and another schedule.
 TRAINING_KEYS = METHOD_KEYS | {
     *("pretrained_separator", "utterances", "rooms", "mixtures", "lr"),
-    "separator_file",
+    *("separator_file", "train_corpora", "augmentation"),
     *("patience", "warmup_steps", "total_steps", "distillation"),
 }
 

@@ -97,6 +97,16 @@ def test_mistakes_are_answered_in_one_line(
         (["--rows", "0"], "rows"),
         (["--calibration_mixtures", "0"], "taken from the 1600"),
         (["--skip_prep", "True"], "leave out --skip_prep"),
+        (["--train_corpora", "data/voices"], "maps folders to shares"),
+        (["--train_corpora", "{data/voices: -1}"], "has share -1"),
+        (["--train_corpora", "{nowhere: 1}"], "prepare that corpus first"),
+        (
+            [
+                *("--augmentation", "!new:speechbrain_mpq.Augmentation"),
+                *("--mix_on_device", "True"),
+            ],
+            "train without --augmentation",
+        ),
         (["--quantize_exclude", "['x*']"], "x\\*"),
     ],
 )

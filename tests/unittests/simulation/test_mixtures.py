@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from speechbrain_mpq.simulation.augmentation import Augmentation
 from speechbrain_mpq.simulation.dataio import listed_mixtures, training_mixtures
 from speechbrain_mpq.simulation.mixtures import (
     BUCKETS,
@@ -210,3 +211,114 @@ def test_one_speaker_cannot_make_a_mixture(speech):
         entry["speaker"] = "same"
     with pytest.raises(ValueError, match="two speakers"):
         MixtureMaker(speech, Bank())
+
+
+def with_corpora(speech, names):
+    """The utterances as those of several corpora."""
+    return {
+        f"{name}/{key}": {**entry, "speaker": f"{name} {entry['speaker']}"}
+        for name in names
+        for key, entry in speech.items()
+    }
+
+
+def test_corpora_are_drawn_by_share(speech):
+    both = with_corpora(speech, ["data/a", "data/b"])
+    shares = {"data/a": 1, "data/b": 3}
+    maker = MixtureMaker(both, Bank(), shares=shares)
+    targets = [maker.draw_target(f"mixture_{i}") for i in range(2000)]
+    share = np.mean([target.startswith("data/b/") for target in targets])
+    assert share == pytest.approx(0.75, abs=0.03)
+    interferers = [maker.draw("data/a/u0", key=str(i)) for i in range(400)]
+    share = np.mean([d["interferer"][:6] == "data/b" for d in interferers])
+    # five of the eight utterances of its own corpus are another speaker's
+    assert share == pytest.approx(0.75 / (0.75 + 0.25 * 5 / 8), abs=0.05)
+    # whose bucket does not depend on the corpus that was drawn
+    buckets = {"data/a": [], "data/b": []}
+    for i in range(2000):
+        target = maker.draw_target(f"mixture_{i}")
+        drawn = maker.draw(target, key=f"mixture_{i}")
+        buckets[target[:6]].append(drawn["angle"] < 15)
+    means = [np.mean(values) for values in buckets.values()]
+    assert means[0] == pytest.approx(means[1], abs=0.06)
+
+
+def test_scored_mixtures_of_corpora_are_listed_by_share(speech):
+    both = with_corpora(speech, ["a", "b"])
+    maker = MixtureMaker(both, Bank(), shares={"a": 0.25, "b": 0.75})
+    listed = fixed_mixtures(maker, 8)
+    corpora = [drawn["target"][0] for drawn in listed.values()]
+    assert corpora == ["a"] * 2 + ["b"] * 6
+    assert len({drawn["target"] for drawn in listed.values()}) == 8
+
+
+def test_a_corpus_without_utterances_or_share_is_named(speech):
+    both = with_corpora(speech, ["a", "b"])
+    for shares in ({"a": 1, "c": 1}, {"a": 1, "b": 0}):
+        with pytest.raises(ValueError, match=f"corpus {[*shares][1]}"):
+            MixtureMaker(both, Bank(), shares=shares)
+
+
+def test_an_augmented_mixture_is_repeated_exactly(speech):
+    everything = Augmentation(voice=1, noise=1, third_talker=1, microphones=1)
+    maker = MixtureMaker(speech, Bank(), augmentation=everything)
+    drawn = json.loads(json.dumps(maker.draw("u0")))
+    once, again = maker.render(drawn), maker.render(drawn)
+    for name, signal in once.items():
+        np.testing.assert_array_equal(signal, again[name])
+        assert np.isfinite(signal).all() and signal.dtype == np.float32
+    # two talkers are not all that is heard
+    rest = once["mixture"][:, 0] - once["target"] - once["interferer"]
+    assert np.abs(rest).max() > 0.01
+    plain = MixtureMaker(speech, Bank()).draw("u0")
+    same = {k: v for k, v in plain.items() if k[:3] != "doa"}
+    assert {k: drawn[k] for k in same} == same  # the scene is the same one
+
+
+def test_an_augmentation_of_nothing_changes_nothing(speech):
+    nothing = Augmentation(0, 0, third_talker=0, microphones=0, doa=0)
+    maker = MixtureMaker(speech, Bank(), augmentation=nothing)
+    plain = MixtureMaker(speech, Bank())
+    signals = maker.render(maker.draw("u3"))
+    for name, signal in plain.render(plain.draw("u3")).items():
+        np.testing.assert_allclose(signals[name], signal, atol=1e-6)
+
+
+def test_further_sources_have_the_ratio_they_are_given():
+    rng = np.random.default_rng(0)
+    voices = rng.standard_normal((3, 4000)).astype(np.float32)
+    rirs = rng.standard_normal((3, 2, 50)).astype(np.float32)
+    two = mix(voices[:2], rirs[:2], 6.0)
+    three = mix(voices, rirs, 6.0, [10.0])
+    scale = np.abs(three["target"]).max() / np.abs(two["target"]).max()
+    third = three["mixture"][:, 0] - scale * two["mixture"][:, 0]
+    ratio = 10 * np.log10((three["target"] ** 2).sum() / (third**2).sum())
+    assert ratio == pytest.approx(10, abs=0.01)
+
+
+def test_a_dead_microphone_hears_nothing():
+    rng = np.random.default_rng(0)
+    voices = rng.standard_normal((2, 4000)).astype(np.float32)
+    rirs = rng.standard_normal((2, 3, 50)).astype(np.float32)
+    gains = np.array([1, 0.5j, 0], np.complex64)
+    plain = mix(voices, rirs, 0.0)["mixture"]
+    heard = mix(voices, rirs, 0.0, response=(gains, np.array([0, 0.01, 0])))[
+        "mixture"
+    ]
+    assert not heard[:, 2].any()
+    assert heard[:, 1].mean() == pytest.approx(0.01 * 0.9, rel=0.1)
+    ratio = np.abs(heard[:, 0]).max() / np.abs(plain[:, 0]).max()
+    np.testing.assert_allclose(heard[:, 0], ratio * plain[:, 0], atol=1e-5)
+
+
+def test_noise_alone_has_its_ratio_to_the_target(speech):
+    noisy = Augmentation(
+        voice=0, noise=1, snr=(10, 10), third_talker=0, microphones=0, doa=0
+    )
+    maker = MixtureMaker(speech, Bank(), augmentation=noisy)
+    for key in speech:
+        signals = maker.render(maker.draw(key))
+        target, interferer = signals["target"], signals["interferer"]
+        noise = signals["mixture"][:, 0] - target - interferer
+        ratio = 10 * np.log10((target**2).sum() / (noise**2).sum())
+        assert ratio == pytest.approx(10, abs=0.01)

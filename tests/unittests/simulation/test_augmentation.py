@@ -1,0 +1,145 @@
+"""Augmented voices, sources and microphones: what changes, and what stays."""
+
+import numpy as np
+import pytest
+
+from speechbrain_mpq.simulation.augmentation import (
+    EQUALIZER,
+    Augmentation,
+    change_speed,
+    mu_law,
+    shape_spectrum,
+)
+from speechbrain_mpq.simulation.noise import NoiseMaker
+
+RATE = 16000
+
+
+def vowel(pitch=125.0, formants=(700, 1200), seconds=1.0):
+    """Harmonics under an envelope with peaks at the formants."""
+    time = np.arange(round(seconds * RATE)) / RATE
+    signal = np.zeros_like(time)
+    for harmonic in np.arange(pitch, 7500, pitch):
+        level = sum(np.exp(-(((harmonic - f) / 150) ** 2)) for f in formants)
+        signal += (level + 0.003) * np.sin(2 * np.pi * harmonic * time)
+    return signal / np.abs(signal).max()
+
+
+def peaks(signal, low, high):
+    """Frequency of the strongest component within a range, Hz."""
+    power = np.abs(np.fft.rfft(signal * np.hanning(len(signal))))
+    frequencies = np.fft.rfftfreq(len(signal), 1 / RATE)
+    inside = (frequencies >= low) & (frequencies < high)
+    return frequencies[inside][power[inside].argmax()]
+
+
+def spacing(signal):
+    """Pitch by the autocorrelation, Hz."""
+    power = np.abs(np.fft.rfft(signal, 2 * len(signal))) ** 2
+    correlation = np.fft.irfft(power)
+    lags = np.arange(RATE // 400, RATE // 60)
+    return RATE / lags[correlation[lags].argmax()]
+
+
+@pytest.mark.parametrize("factor", [0.88, 1.12])
+def test_formants_move_and_the_pitch_stays(factor):
+    signal = vowel(formants=(1000, 3000))
+    moved = shape_spectrum(signal, formants=factor)
+    assert len(moved) == len(signal)
+    assert spacing(moved) == pytest.approx(spacing(signal), rel=0.01)
+    for formant in (1000, 3000):
+        found = peaks(moved, 0.8 * formant, 1.25 * formant)
+        assert found == pytest.approx(factor * formant, abs=130)
+
+
+def test_nothing_asked_for_nothing_changed():
+    signal = vowel()
+    np.testing.assert_allclose(shape_spectrum(signal), signal, atol=1e-9)
+    for count in (1, 100, 511, 4097):
+        assert len(shape_spectrum(signal[:count], 1.1)) == count
+
+
+def test_equalizer_has_the_levels_it_was_given():
+    noise = np.random.default_rng(0).standard_normal(4 * RATE)
+    levels = np.array([-6.0, 6, 0, -3, 4])
+    shaped = shape_spectrum(noise, levels=levels)
+    frequencies = np.fft.rfftfreq(len(noise), 1 / RATE)
+    gain = np.abs(np.fft.rfft(shaped)) / np.abs(np.fft.rfft(noise))
+    for frequency, level in zip(EQUALIZER, levels):
+        near = np.abs(frequencies / frequency - 1) < 0.05
+        assert 20 * np.log10(np.median(gain[near])) == pytest.approx(
+            level, abs=0.7
+        )
+
+
+def test_a_narrow_band_ends_where_it_should():
+    noise = np.random.default_rng(0).standard_normal(2 * RATE)
+    power = np.abs(np.fft.rfft(shape_spectrum(noise, highest=3400))) ** 2
+    frequencies = np.fft.rfftfreq(len(noise), 1 / RATE)
+    assert power[frequencies > 3600].sum() < 1e-4 * power.sum()
+
+
+def test_speed_moves_the_pitch():
+    assert spacing(change_speed(vowel(), 1.1)) == pytest.approx(137.5, rel=0.01)
+
+
+def test_mu_law_has_8_bits_and_is_the_standards_curve():
+    samples = np.linspace(-1, 1, 20001)
+    coded = mu_law(samples)
+    assert len(np.unique(coded.round(9))) == 255  # -0 is 0
+    # 1/256 of full scale is at 1/8 of the levels: y = ln(1 + mu x)/ln(1 + mu)
+    assert np.abs(coded - samples).max() < 0.025
+    error = samples - coded
+    assert 10 * np.log10((samples**2).sum() / (error**2).sum()) > 35
+
+
+def test_shares_decide_how_often():
+    rng = np.random.default_rng(0)
+    never = Augmentation(voice=0, noise=0, third_talker=0, microphones=0)
+    signal = vowel().astype(np.float32)
+    assert never.voice(rng, signal) is signal
+    gains, offset = never.response(rng, 7)
+    assert (gains == 1).all() and not offset.any()
+    half = Augmentation(third_talker=0.5)
+    drawn = [half.happens(rng, "third_talker") for _ in range(2000)]
+    assert np.mean(drawn) == pytest.approx(0.5, abs=0.04)
+
+
+def test_microphones_differ_by_what_is_said():
+    always = Augmentation(microphones=1)
+    rng = np.random.default_rng(0)
+    drawn = [always.response(rng, 7) for _ in range(2000)]
+    gains = np.stack([gain for gain, _ in drawn])
+    assert (gains[:, 0] == 1).all()
+    dead = (gains == 0).any(1)
+    assert dead.mean() == pytest.approx(1 / 50, abs=0.01)
+    living = gains[:, 1:][gains[:, 1:] != 0]
+    assert 20 * np.log10(np.abs(living)).std() == pytest.approx(1, abs=0.05)
+    assert np.degrees(np.angle(living)).std() == pytest.approx(5, abs=0.2)
+    assert all(not offset[gain == 0].any() for gain, offset in drawn)
+
+
+def test_noise_ratio_lies_in_its_range():
+    augmentation = Augmentation(snr=(3, 4))
+    rng = np.random.default_rng(0)
+    kinds = NoiseMaker().types
+    for kind in kinds:
+        noise, ratio = augmentation.noise(rng, 8000, (), kind)
+        assert noise.shape == (8000,) and 3 <= ratio <= 4
+
+
+def test_direction_stays_in_front_of_the_array():
+    augmentation = Augmentation(doa=5)
+    rng = np.random.default_rng(0)
+    for doa in (0.0, 90.0, 179.0):
+        given = [augmentation.direction(rng, doa) for _ in range(200)]
+        assert 0 <= min(given) and max(given) <= 180
+        assert 3 < np.abs(np.array(given) - doa).max() <= 5
+
+
+@pytest.mark.parametrize(
+    "options", [{"voice": 1.5}, {"noise": -0.1}, {"snr": (5, 0)}, {"doa": -1}]
+)
+def test_impossible_shares_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Augmentation(**options)
