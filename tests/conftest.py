@@ -5,6 +5,8 @@ As train.py begins, the tests' large buffers stay in the process.
 
 import os
 
+import pytest
+
 # Before torch is loaded; results then do not depend on the machine's cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -16,3 +18,20 @@ keep_freed_memory()
 def pytest_collection_modifyitems(items):
     """Experiments first: what is short fills the gaps at the end."""
     items.sort(key=lambda item: "integration" not in item.path.parts)
+
+
+@pytest.fixture
+def pictures():
+    """Asked for by tests whose pages hold images; they take long to draw."""
+
+
+@pytest.fixture
+def planned_pictures(request, monkeypatch):
+    """Pages have their figures made but not drawn, unless they are asked for.
+
+    Of modules: `pytestmark = pytest.mark.usefixtures("planned_pictures")`.
+    """
+    from helpers import plan_pictures
+
+    if "pictures" not in request.fixturenames:
+        plan_pictures(monkeypatch)

@@ -1,5 +1,6 @@
 """The report's plots: what is drawn where, and what cannot be drawn."""
 
+import pytest
 from helpers import make_clusters, make_scores, report_metrics, written
 
 from speechbrain_mpq.evaluation.plots import (
@@ -13,6 +14,8 @@ from speechbrain_mpq.evaluation.plots import (
     trace_errors,
     training_curve,
 )
+
+pytestmark = pytest.mark.usefixtures("planned_pictures")
 
 
 def test_known_names_are_drawn_by_block():

@@ -30,6 +30,8 @@ from speechbrain_mpq.evaluation.report import (
     write_table,
 )
 
+pytestmark = pytest.mark.usefixtures("planned_pictures")
+
 
 def test_page_is_self_contained(tmp_path, pictures):
     clusters = make_clusters()

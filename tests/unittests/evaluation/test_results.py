@@ -13,6 +13,8 @@ from speechbrain_mpq.evaluation.results import (
 from speechbrain_mpq.evaluation.runs import load_run
 from speechbrain_mpq.utils import write_json
 
+pytestmark = pytest.mark.usefixtures("planned_pictures")
+
 RATE = 16000  # Hz
 LOG = """epoch: 1, lr: 1.0e-03 - train loss: -7.5 - valid loss: -8.0
 epoch: 2, lr: 9.0e-04 - train loss: -7.6 - valid loss: -8.1

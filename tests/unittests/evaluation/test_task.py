@@ -27,6 +27,8 @@ from speechbrain_mpq.evaluation.task import (
 )
 from speechbrain_mpq.inference.card import model_card
 
+pytestmark = pytest.mark.usefixtures("planned_pictures")
+
 
 def average(items):
     """Perplexity and WER of sentences together."""
