@@ -43,8 +43,8 @@ from .quantization.quant_api import dequantize_ as dequantize_
 from .quantization.quant_api import quantize_ as quantize_
 from .quantization.quant_api import requantize_ as requantize_
 from .simulation.augmentation import Augmentation as Augmentation
-from .training.admm_training import ADMMTraining as ADMMTraining
 from .training.admm_training import AdamExtraGradient as AdamExtraGradient
+from .training.admm_training import ADMMTraining as ADMMTraining
 from .training.admm_training import ExtraGradient as ExtraGradient
 from .training.checkpoints import AtomicCheckpointer as AtomicCheckpointer
 from .training.choose import choose_bits as choose_bits
