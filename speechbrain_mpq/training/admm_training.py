@@ -332,6 +332,18 @@ class ADMMTraining(EstimationMethod):
                 'method, such as "log_step"'
             )
 
+    def check_tensors(self, tensors):
+        """Refuse weights that result from others: the penalty is on itself."""
+        names = [t.name for t in tensors if t.chain is not None]
+        if names:
+            more = f" and {len(names) - 1} more" if names[1:] else ""
+            raise ValueError(
+                f"ADMM pulls a parameter itself to its quantized values, and "
+                f"{names[0]}{more} results from parametrizations of the "
+                "module, such as weight norm: exclude it, remove them, or use "
+                'another method, such as "log_step"'
+            )
+
     def prepare(self, brain):
         """Put ADMM's own optimizer in the place of the Brain's."""
         if not self.replaces_optimizer:
@@ -356,6 +368,7 @@ class ADMMTraining(EstimationMethod):
                 "no parameter is estimated by ADMM: name it in the YAML, "
                 "`estimator: !name:speechbrain_mpq.ADMM`, or `admm: null`"
             )
+        self.check_tensors(self._tensors)
         if not isinstance(optimizer, ExtraGradient):
             raise ValueError(
                 "ADMM needs an optimizer that knows its penalty, not "

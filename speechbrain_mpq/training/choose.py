@@ -275,6 +275,8 @@ def choose_bits(
     }
     asked, method = method, _method_for(brain, method, candidate_bits)
     if asked:
+        tensors = named_tensors(quantizer.model)
+        method.check_tensors(select(tensors, **quantizer.selection.patterns))
         quantizer.use_method(method)
     if scores is None:
         scores = "kl" if method.keeps_plan else "uniform"

@@ -53,6 +53,9 @@ class EstimationMethod:
     def check_brain(self, brain):
         """Refuse a Brain that the method cannot train, before any work."""
 
+    def check_tensors(self, tensors):
+        """Refuse tensors that the method cannot estimate, before any work."""
+
     def prepare(self, brain):
         """Before the Brain makes its optimizers."""
 

@@ -13,6 +13,7 @@ from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch.utils.data import DataLoader, TensorDataset
 
+from speechbrain_mpq import choose_bits
 from speechbrain_mpq.quantization.admm import ADMM
 from speechbrain_mpq.quantization.fake_quant import FakeQuantize
 from speechbrain_mpq.quantization.packing import load_packed_, save_packed
@@ -342,3 +343,20 @@ def test_steps_of_a_schedule_that_warms_up_from_nothing_and_decays():
         other.grad = torch.ones(2)
         same.step()
         assert torch.allclose(weight, other)
+
+
+def test_weights_that_result_from_others_are_refused(tmp_path):
+    """The penalty would be on the directions of weight norm."""
+    layers = {"plain": torch.nn.Linear(4, 4), "normed": torch.nn.Linear(4, 4)}
+    torch.nn.utils.parametrizations.weight_norm(layers["normed"])
+    brain = sb.Brain(
+        torch.nn.ModuleDict(layers), torch.optim.SGD, {"output_folder": "none"}
+    )
+    with pytest.raises(ValueError, match="normed.weight results from param"):
+        choose_bits(brain, None, "uniform", method="admm")
+    model = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(4, 4))
+    quantize_(model, 4, estimator=ADMM)
+    optimizer = ExtraGradient(model.parameters())
+    admm = ADMMTraining(tmp_path / "admm.json", iteration_steps=1)
+    with pytest.raises(ValueError, match="pulls a parameter itself"):
+        admm.start(with_optimizer(optimizer), model)
