@@ -333,7 +333,7 @@ class ADMMTraining(EstimationMethod):
             )
 
     def check_tensors(self, tensors):
-        """Refuse weights that result from others: the penalty is on itself."""
+        """Refuse weights that result from others, before they are scored."""
         names = [t.name for t in tensors if t.chain is not None]
         if names:
             more = f" and {len(names) - 1} more" if names[1:] else ""
@@ -368,7 +368,6 @@ class ADMMTraining(EstimationMethod):
                 "no parameter is estimated by ADMM: name it in the YAML, "
                 "`estimator: !name:speechbrain_mpq.ADMM`, or `admm: null`"
             )
-        self.check_tensors(self._tensors)
         if not isinstance(optimizer, ExtraGradient):
             raise ValueError(
                 "ADMM needs an optimizer that knows its penalty, not "
