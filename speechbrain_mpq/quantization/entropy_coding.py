@@ -171,8 +171,8 @@ def _library():
         import constriction
     except ImportError as error:
         raise ImportError(
-            "entropy-coded models (format 5) need the package constriction: "
-            "pip install speechbrain_mpq[entropy]"
+            "entropy-coded models (format 5) need the package constriction, "
+            "which is not installed: pip install constriction"
         ) from error
     return constriction
 

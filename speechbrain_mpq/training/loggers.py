@@ -45,6 +45,9 @@ def log_stats(hparams, stats, test_stats=None):
     """
     hparams = hparams if isinstance(hparams, dict) else vars(hparams)
     for logger in train_loggers(hparams):
+        file = getattr(logger, "save_file", None)
+        if file:  # bits are chosen before some recipes make their folder
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
         logger.log_stats(stats_meta=stats, test_stats=test_stats)
 
 

@@ -3,7 +3,6 @@
 DAMAGED_FILES in the environment says how many of each format, 3500 say.
 """
 
-import importlib.util
 import json
 import os
 import random
@@ -26,7 +25,7 @@ from speechbrain_mpq.quantization.packing import load_packed_, read_model
 DATA = Path(__file__).parents[1] / "data"
 MAKER = runpy.run_path(str(DATA / "make_golden.py"))
 # Files for each of the formats
-VERSIONS = [1, 2, 3, *([5] if importlib.util.find_spec("constriction") else [])]
+VERSIONS = [1, 2, 3, 5]
 DAMAGED, FORGED = int(os.environ.get("DAMAGED_FILES", 800)), 300
 SLOWEST = 5.0  # seconds of CPU for a file; thousands of times the usual
 WORDS = (

@@ -29,7 +29,6 @@ from speechbrain_mpq.quantization.plan import bit_plan
 from speechbrain_mpq.quantization.quant_api import fake_quantize, quantize_
 from speechbrain_mpq.quantization.scheme import Scheme
 
-pytest.importorskip("constriction")
 SCHEME = Scheme(codebook="entropy")
 RATES = (1, 1.6, 2, 3, 4, 5, 6, 8)
 

@@ -27,7 +27,6 @@ from speechbrain_mpq.quantization.packing import (
 )
 from speechbrain_mpq.quantization.quant_api import quantize_
 
-pytest.importorskip("constriction")
 WIDTHS = [(b, c) for b in (1, 1.6, 2, 3, 4, 5, 6, 7, 8, 10, 11, 16)
           for c in ("midtread", "midrise")]  # fmt: skip
 
@@ -189,7 +188,7 @@ def test_a_reader_without_the_coder_says_what_to_install(tmp_path, monkeypatch):
     quantize_(model, 4)
     save_packed(model, tmp_path, entropy_coded=True)
     monkeypatch.setitem(sys.modules, "constriction", None)
-    with pytest.raises(ImportError, match=r"speechbrain_mpq\[entropy\]"):
+    with pytest.raises(ImportError, match="pip install constriction"):
         read_model(tmp_path)
 
 

@@ -3,7 +3,11 @@
 import pytest
 import torch
 from helpers import brain_of, hparams_of, script
-from speechbrain.utils.train_logger import TrainLogger, WandBLogger
+from speechbrain.utils.train_logger import (
+    FileTrainLogger,
+    TrainLogger,
+    WandBLogger,
+)
 
 from speechbrain_mpq import choose_bits
 from speechbrain_mpq.allocation.scores import ScoreTable
@@ -84,3 +88,10 @@ def test_tensorboard_reads_it(tmp_path):
     assert events.Scalars("bits")[0].value == 3.5
     assert events.Scalars("bytes")[0].value == 1000
     assert events.Scalars("si_snr/test")[0].value == torch.tensor(8.75)
+
+
+def test_a_log_whose_folder_is_not_there_yet_is_made(tmp_path):
+    """Some recipes make their folder after the Brain, or in `fit`."""
+    path = tmp_path / "results/1234/train_log.txt"
+    log_stats({"train_logger": FileTrainLogger(path)}, {"bits": 4.0})
+    assert path.read_text() == "bits: 4.00\n"
