@@ -31,5 +31,5 @@ def test_package_says_that_it_has_types():
 def test_model_inside_is_the_one_of_pretrained():
     from speechbrain_mpq.utils import BUNDLED_MODEL
 
-    link = PACKAGE.parent / "pretrained/separator_mini_4bit"
+    link = PACKAGE.parent / "pretrained/separator_voices_4bit"
     assert link.resolve() == BUNDLED_MODEL.resolve()

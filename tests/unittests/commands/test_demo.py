@@ -105,7 +105,7 @@ def test_simulated_mixtures(tmp_path):
 def test_names_of_models():
     assert list(model_names(["a/packed", "b/packed"])) == ["a", "b"]
     assert list(model_names(["a", "a/packed"])) == ["a", "a/packed"]
-    assert list(model_names([BUNDLED_MODEL])) == ["separator_mini_4bit"]
+    assert list(model_names([BUNDLED_MODEL])) == ["separator_voices_4bit"]
     assert list(model_names(["a/x/1/packed", "b/x/1/packed"])) == ["a", "b"]
     two = model_names(["r/x/1/packed", "r/y/2/packed"])
     assert list(two) == ["x/1", "y/2"]
