@@ -681,6 +681,7 @@ def train_losses(folder):
     return [
         float(line.split("train loss: ")[1].split()[0])
         for line in log.splitlines()
+        if "train loss: " in line  # not bits, not what was scored
     ]
 
 

@@ -106,7 +106,9 @@ class OutputNames:
         if self.out and self.folder is None:
             return self.out
         # Pipes have names that tell nothing
-        stem = Path(file).stem if os.path.isfile(file) else "separated"
+        is_file = os.path.isfile(file) or not os.path.exists(file)
+        pipe = file == STREAM or not is_file
+        stem = "separated" if pipe else Path(file).stem
         folder = self.folder or Path()
         return [folder / f"{stem}_{doa:g}.wav" for doa in doas]
 

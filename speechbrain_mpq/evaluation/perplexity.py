@@ -44,6 +44,7 @@ class Perplexity:
 
     Example
     -------
+    >>> import torch
     >>> measured = Perplexity(unk_index=0)
     >>> log_probs = torch.tensor([[0.5, 0.5], [0.75, 0.25]]).double().log()
     >>> measured.append(log_probs, torch.tensor([0, 1]))

@@ -298,7 +298,7 @@ def mu_law(samples):
     Example
     -------
     >>> np.round(mu_law(np.array([0.0, 0.001, 0.1, 1.0])), 4)
-    array([0.    , 0.001 , 0.0983, 1.    ])
+    array([0.    , 0.001 , 0.0997, 1.    ])
     """
     small = np.log1p(MU * np.abs(samples)) / np.log1p(MU)
     levels = np.round(small * 127) / 127
