@@ -1,7 +1,8 @@
 """Every layer class of SpeechBrain whose docstring builds one: packed, loaded.
 
-The examples of the docstrings are run; what they build and call is packed and
-loaded into a copy with other weights, and must put out the same bits.
+The examples of the docstrings are run up to where they call what they build;
+that is packed and loaded into a copy with other weights, and must put out the
+same bits.
 """
 
 import contextlib
@@ -24,15 +25,37 @@ from speechbrain_mpq.quantization.packing import (
     packed_file_bytes,
     save_packed,
 )
-from speechbrain_mpq.quantization.quant_api import dequantize_, quantize_
+from speechbrain_mpq.quantization.plan import BitPlan, ClusterBits
+from speechbrain_mpq.quantization.quant_api import (
+    clusters,
+    dequantize_,
+    quantize_,
+)
 from speechbrain_mpq.quantization.state import made_alike, stored_buffers
+from speechbrain_mpq.quantization.tensors import named_tensors
 
 LARGEST = 100_000  # parameters; the larger ones consist of the others
-SETTINGS = {
-    "float": None,
-    "2": {"plan_or_bits": 2},
-    "5-channel": {"plan_or_bits": 5, "granularity": "channel"},
-}
+ALL_BITS = (1, 1.6, *range(2, 17))
+
+
+class Called(Exception):
+    """Ends an example: what comes after the first call is not needed."""
+
+
+class TooLarge(Exception):
+    """Ends an example that builds a large model."""
+
+
+def mixed_plan(model):
+    """Bits of all sizes, other ones in every cluster."""
+    tensors = named_tensors(model).items()
+    sizes = {name: tensor.weight.numel() for name, tensor in tensors}
+    plan, start = {}, len(type(model).__name__)
+    for index, (cluster, names) in enumerate(clusters(model).items()):
+        bits = ALL_BITS[(start + index) % len(ALL_BITS)]
+        count = sum(sizes[name] for name in names)
+        plan[cluster] = ClusterBits(bits, count, tuple(names))
+    return BitPlan(plan)
 
 
 def layer_classes():
@@ -52,11 +75,28 @@ def layer_classes():
 
 def example_of(kind):
     """A module that a docstring builds, and what it calls it with."""
-    called, plain = [], torch.nn.Module.__call__
+    called, building, sizes = [], [], []
+    plain, init = torch.nn.Module.__call__, kind.__init__
+    register = torch.nn.Module.register_parameter
+
+    def build(self, *arguments, **keywords):
+        if not building:
+            sizes.clear()
+        building.append(self)
+        init(self, *arguments, **keywords)
+        building.pop()
+
+    def count(self, name, parameter):
+        register(self, name, parameter)
+        if building and parameter is not None:
+            sizes.append(parameter.numel())
+            if sum(sizes) > 4 * LARGEST:  # parametrized, they count twice
+                raise TooLarge
 
     def call(self, *arguments, **keywords):
-        if type(self) is kind and not called:
+        if type(self) is kind and not building:
             called.append((self, copy.deepcopy((arguments, keywords))))
+            raise Called
         return plain(self, *arguments, **keywords)
 
     examples = doctest.DocTestParser().get_examples(kind.__doc__ or "")
@@ -64,12 +104,16 @@ def example_of(kind):
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.Module, "__call__", call)
+        patch.setattr(kind, "__init__", build)
+        patch.setattr(torch.nn.Module, "register_parameter", count)
         with contextlib.redirect_stdout(io.StringIO()):
             with contextlib.suppress(Exception):
                 for example in examples:
                     exec(compile(example.source, "example", "single"), names)
     if called:
         return called[0]
+    if building:  # it was ended there
+        pytest.skip("large")
     built = [value for value in names.values() if type(value) is kind]
     return (built[0], None) if built else (None, None)
 
@@ -103,12 +147,14 @@ def test_what_is_packed_is_the_layer(tmp_path, kind):
         # Some biases are never set: memory as it was.
         if parameter.is_floating_point() and not (parameter.abs() < 1e6).all():
             parameter.data.normal_()
-    for name, settings in SETTINGS.items():
+    settings = {"float": None}
+    if any(p.is_floating_point() for p in model.parameters()):
+        settings["mixed"] = {"plan_or_bits": mixed_plan(model)}
+        settings["channel"] = {"plan_or_bits": 5, "granularity": "channel"}
+    for name, options in settings.items():
         quantized = copy.deepcopy(model)
-        if settings:
-            if not any(p.is_floating_point() for p in model.parameters()):
-                continue
-            quantize_(quantized, **settings)
+        if options:
+            quantize_(quantized, **options)
         other = with_other_weights(model)
         path = save_packed(quantized, tmp_path / name)
         assert path.stat().st_size == packed_file_bytes(quantized)
