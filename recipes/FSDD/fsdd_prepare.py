@@ -15,6 +15,7 @@ import numpy as np
 import soundfile
 from scipy.signal import resample_poly
 
+from speechbrain_mpq.simulation.augmentation import change_speed
 from speechbrain_mpq.simulation.recordings import write_flac, write_manifests
 from speechbrain_mpq.simulation.rooms import prepare_rooms
 from speechbrain_mpq.utils import SAMPLE_RATE
@@ -237,10 +238,7 @@ def play_faster(samples, share):
     >>> len(play_faster(np.ones(1100), 0.1)), len(play_faster(np.ones(5), 0))
     (1000, 5)
     """
-    percent = round(100 * (1 + share))
-    common = math.gcd(100, percent)
-    samples = resample_poly(samples, 100 // common, percent // common)
-    return samples.clip(-PEAK, PEAK)
+    return change_speed(samples, 1 + share).clip(-PEAK, PEAK)
 
 
 def arguments():
