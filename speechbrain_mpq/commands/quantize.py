@@ -121,7 +121,9 @@ def _add_method_options(group):
         "--candidate-bits", nargs="+", type=_bits, help="to choose from"
     )
     group.add_argument(
-        "--codebook", choices=("midrise", "midtread"), default="midrise"
+        "--codebook",
+        choices=("midrise", "midtread", "entropy"),
+        default="midrise",
     )
     group.add_argument(
         "--gates",

@@ -226,7 +226,7 @@ def quantize_pretrained(
     candidate_bits : sequence of int or float
         Bits to choose from.
     codebook : str
-        Kind of all quantization tables, "midrise" or "midtread".
+        Kind of all quantization tables: "midrise", "midtread", "entropy".
     gates : bool
         Each gate of each layer of an LSTM or GRU has bits of its own.
     rounding : str

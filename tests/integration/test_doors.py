@@ -10,6 +10,8 @@ import torch
 import yaml
 from helpers import TINY_RECIPE, brain_of, fit, hparams_of, script
 from pretrained_folders import CTC, FEATURES, write_source
+from speechbrain.inference.ASR import EncoderASR
+from speechbrain.utils.fetching import LocalStrategy
 
 from speechbrain_mpq import (
     choose_bits,
@@ -18,6 +20,7 @@ from speechbrain_mpq import (
     quantize_pretrained,
 )
 from speechbrain_mpq.__main__ import main as command
+from speechbrain_mpq.quantization.packing import read_model
 from speechbrain_mpq.quantization.plan import BitPlan, bit_plan
 from speechbrain_mpq.run import Runner, main
 from speechbrain_mpq.training.choose import METHODS, SCORES
@@ -193,6 +196,30 @@ def test_an_interface_is_scored(scores, source, tmp_path):
     assert start == "" and matter["base_model"] == "ctc"
     assert matter["base_model_relation"] == "quantized"
     assert matter["license"] == "cc-by-4.0" and "french" in matter["tags"]
+
+
+def test_an_interface_by_entropy_loads_as_it_was_rounded(source, tmp_path):
+    done = quantize_pretrained(
+        source / "ctc",
+        "EncoderASR",
+        source / "manifest.json",
+        "4bit",
+        tmp_path / "out",
+        candidate_bits=FEW,
+        codebook="entropy",
+        progress=False,
+    )
+    packed = read_model(tmp_path / "out/layers.ckpt")
+    assert done.plan.codebook == packed.header["codebook"] == "entropy"
+    loaded = EncoderASR.from_hparams(
+        source=str(tmp_path / "out"),
+        savedir=str(tmp_path / "saved"),
+        local_strategy=LocalStrategy.COPY,
+    )
+    state = loaded.mods.state_dict()
+    for name, tensor in packed.quantized.items():
+        (found,) = [v for n, v in state.items() if n.endswith(f".{name}")]
+        assert torch.equal(found, tensor.values())
 
 
 @pytest.mark.parametrize("method", METHODS)
