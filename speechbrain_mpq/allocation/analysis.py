@@ -271,7 +271,8 @@ def write_expected_gain(folder, table, plan, bits, min_bits):
     foreseen, said = expected_gain(table, plan, bits)
     logger.info(said)
     usable = [b for b in table.candidate_bits if b >= min_bits]
-    budgets = np.linspace(usable[0], usable[-1], BUDGETS)
+    # Closer where bits are few, as on the plot's axis: chords hide curves.
+    budgets = np.geomspace(usable[0], usable[-1], BUDGETS)
     curve = [
         allocate_bits(table, average_bits=float(b), min_bits=min_bits)
         for b in budgets

@@ -29,7 +29,7 @@ CSS = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
-main { max-width: 1320px; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+main { max-width: 1320px; margin: 0 auto; padding: 2.5rem 1rem 4rem; }
 h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 1rem; }
 h1 small { display: block; font-size: .8rem; font-weight: 600;
   letter-spacing: .08em; text-transform: uppercase; color: var(--accent); }
@@ -44,7 +44,7 @@ img { max-width: 100%; height: auto; }
 figure { margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .86rem;
   font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { padding: .4rem .5rem; text-align: right;
+th, td { padding: .4rem .42rem; text-align: right;
   border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0;

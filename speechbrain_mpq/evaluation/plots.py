@@ -395,9 +395,11 @@ def _draw_predicted(axes, predicted):
 def _size_axis(axes, title, sizes, narrow):
     """A logarithmic axis with ticks at the sizes that there are."""
     axes.set_xscale("log", base=2)
+    sizes = sorted({size / KIB for size in sizes if size})
+    room = max(_ROOM, math.log2(sizes[-1] / sizes[0]) / 8) if sizes else _ROOM
     ticks = []
-    for size in sorted({size / KIB for size in sizes if size}):
-        if not ticks or math.log2(size / ticks[-1]) > _ROOM:
+    for size in sizes:
+        if not ticks or math.log2(size / ticks[-1]) > room:
             ticks.append(size)
     axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
     axes.tick_params(axis="x", rotation=45 if narrow else 0)
@@ -437,7 +439,10 @@ def bits_per_cluster(clusters, narrow=False):
     else:
         _name_bars(axes, list(clusters), starts)
     axes.set_xlim(0, starts[-1])
-    shown = [tick for tick in sorted({*bits}) if tick >= 1]
+    shown = []
+    for tick in sorted({*bits}):
+        if tick >= 1 and (not shown or tick - shown[-1] > max(bits) / 22):
+            shown.append(tick)
     axes.set_yticks(shown, [f"{tick:g}" for tick in shown])
     axes.set_ylabel("bits")
     axes.grid(axis="y")

@@ -362,7 +362,7 @@ def _bits_table(clusters):
 def _ceiling_note(ceiling):
     """What mixed precision can win here, and what the plan wins."""
     note = (
-        "By the scores, mixed precision can lose at most "
+        "If each bit took off 6 dB of harm, mixed precision could lose at most "
         f"{ceiling['am_gm_db']:.1f} dB less than uniform precision of the same "
         "bytes: the arithmetic over the geometric mean of the sensitivities."
     )
@@ -370,7 +370,9 @@ def _ceiling_note(ceiling):
     if limited is not None:
         note += f" Within the candidate bits it is {limited:.1f} dB."
     if planned is not None:
-        note += f" This plan is predicted to lose {planned:.1f} dB less."
+        note += (
+            f" By the scores themselves this plan loses {planned:.1f} dB less."
+        )
     return note
 
 

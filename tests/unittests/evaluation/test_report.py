@@ -167,7 +167,7 @@ def test_page_with_everything_optional(tmp_path):
     )
     for shown in (
         *("Size against quality", "at most 9.2 dB less than uniform"),
-        *("Within the candidate bits it is 6.0 dB", "lose 5.8 dB less"),
+        *("Within the candidate bits it is 6.0 dB", "plan loses 5.8 dB less"),
         *("Hessian trace", "Predicted and measured", "Convergence of ADMM"),
     ):
         assert shown in html, shown
