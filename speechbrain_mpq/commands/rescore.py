@@ -42,6 +42,13 @@ def add_arguments(parser):
         help="what the lists' scores are: log_probs (none above 0), costs "
         "(none below 0, lower is better), any (higher is better)",
     )
+    _add_weights(add)
+    add("--out", metavar="FILE", help="write all lists in their new order")
+    add("--best", metavar="FILE", help="write the best hypotheses")
+
+
+def _add_weights(add):
+    """What the parts of a hypothesis's score count."""
     add(
         "--lm_weight",
         type=_number,
@@ -79,8 +86,6 @@ def add_arguments(parser):
         help="what words outside the vocabulary are: <unk>, or an error; more "
         "than half of all are an error in any case",
     )
-    add("--out", metavar="FILE", help="write all lists in their new order")
-    add("--best", metavar="FILE", help="write the best hypotheses")
 
 
 def run(options):

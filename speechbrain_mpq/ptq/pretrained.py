@@ -7,6 +7,7 @@ training, so that rounding is all that finds weights.
 import shutil
 import sys
 import tempfile
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -255,56 +256,78 @@ def quantize_pretrained(
     3.99
     """
     scheme = Scheme(codebook=codebook, gates=gates)
-    limits, scorer = _plan_options(budget, candidate_bits, scores, scheme)
-    check_rounding(rounding)
-    _check_method(method)
+    options = _plan_options(budget, candidate_bits, scores, scheme)
+    _check_ways(rounding, method)
     output, cls = _empty_folder(output), find_class(class_name)
-    outputs, measure = task_of(cls)
     check_source(source)
     # What may be wrong with the data is found before anything is loaded.
-    entries = read_manifest(calibration, data_root)
-    tested = read_manifest(test, data_root) if test else entries
-    entries = evenly_spaced(entries, items)
-    tested = evenly_spaced(tested, test_items)
-    check_files({**entries, **tested}, audio_key)
-    measure = _measurable(measure and measure(reference), tested, reference)
+    counts = {"items": items, "test_items": test_items}
+    data = _Data.found(calibration, test, data_root, audio_key, **counts)
+    measure = _measurable(task_of(cls)[1], data.tested, reference)
     # There are two of it: one is quantized and compared with the other.
     interface, hparams_path = load_interface(cls, source, device)
-    rate = sample_rate_of(interface)
-    tests = read_items(tested, rate, audio_key)
-    comparison = outputs(interface, read_items(entries, rate, audio_key))
+    comparison, tests = data.read(interface)
     quantized, _ = load_interface(cls, source, device)
     modules, _ = packable(quantized)
-    calibration = InterfaceCalibration(
-        comparison.of(quantized), modules, prototypes
-    )
+    compared = comparison.of(quantized)
+    calibration = InterfaceCalibration(compared, modules, prototypes)
     names = chosen_names(calibration.model, modules, include, exclude, vectors)
-    Pipeline(
-        calibration=calibration,
-        quantize=partial(
-            quantize_, calibration.model, include=names, scheme=scheme
-        ),
-        selection=Selection(names),
-        scheme=scheme,
-        limits=limits,
-        scorer=scorer,
-        store=PlanStore(None, tell=_tell if progress else logger.info),
-        method=EstimationMethod(FakeQuantize),
-        rounding=rounding,
-    ).run(progress)
-    plan = bit_plan(calibration.model)
+    _quantize(calibration, names, progress, rounding=rounding, **options)
     evaluate = partial(_quality, measure, interface, tests, progress)
-    known = {"source": str(source), "asked": budget, "plan": plan}
+    known = {"source": str(source), "asked": budget}
+    known["plan"] = bit_plan(calibration.model)
     return _written(
         comparison, quantized, hparams_path, output, evaluate, known
     )
 
 
+@dataclass
+class _Data:
+    """Manifest entries to calibrate with and to measure the quality on."""
+
+    entries: dict
+    tested: dict
+    audio_key: str
+
+    @classmethod
+    def found(cls, calibration, test, root, audio_key, items, test_items):
+        """Those of the manifests; all of their files are there."""
+        entries = read_manifest(calibration, root)
+        tested = read_manifest(test, root) if test else entries
+        entries = evenly_spaced(entries, items)
+        tested = evenly_spaced(tested, test_items)
+        check_files({**entries, **tested}, audio_key)
+        return cls(entries, tested, audio_key)
+
+    def read(self, interface):
+        """The comparison with an interface's outputs, and the test items."""
+        rate = sample_rate_of(interface)
+        tests = read_items(self.tested, rate, self.audio_key)
+        items = read_items(self.entries, rate, self.audio_key)
+        outputs, _ = task_of(type(interface))
+        return outputs(interface, items), tests
+
+
 def _plan_options(budget, candidate_bits, scores, scheme):
-    """Limits of the bit plan, and its scorer; None for uniform bits."""
+    """Scheme, limits and scorer of the plan; a scorer None: uniform bits."""
     limits = parse_budget(budget)
     limits["min_bits"] = check_candidates(candidate_bits)[0]
-    return limits, scorer_of(scores, scheme, candidate_bits)
+    scorer = scorer_of(scores, scheme, candidate_bits)
+    return {"limits": limits, "scorer": scorer, "scheme": scheme}
+
+
+def _quantize(calibration, names, progress, scheme, **options):
+    """Quantize an interface, whose weights no training will find."""
+    network = calibration.model
+    Pipeline(
+        calibration=calibration,
+        quantize=partial(quantize_, network, include=names, scheme=scheme),
+        selection=Selection(names),
+        scheme=scheme,
+        store=PlanStore(None, tell=_tell if progress else logger.info),
+        method=EstimationMethod(FakeQuantize),
+        **options,
+    ).run(progress)
 
 
 def _tell(sentence):
@@ -349,8 +372,9 @@ def _quality(measure, interface, tests, progress, packed):
     }
 
 
-def _check_method(method):
+def _check_ways(rounding, method):
     """Refuse estimation that a folder without a recipe has no data for."""
+    check_rounding(rounding)
     if method not in METHODS:
         raise ValueError(f"method {method!r} is none of {tuple(METHODS)}")
     if method != "post_training":
@@ -393,8 +417,9 @@ def _move(folder, output):
         shutil.move(path, output / path.name)
 
 
-def _measurable(measure, entries, asked):
+def _measurable(kind, entries, asked):
     """The measure, or None where the manifest has no truth to measure by."""
+    measure = kind and kind(asked)
     if measure is None:
         if asked:
             raise ValueError(

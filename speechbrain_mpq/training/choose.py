@@ -1,6 +1,7 @@
 """Front doors for any Brain: bits before `fit`, a packed model afterwards."""
 
 import re
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -78,11 +79,6 @@ def method_of(name):
     if name not in METHODS:
         raise ValueError(f"method {name!r} is none of {tuple(METHODS)}")
     return METHODS[name]()
-
-
-def name_of(method, asked):
-    """How a method is named in the files of a training."""
-    return asked if isinstance(asked, str) else type(method).__name__
 
 
 def _check_scripting(brain, quantizer):
@@ -267,51 +263,90 @@ def choose_bits(
     quantizer = quantizer_of(
         brain, quantizer, include, exclude, vectors, scheme
     )
-    _check_scripting(brain, quantizer)
     limits = {
         **parse_budget(budget),
         "min_bits": min_bits,
         "equal_bits": as_list(equal_bits or quantizer.equal_bits),
     }
-    asked, method = method, _method_for(brain, method, candidate_bits)
-    if asked:
-        tensors = named_tensors(quantizer.model)
-        method.check_tensors(select(tensors, **quantizer.selection.patterns))
-        quantizer.use_method(method)
-    if scores is None:
-        scores = "kl" if method.keeps_plan else "uniform"
-    rounding = rounding or _usual_rounding(method, brain)
-    check_rounding(rounding)
-    settings = {
-        "scores": scores if isinstance(scores, str) else type(scores).__name__,
-        **limits,
-        "rounding": rounding,
-        "candidate_bits": list(candidate_bits),
-        "method": asked and name_of(method, asked),
-    }
+    request = _Request(scores, rounding, method, candidate_bits, limits)
+    request.complete(brain, quantizer)
     load = partial(calibration_batches, brain, dataset, batches, loader_kwargs)
+    calibration = BrainCalibration(
+        quantizer.model, brain, load, stage, output, prototypes
+    )
+    store = PlanStore(
+        _folder(brain, folder), brain.checkpointer, request.settings
+    )
+    return _chosen(brain, quantizer, request, calibration, store, progress)
+
+
+@dataclass
+class _Request:
+    """How bits and weights are found; None becomes the usual way."""
+
+    scores: str | Scorer | None
+    rounding: str | None
+    asked_method: str | EstimationMethod | None
+    candidate_bits: tuple
+    limits: dict  # those of `allocate_bits`
+    method: EstimationMethod | None = None
+
+    def complete(self, brain, quantizer):
+        """Fill in the usual ways, and refuse what a Brain cannot do."""
+        _check_scripting(brain, quantizer)
+        asked = self.asked_method
+        self.method = _method_for(brain, asked, self.candidate_bits)
+        if asked:
+            tensors = named_tensors(quantizer.model)
+            chosen = select(tensors, **quantizer.selection.patterns)
+            self.method.check_tensors(chosen)
+            quantizer.use_method(self.method)
+        if self.scores is None:
+            self.scores = "kl" if self.method.keeps_plan else "uniform"
+        self.rounding = self.rounding or _usual_rounding(self.method, brain)
+        check_rounding(self.rounding)
+
+    @property
+    def settings(self):
+        """What a plan depends on, for JSON."""
+        scores, asked = self.scores, self.asked_method
+        return {
+            "scores": scores if isinstance(scores, str) else _class(scores),
+            **self.limits,
+            "rounding": self.rounding,
+            "candidate_bits": list(self.candidate_bits),
+            "method": asked if isinstance(asked, str | None) else _class(asked),
+        }
+
+
+def _class(way):
+    """How an object is named in the files of a training."""
+    return type(way).__name__
+
+
+def _chosen(brain, quantizer, request, calibration, store, progress):
+    """The plan of a complete request, which the modules follow from now on."""
     quantizer.dequantize()
     pipeline = Pipeline(
-        calibration=BrainCalibration(
-            quantizer.model, brain, load, stage, output, prototypes
-        ),
+        calibration=calibration,
         quantize=quantizer.quantize,
         selection=quantizer.selection,
         scheme=quantizer.scheme,
-        limits=limits,
-        scorer=scorer_of(scores, quantizer.scheme, candidate_bits),
-        store=PlanStore(_folder(brain, folder), brain.checkpointer, settings),
-        method=method,
-        rounding=rounding,
-        prototypes=prototypes,
+        limits=request.limits,
+        scorer=scorer_of(
+            request.scores, quantizer.scheme, request.candidate_bits
+        ),
+        store=store,
+        method=request.method,
+        rounding=request.rounding,
+        prototypes=calibration.prototypes,
     )
-    is_new = pipeline.store.is_new
+    is_new = store.is_new
     pipeline.run(progress)
-    if asked:
-        attach(brain, method, quantizer.model)
+    if request.asked_method:
+        attach(brain, request.method, quantizer.model)
     if is_new and hasattr(brain, "hparams"):
-        stats = plan_stats(quantizer.plan, _folder(brain, folder))
-        log_stats(brain.hparams, stats)
+        log_stats(brain.hparams, plan_stats(quantizer.plan, store.folder))
     return quantizer.plan
 
 

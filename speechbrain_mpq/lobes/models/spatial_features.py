@@ -247,22 +247,25 @@ class SpatialFeatures(nn.Module):
                 f"pair names microphone {self.microphones[-1]}, the array has "
                 f"{self.array_size}"
             )
+        self._hold_constants(pairs, positions)
+        self.maps = _map_names(pairs, phase)
+        self.inputs = len(self.maps) * self.bins
+
+    def _hold_constants(self, pairs, positions):
+        """Buffers of the set-up, not of the training: not in state_dict."""
         index = {mic: i for i, mic in enumerate(self.microphones)}
         first = torch.tensor([index[m] for m, _ in pairs])
         second = torch.tensor([index[n] for _, n in pairs])
         used = positions[torch.tensor(self.microphones) - 1]
-        # Constants of the set-up, not of the training: kept out of state_dict
         constants = {
-            "window": torch.hann_window(n_fft).sqrt(),
+            "window": torch.hann_window(self.n_fft).sqrt(),
             "first": first,
             "second": second,
             "distances": (used[first] - used[second]).float(),
-            "frequencies": torch.arange(self.bins) * SAMPLE_RATE / n_fft,
+            "frequencies": torch.arange(self.bins) * SAMPLE_RATE / self.n_fft,
         }
         for name, value in constants.items():
             self.register_buffer(name, value, persistent=False)
-        self.maps = _map_names(pairs, phase)
-        self.inputs = len(self.maps) * self.bins
 
     @property
     def array_positions(self):
