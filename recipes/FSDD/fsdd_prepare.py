@@ -7,16 +7,21 @@ between them, at 16 kHz. Test speakers occur in no other split. See README.md.
 """
 
 import argparse
-import math
 import re
 from pathlib import Path
 
 import numpy as np
 import soundfile
-from scipy.signal import resample_poly
 
 from speechbrain_mpq.simulation.augmentation import change_speed
-from speechbrain_mpq.simulation.recordings import write_flac, write_manifests
+from speechbrain_mpq.simulation.noise import resampled
+from speechbrain_mpq.simulation.recordings import (
+    PEAK,
+    limit_peak,
+    set_level,
+    write_flac,
+    write_manifests,
+)
 from speechbrain_mpq.simulation.rooms import prepare_rooms
 from speechbrain_mpq.utils import SAMPLE_RATE
 
@@ -26,9 +31,6 @@ SPLITS = ("train", "valid", "test")
 VALID_TAKES = 5  # 0 to 4: the test split of the data set itself
 LENGTHS = (4, 7)  # digits of a string
 PAUSE = (0.05, 0.3)  # seconds between digits
-FADE = 0.005  # seconds at both ends of a digit
-RMS = 0.05  # of every digit
-PEAK = 0.95
 ROOMS = {"train": 200, "valid": 50, "test": 100}  # as hparams/kl_4bit.yaml
 MICROPHONES = (1, 4, 6, 8, 10, 12, 15)  # that the separator uses
 
@@ -181,13 +183,7 @@ def read_take(path):
         raise ValueError(f"{path} cannot be read ({error})") from error
     if samples.ndim != 1 or not samples.any():
         raise ValueError(f"{path} is silent or not mono")
-    common = math.gcd(SAMPLE_RATE, rate)
-    samples = resample_poly(samples, SAMPLE_RATE // common, rate // common)
-    fade = min(round(FADE * SAMPLE_RATE), len(samples) // 2)
-    ramp = np.arange(fade) / fade
-    samples[:fade] *= ramp
-    samples[len(samples) - fade :] *= ramp[::-1]
-    return samples * RMS / np.sqrt(np.mean(samples**2))
+    return set_level(resampled(samples, rate))
 
 
 def string(digits, sounds, rng):
@@ -215,7 +211,7 @@ def string(digits, sounds, rng):
         pieces.append(sounds[takes[rng.integers(len(takes))]])
         pieces.append(np.zeros(round(rng.uniform(*PAUSE) * SAMPLE_RATE)))
     samples = np.concatenate(pieces[:-1])
-    return samples * min(1, PEAK / np.abs(samples).max()), chosen.tolist()
+    return limit_peak(samples), chosen.tolist()
 
 
 def play_faster(samples, share):

@@ -10,7 +10,6 @@ there already is kept. See README.md.
 
 import argparse
 import json
-import math
 import re
 import shutil
 import subprocess
@@ -21,12 +20,14 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from scipy.signal import resample_poly
 
+from speechbrain_mpq.simulation.noise import resampled
 from speechbrain_mpq.simulation.recordings import (
     ffmpeg_program,
+    limit_peak,
     run_jobs,
     seconds_of,
+    set_level,
     write_flac,
     write_manifests,
 )
@@ -34,9 +35,6 @@ from speechbrain_mpq.utils import SAMPLE_RATE, write_text
 
 SUFFIXES = (".g722", ".gsm", ".wav", ".ogg", ".opus", ".flac", ".mp3")
 RAW = {".g722": ["-f", "g722"], ".gsm": ["-f", "gsm"]}  # without a header
-RMS = 0.05  # of every recording
-PEAK = 0.95
-FADE = 0.005  # seconds at both ends of a recording
 BELOW_PEAK = 30  # dB: what is softer at the ends is trimmed
 SHORTEST, LONGEST = 0.2, 8.0  # seconds of a trimmed recording
 PAUSE = (0.05, 0.3)  # seconds between two recordings
@@ -341,7 +339,8 @@ def _extract(job):
         clip.parent.mkdir(parents=True, exist_ok=True)
         clip.touch()  # not to be judged again
         raise ValueError(f"{problem}: {path}")
-    write_flac(clip, level(samples[: round(LONGEST * SAMPLE_RATE)]))
+    samples = set_level(samples[: round(LONGEST * SAMPLE_RATE)])
+    write_flac(clip, limit_peak(samples))
 
 
 def decode(path):
@@ -362,9 +361,7 @@ def decode(path):
     if path.suffix.lower() not in RAW:
         try:
             samples, rate = soundfile.read(path, always_2d=True)
-            common = math.gcd(SAMPLE_RATE, rate)
-            up, down = SAMPLE_RATE // common, rate // common
-            return resample_poly(samples.mean(1), up, down)
+            return resampled(samples.mean(1), rate)
         except RuntimeError:
             pass  # another codec in a known container
     command = [ffmpeg_program(), "-nostdin", "-v", "error"]
@@ -448,27 +445,6 @@ def what_is_wrong(samples):
     if seconds >= JUDGED and low_energy_share(samples) < LOW_ENERGY:
         return "music or noise, without pauses"
     return None
-
-
-def level(samples):
-    """The recording at a fixed level, faded in and out.
-
-    Arguments
-    ---------
-    samples : numpy.ndarray
-        [samples].
-
-    Returns
-    -------
-    samples : numpy.ndarray
-    """
-    fade = min(round(FADE * SAMPLE_RATE), len(samples) // 2)
-    ramp = np.arange(fade) / fade
-    samples = samples.copy()
-    samples[:fade] *= ramp
-    samples[len(samples) - fade :] *= ramp[::-1]
-    samples *= RMS / np.sqrt(np.mean(np.square(samples)))
-    return samples * min(1, PEAK / np.abs(samples).max())
 
 
 def plan_strings(talker, clips):

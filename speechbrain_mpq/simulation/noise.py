@@ -4,6 +4,7 @@ A noise depends on (seed, epoch, key) alone, as a mixture does: an epoch can
 be repeated exactly, and every epoch is different. Waveforms are [samples].
 """
 
+import math
 import zlib
 from pathlib import Path
 
@@ -413,7 +414,33 @@ def _read_noise(path, sample_rate=16000, resample=False):
     if rate < sample_rate or (rate > sample_rate and not resample):
         fix = "convert it" if rate < sample_rate else "pass resample=True"
         raise ValueError(f"{path} has {rate} Hz, not {sample_rate}: {fix}")
-    return noise if rate == sample_rate else _lower(noise, rate, sample_rate)
+    return noise if rate == sample_rate else resampled(noise, rate, sample_rate)
+
+
+def resampled(samples, rate, sample_rate=16000):
+    """Bring a waveform to another sample rate.
+
+    Arguments
+    ---------
+    samples : numpy.ndarray
+        [samples].
+    rate : int
+        That it has, in Hz.
+    sample_rate : int
+        That it gets.
+
+    Returns
+    -------
+    samples : numpy.ndarray
+        [samples], another number of them.
+
+    Example
+    -------
+    >>> resampled(np.ones(441), 44100).shape
+    (160,)
+    """
+    common = math.gcd(rate, sample_rate)
+    return resample_poly(samples, sample_rate // common, rate // common)
 
 
 def active_level(speech, sample_rate=16000):
@@ -538,12 +565,6 @@ def _resonance(waveform, angle, radius):
     """Two poles at an angle, closer to the circle for a clearer tone."""
     poles = [1, -2 * radius * np.cos(angle), radius**2]
     return lfilter([1], poles, waveform)
-
-
-def _lower(noise, rate, sample_rate):
-    """Resample to a lower rate."""
-    common = np.gcd(rate, sample_rate)
-    return resample_poly(noise, sample_rate // common, rate // common)
 
 
 def _split_of(name):

@@ -19,6 +19,9 @@ from ..utils import SAMPLE_RATE, atomic_write, write_text
 from .mixtures import MIN_SAMPLES
 
 NEEDED = ("wav", "words", "speaker", "length")
+RMS = 0.05  # of every recording
+PEAK = 0.95
+FADE = 0.005  # seconds at both ends of a recording
 
 
 def ffmpeg_program() -> str:
@@ -83,6 +86,52 @@ def read_sound(path):
             "them above zero): copy it again from the corpus"
         )
     return samples
+
+
+def set_level(samples):
+    """Bring a recording to a fixed level, and fade it in and out.
+
+    Arguments
+    ---------
+    samples : numpy.ndarray
+        [samples], float, at 16 kHz.
+
+    Returns
+    -------
+    samples : numpy.ndarray
+        [samples], of an RMS of 0.05.
+
+    Example
+    -------
+    >>> float(set_level(np.full(16000, 0.3)).max().round(4))
+    0.0502
+    """
+    fade = min(round(FADE * SAMPLE_RATE), len(samples) // 2)
+    ramp = np.arange(fade) / fade
+    samples = samples.copy()
+    samples[:fade] *= ramp
+    samples[len(samples) - fade :] *= ramp[::-1]
+    return samples * RMS / np.sqrt(np.mean(samples**2))
+
+
+def limit_peak(samples):
+    """Scale samples down where the loudest is above 0.95.
+
+    Arguments
+    ---------
+    samples : numpy.ndarray
+        [samples], float.
+
+    Returns
+    -------
+    samples : numpy.ndarray
+
+    Example
+    -------
+    >>> limit_peak(np.array([1.9, -0.5]))
+    array([ 0.95, -0.25])
+    """
+    return samples * min(1, PEAK / np.abs(samples).max())
 
 
 def write_flac(path, samples):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from speechbrain_mpq.simulation.recordings import RMS
+
 SCRIPT = Path(__file__).parents[3] / "recipes/FSDD/fsdd_prepare.py"
 
 
@@ -89,7 +91,7 @@ def test_strings_say_what_their_transcript_says(data):
             spectrum = np.abs(np.fft.rfft(piece, rate))
             hertz = int(spectrum.argmax())
             heard.append(round((hertz - tone(0, entry["speaker"])) / 200))
-            assert np.std(piece) == pytest.approx(fsdd.RMS, rel=0.05)
+            assert np.std(piece) == pytest.approx(RMS, rel=0.05)
         assert " ".join(fsdd.DIGITS[d] for d in heard) == entry["words"]
         assert 4 <= len(heard) <= 7
 
