@@ -6,11 +6,11 @@ ENGINES = ("torch", "openvino", "onnx")
 MAX_THREADS = 1024
 
 
-def add_engine_options(parser):
+def add_engine_options(parser, engines=ENGINES):
     """Say which engine may run the network, on how many threads."""
     parser.add_argument(
         "--engine",
-        choices=ENGINES,
+        choices=engines,
         default="torch",
         help="what runs the network (default: %(default)s)",
     )

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from ..utils import write_text
+from .device import add_engine_options
 
 HELP = "n-best lists of a recognizer with a packed language model"
 EXAMPLE = """
@@ -22,6 +23,7 @@ EXAMPLE = """
   speechbrain-mpq rescore kaldi.json --scores costs --lm_weight 9 --lm FOLDER"""
 
 UNK_PENALTY = -10.0
+LONG = 2000  # hypotheses from which on a bar shows that they are scored
 TOO_MANY = 0.5  # share of unknown words that no text of the language has
 
 
@@ -43,6 +45,7 @@ def add_arguments(parser):
         "(none below 0, lower is better), any (higher is better)",
     )
     _add_weights(add)
+    add_engine_options(parser, ("torch", "onnx"))
     add("--out", metavar="FILE", help="write all lists in their new order")
     add("--best", metavar="FILE", help="write the best hypotheses")
 
@@ -110,7 +113,9 @@ def run(options):
     from ..decoders.ngram import Ngram
     from ..inference.language_model import LanguageModel
 
-    lm = LanguageModel.from_pretrained(options.lm)
+    lm = LanguageModel.from_pretrained(
+        options.lm, options.engine, options.threads
+    )
     ngram = Ngram(options.ngram) if options.ngram else None
     unknown, words = _check_words(lists, lm.vocabulary, options)
     ranked = rescore(lists, lm, options, ngram)
@@ -150,7 +155,8 @@ def rescore(lists, lm, options, ngram=None):
         Ranked, with "recognizer_scores" and "lm_scores" as details.
     """
     texts = [text for row in lists for text in row.hypotheses]
-    scored = iter(zip(texts, lm.score(texts)))
+    long = len(texts) > LONG and sys.stderr.isatty()
+    scored = iter(zip(texts, lm.score(texts, progress=long)))
     ranked = []
     for row in lists:
         scores, details = [], []

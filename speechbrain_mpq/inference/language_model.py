@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from speechbrain.decoders.scorer import RNNLMRescorer, TransformerLMRescorer
 from speechbrain.lobes.models.transformer.Transformer import PositionalEncoding
+from tqdm import tqdm
 
 from ..decoders.vocabulary import Vocabulary
 from ..evaluation.language_task import LANGUAGE_MODELLING
@@ -20,6 +21,7 @@ from ..lobes.models.language_models import (
     TiedRNNLM,
     TiedTransformerLM,
 )
+from ..quantization.packing import read_model
 from .folder import save_separator
 from .hub import VOCABULARY_FILE, fetch_folder
 from .loading import load
@@ -28,6 +30,9 @@ from .registry import choice, number, register, whole
 _SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
 BATCH = 32  # sentences scored together
 MOST_WORDS = 2**20  # of a vocabulary in a file
+ENGINES = ("torch", "onnx")
+PROBED_WORDS = 16  # of the sentences on which an engine is tried
+MOST_ERROR = 0.3  # of an engine's, in spreads of what is right; sound: < 0.05
 
 
 def check_vocabulary(model, vocabulary):
@@ -98,15 +103,21 @@ class LanguageModel:
         check_vocabulary(model, vocabulary)
         self.model = model.eval()
         self.vocabulary = vocabulary
+        self._log_probs = _LogProbs(self.model).eval()
 
     @classmethod
-    def from_pretrained(cls, source, **hub):
+    def from_pretrained(cls, source, engine="torch", threads=1, **hub):
         """Load a folder or hub repository; nothing in it is executed.
 
         Arguments
         ---------
         source : str or Path
             Packed folder, or "user/name" on the hub.
+        engine : str
+            "torch", or "onnx": `score` runs the stored integers in ONNX
+            Runtime. SpeechBrain's rescorers compute in PyTorch.
+        threads : int
+            Of ONNX Runtime.
         **hub
             `revision`, `cache_dir`, `token`, `endpoint` and
             `local_files_only` of `hub.fetch_folder`.
@@ -115,6 +126,8 @@ class LanguageModel:
         -------
         LanguageModel
         """
+        if engine not in ENGINES:
+            raise ValueError(f"engine must be one of {ENGINES}, not {engine!r}")
         folder = fetch_folder(source, **hub)
         path = folder / VOCABULARY_FILE
         model = load(folder)
@@ -127,10 +140,13 @@ class LanguageModel:
                 f"no {path}: a language model needs the vocabulary beside it "
                 "that it was trained with"
             )
-        return cls(model, Vocabulary.read(path))
+        lm = cls(model, Vocabulary.read(path))
+        if engine == "onnx":
+            lm._log_probs = _in_onnx(lm, read_model(folder), threads)
+        return lm
 
     @torch.inference_mode()
-    def score(self, sentences, batch=BATCH):
+    def score(self, sentences, batch=BATCH, progress=False):
         """Log-probabilities of the words of sentences, each on its own.
 
         Arguments
@@ -139,6 +155,8 @@ class LanguageModel:
             Words between white space; none at all is a sentence, too.
         batch : int
             Sentences that are computed together.
+        progress : bool
+            Whether to show a bar.
 
         Returns
         -------
@@ -151,7 +169,8 @@ class LanguageModel:
         # Alike lengths together: little padding.
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
         scores = {}
-        for start in range(0, len(order), batch):
+        starts = range(0, len(order), batch)
+        for start in tqdm(starts, "scoring", disable=not progress):
             some = order[start : start + batch]
             rows = self._score([tokens[i] for i in some])
             scores.update(zip(some, rows))
@@ -251,10 +270,7 @@ class LanguageModel:
                 [*row, vocabulary.eos_index]
             )
         device = next(self.model.parameters()).device
-        logits = self.model(given.to(device))
-        logits = logits[0] if isinstance(logits, tuple) else logits
-        own = logits.gather(2, target.to(device)[..., None])[..., 0]
-        own = (own - logits.logsumexp(-1)).cpu()  # [sentences, longest]
+        own = self._log_probs(given.to(device), target.to(device)).cpu()
         return [
             WordScores(
                 own[i, : len(row) + 1],
@@ -262,6 +278,59 @@ class LanguageModel:
             )
             for i, row in enumerate(tokens)
         ]
+
+
+class _LogProbs(torch.nn.Module):
+    """A model that gives the log-probability of each target.
+
+    Tokens and targets are [sentences, words], and so is what comes out.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens, targets):
+        """Log-probability of each target behind the tokens up to it."""
+        logits = self.model(tokens)  # [sentences, words, vocabulary]
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        every = logits.log_softmax(-1)
+        return every.gather(2, targets[..., None])[..., 0]
+
+
+def _in_onnx(lm, packed, threads):
+    """`_LogProbs` in ONNX Runtime, held against PyTorch."""
+    from .engines.integer_onnx import integer_model, session
+
+    most = min(PROBED_WORDS, lm.model.settings.get("max_length", math.inf))
+    generator = torch.Generator().manual_seed(0)
+    shape, vocab = (2, int(most)), len(lm.vocabulary)
+    probe = tuple(
+        torch.randint(1, vocab, shape, generator=generator) for _ in range(2)
+    )
+    names = ["tokens", "targets"], ["log_probs"]
+    axes = {name: {0: "sentences", 1: "words"} for name in sum(names, [])}
+    model, _ = integer_model(lm._log_probs, probe, packed, names, axes)
+    running = session(model, threads)
+
+    def log_probs(tokens, targets):
+        given = {
+            "tokens": tokens.cpu().numpy(),
+            "targets": targets.cpu().numpy(),
+        }
+        return torch.from_numpy(running.run(None, given)[0])
+
+    with torch.inference_mode():
+        exact = lm._log_probs(*probe)
+    spread = exact.std()
+    error = (log_probs(*probe) - exact).square().mean().sqrt()
+    if not error < MOST_ERROR * spread:
+        raise ValueError(
+            "ONNX Runtime gives other probabilities than PyTorch on this "
+            f"processor ({error:.2g} nats apart, of a spread of "
+            f'{spread:.2g}): choose engine="torch"'
+        )
+    return log_probs
 
 
 def save_language_model(model, folder, vocabulary, metadata=None, **card):

@@ -163,3 +163,12 @@ def test_options_that_mean_nothing(folder):
     for option in ("--lm_weight=nan", "--interpolation=1.5"):
         with pytest.raises(SystemExit):
             call(folder, option)
+
+
+def test_the_stored_integers_rank_alike(folder, capsys):
+    pytest.importorskip("onnxruntime", reason="the extra onnx is missing")
+    pytest.importorskip("onnx", reason="the extra onnx is missing")
+    assert call(folder, "--lm_weight", "3") == 0
+    exact = capsys.readouterr().out
+    assert call(folder, "--lm_weight", "3", "--engine", "onnx") == 0
+    assert capsys.readouterr().out == exact

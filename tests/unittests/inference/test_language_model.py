@@ -185,3 +185,21 @@ def test_a_file_of_another_model(tmp_path):
     save_packed(model, tmp_path, None, architecture)
     with pytest.raises(PackedModelError, match="is \\(13, 8\\)"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_engine_runs_the_stored_integers(kind, tmp_path):
+    pytest.importorskip("onnxruntime", reason="the extra onnx is missing")
+    pytest.importorskip("onnx", reason="the extra onnx is missing")
+    model = network(kind)
+    quantize_(model, 4)
+    saved(tmp_path, model)
+    sentences = ["so be it", "", "it is the state of a union so be it is"]
+    exact = LanguageModel.from_pretrained(tmp_path).score(sentences)
+    engine = LanguageModel.from_pretrained(tmp_path, engine="onnx")
+    for row, given in zip(exact, engine.score(sentences)):
+        assert torch.equal(row.unknown, given.unknown)
+        assert not torch.equal(row.log_probs, given.log_probs)
+        assert (row.log_probs - given.log_probs).abs().max() < 0.1
+    with pytest.raises(ValueError, match="engine must be one of"):
+        LanguageModel.from_pretrained(tmp_path, engine="openvino")
