@@ -68,6 +68,7 @@ _HOMES = {
     "save_separator": "inference.folder",
     "LanguageModel": "inference.language_model",
     "save_language_model": "inference.language_model",
+    "export_interface": "inference.onnx_interfaces",
     "repack": "inference.folder",
     "check_folder": "inference.verification",
 }

@@ -21,6 +21,7 @@ from .inference.language_model import LanguageModel as LanguageModel
 from .inference.language_model import save_language_model as save_language_model
 from .inference.loading import load_separator as load_separator
 from .inference.localization import Localizer as Localizer
+from .inference.onnx_interfaces import export_interface as export_interface
 from .inference.separation import PackedPretrainer as PackedPretrainer
 from .inference.separation import QuantizedSeparator as QuantizedSeparator
 from .inference.verification import check_folder as check_folder

@@ -1,22 +1,27 @@
-"""`speechbrain-mpq export`: a packed separator for a fast engine.
+"""`speechbrain-mpq export`: a packed model for a fast engine.
 
-Measures the ranges of the activations on some recordings, which int8 engines
-need, and writes them beside the weights (activations.json). Writes the mask
-network as files of the engine too, for other programs.
+Of a separator it measures the ranges of the activations on some recordings,
+which int8 engines need, and writes them beside the weights (activations.json),
+and the mask network as files of the engine, for other programs. A folder of
+SpeechBrain's own interfaces becomes one ONNX file, from samples to scores.
 """
 
-HELP = "make a packed separator ready for OpenVINO or ONNX Runtime"
+import tempfile
+from pathlib import Path
+
+HELP = "make a packed model ready for OpenVINO or ONNX Runtime"
 EXAMPLE = """
   speechbrain-mpq export packed --calibration mixtures.json -o fast
   speechbrain-mpq export packed --engine onnx --calibration mixtures.json
   speechbrain-mpq separate mix.wav --doa 60 --model fast --engine openvino
+  speechbrain-mpq export asr_4bit --engine onnx --class EncoderASR -o asr.onnx
 mixtures.json: {"first": {"wav": "mix.flac", "doa": 60}, ...}, ten seconds each
 of a dozen recordings are enough"""
 
 
 def add_arguments(parser):
     """Say what the command line may hold."""
-    parser.add_argument("folder", help="packed folder of a separator")
+    parser.add_argument("folder", help="packed folder")
     parser.add_argument(
         "--engine", choices=("openvino", "onnx"), default="openvino"
     )
@@ -27,12 +32,25 @@ def add_arguments(parser):
         "a talker (default: the ranges that the folder has)",
     )
     parser.add_argument(
-        "-o", "--out", metavar="FOLDER", help="to write (default: the same)"
+        "--class",
+        dest="class_name",
+        metavar="NAME",
+        help="EncoderASR or EncoderClassifier, or one that inherits from them: "
+        "the folder is one that `quantize` wrote; its hyperparams.yaml is "
+        "executed, as from_hparams does",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        metavar="PATH",
+        help="folder to write (default: the same), or with --class the file",
     )
 
 
 def run(options) -> int:
     """Export, and say what was written."""
+    if options.class_name:
+        return _interface(options)
     from ..inference.exporting import export
 
     report = export(
@@ -49,5 +67,35 @@ def run(options) -> int:
     print(
         f'QuantizedSeparator.from_pretrained("{folder}", '
         f'engine="{options.engine}")'
+    )
+    return 0
+
+
+def _interface(options):
+    """Write the ONNX file of a SpeechBrain interface."""
+    from ..inference.onnx_interfaces import export_interface
+    from ..ptq.pretrained_interfaces import check_source, find_class
+
+    folder = Path(options.folder)
+    if options.engine != "onnx" or options.calibration:
+        raise ValueError(
+            "with --class choose --engine onnx and leave --calibration out: "
+            "what its layers read is rounded as it comes"
+        )
+    cls = find_class(options.class_name)
+    check_source(folder)
+    out = Path(options.out or f"{folder.resolve().name}.onnx")
+    with tempfile.TemporaryDirectory() as fetched:
+        interface = cls.from_hparams(source=str(folder), savedir=fetched)
+        report = export_interface(interface, out, folder)
+    done = report["weights"]
+    print(
+        f"{done.get('integer', 0)} weights are multiplied as integers, "
+        f"{done.get('looked up', 0)} looked up, {done.get('dequantized', 0)} "
+        "stored as integers and computed in float32"
+    )
+    print(
+        f"{out}: {report['bytes']} bytes, {report['decibels']:.1f} dB from "
+        "PyTorch on noise"
     )
     return 0

@@ -300,7 +300,7 @@ class _LogProbs(torch.nn.Module):
 
 def _in_onnx(lm, packed, threads):
     """`_LogProbs` in ONNX Runtime, held against PyTorch."""
-    from .engines.integer_onnx import integer_model, session
+    from .engines.integer_onnx import integer_model, session, stored_weights
 
     most = min(PROBED_WORDS, lm.model.settings.get("max_length", math.inf))
     generator = torch.Generator().manual_seed(0)
@@ -310,7 +310,9 @@ def _in_onnx(lm, packed, threads):
     )
     names = ["tokens", "targets"], ["log_probs"]
     axes = {name: {0: "sentences", 1: "words"} for name in sum(names, [])}
-    model, _ = integer_model(lm._log_probs, probe, packed, names, axes)
+    model, _ = integer_model(
+        lm._log_probs, probe, stored_weights(packed).values(), names, axes
+    )
     running = session(model, threads)
 
     def log_probs(tokens, targets):

@@ -24,12 +24,13 @@ from .engine import MissingExtra
 from .lowered import INT8_BITS
 
 try:
+    import ml_dtypes
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 except ImportError:
-    onnx = TensorProto = helper = numpy_helper = MissingExtra(
+    ml_dtypes = onnx = TensorProto = helper = numpy_helper = MissingExtra(
         "writing ONNX models needs onnx: pip install 'speechbrain_mpq[onnx]' "
-        "(or onnx>=1.23)"
+        "(or onnx>=1.23 ml_dtypes)"
     )
 try:
     import onnxruntime
@@ -40,7 +41,7 @@ except ImportError:
     )
 
 LIBRARIES = (onnxruntime, onnx)
-OPSET, IR_VERSION = 21, 10  # DequantizeLinear of int16
+OPSET, IR_VERSION = 21, 10  # DequantizeLinear of int4 and int16
 CONTRIBUTED = "com.microsoft"  # operators that ONNX Runtime adds
 # Gates in ONNX's order, as places in PyTorch's: i, f, g, o and r, z, n.
 GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
@@ -101,16 +102,16 @@ def stored_weights(packed):
     return stored
 
 
-def integer_model(module, inputs, packed, names, axes):
-    """Export a module whose weights a packed file holds.
+def integer_model(module, inputs, stored, names, axes):
+    """Export a module, with stored integers in the place of its weights.
 
     Arguments
     ---------
     module : torch.nn.Module
-        In eval mode, filled from the packed file.
+        In eval mode; its weights have the stored values.
     inputs : tuple of torch.Tensor
         Something that it takes.
-    packed : unpacking.PackedModel
+    stored : iterable of StoredWeight
     names : tuple of (list of str, list of str)
         Of inputs and outputs.
     axes : dict of str -> dict of int -> str
@@ -136,11 +137,13 @@ def integer_model(module, inputs, packed, names, axes):
             output_names=names[1],
             dynamic_axes=axes,
             opset_version=17,
+            # EVAL would multiply norms into the weights, which are integers.
+            training=torch.onnx.TrainingMode.PRESERVE,
             dynamo=False,
         )
     model = onnx.load_from_string(buffer.getvalue())
     model = onnx.version_converter.convert_version(model, OPSET)
-    graph = _Rewriter(model.graph, stored_weights(packed))
+    graph = _Rewriter(model.graph, stored)
     graph.rewrite()
     if graph.contributed:
         model.opset_import.append(helper.make_opsetid(CONTRIBUTED, 1))
@@ -175,7 +178,7 @@ class _Rewriter:
             item.name: numpy_helper.to_array(item) for item in graph.initializer
         }
         self.stored = {}  # values, as bytes -> StoredWeight
-        for weight in stored.values():
+        for weight in stored:
             self.stored[_key(weight.values)] = weight
         self.made = {}
         self.nodes = []
@@ -348,6 +351,8 @@ class _Rewriter:
             output = f"{name}.values"
             if output not in {o for n in self.nodes for o in n.output}:
                 levels = weight.levels.T if transposed else weight.levels
+                if -8 <= levels.min() and levels.max() <= 7:
+                    levels = levels.astype(ml_dtypes.int4)
                 self._add(
                     "DequantizeLinear",
                     [

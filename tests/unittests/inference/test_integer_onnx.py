@@ -47,7 +47,11 @@ def exported(folder, bits=4, bidirectional=False, **options):
     axes = {name: {0: "batch", 1: "time"} for name in ("tokens", "scores")}
     packed = read_model(folder)
     onnx_model, used = integer_onnx.integer_model(
-        model, (tokens,), packed, names, axes
+        model,
+        (tokens,),
+        integer_onnx.stored_weights(packed).values(),
+        names,
+        axes,
     )
     return model, packed, onnx_model, used
 
