@@ -22,6 +22,7 @@ COMMANDS = (
     "export",
     "demo",
     "rescore",
+    "quality",
 )
 
 

@@ -4,6 +4,7 @@ import argparse
 
 ENGINES = ("torch", "openvino", "onnx")
 MAX_THREADS = 1024
+MAX_CHANNELS = 1024
 
 
 def add_engine_options(parser, engines=ENGINES):

@@ -18,6 +18,7 @@ NO_CONDITION = "all"  # the one block of a task without conditions
 _HOMES = {  # modules that register a task
     "separation": "separation_task",
     "language modelling": "language_task",
+    "speech quality": "quality_task",
 }
 _TASKS = {}
 

@@ -54,6 +54,14 @@ class AudioError(ValueError):
 
 def used_channels(channels, microphones, array_size, name="recording"):
     """Select the channels of the microphones that a model uses."""
+    if array_size is None:
+        if channels < max(microphones):
+            raise AudioError(
+                name,
+                f"{channels} channel{'s' * (channels != 1)}",
+                f"there is no channel {max(microphones)}: name another",
+            )
+        return [number - 1 for number in microphones]
     if channels == len(microphones):
         return list(range(channels))
     if channels == array_size:
@@ -95,9 +103,9 @@ class AudioFile:
         seekable.
     microphones : sequence of int
         Numbers of the microphones that are used, from 1, reference first.
-    array_size : int
+    array_size : int or None
         Microphones of the whole array. The file has these, in order, or
-        just those that are used.
+        just those that are used. None: the file may have any others, too.
     name : str or None
         For messages; None: the source.
     min_samples : int

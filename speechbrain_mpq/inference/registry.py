@@ -218,11 +218,13 @@ class Part:
 
 
 REGISTRY = {}  # class name -> Part
-# Modules that register classes of their own when a file first names one: they
-# import SpeechBrain, which takes another second.
+# Modules that register classes of their own when a file first names one: what
+# they import takes time.
 _HOMES = {
     "TiedRNNLM": ".language_model",
     "TiedTransformerLM": ".language_model",
+    "DNSMOS": ".quality",
+    "BinaryDNSMOS": ".quality",
 }
 
 

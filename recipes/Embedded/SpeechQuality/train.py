@@ -5,11 +5,12 @@ To run this recipe, do the following:
 > python train.py hparams/train.yaml --binary_maps True --start_from FOLDER
 
 It makes clips of the embedded corpus in noise, labels them by PESQ, trains,
-and writes the predictions and metrics.json. FOLDER is the output folder of
-the first command.
+and writes test_items.json, metrics.json, a report and the folder estimator/,
+which `speechbrain-mpq quality --model` takes. FOLDER is the output
+folder of the first command. `python -m speechbrain_mpq.run train.py ...`
+chooses bits for the weights.
 """
 
-import math
 import sys
 import time
 from pathlib import Path
@@ -21,9 +22,12 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import run_on_main
 
-from speechbrain_mpq.evaluation.significance import mse, pcc, srcc
+from speechbrain_mpq.evaluation.quality_task import SPEECH_QUALITY
+from speechbrain_mpq.evaluation.results import Scored, write_results
+from speechbrain_mpq.evaluation.significance import pcc
+from speechbrain_mpq.inference.quality import save_quality_estimator
 from speechbrain_mpq.lobes.models.dnsmos import BinaryDNSMOS, BitDNSMOS, memory
-from speechbrain_mpq.utils import write_json
+from speechbrain_mpq.quantization.quant_api import coverage
 
 TESTS = ("test", "test_unseen")
 
@@ -56,9 +60,7 @@ class Quality(sb.Brain):
         scores, labels = zip(*self.scores.values())
         stats = {"loss": float(stage_loss), "PCC": pcc(scores, labels)}
         if stage == sb.Stage.VALID:
-            old_lr, new_lr = self.hparams.lr_scheduler(
-                [self.optimizer], epoch, stage_loss
-            )
+            old_lr, new_lr = self.hparams.lr_scheduler(epoch)
             sb.nnet.schedulers.update_learning_rate(self.optimizer, new_lr)
             self.hparams.train_logger.log_stats(
                 stats_meta={"epoch": epoch, "lr": old_lr},
@@ -123,10 +125,42 @@ def begin(hparams, train_data):
     network.load_state_dict(state)
 
 
-def measured(scores, labels):
-    """Correlations, None where the scores are constant, and the error."""
-    found = {f.__name__: f(scores, labels) for f in (pcc, srcc, mse)}
-    return {k: v if math.isfinite(v) else None for k, v in found.items()}
+def describe_system(network, hparams):
+    """What metrics.json says of the system beside its scores.
+
+    Arguments
+    ---------
+    network : DNSMOS
+        Quantized or not.
+    hparams : dict
+        system, label, seed, binary_maps and binary_weights are used.
+
+    Returns
+    -------
+    dict
+    """
+    rows = coverage(network)
+    parameters = sum(row["parameters"] for row in rows)
+    size = {"bits": 0, "bytes": 0}
+    for row in rows:
+        bits, held = row["stored_bits"], row["bytes"]
+        one = hparams["binary_weights"] and row["parameters"] > 64
+        if one and row["tensor"].startswith("convs."):
+            bits, held = 1, row["parameters"] / 8
+        size["bits"] += row["parameters"] * bits
+        size["bytes"] += held
+    bits = size["bits"] / parameters
+    map_bits = 1 if hparams["binary_maps"] else 32
+    return {
+        "system": hparams["system"],
+        "bits": round(bits, 1),
+        "average_bits": bits,
+        "model_bytes": round(size["bytes"]),
+        "fp32_bytes": 4 * parameters,
+        "corpus": f"embedded, labels by {hparams['label']}",
+        "seed": hparams["seed"],
+        "memory": memory(network, weight_bits=bits, map_bits=map_bits),
+    }
 
 
 def run_bits(network, features, data, clips=20):
@@ -172,7 +206,6 @@ def main(arguments):
     with open(hparams_file, encoding="utf-8") as fin:
         hparams = load_hyperpyyaml(fin, overrides)
     sb.utils.distributed.ddp_init_group(run_opts)
-    output_folder = Path(hparams["output_folder"])
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=hparams_file,
@@ -202,23 +235,32 @@ def main(arguments):
         train_loader_kwargs={**hparams["dataloader_opts"], "shuffle": True},
         valid_loader_kwargs=hparams["dataloader_opts"],
     )
-    metrics = {}
+    items = []
     for name in TESTS:
         brain.evaluate(
             data[name],
             min_key="loss",
             test_loader_kwargs=hparams["dataloader_opts"],
         )
-        metrics[name] = measured(*zip(*brain.scores.values()))
-        # what two runs need to be compared item by item
-        write_json(output_folder / f"predictions_{name}.json", brain.scores)
+        items += [
+            {
+                "id": key,
+                "score": score,
+                "label": label,
+                "held_out": name == "test_unseen",
+            }
+            for key, (score, label) in sorted(brain.scores.items())
+        ]
     network = hparams["network"].cpu().eval()
-    metrics["memory"] = memory(network)
+    system = describe_system(network, hparams)
     if isinstance(network, BinaryDNSMOS):
         with torch.no_grad():
             features = hparams["features"].cpu()
-            metrics["bits"] = run_bits(network, features, data["test"])
-    write_json(output_folder / "metrics.json", metrics)
+            system["bits_run"] = run_bits(network, features, data["test"])
+    folder = Path(hparams["output_folder"])
+    metrics = write_results(folder, system, Scored(items), task=SPEECH_QUALITY)
+    # what `speechbrain-mpq quality --model` takes
+    save_quality_estimator(network, folder / "estimator", metrics=metrics)
 
 
 if __name__ == "__main__":

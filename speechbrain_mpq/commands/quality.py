@@ -1,0 +1,98 @@
+"""`speechbrain-mpq quality`: how good speech sounds, without a reference."""
+
+import json
+import sys
+
+from ..utils import BUNDLED_QUALITY_MODEL, error_text
+from .device import MAX_CHANNELS, whole_number
+from .source import STREAM, STREAM_NAME, open_source, recordings
+
+HELP = "predict the quality of speech recordings, without a reference"
+EXAMPLE = """
+  speechbrain-mpq quality speech.wav
+  speechbrain-mpq quality *.wav calls/ | sort -n
+  speechbrain-mpq quality speech.wav --json | jq .windows"""
+
+
+def add_arguments(parser):
+    """Say what the command line may hold."""
+    parser.add_argument(
+        "recordings",
+        nargs="+",
+        metavar="recording",
+        help="speech, 16 kHz or more: files, folders, patterns, a pipe, or - "
+        "for standard input",
+    )
+    parser.add_argument(
+        "--model",
+        default=BUNDLED_QUALITY_MODEL,
+        metavar="FOLDER",
+        help="packed folder, or its name on the Hugging Face hub (default: "
+        "the 4-bit predictor of PESQ that comes with the package)",
+    )
+    parser.add_argument(
+        "--channel",
+        type=whole_number(1, MAX_CHANNELS),
+        default=1,
+        metavar="N",
+        help="of recordings with several (default: 1)",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print a line of JSON for each, with the scores of its windows",
+    )
+
+
+def run(options) -> int:
+    """Print a score for each recording; a bad one stops no other.
+
+    Exit status: 1 where any of them failed.
+    """
+    files = recordings(options.recordings)
+    if len(files) == 1:  # opened first: a typing error needs no model
+        with open_source(files[0]):
+            pass
+    from ..inference.quality import QualityEstimator
+
+    estimator = QualityEstimator.from_pretrained(options.model)
+    failed = []
+    for file in files:
+        try:
+            with open_source(file) as opened:
+                found = estimator.estimate_file(*opened, options.channel)
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError) as error:
+            failed.append(file)
+            print(error_text(error), file=sys.stderr)
+            continue
+        name = STREAM_NAME if file == STREAM else file
+        print(_json(name, found) if options.json else _line(name, found))
+    if failed and len(files) > 1:
+        print(
+            f"{len(failed)} of {len(files)} recordings failed: "
+            f"{', '.join(failed)}",
+            file=sys.stderr,
+        )
+    return 1 if failed else 0
+
+
+def _line(name, found):
+    """The score, then the file, so that lines can be sorted."""
+    return f"{found.score:.2f}  {name}"
+
+
+def _json(name, found):
+    """What is found, on one line."""
+    content = {
+        "recording": name,
+        "measure": found.measure,
+        "score": round(found.score, 4),
+        "seconds": round(found.seconds, 3),
+        "windows": [
+            {"start": round(start, 3), "score": round(score, 4)}
+            for start, score in found.windows
+        ],
+    }
+    return json.dumps(content)
