@@ -50,8 +50,8 @@ def run(options) -> int:
     Exit status: 1 where any of them failed.
     """
     files = recordings(options.recordings)
-    if len(files) == 1:  # opened first: a typing error needs no model
-        with open_source(files[0]):
+    if len(files) == 1 and files != [STREAM]:
+        with open_source(files[0]):  # a typing error needs no model
             pass
     from ..inference.quality import QualityEstimator
 

@@ -246,7 +246,9 @@ def paired_bootstrap(
 
     Arguments
     ---------
-    first, second, labels : array_like
+    first, second : array_like
+        [items], or [seeds, items]: then means over the seeds are compared.
+    labels : array_like
         [items].
     measure : callable
         Takes (predictions, labels).
@@ -270,18 +272,25 @@ def paired_bootstrap(
     >>> low < difference < high < 0
     True
     """
-    first, labels = _checked(first, labels)
-    second, labels = _checked(second, labels)
+    pair = [
+        [_checked(row, labels)[0] for row in np.atleast_2d(x)]
+        for x in (first, second)
+    ]
+    labels = np.asarray(labels, dtype=np.float64)
+
+    def difference(items):
+        one, other = (
+            fmean(measure(row[items], labels[items]) for row in rows)
+            for rows in pair
+        )
+        return other - one
+
     rng = np.random.default_rng(seed)
-    differences = []
-    for _ in range(draws):
-        items = rng.integers(len(labels), size=len(labels))
-        pair = [measure(x[items], labels[items]) for x in (first, second)]
-        differences.append(pair[1] - pair[0])
+    size = len(labels)
+    drawn = [difference(rng.integers(size, size=size)) for _ in range(draws)]
     tail = (1 - level) / 2
-    low, high = np.nanquantile(differences, [tail, 1 - tail])
-    whole = measure(second, labels) - measure(first, labels)
-    return whole, float(low), float(high)
+    low, high = np.nanquantile(drawn, [tail, 1 - tail])
+    return difference(np.arange(size)), float(low), float(high)
 
 
 def _checked(predictions, labels):

@@ -22,6 +22,7 @@ from .registry import flag, number, register, several, whole
 logger = logging.getLogger(__name__)
 SECONDS = 3  # of sound that get one score
 LEVEL = 0.05  # RMS of what the network hears
+RANGES = {"pesq": (1.0, 4.65), "p808": (1.0, 5.0)}  # of the measures
 PAUSE = 1e-3  # of the recording's RMS: what is below has nothing to judge
 
 
@@ -53,7 +54,7 @@ class QualityEstimator:
     Windows of 3 s get scores, each begins 1.5 s behind the one before and the
     last one ends with the recording; their mean counts. What is shorter is
     repeated until it fills a window, pauses are left out. The level has no
-    share in it.
+    share in it. Scores of windows stay in the range of the measure.
 
     Arguments
     ---------
@@ -188,7 +189,7 @@ class QualityEstimator:
             blocks = [wave.repeat(-(-size // len(wave)))[:size]]
         scored = []
         for start, window in _windows(blocks, max(samples, size), size):
-            if window.square().mean().sqrt() < PAUSE * rms:
+            if window.std(correction=0) < PAUSE * rms:
                 continue
             score = self._score(window * (LEVEL / rms))
             scored.append((start / SAMPLE_RATE, score))
@@ -201,8 +202,11 @@ class QualityEstimator:
         """Score of one window, [samples]."""
         features = self.features(window[None].float())  # [1, T, mels]
         if self._bits:
-            return float(self._bits(features[0]))
-        return self.network(features).item()
+            score = float(self._bits(features[0]))
+        else:
+            score = self.network(features).item()
+        low, high = RANGES.get(self.measure, (-np.inf, np.inf))
+        return min(max(score, low), high)
 
 
 def save_quality_estimator(network, folder, metadata=None, **card):

@@ -436,7 +436,9 @@ class BitConv2d:
         (above, below), edge = outside, self.radius
         rows, width, bytes_ = x.shape
         # np.pad does the same and takes a third of the whole time
-        framed = np.zeros((above + rows + below, width + 2 * edge, bytes_), x.dtype)
+        framed = np.zeros(
+            (above + rows + below, width + 2 * edge, bytes_), x.dtype
+        )
         framed[above : above + rows, edge : edge + width] = x
         return framed
 

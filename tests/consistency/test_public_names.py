@@ -28,8 +28,11 @@ def test_package_says_that_it_has_types():
     assert (PACKAGE / "py.typed").is_file()
 
 
-def test_model_inside_is_the_one_of_pretrained():
-    from speechbrain_mpq.utils import BUNDLED_MODEL
+def test_models_inside_are_those_of_pretrained():
+    from speechbrain_mpq.utils import BUNDLED_MODEL, BUNDLED_QUALITY_MODEL
 
-    link = PACKAGE.parent / "pretrained/separator_voices_4bit"
-    assert link.resolve() == BUNDLED_MODEL.resolve()
+    for model in (BUNDLED_MODEL, BUNDLED_QUALITY_MODEL):
+        link = PACKAGE.parent / "pretrained" / model.name
+        assert link.resolve() == model.resolve()
+        inside = f"pretrained/{model.name}/*"
+        assert inside in (PACKAGE.parent / "setup.cfg").read_text()

@@ -38,7 +38,10 @@ class Quality(sb.Brain):
     def compute_forward(self, batch, stage):
         """Scores [batch]."""
         batch = batch.to(self.device)
-        return self.modules.network(self.modules.features(batch.sig.data))
+        features = self.modules.features(batch.sig.data)  # [batch, T, mels]
+        if stage == sb.Stage.TRAIN:
+            features = shift_bands(features, self.hparams.band_shift)
+        return self.modules.network(features)
 
     def compute_objectives(self, predictions, batch, stage):
         """Squared error."""
@@ -75,6 +78,28 @@ class Quality(sb.Brain):
                 stats_meta={"epoch loaded": self.hparams.epoch_counter.current},
                 test_stats=stats,
             )
+
+
+def shift_bands(features, most):
+    """Move each clip by some mel bands, as a longer or shorter throat does.
+
+    Arguments
+    ---------
+    features : torch.Tensor
+        [batch, T, mels].
+    most : int
+        Bands, up or down; the outermost one is repeated.
+
+    Returns
+    -------
+    torch.Tensor
+        [batch, T, mels].
+    """
+    batch, _, mels = features.shape
+    shifts = torch.randint(-most, most + 1, (batch, 1), device=features.device)
+    bands = torch.arange(mels, device=features.device) + shifts
+    index = bands.clamp(0, mels - 1)[:, None].expand_as(features)
+    return features.gather(2, index)
 
 
 def dataio_prep(hparams):
