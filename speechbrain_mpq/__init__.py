@@ -69,8 +69,8 @@ _HOMES = {
     "LanguageModel": "inference.language_model",
     "save_language_model": "inference.language_model",
     "export_interface": "inference.onnx_interfaces",
-    "QualityEstimator": "inference.quality",
-    "save_quality_estimator": "inference.quality",
+    "QualityEstimator": "inference.quality_estimation",
+    "save_quality_estimator": "inference.quality_estimation",
     "repack": "inference.folder",
     "check_folder": "inference.verification",
 }

@@ -22,8 +22,10 @@ from .inference.language_model import save_language_model as save_language_model
 from .inference.loading import load_separator as load_separator
 from .inference.localization import Localizer as Localizer
 from .inference.onnx_interfaces import export_interface as export_interface
-from .inference.quality import QualityEstimator as QualityEstimator
-from .inference.quality import save_quality_estimator as save_quality_estimator
+from .inference.quality_estimation import QualityEstimator as QualityEstimator
+from .inference.quality_estimation import (
+    save_quality_estimator as save_quality_estimator,
+)
 from .inference.separation import PackedPretrainer as PackedPretrainer
 from .inference.separation import QuantizedSeparator as QuantizedSeparator
 from .inference.verification import check_folder as check_folder

@@ -53,7 +53,7 @@ def run(options) -> int:
     if len(files) == 1 and files != [STREAM]:
         with open_source(files[0]):  # a typing error needs no model
             pass
-    from ..inference.quality import QualityEstimator
+    from ..inference.quality_estimation import QualityEstimator
 
     estimator = QualityEstimator.from_pretrained(options.model)
     failed = []

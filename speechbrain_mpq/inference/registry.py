@@ -223,8 +223,8 @@ REGISTRY = {}  # class name -> Part
 _HOMES = {
     "TiedRNNLM": ".language_model",
     "TiedTransformerLM": ".language_model",
-    "DNSMOS": ".quality",
-    "BinaryDNSMOS": ".quality",
+    "DNSMOS": ".quality_estimation",
+    "BinaryDNSMOS": ".quality_estimation",
 }
 
 

@@ -1,7 +1,7 @@
 """The table of several trainings: correlations, intervals, bytes.
 
 To run it, do the following:
-> python compare.py results/quality results/quality_binary --energy data/embedded
+> python compare.py results/quality results/quality_binary
 
 Folders hold one output folder for each seed. The systems of the first one are
 what the others are compared with: intervals of 95 % by paired bootstrap of

@@ -25,7 +25,7 @@ from speechbrain.utils.distributed import run_on_main
 from speechbrain_mpq.evaluation.quality_task import SPEECH_QUALITY
 from speechbrain_mpq.evaluation.results import Scored, write_results
 from speechbrain_mpq.evaluation.significance import pcc
-from speechbrain_mpq.inference.quality import save_quality_estimator
+from speechbrain_mpq.inference.quality_estimation import save_quality_estimator
 from speechbrain_mpq.lobes.models.dnsmos import BinaryDNSMOS, BitDNSMOS, memory
 from speechbrain_mpq.quantization.quant_api import coverage
 

@@ -323,7 +323,9 @@ def memory(network, frames=249, n_mels=120, weight_bits=8, map_bits=1):
     """
     layers = [*network.convs, *network.dense, network.output]
     # not what quantizers add while they train
-    parameters = sum(l.weight.numel() + l.bias.numel() for l in layers)
+    parameters = sum(
+        layer.weight.numel() + layer.bias.numel() for layer in layers
+    )
     maps, size = [], (frames, n_mels)
     for channels, pooled in network.shape:
         maps.append(channels * math.prod(size))

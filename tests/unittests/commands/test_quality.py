@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from speechbrain_mpq.__main__ import main
-from speechbrain_mpq.inference.quality import save_quality_estimator
+from speechbrain_mpq.inference.quality_estimation import save_quality_estimator
 from speechbrain_mpq.lobes.models.dnsmos import BinaryDNSMOS
 
 

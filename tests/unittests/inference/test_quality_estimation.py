@@ -8,7 +8,7 @@ import soundfile
 import torch
 
 from speechbrain_mpq import QualityEstimator, check_folder, quantize_
-from speechbrain_mpq.inference.quality import save_quality_estimator
+from speechbrain_mpq.inference.quality_estimation import save_quality_estimator
 from speechbrain_mpq.lobes.models.dnsmos import (
     DNSMOS,
     PAPER,
