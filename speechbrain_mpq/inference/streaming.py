@@ -14,6 +14,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from ..lobes.models.spatial_features import overlap_add
 from ..lobes.models.tcn import ChannelScale, ConvBlock, receptive_field
 
 WINDOW_CONTEXTS = 6  # new frames of a window, in multiples of its context
@@ -185,14 +186,8 @@ class FrameAnalysis:
     def _stft(self, signal):
         """Frames without padding at the ends."""
         batch, samples, mics = signal.shape
-        spectra = torch.stft(
-            signal.transpose(1, 2).reshape(batch * mics, samples),
-            self.features.n_fft,
-            self.features.hop,
-            window=self.features.window,
-            center=False,
-            return_complex=True,
-        )
+        flat = signal.transpose(1, 2).reshape(batch * mics, samples)
+        spectra = self.features.frame_spectra(flat).transpose(1, 2)
         return spectra.view(batch, mics, *spectra.shape[1:])
 
 
@@ -257,18 +252,11 @@ class FrameSynthesis:
 
     def _overlap_add(self, spectrum):
         """[2, batch, samples]: frames times window, window squared."""
-        n_fft, hop = self.features.n_fft, self.features.hop
-        window, frames = self.features.window[:, None], spectrum.shape[2]
-        signal = torch.fft.irfft(spectrum, n=n_fft, dim=1) * window
-        energy = window.square().expand(len(signal), -1, frames)
-        length = (frames - 1) * hop + n_fft
-        folded = F.fold(
-            torch.cat([signal, energy]),  # [2 * batch, n_fft, frames]
-            output_size=(1, length),
-            kernel_size=(1, n_fft),
-            stride=(1, hop),
-        )
-        return folded.view(2, len(signal), length)
+        window, hop = self.features.window, self.features.hop
+        signal = torch.fft.irfft(spectrum.transpose(1, 2), n=len(window))
+        signal = signal * window  # [batch, frames, n_fft]
+        energy = window.square().expand_as(signal)
+        return torch.stack([overlap_add(signal, hop), overlap_add(energy, hop)])
 
     def _give(self, sums):
         """Finished sums as samples, without those of the padding."""

@@ -21,6 +21,7 @@ import math
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from ...utils import SAMPLE_RATE
 
@@ -165,6 +166,35 @@ def check_doa(doa, planar=False):
         )
 
 
+def overlap_add(frames, hop):
+    """Add up windows that begin every `hop` samples.
+
+    Arguments
+    ---------
+    frames : torch.Tensor
+        [batch, frames, samples of a window].
+    hop : int
+
+    Returns
+    -------
+    signal : torch.Tensor
+        [batch, samples].
+
+    Example
+    -------
+    >>> overlap_add(torch.ones(1, 3, 4), 2)
+    tensor([[1., 1., 2., 2., 2., 2., 1., 1.]])
+    """
+    batch, count, samples = frames.shape
+    parts = -(-samples // hop)
+    frames = F.pad(frames, (0, parts * hop - samples))
+    signal = frames.new_zeros(batch, count + parts - 1, hop)
+    for i in range(parts):
+        own = frames[:, :, i * hop : (i + 1) * hop]
+        signal[:, i : i + count] += own
+    return signal.flatten(1)[:, : (count - 1) * hop + samples]
+
+
 def _times_conjugate(one, other):
     """One complex number times another's conjugate."""
     (a, b), (c, d) = one, other
@@ -293,23 +323,34 @@ class SpatialFeatures(nn.Module):
             [batch, mics, bins, frames], complex.
         """
         batch, samples, mics = waveforms.shape
-        flat = waveforms.transpose(1, 2).reshape(batch * mics, samples)
-        few = max(1, STFT_SAMPLES // samples)  # channels
-        parts = [self._stft(part) for part in flat.split(few)]
-        spectra = torch.cat(parts).transpose(1, 2)
+        margin = self.n_fft // 2
+        flat = F.pad(waveforms.transpose(1, 2), (margin, margin)).flatten(0, 1)
+        spectra = self.frame_spectra(flat).transpose(1, 2)
         return spectra.view(batch, mics, *spectra.shape[1:])
 
-    def _stft(self, signals):
-        """[channels, frames, bins] of [channels, samples]."""
-        spectra = torch.stft(
-            signals,
-            self.n_fft,
-            self.hop,
-            window=self.window,
-            return_complex=True,
-            pad_mode="constant",
-        )
-        return spectra.transpose(1, 2)  # as it lies in memory
+    def frame_spectra(self, signals):
+        """Spectra of all whole windows: an STFT without padding.
+
+        Arguments
+        ---------
+        signals : torch.Tensor
+            [channels, samples].
+
+        Returns
+        -------
+        spectra : torch.Tensor
+            [channels, frames, bins], complex.
+        """
+        frames = signals.unfold(1, self.n_fft, self.hop)
+        few = max(1, STFT_SAMPLES // signals.shape[1])  # channels
+        if signals.requires_grad:
+            return torch.fft.rfft(frames * self.window)
+        kind = torch.promote_types(signals.dtype, torch.complex32)
+        shape = *frames.shape[:2], self.bins
+        spectra = torch.empty(shape, dtype=kind, device=signals.device)
+        for part, own in zip(frames.split(few), spectra.split(few)):
+            torch.fft.rfft(part * self.window, out=own)
+        return spectra
 
     def istft(self, spectrum, samples):
         """Synthesise the waveform of one-channel spectra.
@@ -326,9 +367,13 @@ class SpatialFeatures(nn.Module):
         waveform : torch.Tensor
             [batch, samples].
         """
-        return torch.istft(
-            spectrum, self.n_fft, self.hop, window=self.window, length=samples
-        )
+        frames = torch.fft.irfft(spectrum.transpose(1, 2), n=self.n_fft)
+        signal = overlap_add(frames * self.window, self.hop)
+        energy = self.window.square().expand(1, frames.shape[1], -1)
+        energy = overlap_add(energy, self.hop)
+        start = self.n_fft // 2
+        kept = slice(start, start + samples)
+        return signal[:, kept] / energy[:, kept]
 
     def forward(self, spectra, doa):
         """Compute the features for the talkers at `doa`.

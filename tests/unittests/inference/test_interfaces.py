@@ -55,10 +55,10 @@ def path(tmp_path, mixture):
 
 def test_batch(model, mixture):
     waveforms = torch.stack([mixture[:9000], mixture[9000:18000]])
-    centred = waveforms - waveforms.double().mean(1, keepdim=True)
+    centred = waveforms - waveforms.double().mean(1, keepdim=True).float()
     with torch.no_grad():
         expected = model.separator(
-            centred[..., USED].float(),
+            centred[..., USED],
             torch.tensor([[60.0, 90.0], [10.0, 0.0]]),
         )
     found = model.separate_batch(waveforms, [[60, 90], [10, 0]])

@@ -293,3 +293,34 @@ def test_no_frames_give_no_features():
     features = SpatialFeatures()
     spectra = torch.zeros(1, 7, 257, 0, dtype=torch.complex64)
     assert features(spectra, torch.tensor([[9.0]])).shape == (1, 1, 3598, 0)
+
+
+@pytest.mark.parametrize("hop", [256, 128, 200])
+@pytest.mark.parametrize("samples", [513, 1000, 16001])
+def test_transforms_are_those_of_torch(hop, samples):
+    features = SpatialFeatures(hop=hop)
+    mics = len(features.microphones)
+    waveforms = torch.randn(2, samples, mics)
+    spectra = features.stft(waveforms)
+    flat = waveforms.transpose(1, 2).reshape(-1, samples)
+    options = {"n_fft": 512, "hop_length": hop, "window": features.window}
+    expected = torch.stft(
+        flat, **options, return_complex=True, pad_mode="constant"
+    )
+    assert torch.equal(spectra.flatten(0, 1), expected)
+    turned = spectra[:, 0] * torch.randn_like(spectra[:, 0])
+    signal = features.istft(turned, samples)
+    expected = torch.istft(turned, **options, length=samples)
+    assert torch.allclose(signal, expected, atol=1e-6)
+    if hop == 256:  # two addends: their order is no matter
+        assert torch.equal(signal, expected)
+
+
+def test_transforms_have_gradients():
+    features = SpatialFeatures()
+    mics = len(features.microphones)
+    waveforms = torch.randn(1, 1000, mics, requires_grad=True)
+    spectra = features.stft(waveforms)
+    features.istft(spectra[:, 0], 1000).square().sum().backward()
+    given = waveforms.grad[..., 0]
+    assert torch.allclose(given, 2 * waveforms[..., 0], atol=1e-5)
