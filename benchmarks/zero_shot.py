@@ -20,9 +20,9 @@ import torch
 from tqdm import tqdm
 
 from speechbrain_mpq import load_separator
-from speechbrain_mpq.evaluation.results import Recognizer
 from speechbrain_mpq.evaluation.signal_quality import si_snr
 from speechbrain_mpq.evaluation.wer import word_errors
+from speechbrain_mpq.inference.speech_recognition import Recognizer
 from speechbrain_mpq.simulation.augmentation import Augmentation
 from speechbrain_mpq.simulation.mixtures import (
     BUCKETS,

@@ -71,6 +71,8 @@ _HOMES = {
     "export_interface": "inference.onnx_interfaces",
     "QualityEstimator": "inference.quality_estimation",
     "save_quality_estimator": "inference.quality_estimation",
+    "HybridASR": "inference.speech_recognition",
+    "save_recognizer": "inference.speech_recognition",
     "repack": "inference.folder",
     "check_folder": "inference.verification",
 }

@@ -28,6 +28,8 @@ from .inference.quality_estimation import (
 )
 from .inference.separation import PackedPretrainer as PackedPretrainer
 from .inference.separation import QuantizedSeparator as QuantizedSeparator
+from .inference.speech_recognition import HybridASR as HybridASR
+from .inference.speech_recognition import save_recognizer as save_recognizer
 from .inference.verification import check_folder as check_folder
 from .lobes.models.separator import Separator as Separator
 from .lobes.models.separator import SeparatorFrontEnd as SeparatorFrontEnd

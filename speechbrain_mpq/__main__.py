@@ -23,6 +23,7 @@ COMMANDS = (
     "demo",
     "rescore",
     "quality",
+    "transcribe",
 )
 
 

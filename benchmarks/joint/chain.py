@@ -16,9 +16,9 @@ from speechbrain_mpq.allocation.output_scores import (
     MaskErrorScores,
     categorical_kl,
 )
-from speechbrain_mpq.evaluation.results import Recognizer
 from speechbrain_mpq.evaluation.signal_quality import si_snr
 from speechbrain_mpq.experiments.talker_separation import starting_separator
+from speechbrain_mpq.inference.speech_recognition import Recognizer
 from speechbrain_mpq.lobes.models.separator import apply_mask, match_level
 from speechbrain_mpq.quantization.quant_api import dequantize_, quantize_
 from speechbrain_mpq.simulation.dataio import dataio_prep, prepare_data

@@ -12,12 +12,13 @@ from statistics import fmean
 
 import torch
 
-from speechbrain_mpq.evaluation.results import Recognizer, score_separation
+from speechbrain_mpq.evaluation.results import score_separation
 from speechbrain_mpq.evaluation.separation_task import bucket_of
 from speechbrain_mpq.experiments.talker_separation import (
     Separation,
     starting_separator,
 )
+from speechbrain_mpq.inference.speech_recognition import Recognizer
 from speechbrain_mpq.simulation.dataio import dataio_prep
 from speechbrain_mpq.training.experiment import read_hparams
 

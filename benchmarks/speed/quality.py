@@ -15,16 +15,13 @@ from pathlib import Path
 
 import torch
 
-from speechbrain_mpq.evaluation.results import (
-    Recognizer,
-    score_separation,
-    write_results,
-)
+from speechbrain_mpq.evaluation.results import score_separation, write_results
 from speechbrain_mpq.inference.engines.activations import write_ranges
 from speechbrain_mpq.inference.engines.lowered import lower
 from speechbrain_mpq.inference.exporting import engine_ranges
 from speechbrain_mpq.inference.folder import repack
 from speechbrain_mpq.inference.separation import QuantizedSeparator
+from speechbrain_mpq.inference.speech_recognition import Recognizer
 from speechbrain_mpq.simulation.dataio import dataio_prep
 from speechbrain_mpq.training.experiment import read_hparams
 

@@ -470,6 +470,75 @@ def denominator_graph(ngram, pdfs=None) -> ChainGraph:
     )
 
 
+def ctc_graph(graph, blank):
+    """The same phones in the topology of CTC.
+
+    A phone emits its own output as often as it lasts; after each a blank may
+    come, and must come between two equal ones. The blank is the phone of
+    silence.
+
+    Arguments
+    ---------
+    graph : ChainGraph
+        With the pdfs of chain_topology.
+    blank : int
+        Phone and output of the blank.
+
+    Returns
+    -------
+    ChainGraph
+        The states of the other one and, after these, one blank for each.
+
+    Example
+    -------
+    >>> lattice = phone_lattice([[[1, 1]]])
+    >>> ngram = estimate_ngram([lattice], phones=2)
+    >>> graph = ctc_graph(numerator_graph(lattice, ngram), blank=0)
+    >>> graph.entry
+    array([1, 1, 0, 0])
+    >>> graph.min_frames
+    3
+    """
+    phones = graph.entry // 2
+    pdfs = np.append(phones, np.full_like(phones, blank))
+    states = np.arange(graph.states)
+    speech = states[phones != blank]
+    direct = (phones[graph.sources] != phones[graph.targets]) | (
+        phones[graph.sources] == blank
+    )
+    behind = phones[graph.sources] != blank  # arcs that a blank may precede
+    return ChainGraph(
+        entry=pdfs,
+        loop=pdfs,
+        sources=np.concatenate(
+            [
+                graph.sources[direct],
+                speech,
+                graph.sources[behind] + graph.states,
+            ]
+        ),
+        targets=np.concatenate(
+            [
+                graph.targets[direct],
+                speech + graph.states,
+                graph.targets[behind],
+            ]
+        ),
+        log_weights=np.concatenate(
+            [
+                graph.log_weights[direct],
+                np.zeros(len(speech)),
+                graph.log_weights[behind],
+            ]
+        ),
+        initial=np.append(graph.initial, np.full(graph.states, -np.inf)),
+        final=np.append(
+            graph.final, np.where(phones != blank, graph.final, -np.inf)
+        ),
+        utterance=graph.utterance,
+    )
+
+
 def _log(weights):
     """Logarithm, -inf of zero, without a warning."""
     with np.errstate(divide="ignore"):

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from ..utils import write_text
+
 _ALTERNATIVE = re.compile(r"\(\d+\)$")  # CMUdict: read(2)
 _STRESS = re.compile(r"(?<=[A-Z])[0-2]$")  # CMUdict: AH0
 
@@ -109,6 +111,20 @@ class Lexicon:
             if said not in known:  # without stress, some are the same
                 known.append(said)
         return cls(pronunciations, silence, phones)
+
+    def write(self, path):
+        """Write a file that `read` takes, an alternative on each line.
+
+        Arguments
+        ---------
+        path : str or path
+        """
+        lines = [
+            f"{word} {' '.join(alternative)}"
+            for word, alternatives in sorted(self.pronunciations.items())
+            for alternative in alternatives
+        ]
+        write_text(path, "\n".join(lines) + "\n")
 
     def encode(self, words, utterance="?"):
         """Phone numbers of the words of a transcript.

@@ -1,11 +1,15 @@
-"""N-gram language models, read from ARPA files by SpeechBrain."""
+"""N-gram language models: estimated, written as ARPA files, and read."""
 
 import math
+from collections import Counter, defaultdict
 
+import numpy as np
 from speechbrain.lm.arpa import read_arpa
 from speechbrain.lm.ngram import BackoffNgramLM
 
-from .vocabulary import BOS, EOS
+from ..utils import write_text
+from .chain_graphs import START, PhoneNgram
+from .vocabulary import BOS, EOS, SPECIAL
 
 _UNKNOWN = ("<unk>", "<UNK>")
 
@@ -66,3 +70,120 @@ class Ngram:
             if self.model.top_order == 1:
                 context = ()
         return scores
+
+    @property
+    def vocabulary(self):
+        """Words that can be said, in order of the alphabet."""
+        return sorted(set(self.words) - {*SPECIAL, *_UNKNOWN})
+
+    def bigram(self, words):
+        """Probabilities of all pairs of words, for an exact search.
+
+        Arguments
+        ---------
+        words : sequence of str
+
+        Returns
+        -------
+        PhoneNgram
+            Of order 2, with the numbers of words for phones.
+        """
+        if self.model.top_order > 2:
+            raise ValueError(
+                f"an n-gram of order {self.model.top_order}: the exact search "
+                "takes a bigram; decode with pip install "
+                "'speechbrain_mpq[decode]'"
+            )
+        missing = sorted(set(words) - set(self.words))
+        if missing:
+            raise ValueError(f"the n-gram does not have {missing[0]!r}")
+        one = self.model.top_order == 1
+        base = math.log(10)
+        probabilities = np.array(
+            [
+                [
+                    math.exp(
+                        base * self.model.logprob(w, () if one else (before,))
+                    )
+                    for w in (*words, EOS)
+                ]
+                for before in (BOS, *words)
+            ]
+        )
+        size = len(words)
+        return PhoneNgram(
+            2,
+            [(START,), *((i,) for i in range(size))],
+            probabilities,
+            np.tile(1 + np.arange(size), (size + 1, 1)),
+        )
+
+
+def estimate_arpa(path, sentences, order=2, smoothing=1.0):
+    """Write the n-gram of some sentences as an ARPA file.
+
+    Each history gets `smoothing` counts beside its own, spread as the shorter
+    history has it, and single words one each: what `estimate_ngram` does, with
+    back-off weights for all that has not been seen.
+
+    Arguments
+    ---------
+    path : str or Path
+    sentences : iterable of str
+        Words between white space.
+    order : int
+        2 for a bigram.
+    smoothing : float
+        Above 0.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "lm.arpa"
+    >>> estimate_arpa(path, ["a b", "a"])
+    >>> [round(math.exp(x), 2) for x in Ngram(path).score(["a", "b"])]
+    [0.79, 0.42, 0.69]
+    """
+    if order < 1 or not smoothing > 0:
+        raise ValueError(
+            f"order {order} and smoothing {smoothing}: at least 1, above 0"
+        )
+    counts = defaultdict(Counter)  # history -> next words
+    for sentence in sentences:
+        words = (BOS, *sentence.split(), EOS)
+        for end in range(1, len(words)):
+            for begin in range(max(end - order + 1, 0), end + 1):
+                counts[words[begin:end]][words[end]] += 1
+    if not counts:
+        raise ValueError("an n-gram needs at least one sentence")
+    singles = counts[()]
+    total = sum(singles.values()) + len(singles)
+
+    def probability(history, word):
+        """Interpolated with all shorter histories."""
+        if not history:
+            return (singles[word] + 1) / total
+        shorter = smoothing * probability(history[1:], word)
+        seen = counts[history]
+        return (seen[word] + shorter) / (seen.total() + smoothing)
+
+    def backoff(gram):
+        """Weight of what has not been seen after it."""
+        seen = counts[gram].total() if gram in counts else 0
+        return math.log10(smoothing / (seen + smoothing))
+
+    grams = {length: [] for length in range(1, order + 1)}
+    grams[1].append((-99.0, (BOS,)))
+    for history in sorted(counts):
+        for word in sorted(counts[history]):
+            weight = math.log10(probability(history, word))
+            grams[len(history) + 1].append((weight, (*history, word)))
+    lines = ["\\data\\"]
+    lines += [f"ngram {n}={len(rows)}" for n, rows in grams.items()]
+    for length, rows in grams.items():
+        lines += ["", f"\\{length}-grams:"]
+        for weight, gram in rows:
+            line = f"{weight:.7f}\t{' '.join(gram)}"
+            if length < order and gram[-1] != EOS:
+                line += f"\t{backoff(gram):.7f}"
+            lines.append(line)
+    write_text(path, "\n".join([*lines, "", "\\end\\", ""]))

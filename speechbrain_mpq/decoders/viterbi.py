@@ -73,6 +73,7 @@ def word_graph(lexicon, words, ngram, scale=1.0, silence_weight=0.5):
     initial = np.full(len(phones), -np.inf)
     final = initial.copy()
     initial[0] = quiet
+    final[0] = follows[0, -1]  # silence alone has no words
     for number, (pause, silence) in enumerate(ends):
         arcs += [(state, silence, quiet) for state in pause]
         leaving = [(state, heard) for state in pause] + [(silence, 0.0)]

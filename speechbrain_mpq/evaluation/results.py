@@ -39,38 +39,6 @@ _SHOWN = ("plan", "scores", "ceiling", "pareto", "additivity", "admm")
 _LOGGED = re.compile(r"(\w[\w ]*): (-?[\d.]+(?:e[-+]?\d+)?)")
 
 
-class Recognizer:
-    """Turn waveforms into words by a SpeechBrain CTC model.
-
-    Arguments
-    ---------
-    source : str
-        Folder or hub name that `EncoderASR.from_hparams` loads.
-    device : str or torch.device
-
-    Example
-    -------
-    >>> recognize = Recognizer("pretrained/asr_mini")  # doctest: +SKIP
-    >>> recognize(waveform)  # doctest: +SKIP
-    'place the green boxes behind q one please'
-    """
-
-    def __init__(self, source, device="cpu"):
-        from speechbrain.inference.ASR import EncoderASR
-
-        self.device = device
-        self.model = EncoderASR.from_hparams(
-            source=str(source), run_opts={"device": str(device)}
-        )
-
-    def __call__(self, waveform):
-        """Words of one waveform, [samples]."""
-        batch = torch.as_tensor(waveform, device=self.device)[None]
-        with torch.no_grad():
-            words, _ = self.model.transcribe_batch(batch, torch.ones(1))
-        return words[0].strip().lower()
-
-
 @dataclass
 class Scored:
     """Scores of a test set, with examples and speed."""

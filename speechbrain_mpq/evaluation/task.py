@@ -19,6 +19,7 @@ _HOMES = {  # modules that register a task
     "separation": "separation_task",
     "language modelling": "language_task",
     "speech quality": "quality_task",
+    "speech recognition": "recognition_task",
 }
 _TASKS = {}
 

@@ -13,7 +13,7 @@ import torch
 from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import get_logger
 
-from ..evaluation.results import Recognizer, score_separation, write_results
+from ..evaluation.results import score_separation, write_results
 from ..evaluation.separation_task import SEPARATION
 from ..evaluation.signal_quality import si_snr
 from ..inference.folder import write_card, write_hyperparams
@@ -25,6 +25,7 @@ from ..inference.loading import (
 )
 from ..inference.registry import describe
 from ..inference.sample import write_sample
+from ..inference.speech_recognition import Recognizer
 from ..lobes.models.separator import apply_mask
 from ..lobes.models.tcn import fold_norms_
 from ..simulation.dataio import (

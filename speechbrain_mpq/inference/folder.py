@@ -32,6 +32,8 @@ from .engines.activations import RANGES_FILE
 from .hub import (
     CARD_FILE,
     HYPERPARAMS_FILE,
+    LEXICON_FILE,
+    NGRAM_FILE,
     SAMPLE_FILE,
     SEPARATED_FILE,
     VOCABULARY_FILE,
@@ -308,6 +310,7 @@ def copy_folder(packed, folder):
     write_hyperparams(folder, packed.architecture)
     write_chunks(folder / MODEL_FILE, [packed.content])
     copied = SAMPLE_FILE, SEPARATED_FILE, RANGES_FILE, VOCABULARY_FILE
+    copied = *copied, LEXICON_FILE, NGRAM_FILE
     for name in (CONFIG_FILE, CARD_FILE, *copied):
         source = packed.path.parent / name
         if source.is_file():

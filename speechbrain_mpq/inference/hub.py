@@ -15,13 +15,15 @@ CARD_FILE = "README.md"
 SAMPLE_FILE = "sample.flac"  # a recording of the microphones
 SEPARATED_FILE = "sample_separated.flac"  # one talker of it
 VOCABULARY_FILE = "vocab.txt"  # of a language model
+LEXICON_FILE = "lexicon.txt"  # of a hybrid recognizer
+NGRAM_FILE = "lm.arpa"
 
 
 # All that is ever downloaded or uploaded.
 FILES = (
     *(MODEL_FILE, CONFIG_FILE, HYPERPARAMS_FILE),
     *(CARD_FILE, SAMPLE_FILE, SEPARATED_FILE, RANGES_FILE),
-    VOCABULARY_FILE,
+    *(VOCABULARY_FILE, LEXICON_FILE, NGRAM_FILE),
 )
 
 

@@ -225,6 +225,7 @@ _HOMES = {
     "TiedTransformerLM": ".language_model",
     "DNSMOS": ".quality_estimation",
     "BinaryDNSMOS": ".quality_estimation",
+    "TDNNF": ".speech_recognition",
 }
 
 

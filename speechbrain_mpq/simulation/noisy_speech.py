@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import soundfile
+from scipy.signal import oaconvolve
 
 from .noise import draw_by, mix_at_snr
 
@@ -59,6 +60,11 @@ class NoisySpeech:
     seed : int
     sample_rate : int
         Hz.
+    rirs : sequence of numpy.ndarray
+        Impulse responses of rooms to draw from, [samples] each.
+    reverberant_share : float
+        Share of the utterances that are heard in one of these rooms; the
+        clean speech is then that of the room without its noise.
 
     Example
     -------
@@ -80,6 +86,8 @@ class NoisySpeech:
         gain=(0.0, 0.0),
         seed=1234,
         sample_rate=16000,
+        rirs=(),
+        reverberant_share=1.0,
     ):
         if not speech:
             raise ValueError("the manifest has no utterances")
@@ -89,6 +97,7 @@ class NoisySpeech:
         self.snr, self.gain = snr, gain
         self.seed = seed
         self.sample_rate = sample_rate
+        self.rirs, self.reverberant_share = rirs, reverberant_share
 
     def draw(self, key, epoch=0, kind=None):
         """One clip.
@@ -112,6 +121,9 @@ class NoisySpeech:
         speech = _read_speech(self.speech[key]["wav"], self.sample_rate)
         if self.samples:
             speech = _fitted(rng, speech, self.samples)
+        if len(self.rirs) and rng.random() < self.reverberant_share:
+            rir = self.rirs[rng.integers(len(self.rirs))]
+            speech = oaconvolve(speech, rir)[: len(speech)]
         noise, kind = self.noise.draw(key, len(speech), epoch, kind)
         snr = rng.uniform(*self.snr)
         speech = speech * 10 ** (rng.uniform(*self.gain) / 20)

@@ -363,6 +363,20 @@ class RoomBank:
         """
         return self._rirs[room][list(talkers)].astype(np.float32)
 
+    def first_microphone(self):
+        """Responses of all talkers at the first microphone.
+
+        Returns
+        -------
+        rirs : list of numpy.ndarray
+            [samples] each.
+        """
+        return [
+            self.rirs(room, [talker])[0, 0]
+            for room in range(len(self))
+            for talker in range(len(self.doa[room]))
+        ]
+
     def pairs(self, bucket):
         """List all (room, talker, other talker) with an angle in a bucket.
 

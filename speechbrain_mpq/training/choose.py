@@ -17,7 +17,8 @@ from ..allocation.scores import Scorer, check_candidates
 from ..allocation.solver import parse_budget
 from ..quantization.fake_quant import FakeQuantize, LearnedStep
 from ..quantization.gptq import PostTraining
-from ..quantization.plan import BitPlan
+from ..quantization.packing import stored_buffers
+from ..quantization.plan import BitPlan, bit_plan
 from ..quantization.tensors import named_tensors, select
 from .admm_training import ADMMTraining
 from .calibration import BrainCalibration, calibration_batches, unmeasured_norms
@@ -397,6 +398,55 @@ def pack_results(output_folder, packed=None, min_key=None, max_key=None):
     if quantizer.method:
         quantizer.method.finish(quantizer.model)
     return quantizer.pack(packed or folder / "packed")
+
+
+def system_of(model, folder):
+    """What metrics.json says of a system beside its scores.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        What is scored, quantized or in full precision.
+    folder : str or Path
+        Output folder, where `choose_bits` has left what it was asked for.
+
+    Returns
+    -------
+    dict
+        "system", "bits", "average_bits", "estimator", "variant" and, of the
+        same model in full precision, "fp32_bytes".
+
+    Example
+    -------
+    >>> import torch
+    >>> from speechbrain_mpq import quantize_
+    >>> layer = torch.nn.Linear(4, 2)
+    >>> system_of(layer, getfixture("tmpdir"))["system"]
+    'fp32'
+    >>> _ = quantize_(layer, 4)
+    >>> system_of(layer, getfixture("tmpdir"))["bits"]
+    4.0
+    """
+    tensors = named_tensors(model)
+    values = [t.weight for t in tensors.values()]
+    values += stored_buffers(model).values()
+    size = {"fp32_bytes": 4 * sum(value.numel() for value in values)}
+    if not any(t.fake_quantize for t in tensors.values()):
+        full = dict.fromkeys(("estimator", "variant"))
+        full = {"bits": 32, "average_bits": 32, **full, **size}
+        return {"system": "fp32", **full}
+    plan = bit_plan(model)
+    known = (Path(folder) / SETTINGS).exists()
+    asked = earlier_settings(folder) if known else {}
+    rounding = asked.get("rounding")
+    return {
+        "system": asked.get("scores", "uniform"),
+        "bits": asked.get("average_bits", round(plan.average_bits, 2)),
+        "average_bits": plan.average_bits,
+        "estimator": asked.get("method") or "log_step",
+        "variant": f"{rounding}, {plan.codebook}" if rounding else None,
+        **size,
+    }
 
 
 def _quantizer(hparams, folder):

@@ -11,6 +11,8 @@ context of all layers is taken from the input, whose ends are repeated: an
 utterance has the same outputs alone and in a padded batch.
 """
 
+import copy
+
 import torch
 from torch.nn.utils import parametrize
 
@@ -273,6 +275,9 @@ class TDNNF(torch.nn.Module):
         See TDNNFLayer.
     scale : float, optional
         Of the semi-orthogonal constraints; None is floating.
+    phones : sequence of str
+        Symbols that the outputs stand for, where they are known: two outputs
+        each, in this order.
 
     Example
     -------
@@ -299,13 +304,34 @@ class TDNNF(torch.nn.Module):
         xent=True,
         bypass=BYPASS,
         scale=None,
+        phones=(),
     ):
         super().__init__()
+        if phones and outputs != 2 * len(phones):
+            raise ValueError(
+                f"{outputs} outputs and {len(phones)} phones: a phone has two"
+            )
         if len(bottlenecks) != len(strides):
             raise ValueError(
                 f"{len(bottlenecks)} bottlenecks and {len(strides)} strides: "
                 "one of each for each layer"
             )
+        self.settings = {
+            "input_size": input_size,
+            "outputs": outputs,
+            "size": size,
+            "bottlenecks": list(bottlenecks),
+            "strides": list(strides),
+            "prefinal": prefinal,
+            "subsampling": subsampling,
+            "speaker_size": speaker_size,
+            "context": context,
+            "decorrelate": decorrelate,
+            "xent": xent,
+            "bypass": bypass,
+            "scale": scale,
+            "phones": list(phones),
+        }
         self.subsampling = subsampling
         self.splice = context
         self.context = context + sum(strides)
@@ -391,6 +417,19 @@ class TDNNF(torch.nn.Module):
             speaker = speaker[:, None].expand(-1, x.shape[1], -1)
             x = torch.cat([x, speaker], 2)
         return x.transpose(1, 2)
+
+    def without_xent(self):
+        """A copy that lacks the second head, for all but training.
+
+        Returns
+        -------
+        TDNNF
+            Quantized where this one is.
+        """
+        other = copy.deepcopy(self)
+        other.xent = None
+        other.settings["xent"] = False
+        return other
 
     def set_dropout(self, proportion):
         """Set the dropout of all layers, see DropoutSchedule.

@@ -107,11 +107,7 @@ class RoomAugment:
     """
 
     def __init__(self, bank, training, hparams):
-        self.rirs = [
-            bank.rirs(room, [talker])[0, 0]
-            for room in range(len(bank))
-            for talker in range(len(bank.doa[room]))
-        ]
+        self.rirs = bank.first_microphone()
         self.training = training
         self.hparams = hparams
 

@@ -3,58 +3,100 @@
 To run this recipe, do the following:
 > python train.py hparams/train.yaml
 
-It speaks the corpus if it is not there, estimates the phone and word n-grams
-from the training transcripts, trains from scratch (no alignments), and
-searches the words exactly.
+It speaks the corpus and simulates the rooms if they are not there, estimates
+the phone and word n-grams from the training transcripts, trains from scratch
+(no alignments), and searches the words exactly. Rooms and noise are put to the
+speech while it is needed: others in every epoch of training, the same ones in
+validation and test.
 """
 
 import sys
 from pathlib import Path
 
 import speechbrain as sb
+import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_mpq.decoders.chain_graphs import (
+    ctc_graph,
     denominator_graph,
     estimate_ngram,
     numerator_graph,
     phone_lattice,
 )
 from speechbrain_mpq.decoders.lexicon import Lexicon
+from speechbrain_mpq.decoders.ngram import Ngram, estimate_arpa
 from speechbrain_mpq.decoders.viterbi import best_path, word_graph
+from speechbrain_mpq.simulation.noise import NoiseMaker
+from speechbrain_mpq.simulation.noisy_speech import NoisySpeech, Voices
+from speechbrain_mpq.simulation.rooms import RoomBank
 
 
 class ASR(sb.Brain):
-    """LF-MMI training."""
+    """LF-MMI or CTC training."""
 
     def compute_forward(self, batch, stage):
-        """Raw outputs of the two heads, [batch, frames / 3, outputs]."""
+        """Outputs of the two heads, [batch, frames / 3, outputs].
+
+        Those of training are raw. Elsewhere there is one head, normalized in
+        each frame: what LF-MMI and the search make of it is the same, and it
+        is a distribution that quantized networks can be compared by.
+        """
         batch = batch.to(self.device)
         wavs, wav_lens = batch.sig
         feats = self.hparams.compute_features(wavs)
         feats = self.modules.normalize(feats, wav_lens)
         if stage == sb.Stage.TRAIN:
             feats = self.hparams.augment(feats)
-        return self.modules.model(feats, wav_lens, heads=True), wav_lens
+            return self.modules.model(feats, wav_lens, heads=True), wav_lens
+        outputs = self.modules.model(feats, wav_lens)
+        if self.hparams.ctc:
+            outputs = outputs[:, :, : self.hparams.phones]
+        return (outputs.log_softmax(2), None), wav_lens
 
     def compute_objectives(self, predictions, batch, stage):
-        """LF-MMI; word errors outside training."""
+        """LF-MMI or CTC; word errors outside training."""
         (outputs, xent), wav_lens = predictions
-        if stage == sb.Stage.TRAIN:
+        if self.hparams.ctc:
+            outputs = outputs[:, :, : self.hparams.phones]
+            loss = self.ctc(outputs.log_softmax(2), batch.phones, wav_lens)
+        elif stage == sb.Stage.TRAIN:
             return self.lf_mmi(outputs, batch.numerator, wav_lens, xent)
+        else:
+            loss = self.lf_mmi(outputs, batch.numerator, wav_lens)
+        if stage == sb.Stage.TRAIN:
+            return loss
         frames = (wav_lens * outputs.shape[1]).round().long().tolist()
+        words = [
+            self.words(row[:length])
+            for row, length in zip(outputs.float().cpu().numpy(), frames)
+        ]
         self.wer_stats.append(
             ids=batch.id,
-            predict=[
-                self.words(row[:length])
-                for row, length in zip(outputs.float().cpu().numpy(), frames)
-            ],
-            target=[words.split() for words in batch.words],
+            predict=words,
+            target=[reference.split() for reference in batch.words],
         )
-        return self.lf_mmi(outputs, batch.numerator, wav_lens)
+        self.items += [
+            {"id": key, "reference": reference, "hypothesis": " ".join(said)}
+            for key, reference, said in zip(batch.id, batch.words, words)
+        ]
+        return loss
+
+    def ctc(self, log_probs, phones, wav_lens):
+        """CTC per frame, whose blank is the phone of silence."""
+        lengths = (wav_lens * log_probs.shape[1]).round().long()
+        total = torch.nn.functional.ctc_loss(
+            log_probs.transpose(0, 1),
+            torch.tensor([phone for said in phones for phone in said]),
+            lengths,
+            torch.tensor([len(said) for said in phones]),
+            reduction="sum",
+            zero_infinity=True,
+        )
+        return total / lengths.sum()
 
     def words(self, outputs):
         """Words of an utterance, [frames, outputs]."""
@@ -80,6 +122,7 @@ class ASR(sb.Brain):
         """Count word errors from zero."""
         if stage != sb.Stage.TRAIN:
             self.wer_stats = self.hparams.wer_stats()
+            self.items = []
 
     def on_stage_end(self, stage, stage_loss, epoch):
         """Log, and save a checkpoint after each epoch."""
@@ -120,7 +163,8 @@ class Graphs:
     transcripts : dict
         Utterance -> words, of the training set.
     hparams : dict
-        phone_order, between_silence, edge_silence and lm_scale.
+        phone_order, between_silence, edge_silence, ngram_file, lm_scale and
+        ctc.
     """
 
     def __init__(self, lexicon, transcripts, hparams):
@@ -131,18 +175,21 @@ class Graphs:
             len(lexicon.phones),
             hparams["phone_order"],
         )
-        self.vocabulary = sorted(lexicon.pronunciations)
-        numbers = {word: i for i, word in enumerate(self.vocabulary)}
-        sentences = [
-            phone_lattice([[[numbers[word]]] for word in words.split()])
-            for words in transcripts.values()
-        ]
-        self.word_graph = word_graph(
+        run_on_main(
+            estimate_arpa, args=[hparams["ngram_file"], transcripts.values()]
+        )
+        ngram = Ngram(hparams["ngram_file"])
+        self.vocabulary = ngram.vocabulary
+        graph, labels = word_graph(
             lexicon,
             self.vocabulary,
-            estimate_ngram(sentences, len(self.vocabulary)),
+            ngram.bigram(self.vocabulary),
             hparams["lm_scale"],
         )
+        if hparams["ctc"]:
+            graph = ctc_graph(graph, lexicon.silence)
+            labels += [None] * (graph.states - len(labels))
+        self.word_graph = graph, labels
 
     def lattice(self, words, key):
         """Pronunciations of a transcript."""
@@ -159,19 +206,45 @@ class Graphs:
         return numerator_graph(self.lattice(words, key), self.phone_ngram, key)
 
 
+def audio_pipeline(hparams, split, speech):
+    """Dynamic item of an utterance as it is heard.
+
+    Arguments
+    ---------
+    hparams : dict
+        noisy, rooms, reverberant_share, snr, seed and epoch_counter are used.
+    split : str
+        Only in "train" every epoch is different.
+    speech : dict
+        Manifest of the split.
+    """
+    takes = sb.utils.data_pipeline.takes("id", "wav")
+    provides = sb.utils.data_pipeline.provides("sig")
+    if not hparams["noisy"]:
+        return takes(provides(lambda _, wav: sb.dataio.dataio.read_audio(wav)))
+    bank = RoomBank(hparams["data_folder"], split, hparams["rooms"][split])
+    clips = NoisySpeech(
+        speech,
+        NoiseMaker(Voices(speech), seed=hparams["noise_seed"]),
+        snr=hparams["snr"][split],
+        seed=hparams["noise_seed"],
+        rirs=bank.first_microphone(),
+        reverberant_share=hparams["reverberant_share"][split],
+    )
+
+    def noisy(key, _):
+        epoch = hparams["epoch_counter"].current if split == "train" else 0
+        return torch.from_numpy(clips.draw(key, epoch)[0])
+
+    return takes(provides(noisy))
+
+
 def dataio_prep(hparams):
     """Datasets by name, and the graphs."""
-
-    @sb.utils.data_pipeline.takes("wav")
-    @sb.utils.data_pipeline.provides("sig")
-    def audio_pipeline(wav):
-        return sb.dataio.dataio.read_audio(wav)
-
     datasets = {
         split: DynamicItemDataset.from_json(
             Path(hparams["data_folder"]) / f"{split}_speech.json",
             replacements={"data_root": hparams["data_folder"]},
-            dynamic_items=[audio_pipeline],
         )
         for split in ("train", "valid", "test")
     }
@@ -188,9 +261,19 @@ def dataio_prep(hparams):
     def numerator_pipeline(words, key):
         return graphs.numerator(words, key)
 
-    for dataset in datasets.values():
-        dataset.add_dynamic_item(numerator_pipeline)
-        dataset.set_output_keys(["id", "sig", "words", "numerator"])
+    @sb.utils.data_pipeline.takes("words", "id")
+    @sb.utils.data_pipeline.provides("phones")
+    def phones_pipeline(words, key):
+        said = graphs.lexicon.encode(words.split(), key)
+        return [phone for word in said for phone in word[0]]
+
+    target = phones_pipeline if hparams["ctc"] else numerator_pipeline
+    for split, dataset in datasets.items():
+        dataset.add_dynamic_item(audio_pipeline(hparams, split, dataset.data))
+        dataset.add_dynamic_item(target)
+        dataset.set_output_keys(
+            ["id", "sig", "words", "phones" if hparams["ctc"] else "numerator"]
+        )
     return datasets, graphs
 
 
@@ -202,6 +285,45 @@ def train_loader_options(dataset, hparams):
         **hparams["dynamic_batch_sampler"],
     )
     return {"batch_sampler": sampler, **hparams["train_loader_options"]}
+
+
+def publish(brain, graphs, hparams):
+    """Write published/, which HybridASR loads, and the results.
+
+    Arguments
+    ---------
+    brain : ASR
+        After its test.
+    graphs : Graphs
+    hparams : dict
+        output_folder, ngram_file, against and seed are used.
+    """
+    from speechbrain_mpq.evaluation.recognition_task import RECOGNITION
+    from speechbrain_mpq.evaluation.results import Scored, write_results
+    from speechbrain_mpq.evaluation.runs import load_metrics
+    from speechbrain_mpq.inference.folder import write_card
+    from speechbrain_mpq.inference.speech_recognition import save_recognizer
+    from speechbrain_mpq.training.choose import system_of
+
+    folder = Path(hparams["output_folder"])
+    model = brain.modules.model.without_xent()
+    system = {
+        **system_of(model, folder),
+        "corpus": "embedded",
+        "seed": hparams["seed"],
+    }
+    published = folder / "published"
+    if not hparams["ctc"]:
+        save_recognizer(model, published, graphs.lexicon, hparams["ngram_file"])
+        packed = published / "model.safetensors"
+        system["model_bytes"] = packed.stat().st_size
+    against = hparams["against"]
+    metrics = write_results(
+        folder, system, Scored(brain.items), against, task=RECOGNITION
+    )
+    if not hparams["ctc"]:
+        full = load_metrics(f"{against[0]}/metrics.json") if against else None
+        write_card(published, metrics=metrics, reference=full, task=RECOGNITION)
 
 
 def main(arguments):
@@ -217,12 +339,22 @@ def main(arguments):
     )
     if not hparams["skip_prep"]:
         from speechbrain_mpq.simulation.corpus import prepare_speech
+        from speechbrain_mpq.simulation.rooms import prepare_rooms
 
         run_on_main(
             prepare_speech,
             args=[hparams["data_folder"]],
             kwargs=hparams["utterances"],
         )
+        if hparams["noisy"]:
+            run_on_main(
+                prepare_rooms,
+                args=[
+                    hparams["data_folder"],
+                    hparams["rooms"],
+                    hparams["microphones"],
+                ],
+            )
     data, graphs = dataio_prep(hparams)
     brain = ASR(
         modules=hparams["modules"],
@@ -247,6 +379,7 @@ def main(arguments):
         min_key="WER",
         test_loader_kwargs=hparams["test_loader_options"],
     )
+    run_on_main(publish, args=[brain, graphs, hparams])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,186 @@
+"""A packed hybrid recognizer: loading, words, refusals."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from speechbrain_mpq.decoders.lexicon import Lexicon
+from speechbrain_mpq.decoders.ngram import Ngram, estimate_arpa
+from speechbrain_mpq.evaluation.task import find_task
+from speechbrain_mpq.inference.loading import load
+from speechbrain_mpq.inference.registry import build, describe
+from speechbrain_mpq.inference.speech_recognition import (
+    HybridASR,
+    save_recognizer,
+)
+from speechbrain_mpq.inference.verification import check_folder
+from speechbrain_mpq.lobes.models.tdnnf import TDNNF
+from speechbrain_mpq.quantization.quant_api import quantize_
+
+LEXICON = Lexicon(
+    {"tea": [["t", "iy"]], "eat": [["iy", "t"]], "a": [["ah"], ["ey"]]}
+)
+
+
+def network(**options):
+    torch.manual_seed(0)
+    outputs = 2 * len(LEXICON.phones)
+    model = TDNNF(40, outputs, 16, [4, 4, 4], [1, 0, 3], prefinal=8, **options)
+    for head in filter(None, (model.chain, model.xent)):
+        torch.nn.init.normal_(head.output.weight)
+    return model.eval()
+
+
+@pytest.fixture
+def arpa(tmp_path):
+    estimate_arpa(tmp_path / "any.arpa", ["tea eat", "a tea", "eat a"])
+    return tmp_path / "any.arpa"
+
+
+@pytest.fixture
+def folder(tmp_path, arpa):
+    return save_recognizer(network(), tmp_path / "asr", LEXICON, arpa)
+
+
+@pytest.mark.parametrize("bits", [32, 4])
+def test_loads_bit_for_bit(bits, tmp_path, arpa):
+    model = network()
+    if bits < 32:
+        quantize_(model, bits, exclude=["xent.*"])
+    folder = save_recognizer(model, tmp_path / "asr", LEXICON, arpa)
+    loaded = HybridASR.from_pretrained(folder)
+    feats = torch.randn(2, 50, 40)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(feats), model(feats))
+    assert loaded.model.xent is None and model.xent is not None
+    assert check_folder(folder) == []
+    assert loaded.lexicon.phones == LEXICON.phones
+
+
+def test_nothing_is_executed(folder, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("this could execute anything")
+
+    for name in ("pickle.load", "pickle.loads", "torch.load"):
+        monkeypatch.setattr(name, refuse)
+    # Were it read, this would end the tests.
+    (folder / "hyperparams.yaml").write_text("a: !apply:os.abort []\n")
+    assert HybridASR.from_pretrained(folder).vocabulary == ["a", "eat", "tea"]
+
+
+def test_words_do_not_depend_on_the_batch(folder):
+    model = HybridASR.from_pretrained(folder)
+    torch.manual_seed(1)
+    long, short = torch.randn(16000), torch.randn(8000)
+    batch = torch.stack([long, torch.cat([short, torch.zeros(8000)])])
+    # The features pad an utterance's end: only the frames inside are its own.
+    words, numbers = model.transcribe_batch(batch, torch.tensor([1, 0.5]))
+    assert words[0] == model.transcribe_batch(long[None])[0][0]
+    assert words[1].split() == [model.vocabulary[i] for i in numbers[1]]
+
+
+def test_transcribes_files(folder, tmp_path):
+    model = HybridASR.from_pretrained(folder)
+    signal = np.random.default_rng(0).normal(size=(16000, 2)) / 10
+    soundfile.write(tmp_path / "a.wav", signal, 16000, "FLOAT")
+    mono = torch.from_numpy(signal.mean(1)).float()
+    expected = model.transcribe_batch(mono[None])[0][0]
+    assert model.transcribe_file(tmp_path / "a.wav") == expected
+    soundfile.write(tmp_path / "b.wav", np.repeat(signal, 3, 0), 48000)
+    assert model.read(tmp_path / "b.wav").shape == (16000,)
+    soundfile.write(tmp_path / "c.wav", signal, 8000)
+    with pytest.raises(ValueError, match="8000 Hz.*trained with 16000"):
+        model.transcribe_file(tmp_path / "c.wav")
+    (tmp_path / "d.wav").write_text("no sound")
+    with pytest.raises(ValueError, match="d.wav is no audio file"):
+        model.transcribe_file(tmp_path / "d.wav")
+    with pytest.raises(FileNotFoundError, match="no file"):
+        model.transcribe_file(tmp_path / "e.wav")
+
+
+def test_refuses_bad_waveforms(folder):
+    model = HybridASR.from_pretrained(folder)
+    with pytest.raises(ValueError, match=r"must be \[batch, samples\]"):
+        model.transcribe_batch(torch.zeros(16000))
+    with pytest.raises(ValueError, match="too short"):
+        model.transcribe_batch(torch.zeros(1, 100))
+    with pytest.raises(ValueError, match="NaN"):
+        model.transcribe_batch(torch.full((1, 16000), torch.nan))
+    assert isinstance(model.transcribe_batch(torch.zeros(1, 16000))[0][0], str)
+
+
+def test_other_words_of_the_same_phones(folder, tmp_path):
+    (tmp_path / "lexicon.txt").write_text("tatty t ey t iy\nate ey t\n")
+    estimate_arpa(tmp_path / "lm", ["ate tatty"])
+    model = HybridASR.from_pretrained(
+        folder, tmp_path / "lexicon.txt", tmp_path / "lm"
+    )
+    words, _ = model.transcribe_batch(torch.randn(1, 16000))
+    assert set(words[0].split()) <= {"tatty", "ate"}
+
+
+def test_refuses_other_phones_and_words(folder, tmp_path, arpa):
+    path = tmp_path / "lexicon.txt"
+    path.write_text("tea t iy\neat iy t\na aa\n")
+    with pytest.raises(ValueError, match=r"not in the phone set: \['aa'\]"):
+        HybridASR.from_pretrained(folder, lexicon=path)
+    path.write_bytes("tea t iy\ncafé t ey\n".encode("latin1"))
+    with pytest.raises(ValueError, match="not UTF-8.*iconv"):
+        HybridASR.from_pretrained(folder, lexicon=path)
+    path.write_text("tea t iy\n")
+    with pytest.raises(ValueError, match="no pronunciation of 'a', 'eat'"):
+        HybridASR.from_pretrained(folder, lexicon=path)
+    with pytest.raises(ValueError, match="is no ARPA file"):
+        HybridASR.from_pretrained(folder, ngram=path)
+    (folder / "lm.arpa").unlink()
+    with pytest.raises(FileNotFoundError, match="lm.arpa: a recognizer needs"):
+        HybridASR.from_pretrained(folder)
+    with pytest.raises(ValueError, match="take the lexicon"):
+        save_recognizer(network(), folder, Lexicon({"a": [["ah"]]}), arpa)
+
+
+def test_refuses_other_models(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither a folder nor"):
+        HybridASR.from_pretrained(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="wants a vector of the speaker"):
+        HybridASR(network(speaker_size=4), LEXICON, None)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"size": 10**9}, "size must be"),
+        ({"phones": ["!new:os.system"]}, "must be a phone"),
+        ({"phones": ["a"]}, "cannot be built|a phone has two"),
+        ({"strides": [1]}, "3 bottlenecks and 1 strides"),
+    ],
+)
+def test_forged_architectures_are_refused(change, message):
+    architecture = describe(network(xent=False))
+    assert build(architecture, None).settings == network(xent=False).settings
+    architecture["arguments"] |= change
+    with pytest.raises(ValueError, match=message):
+        build(architecture, None)
+
+
+def test_task_counts_word_errors():
+    task = find_task("speech recognition")
+    items = [
+        {"id": "a", "reference": "tea eat", "hypothesis": "tea"},
+        {"id": "b", "reference": "a tea", "hypothesis": "a tea"},
+    ]
+    block = task.summarise(items)
+    assert (block["wer"], block["deletions"], block["words"]) == (25.0, 1, 4)
+
+
+def test_card_tells_how_to_use_it(folder):
+    text = (folder / "README.md").read_text()
+    assert "# Hybrid speech recognizer, 32 bits" in text
+    assert "HybridASR.from_pretrained" in text
+    config = json.loads((folder / "quantization_config.json").read_text())
+    assert config["architecture"]["arguments"]["phones"] == LEXICON.phones
+    assert load(folder).settings["phones"] == LEXICON.phones
+    assert Ngram(folder / "lm.arpa").vocabulary == ["a", "eat", "tea"]
