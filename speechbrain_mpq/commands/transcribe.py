@@ -11,7 +11,7 @@ from pathlib import Path
 
 HELP = "words of recordings, or N-best lists, by a packed TDNN-F"
 EXAMPLE = """
-  speechbrain-mpq transcribe a.wav b.flac --model pretrained/asr_tdnnf_4bit
+  speechbrain-mpq transcribe a.wav b.flac --model pretrained/asr_tdnnf
   speechbrain-mpq transcribe *.wav --model FOLDER --nbest 20 --out nbest.json
   speechbrain-mpq rescore nbest.json --lm FOLDER"""
 

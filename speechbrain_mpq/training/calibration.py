@@ -346,7 +346,7 @@ def _result_of(brain, wanted, batch, stage):
     methods = {"compute_forward": with_gradients(forward)}
     if objectives:
         methods["compute_objectives"] = with_gradients(objectives)
-    with patch.multiple(brain, **methods):
+    with patch.multiple(brain, **methods), _numpy_without_gradients():
         try:
             brain.evaluate_batch(batch, stage)
         except _Enough:
@@ -364,6 +364,22 @@ def _result_of(brain, wanted, batch, stage):
         "and calibrated rounding need it; use scores that look at weights "
         'only, such as "weight_error", with rounding="nearest"'
     )
+
+
+@contextmanager
+def _numpy_without_gradients():
+    """Let metrics and searches take arrays of tensors that have gradients.
+
+    A Brain evaluates without gradients and need not detach what it makes NumPy
+    arrays of. No loss depends on these: it would have no gradient.
+    """
+    plain = torch.Tensor.numpy
+
+    def numpy(tensor, **options):
+        return plain(tensor.detach(), **options)
+
+    with patch.object(torch.Tensor, "numpy", numpy):
+        yield
 
 
 class _BrainNetwork(torch.nn.Module):

@@ -334,11 +334,15 @@ def test_a_passes_metrics_and_searches_are_left_out(brain, data, monkeypatch):
     assert (len(searched), appended) == (1, [])
 
 
-def test_a_validation_that_has_no_gradient(brain, data):
+@pytest.mark.parametrize("takes", ["numpy", "in C"])
+def test_a_validation_that_takes_arrays(brain, data, takes):
     plain = brain.compute_objectives
 
     def objectives(predictions, batch, stage):
-        predictions[0].numpy()
+        if takes == "numpy":  # as searches and metrics do
+            assert predictions[0].cpu().numpy().ndim == 3
+        elif predictions[0].requires_grad:
+            raise RuntimeError("no view of a Tensor that requires grad")
         return plain(predictions, batch, stage)
 
     brain.compute_objectives = objectives
@@ -347,6 +351,11 @@ def test_a_validation_that_has_no_gradient(brain, data):
         "progress": False,
         "rounding": "nearest",
     }
+    if takes == "numpy":
+        choose_bits(brain, data, "hessian", **options)
+        with pytest.raises(RuntimeError, match="requires grad"):
+            torch.ones(1, requires_grad=True).numpy()
+        return
     with pytest.raises(ValueError, match="use scores that need none"):
         choose_bits(brain, data, "hessian", **options)
     choose_bits(brain, data, "loss", **options)
