@@ -474,7 +474,7 @@ class StoredLinear:
     def __init__(self, layer):
         weight = fixed_point(layer.weight, layer.terms, FLOAT64_DIGITS)
         self.weights = StoredWeights(_numpy(weight).T)
-        self.bias = _numpy(layer.bias)
+        self.bias = _numpy(layer.bias).copy()
 
     @property
     def nbytes(self):
@@ -488,24 +488,33 @@ class StoredLinear:
 
 
 def packed_input(x):
-    """An 8-bit input as `BitConv2d` takes it.
+    """The 8-bit input as `BitConv2d` takes it.
 
     Arguments
     ---------
     x : torch.Tensor
-        [T, F], of `eight_bit_input`.
+        [T, F], before or behind `eight_bit_input`.
 
     Returns
     -------
     numpy.ndarray
         int8 [T, F, 1].
+
+    Example
+    -------
+    >>> packed_input(torch.tensor([[-2.0, 0.5, 1.0]])).ravel().tolist()
+    [-128, 64, 127]
     """
-    return _numpy(x * INPUT_STEPS, np.int8)[..., None]
+    # one copy that is worked on: the memory is to be small
+    steps = _numpy(x) * np.float32(INPUT_STEPS)
+    np.rint(steps, out=steps)
+    np.clip(steps, -INPUT_STEPS, INPUT_STEPS - 1, out=steps)
+    return steps.astype(np.int8)[..., None]
 
 
 def _numpy(tensor, dtype=np.float32):
     """A tensor's values as an array."""
-    return tensor.detach().cpu().numpy().astype(dtype)
+    return tensor.detach().cpu().numpy().astype(dtype, copy=False)
 
 
 def _words(packed):

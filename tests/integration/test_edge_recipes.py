@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 from helpers import (
+    call,
     like_a_process,
     load_script,
     read_rows,
@@ -11,6 +13,7 @@ from helpers import (
     start_row,
 )
 
+from speechbrain_mpq import QualityEstimator
 from speechbrain_mpq.lobes.models.nsnet2 import EarlyExitNsNet2
 
 pytest.importorskip("pesq")
@@ -65,10 +68,35 @@ def test_speech_quality(shared):
     plain = metrics_of(trained)
     assert plain["bits"] == 32 and "bits_run" not in plain
     assert plain["memory"]["all maps"][2] == 1
-    options = {"binary_maps": True, "start_from": trained}
+    options = {"binary_maps": True, "start_from": trained, "system": "maps"}
     output = start_row(row, shared, shared / "bits", **options)
     binary = metrics_of(output)
     assert binary["bits_run"]["same_scores"]
     assert binary["bits_run"]["bytes"] < 4 * 45_697
     assert binary["buckets"]["held out"]["n"] == 3
     assert round(binary["memory"]["all maps"][2], 1) == 15.5  # float weights
+    estimator = QualityEstimator.from_pretrained(output / "estimator")
+    assert estimator.measure == "pesq"
+    script = "recipes/Embedded/SpeechQuality/compare.py"
+    folders = [trained, output, "--energy", shared / "embedded"]
+    printed = call(script, *folders)
+    for name in ("float", "maps", "energy alone"):
+        assert printed.count(f"| {name} |") == 2 + (name != "energy alone")
+    assert f"{binary['memory']['all maps'][1]:,.0f} (15.5)" in printed
+
+
+def test_voices_are_moved_by_whole_bands():
+    script = row_of("SpeechQuality")["Script_file"]
+    with like_a_process(script):
+        shift_bands = load_script(script).shift_bands
+    features = torch.arange(6.0).expand(200, 3, 6)
+    shifted = shift_bands(features, 2)
+    found = {tuple(clip[0].tolist()) for clip in shifted}
+    assert found == {
+        (0, 0, 0, 1, 2, 3),
+        (0, 0, 1, 2, 3, 4),
+        (0, 1, 2, 3, 4, 5),
+        (1, 2, 3, 4, 5, 5),
+        (2, 3, 4, 5, 5, 5),
+    }
+    assert (shifted == shifted[:, :1]).all()

@@ -256,7 +256,7 @@ class BitDNSMOS:
     def __call__(self, features):
         """[T, mels] -> one score."""
         _check_features(features[None])
-        x = packed_input(eight_bit_input(features))  # [T, mels, 1]
+        x = packed_input(features)  # [T, mels, 1]
         *convs, last = zip(self.convs, self.shape)
         for conv, (_, pooled) in convs:
             x = conv(x, pooled, self.rows)  # [T, mels, channels / 8]

@@ -114,6 +114,16 @@ def test_quantizers_on_the_weights_keep_it_exact():
     assert small.nbytes < before
 
 
+def test_bits_do_not_change_with_the_network():
+    torch.manual_seed(0)
+    network = BinaryDNSMOS(shape=SMALL, dense=(8, 8)).eval()
+    small, features = BitDNSMOS(network), torch.randn(40, 24) / 2
+    before = small(features)
+    for parameter in network.parameters():
+        parameter.data.add_(1)
+    assert small(features) == before
+
+
 def test_bytes_that_are_kept():
     network = BinaryDNSMOS(binary_weights=True).eval()
     convs = BitDNSMOS(network).convs
