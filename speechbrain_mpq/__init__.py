@@ -59,6 +59,7 @@ _HOMES = {
     "coding_gain": "allocation.analysis",
     "quantize_pretrained": "ptq.pretrained",
     "SeparationStream": "inference.chunks",
+    "SpokenWordClassifier": "inference.classification",
     "doa_from_face": "inference.interfaces",
     "Localizer": "inference.localization",
     "Augmentation": "simulation.augmentation",

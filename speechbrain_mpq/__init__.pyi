@@ -14,6 +14,9 @@ from .allocation.output_scores import MaskErrorScores as MaskErrorScores
 from .allocation.output_scores import RefinedScores as RefinedScores
 from .allocation.solver import allocate_bits as allocate_bits
 from .inference.chunks import SeparationStream as SeparationStream
+from .inference.classification import (
+    SpokenWordClassifier as SpokenWordClassifier,
+)
 from .inference.folder import repack as repack
 from .inference.folder import save_separator as save_separator
 from .inference.interfaces import doa_from_face as doa_from_face

@@ -13,6 +13,7 @@ each generation, and a new start takes from there what it would evaluate again.
 
 import json
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -329,7 +330,9 @@ def additive_search(
 
     Every gene is lowered alone; that what is lost adds up is then taken for
     granted. The plans on the lower hull of summed score against size are
-    evaluated, evenly spread, for what is left of the budget.
+    evaluated, evenly spread, for what is left of the budget. `score` is
+    another loss to add up than `evaluate`'s; its evaluations count, but are
+    not among those that are returned.
 
     Example
     -------
@@ -347,7 +350,7 @@ def additive_search(
             f"the scores alone take {budget - left} evaluations: give a "
             f"budget beyond {budget - left}, not {budget}"
         )
-    score = score or seen
+    score = seen if score is None else score
     base, full_size = score(full)
     losses, sizes = {}, {}
     for gene in seen.genes:
@@ -400,6 +403,19 @@ def pareto_front(evaluations):
     return front
 
 
+def smallest_within(evaluations, largest_error):
+    """The smallest plan with an error up to some value; None without any.
+
+    Example
+    -------
+    >>> items = [Evaluation({}, 0.1, 9), Evaluation({}, 0.2, 8)]
+    >>> smallest_within(items, 0.15)
+    Evaluation(plan={}, error=0.1, size=9)
+    """
+    allowed = [item for item in evaluations if item.error <= largest_error]
+    return min(allowed, key=lambda item: item.size, default=None)
+
+
 def hypervolume(evaluations, reference):
     """Area between a front and a reference point.
 
@@ -417,6 +433,39 @@ def hypervolume(evaluations, reference):
     return area
 
 
+def evaluations_until(volume, evaluations, reference):
+    """How many evaluations, in order, a search took to a hypervolume.
+
+    Arguments
+    ---------
+    volume : float
+    evaluations : sequence of Evaluation
+        In the order in which they were made.
+    reference : tuple of float
+        Error and size, as for `hypervolume`.
+
+    Returns
+    -------
+    int or None
+        None where it was not reached.
+
+    Example
+    -------
+    >>> items = [Evaluation({}, 0.5, 1.0), Evaluation({}, 0.0, 3.0)]
+    >>> evaluations_until(1.5, items, (1.0, 4.0))
+    1
+    >>> evaluations_until(2.5, items, (1.0, 4.0)) is None
+    True
+    """
+    counts = range(len(evaluations) + 1)
+    found = bisect_left(
+        counts,
+        volume,
+        key=lambda count: hypervolume(evaluations[:count], reference),
+    )
+    return found if found < len(counts) else None
+
+
 def plot_fronts(fronts, path, size_label="bytes", error_label="error"):
     """Draw fronts, each as a line of steps."""
     figure, axes = _figure()
@@ -424,7 +473,8 @@ def plot_fronts(fronts, path, size_label="bytes", error_label="error"):
         front = pareto_front(evaluations)
         sizes = [item.size for item in front]
         errors = [item.error for item in front]
-        axes.step(sizes, errors, where="post", marker=".", label=label)
+        style = {"where": "post", "marker": ".", "alpha": 0.8}
+        axes.step(sizes, errors, label=label, **style)
     axes.set(xlabel=size_label, ylabel=error_label)
     axes.legend()
     axes.grid(alpha=0.3)

@@ -43,10 +43,13 @@ def run(options) -> int:
     """Print what a folder holds."""
     from ..inference.card import array_of, draw_array
     from ..inference.folder import cluster_bits, coverage_rows, summarise
-    from ..quantization.packing import read_model
+    from ..nnet.integer_gru_file import is_integer_gru
+    from ..quantization.packing import MODEL_FILE, read_model
 
     if options.plot:
         _check_plot(Path(options.plot))
+    if is_integer_gru(Path(options.folder, MODEL_FILE)):
+        return _inspect_integer_gru(Path(options.folder, MODEL_FILE), options)
     model = read_model(options.folder)
     rows = coverage_rows(model)
     clusters = cluster_bits(rows)
@@ -111,6 +114,30 @@ def _matrix(blocks, width):
         ]
         lines.append(f"{block:{width}}" + "".join(cells))
     return [line.rstrip() if line.strip() else "" for line in lines]
+
+
+def _inspect_integer_gru(path, options):
+    """Print what the file of an integer GRU holds."""
+    from ..nnet.integer_gru_file import load_integer_gru
+
+    integer, size = load_integer_gru(path), path.stat().st_size
+    description = integer.description
+    plan = {name: {"bits": bits} for name, bits in integer.plan.items()}
+    if options.plot:
+        _draw(options.plot, plan)
+    if options.json:
+        integers = {"bytes": size, "bytes_of_integers": integer.packed_bytes}
+        print(json.dumps({**integers, **description}, indent=1))
+        return 0
+    sizes = ("input_size", "hidden_size", "layers", "bidirectional", "classes")
+    print(
+        f"{path.parent}: an integer GRU, {size / KIB:.1f} KiB ({size:,} bytes, "
+        f"{integer.packed_bytes:,} of them integers)\n  "
+        + ", ".join(f"{name} {description[name]}" for name in sizes)
+    )
+    title = "bits of the operations"
+    print("\n".join(["", title, "-" * len(title), *plot_lines(plan)]))
+    return 0
 
 
 def _headline(folder, summary):

@@ -16,6 +16,7 @@ from .wer import WordErrors, word_errors
 DEFAULT_TASK = "separation"  # of metrics.json files that name none
 NO_CONDITION = "all"  # the one block of a task without conditions
 _HOMES = {  # modules that register a task
+    "classification": "classification_task",
     "separation": "separation_task",
     "language modelling": "language_task",
     "speech quality": "quality_task",
@@ -216,6 +217,8 @@ class CardText:
         Tags for the hub.
     pipeline_tag : str
         The hub's name of the task.
+    end : str
+        Last paragraph; empty for that of packed folders.
     """
 
     title: str
@@ -223,6 +226,7 @@ class CardText:
     use: str = ""
     tags: tuple = ()
     pipeline_tag: str = "audio-to-audio"
+    end: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ from ..lobes.models.spatial_features import (
     used_microphones,
 )
 from ..quantization.model_card import (
+    KIB,
     MIB,
+    SMALL,
     bits_word,
     size_word,
     table,
@@ -94,7 +96,7 @@ def model_card(
             *_array(config.get("architecture")),
         ],
         plan,
-        _END,
+        card.end or _END,
         license=license,
         pipeline_tag=card.pipeline_tag,
         base_model=base_model,
@@ -141,14 +143,15 @@ def _results(task, metrics, reference):
     if reference:
         systems["full precision"] = reference
     titles = [measure.title for measure in task.measures]
-    rows = []
-    for name, system in systems.items():
-        size = system.get("model_bytes")
-        size = f"{size / MIB:.2f}" if size else "-"
+    rows, sizes = [], [s.get("model_bytes") or 0 for s in systems.values()]
+    small = max(sizes) < SMALL
+    unit, title = (KIB, "KiB") if small else (MIB, "MiB")
+    for (name, system), size in zip(systems.items(), sizes):
+        size = f"{size / unit:.{1 if small else 2}f}" if size else "-"
         bits = bits_word(system.get("average_bits", 32))
         rows.append((name, bits, size, *_quality(task, system["average"])))
     parts = ["## Results\n"]
-    overall = table(("system", "bits", "MiB", *titles), rows)
+    overall = table(("system", "bits", title, *titles), rows)
     if task.conditions:
         parts[0] += f"\nMean of {task.conditions.together} below.\n"
         parts += [overall, *_by_condition(task, systems, titles)]

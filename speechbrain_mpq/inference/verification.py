@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from ..nnet.integer_gru_file import is_integer_gru
 from ..quantization.container import PackedModelError
 from ..quantization.packing import (
     CONFIG_FILE,
@@ -76,6 +77,8 @@ def check_folder(folder):
     folder = Path(folder)
     if folder.is_file():
         return [f"{folder}: a file; name the folder that it is in"]
+    if is_integer_gru(folder / MODEL_FILE):
+        return _integer_problems(folder) + _other_problems(folder)
     try:
         build_described(folder)
         packed = read_model(folder)
@@ -95,6 +98,23 @@ def check_folder(folder):
     problems += export_problems(folder)
     problems += _other_problems(folder)
     return problems
+
+
+def _integer_problems(folder):
+    """Where an integer GRU cannot be loaded, or its configuration differs."""
+    # It imports SpeechBrain, which takes another second
+    from ..lobes.models.gru_classifier import IntegerClassifier
+
+    try:
+        network = IntegerClassifier.read(folder / MODEL_FILE)
+        config = strict_json(_text(folder / CONFIG_FILE))
+        if config["integer_gru"] != network.integer.description:
+            raise ValueError(
+                f"{folder / CONFIG_FILE}: is not what {MODEL_FILE} says"
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [str(error)]
+    return []
 
 
 def _output_problems(packed, model):

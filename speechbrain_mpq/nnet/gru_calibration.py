@@ -19,6 +19,7 @@ from .gru_operations import (
     gru_cells,
     named_matrices,
     run_gru,
+    torch_gru,
 )
 
 # What a sum is good for is seen behind its non-linearity
@@ -28,8 +29,8 @@ BEHIND = {
     "sum_new": torch.tanh,
 }
 SHRINK = torch.linspace(0.3, 1, 15, dtype=torch.float64)  # parts of a range
-SAMPLE = 512  # values of an operation that each observation adds
-FIT_SAMPLE = 8192  # values that codes are fitted to
+SAMPLE = 512  # values of an operation that each step adds
+FIT_SAMPLE = 8192  # values that codes are fitted to, or that all steps add
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ def calibrate(gru, batches, result_bits=RESULT_BITS):
     ---------
     gru : torch.nn.GRU or speechbrain.nnet.RNN.GRU
     batches : iterable
-        Inputs [batch, time, features], or pairs of these and lengths
-        ([batch], integers).
+        Inputs [batch, time, features], or these and lengths ([batch],
+        integers) as a tuple or list, of which more may follow.
     result_bits : int or None
         See `Calibration`.
 
@@ -99,11 +100,20 @@ def calibrate(gru, batches, result_bits=RESULT_BITS):
     >>> calibration.affine("l0.state", 4).bits
     4
     """
-    calibration = Calibration(result_bits)
+    calibration, cells = Calibration(result_bits), gru_cells(gru)
+    size, hidden = torch_gru(gru).input_size, torch_gru(gru).hidden_size
+    calibration.sizes = {"input_size": size, "hidden_size": hidden}
     for batch in batches:
-        inputs, lengths = batch if isinstance(batch, tuple) else (batch, None)
+        several = isinstance(batch, tuple | list)
+        inputs, lengths = batch[:2] if several else (batch, None)
+        if inputs.ndim != 3 or inputs.shape[2] != size:
+            raise ValueError(
+                f"calibrate with inputs [batch, time, {size}], not "
+                f"{list(inputs.shape)}"
+            )
         with torch.no_grad():
-            run_gru(gru_cells(gru), inputs, lengths, calibration.observe)
+            inputs = inputs.to(cells["l0"].weight_ih)
+            run_gru(cells, inputs, lengths, calibration.observe)
     if not calibration.samples:
         raise ValueError("no batch to calibrate with")
     return calibration
@@ -132,6 +142,7 @@ class Calibration:
             raise ValueError(f"result_bits are 8 to 16, not {result_bits}")
         self.result_bits = result_bits
         self.samples, self.largest = {}, {}
+        self.sizes = {}  # of the GRU, where `calibrate` ran one
         self._affine, self._rows = {}, {}
 
     def observe(self, name, values, valid):
@@ -141,7 +152,10 @@ class Calibration:
             raise ValueError(f"{name} takes values that are not finite")
         largest = seen.abs().max().item() if len(seen) else 0.0
         self.largest[name] = max(self.largest.get(name, 0.0), largest)
-        self.samples.setdefault(name, []).append(self._draw(seen, SAMPLE))
+        drawn = self.samples.setdefault(name, [])
+        # [batch, time] is all steps at once
+        count = FIT_SAMPLE if valid.ndim == 2 else SAMPLE
+        drawn.append(self._draw(seen, count, len(drawn)))
         return values
 
     def affine(self, name, bits):
@@ -165,14 +179,15 @@ class Calibration:
             self._rows[name, bits] = version, weight, *found
         return self._rows[name, bits][2:]
 
-    def _draw(self, values, count):
+    def _draw(self, values, count, seed=0):
         """Some of the values at random, [count] or fewer.
 
-        Every so many would be the same few columns again and again.
+        Every so many, or the same places at each step, would be the same few
+        columns again and again.
         """
         if len(values) <= count:
             return values.cpu()
-        generator = torch.Generator().manual_seed(len(values))
+        generator = torch.Generator().manual_seed(seed)
         return values.cpu()[
             torch.randint(len(values), (count,), generator=generator)
         ]

@@ -82,11 +82,13 @@ def convert(
     """
     parameters, gru = gru_cells(gru), torch_gru(gru)
     check_plan(plan, parameters)
+    _check_calibration(gru, parameters, calibration)
+    _check_classifier(gru, classifier, labels)
     current = source = calibration.affine("l0.input", INPUT_BITS)
     cells, joints, width = {}, {}, 1 + gru.bidirectional
     for number, name in enumerate(parameters):
         matrices = [
-            (full.removeprefix(f"{name}."), weight, bias)
+            (full.removeprefix(f"{name}."), weight.cpu(), bias.cpu())
             for full, weight, bias in named_matrices(gru)
             if full.startswith(f"{name}.")
         ]
@@ -140,6 +142,44 @@ def fixed_point(*ratios, most=MAX_SHIFT):
     shift = min(max(MULTIPLIER_BITS - exponent, 1), most)
     limit = 2**MULTIPLIER_BITS - 1
     return [min(round(r * 2**shift), limit) for r in ratios], shift
+
+
+def _check_calibration(gru, cells, calibration):
+    """Refuse the calibration of another GRU."""
+    for name, size in calibration.sizes.items():
+        if getattr(gru, name) != size:
+            raise ValueError(
+                f"calibrated with a GRU of {name} {size}, not "
+                f"{getattr(gru, name)}: calibrate with this one"
+            )
+    unseen = [n for n in operations(cells) if n not in calibration.samples]
+    if unseen:
+        raise ValueError(
+            f"calibration has not seen {unseen[0]}: calibrate with this GRU"
+        )
+
+
+def _check_classifier(gru, classifier, labels):
+    """Refuse a classifier that is not behind this GRU."""
+    if classifier is None:
+        if labels:
+            raise ValueError("labels without a classifier: give both")
+        return
+    if not isinstance(classifier, torch.nn.Linear):
+        name = type(classifier).__name__
+        raise TypeError(f"the classifier is a {name}, not a torch.nn.Linear")
+    outputs = gru.hidden_size * (1 + gru.bidirectional)
+    if classifier.in_features != outputs:
+        raise ValueError(
+            f"a classifier of {classifier.in_features} features behind a GRU "
+            f"of {outputs} outputs"
+        )
+    if labels and len(labels) != classifier.out_features:
+        raise ValueError(
+            f"{len(labels)} labels for {classifier.out_features} classes"
+        )
+    if not all(torch.isfinite(p).all() for p in classifier.parameters()):
+        raise ValueError("the classifier holds NaN or infinity")
 
 
 def _lookup_table(function, source, target):
@@ -226,12 +266,12 @@ def _constants(affine):
 
 def _convert_classifier(linear, source):
     """Weight and bias in integers, one scale for all classes."""
-    weight = linear.weight.detach()
+    weight = linear.weight.detach().cpu()
     codes, scales = fit_rows(weight.reshape(1, -1), 8, torch.zeros(1))
     codes = codes.reshape(weight.shape)
     bias = source.zero_point * -codes.long().sum(1)
     if linear.bias is not None:
-        real = linear.bias.detach().double() / (scales * source.scale)
+        real = linear.bias.detach().cpu().double() / (scales * source.scale)
         bias = bias + real.round().long()
     if bias.abs().max() + codes.long().abs().sum(1).max() * 128 >= 2**31:
         raise ValueError("a bias of the classifier is beyond int32")

@@ -37,6 +37,7 @@ ELEMENTWISE = (
 OPERATIONS = LINEAR + ELEMENTWISE
 BITS = (2, 3, 4, 5, 6, 7, 8)  # candidates of each operation
 INPUT_BITS = 8  # of the features and of what follows a layer of two directions
+MAX_SIZE = 2**16  # features, hidden units, classes; int32 sums hold them
 RESULT_BITS = 16  # of a product with a matrix, before it is rounded again
 
 
@@ -50,7 +51,7 @@ class Cell(NamedTuple):
 
 
 def torch_gru(module):
-    """The torch.nn.GRU of a module.
+    """The torch.nn.GRU of a module, where its integers can be found.
 
     Example
     -------
@@ -59,13 +60,31 @@ def torch_gru(module):
     >>> torch_gru(torch.nn.LSTM(2, 3))
     Traceback (most recent call last):
     ...
-    TypeError: a LSTM is no GRU of torch or SpeechBrain
+    TypeError: a LSTM has other operations than a GRU: give a torch.nn.GRU ...
     """
     for candidate in (module, getattr(module, "rnn", None)):
         if isinstance(candidate, torch.nn.GRU):
-            return candidate
-    name = type(module).__name__
-    raise TypeError(f"a {name} is no GRU of torch or SpeechBrain")
+            break
+    else:
+        name = type(module).__name__
+        raise TypeError(
+            f"a {name} has other operations than a GRU: give a torch.nn.GRU "
+            "or a speechbrain.nnet.RNN.GRU"
+        )
+    for name, parameter in candidate.named_parameters():
+        if not parameter.is_floating_point():
+            raise TypeError(f"{name} is {parameter.dtype}: give the float GRU")
+        if not torch.isfinite(parameter).all():
+            raise ValueError(
+                f"{name} holds NaN or infinity: the training diverged; load an "
+                "earlier checkpoint"
+            )
+    if max(candidate.input_size, candidate.hidden_size) > MAX_SIZE:
+        raise ValueError(
+            f"{candidate} has more than {MAX_SIZE} features or hidden units, "
+            "whose sums int32 could not hold"
+        )
+    return candidate
 
 
 def gru_cells(module):

@@ -9,11 +9,17 @@ import math
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..utils import atomic_write, strict_json
-from .gru_operations import BITS, ELEMENTWISE, LINEAR, check_plan
+from .gru_operations import (
+    BITS,
+    ELEMENTWISE,
+    LINEAR,
+    MAX_SIZE,
+    check_plan,
+)
 from .integer_gru import (
     CONSTANTS,
     FORMAT,
@@ -27,7 +33,6 @@ from .integer_gru import (
     tensor_sizes,
 )
 
-MAX_SIZE = 2**16  # features, hidden units, classes; int32 sums hold them
 MAX_LAYERS = 64
 MAX_DESCRIPTION = 2**20  # characters of JSON
 
@@ -117,6 +122,15 @@ def load_integer_gru(path) -> IntegerGRU:
         raise
     except Exception as error:
         raise ValueError(f"{path} is no integer GRU: {error}") from error
+
+
+def is_integer_gru(path):
+    """Whether a file says that it is one; false where it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return FORMAT in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def _read_description(text):

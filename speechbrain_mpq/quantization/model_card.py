@@ -8,7 +8,8 @@ from collections import defaultdict
 
 import yaml
 
-MIB = 2**20  # bytes
+KIB, MIB = 2**10, 2**20  # bytes
+SMALL = MIB // 10  # below it, MiB of two digits say little
 
 
 def write_card(
@@ -71,7 +72,9 @@ def bits_word(bits):
 
 
 def size_word(count):
-    """Bytes, and MiB."""
+    """Bytes, and MiB or KiB."""
+    if count < SMALL:
+        return f"{count:,} bytes ({count / KIB:.1f} KiB)"
     return f"{count:,} bytes ({count / MIB:.2f} MiB)"
 
 

@@ -21,7 +21,8 @@ ALLOWED = {
     "simulation": {"lobes"},  # what a separator's features are
     # evaluation: the task, which a model card tells of
     # decoders: the vocabulary of a language model
-    "inference": {"quantization", "lobes", "evaluation", "decoders"},
+    # nnet: the file of an integer GRU
+    "inference": {"quantization", "nnet", "lobes", "evaluation", "decoders"},
 }
 # What a user types, and whole experiments, may use whatever they serve.
 ALLOWED |= {name: set(ALLOWED) for name in ("commands", "experiments")}

@@ -2,7 +2,8 @@
 
 Each function reads a folder and returns, for each split, features [sequences,
 time, features] (float32, zero behind the end), lengths [sequences], classes
-[sequences], and the names of the classes.
+[sequences], the names of the classes, and the `LogMel` of sounds (None without
+sounds).
 """
 
 import gzip
@@ -13,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from speechbrain.lobes.features import Fbank
 from tqdm import tqdm
+
+from speechbrain_mpq.lobes.models.gru_classifier import LogMel
 
 SPLITS = ("train", "valid", "test")
 DIGITS = "zero one two three four five six seven eight nine".split()
@@ -42,6 +44,7 @@ def row_mnist(data_folder, options):
     -------
     data : dict of str -> tuple
     labels : list of str
+    log_mel : LogMel or None
     """
     images = _idx(data_folder) or _npm(data_folder)
     data = {
@@ -52,7 +55,7 @@ def row_mnist(data_folder, options):
         )
         for split, (pixels, classes) in images.items()
     }
-    return data, [str(digit) for digit in range(10)]
+    return data, [str(digit) for digit in range(10)], None
 
 
 def permuted_mnist(data_folder, options):
@@ -69,14 +72,37 @@ def permuted_mnist(data_folder, options):
     -------
     data : dict of str -> tuple
     labels : list of str
+    log_mel : LogMel or None
     """
-    data, labels = row_mnist(data_folder, options)
+    data, labels, _ = row_mnist(data_folder, options)
     steps, width = data["train"][0].shape[1:]
     order = np.random.default_rng(PERMUTATION_SEED).permutation(steps * width)
     for split, (pixels, *rest) in data.items():
         shuffled = pixels.flatten(1)[:, torch.from_numpy(order)]
         data[split] = shuffled.reshape(pixels.shape), *rest
-    return data, labels
+    return data, labels, None
+
+
+def column_mnist(data_folder, options):
+    """The same by columns; to choose a search's settings, not to report.
+
+    Arguments
+    ---------
+    data_folder : str or Path
+        As for `row_mnist`.
+    options : dict
+        Not used.
+
+    Returns
+    -------
+    data : dict of str -> tuple
+    labels : list of str
+    log_mel : LogMel or None
+    """
+    data, labels, _ = row_mnist(data_folder, options)
+    for split, (pixels, *rest) in data.items():
+        data[split] = pixels.transpose(1, 2).contiguous(), *rest
+    return data, labels, None
 
 
 def fsdd(data_folder, options):
@@ -96,6 +122,7 @@ def fsdd(data_folder, options):
     -------
     data : dict of str -> tuple
     labels : list of str
+    log_mel : LogMel or None
     """
     sounds = {split: ([], []) for split in SPLITS}
     rates = set()
@@ -119,7 +146,8 @@ def fsdd(data_folder, options):
             f"{data_folder} lacks recordings named like 7_jackson_32.wav of "
             f"one sampling rate for each split (rates: {sorted(rates)})"
         )
-    return _log_mel(sounds, rates.pop(), options), DIGITS
+    data, log_mel = _log_mel(sounds, rates.pop(), options)
+    return data, DIGITS, log_mel
 
 
 def keywords(data_folder, options, speak=None):
@@ -143,6 +171,7 @@ def keywords(data_folder, options, speak=None):
     -------
     data : dict of str -> tuple
     labels : list of str
+    log_mel : LogMel or None
     """
     folder, sounds = Path(data_folder), {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,11 +192,13 @@ def keywords(data_folder, options, speak=None):
             samples += np.split(joined, np.cumsum(lengths)[:-1])
             classes += [place] * count
         sounds[split] = samples, classes
-    return _log_mel(sounds, 16000, options), [*KEYWORDS, OTHER]
+    data, log_mel = _log_mel(sounds, 16000, options)
+    return data, [*KEYWORDS, OTHER], log_mel
 
 
 TASKS = {
-    task.__name__: task for task in (row_mnist, permuted_mnist, fsdd, keywords)
+    task.__name__: task
+    for task in (row_mnist, permuted_mnist, column_mnist, fsdd, keywords)
 }
 
 
@@ -221,29 +252,19 @@ def _npm(data_folder):
 
 def _log_mel(sounds, rate, options):
     """Log-mel features, normalized with the mean and deviation of training."""
-    compute = Fbank(
-        sample_rate=rate,
-        n_mels=options["n_mels"],
-        hop_length=options["hop_length"],
-        n_fft=rate // 40,
-        f_max=rate // 2,
+    log_mel = LogMel(
+        rate, options["n_mels"], options["hop_length"], MOST_SECONDS
     )
-    most = round(MOST_SECONDS * rate)
-    features = {
-        split: [compute(torch.tensor(s[None, :most]))[0] for s in waves]
-        for split, (waves, _) in sounds.items()
-    }
-    frames = torch.cat(features["train"])
-    mean, deviation = frames.mean(0), frames.std(0).clamp(min=1e-3)
+    log_mel.fit([torch.from_numpy(wave) for wave in sounds["train"][0]])
     data = {}
-    for split, values in features.items():
-        values = [(value - mean) / deviation for value in values]
+    for split, (waves, classes) in sounds.items():
+        values = [log_mel(torch.from_numpy(wave)) for wave in waves]
         data[split] = (
             torch.nn.utils.rnn.pad_sequence(values, batch_first=True),
             torch.tensor([len(value) for value in values]),
-            torch.tensor(sounds[split][1]),
+            torch.tensor(classes),
         )
-    return data
+    return data, log_mel
 
 
 def _speak_keyword(path, split, place, count, speak):

@@ -178,3 +178,28 @@ def test_knows_no_task():
         if isinstance(node, ast.ImportFrom) and node.level
     }
     assert modules == {"utils"}
+
+
+def test_scores_of_another_loss_are_what_is_added_up():
+    """An `Evaluations` without any yet counts as no score nowhere."""
+    scores = nsga2.Evaluations(lambda plan: (0.0, plan["gene0"]), GENES)
+    found = nsga2.additive_search(evaluate, GENES, 40, score=scores)
+    assert len(scores) == 1 + 6 * len(GENES)
+    assert len(found) <= 40 - len(scores)
+
+
+def test_smallest_within():
+    found = small()
+    chosen = nsga2.smallest_within(found.all(), 0.2)
+    assert chosen in found.front() and chosen.error <= 0.2
+    assert nsga2.smallest_within(found.all(), -1) is None
+
+
+def test_evaluations_until_a_volume():
+    found, corner = small().all(), (1.0, 48)
+    whole = nsga2.hypervolume(found, corner)
+    count = nsga2.evaluations_until(whole, found, corner)
+    assert nsga2.hypervolume(found[:count], corner) == whole
+    assert nsga2.hypervolume(found[: count - 1], corner) < whole
+    assert nsga2.evaluations_until(0, found, corner) == 0
+    assert nsga2.evaluations_until(whole + 1, found, corner) is None

@@ -143,7 +143,7 @@ def test_from_items_to_table_report_and_card(language, tmp_path):
     text = model_card({}, 4000, metrics, other, task=language)
     assert "# Language model, 32 bits" in text
     assert 'rescore("recording.wav", {"beam": 4})' in text
-    assert "| this model | 32 | 0.00 | 9.97 | 24.0 |" in text
+    assert "| this model | 32 | 3.9 | 9.97 | 24.0 |" in text
     assert "Word errors against fp32 (MAPSSWE)" in text
     assert "angle" not in text and "SI-SNR" not in text
 

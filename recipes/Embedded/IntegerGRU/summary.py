@@ -1,0 +1,142 @@
+"""Tables over the tasks and seeds of finished runs, in Markdown.
+
+To run it, do the following:
+> python summary.py results
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean, stdev
+
+METHODS = ("NSGA-II", "random", "greedy", "scores", "scores, whole hull")
+SMALLER = "NSGA-II, smaller"
+SEARCHES = ("NSGA-II", "random", "greedy")
+
+
+def main(arguments=None):
+    """Read results.json of all runs below a folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", help="of runs: <task>/<seed>/results.json")
+    folder = Path(parser.parse_args(arguments).folder)
+    tasks = defaultdict(list)
+    for path in sorted(folder.glob("*/*/results.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        tasks[content["task"]].append(content)
+    if not tasks:
+        raise SystemExit(
+            f"{folder} has no <task>/<seed>/results.json: run train.py first"
+        )
+    parts = volumes, grown, reached, chosen
+    print("\n\n".join(part(tasks) for part in parts))
+
+
+def volumes(tasks):
+    """Hypervolumes of the fronts, on what the searches saw."""
+    head = "| task | seeds | " + " | ".join(METHODS) + " |"
+    lines = [head, "|---" * (2 + len(METHODS)) + "|"]
+    for task, runs in tasks.items():
+        cells = [
+            spread([run["hypervolumes"][name] for run in runs], 3)
+            for name in METHODS
+        ]
+        lines.append(f"| {task} | {len(runs)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def grown(tasks):
+    """Hypervolumes after some of the evaluations."""
+    runs = [run for found in tasks.values() for run in found]
+    counts = sorted(map(int, runs[0]["hypervolumes_of_the_first"]["random"]))
+    lines = [
+        f"| task | search | {' | '.join(map(str, counts))} | all |",
+        "|---" * (3 + len(counts)) + "|",
+    ]
+    for task, found in tasks.items():
+        for name in SEARCHES:
+            cells = [
+                spread(
+                    [
+                        run["hypervolumes_of_the_first"][name][str(count)]
+                        for run in found
+                    ],
+                    3,
+                )
+                for count in counts
+            ]
+            cells.append(spread([r["hypervolumes"][name] for r in found], 3))
+            lines.append(f"| {task} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def reached(tasks):
+    """Evaluations until the hypervolume of scores and knapsack."""
+    lines = [
+        "| task | scores | " + " | ".join(SEARCHES) + " |",
+        "|---" * (2 + len(SEARCHES)) + "|",
+    ]
+    for task, runs in tasks.items():
+        cells = [
+            ", ".join(
+                str(
+                    run["evaluations_until_scores"][name]
+                    or f"not in {run['evaluations'][name]}"
+                )
+                for run in runs
+            )
+            for name in SEARCHES
+        ]
+        rows = [by_name(run).get("scores, chosen") for run in runs]
+        counts = sorted({row["evaluations"] for row in rows if row})
+        few = ", ".join(map(str, counts))
+        lines.append(f"| {task} | {few} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def chosen(tasks):
+    """Plans that validation chose, on the test set, against 8 bits."""
+    lines = [
+        "| task | system | % of 8 bits | test error %, 8 bits | test error % | "
+        "more than 8 bits, 95 % interval of each seed | McNemar p |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task, runs in tasks.items():
+        names = [f"{name}, chosen" for name in METHODS]
+        names += [f"{n}, trained again" for n in ("NSGA-II", SMALLER)]
+        for name in names:
+            rows = [by_name(run).get(name) for run in runs]
+            pairs = [(r, by_name(s)["8 bits"]) for r, s in zip(rows, runs) if r]
+            if not pairs:
+                continue
+            size = spread([100 * r["size_of_8_bits"] for r, _ in pairs], 1)
+            eight = spread([100 * e["test_error"] for _, e in pairs], 1)
+            error = spread([100 * r["test_error"] for r, _ in pairs], 1)
+            between = ", ".join(
+                f"{100 * r['more_test_errors']:+.1f} "
+                f"[{100 * r['interval'][0]:.1f}, {100 * r['interval'][1]:.1f}]"
+                for r, _ in pairs
+            )
+            p = ", ".join(f"{r['p']:.2f}" for r, _ in pairs)
+            lines.append(
+                f"| {task} | {name} | {size} | {eight} | {error} | {between} "
+                f"| {p} |"
+            )
+    return "\n".join(lines)
+
+
+def by_name(run):
+    """Rows of a run by their systems."""
+    return {row["system"]: row for row in run["rows"]}
+
+
+def spread(values, digits):
+    """Mean, and the standard deviation over seeds where there are several."""
+    text = f"{fmean(values):.{digits}f}"
+    if len(values) > 1:
+        text += f" ± {stdev(values):.{digits}f}"
+    return text
+
+
+if __name__ == "__main__":
+    main()
