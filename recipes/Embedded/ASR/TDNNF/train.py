@@ -249,9 +249,15 @@ def dataio_prep(hparams):
         for split in ("train", "valid", "test")
     }
     path = Path(__file__).parent / hparams["lexicon_file"]
+    lexicon = Lexicon.read(path)
+    if len(lexicon.phones) != hparams["phones"]:
+        raise ValueError(
+            f"{path} has {len(lexicon.phones)} phones, silence included, the "
+            f"hparams {hparams['phones']}: give --phones {len(lexicon.phones)}"
+        )
     entries = datasets["train"].data
     graphs = Graphs(
-        Lexicon.read(path),
+        lexicon,
         {key: entry["words"] for key, entry in entries.items()},
         hparams,
     )

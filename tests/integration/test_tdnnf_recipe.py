@@ -1,0 +1,82 @@
+"""The TDNN-F recipe at tiny size: quantized by the runner, and by CTC."""
+
+import json
+import shlex
+
+import pytest
+from helpers import ROOT, read_rows, run_row, start_row
+
+from speechbrain_mpq import HybridASR, check_folder
+from speechbrain_mpq.run import main as run_recipe
+
+SCRIPT = "recipes/Embedded/ASR/TDNNF/train.py"
+ROW = next(row for row in read_rows() if row["Script_file"] == SCRIPT)
+
+
+@pytest.fixture(scope="module")
+def shared(speech, tmp_path_factory):
+    """The folder in the place of tests/tmp, with the corpus in it."""
+    folder = tmp_path_factory.mktemp("tdnnf")
+    speech(folder / "embedded")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(shared):
+    """Output folder of the row."""
+    return run_row(ROW, shared)
+
+
+def metrics_of(folder):
+    """Content of metrics.json."""
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_published_folder_transcribes(trained, shared):
+    assert check_folder(trained / "published") == []
+    model = HybridASR.from_pretrained(trained / "published")
+    test = json.loads((shared / "embedded/test_speech.json").read_text())
+    path = next(iter(test.values()))["wav"]
+    path = path.replace("{data_root}", str(shared / "embedded"))
+    assert isinstance(model.transcribe_file(path), str)
+    assert metrics_of(trained)["system"] == "fp32"
+
+
+def test_quantized_by_the_runner(trained, shared):
+    flags = ROW["test_debug_flags"].replace("tests/tmp", str(shared))
+    folder = shared / "hessian"
+    run_recipe(
+        [
+            *(str(ROOT / ROW[k]) for k in ("Script_file", "Hparam_file")),
+            *shlex.split(flags),
+            *("--device=cpu", "--noprogressbar", f"--against=[{trained}]"),
+            f"--output_folder={folder}",
+            f"--weights={trained / 'save'}",
+            *("--exclude", "model.xent.*", "--bits", "2", "--batches", "1"),
+            *("--scores", "hessian", "--method", "post_training"),
+            *("--rounding", "nearest"),
+        ]
+    )
+    metrics = metrics_of(folder)
+    assert (metrics["system"], metrics["bits"]) == ("hessian", 2)
+    assert metrics["average_bits"] <= 2
+    assert metrics["mapsswe"]["against"] == "fp32"
+    packed = folder / "published/model.safetensors"
+    assert metrics["model_bytes"] == packed.stat().st_size
+    assert metrics["fp32_bytes"] > 4 * metrics["model_bytes"]
+    assert HybridASR.from_pretrained(folder / "published").model.xent is None
+
+
+def test_ctc(trained, shared):
+    flags = ROW["test_debug_flags"].replace("epochs 3", "epochs 1")
+    row = {**ROW, "test_debug_flags": f"{flags} --ctc True"}
+    output = start_row(row, shared, shared / "ctc")
+    assert metrics_of(output)["average"]["wer"] > 0
+    assert not (output / "published").exists()
+
+
+def test_phones_of_another_lexicon(trained, shared):
+    flags = ROW["test_debug_flags"] + " --phones 40"
+    row = {**ROW, "test_debug_flags": flags}
+    with pytest.raises(ValueError, match="has 37 phones.*give --phones 37"):
+        start_row(row, shared, shared / "other")
