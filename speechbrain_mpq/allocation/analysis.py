@@ -29,31 +29,12 @@ from .solver import allocate_bits
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What the best bits could win over uniform bits, by a score table.
+    """What the best bits could win over uniform bits, by a score table."""
 
-    Arguments
-    ---------
-    bits : float
-        Average bits.
-    am_gm_db : float
-        Less harm at best, in dB, with bits of any size and sign.
-    limited_db : float
-        The same with real-valued bits between the least and the most
-        candidate.
-    insensitive : int
-        Clusters without measurable harm, counted at the least sensitivity
-        of the others.
-
-    Example
-    -------
-    >>> Ceiling(4, 3.25, 3.0, 0).limited_db
-    3.0
-    """
-
-    bits: float
-    am_gm_db: float
-    limited_db: float
-    insensitive: int
+    bits: float  # average
+    am_gm_db: float  # less harm at best, with bits of any size and sign
+    limited_db: float  # the same between the least and the most candidate
+    insensitive: int  # clusters without measurable harm, taken as the least
 
 
 def am_gm(sensitivities, parameters):

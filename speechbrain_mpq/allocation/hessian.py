@@ -264,7 +264,7 @@ def _moved(weights, probe, step):
             weight.data.copy_(value)
 
 
-def network_traces(
+def _network_traces(
     network,
     inputs,
     loss,
@@ -273,36 +273,7 @@ def network_traces(
     differences=False,
     **probing,
 ):
-    """Traces of the mean loss's Hessian, one for each tensor (Eq. 10).
-
-    The network is in eval mode meanwhile: batch normalization has fixed
-    statistics, and items do not depend on each other.
-
-    Arguments
-    ---------
-    inputs : torch.Tensor
-        [items, ...]; chunks of it are moved to the network's device.
-    differences : bool
-        Of first gradients, see `difference_traces`; else see `block_traces`.
-    **probing : dict
-        Probes, distribution, seed and progress of these.
-
-    Returns
-    -------
-    estimates : torch.Tensor
-        [probes, tensors], float64; see `block_traces`.
-
-    Example
-    -------
-    >>> network = torch.nn.Conv1d(1, 1, 1)
-    >>> def loss(output, items):
-    ...     return output.square().sum() / 2
-    >>> inputs = torch.tensor([1.0, 2.0, 3.0, 0.0]).view(2, 1, 2)
-    >>> network_traces(  # (1 + 4 + 9 + 0) / 2 items and (1 + 1 + 1 + 1) / 2
-    ...     network, inputs, loss, list(network.parameters()), probes=500
-    ... ).mean(0).round()
-    tensor([7., 2.], dtype=torch.float64)
-    """
+    """Traces of the mean loss's Hessian, one for each tensor (Eq. 10)."""
     if not len(inputs):
         raise ValueError("scoring needs at least one item of input")
 
@@ -509,7 +480,7 @@ class HessianScores(Scorer):
         """Traces of the mean loss's Hessian by cluster, and by tensor."""
         names = [name for row in members.values() for name in row]
         with _leaves(root, names) as weights:
-            estimates = network_traces(
+            estimates = _network_traces(
                 network,
                 inputs,
                 loss,

@@ -134,20 +134,6 @@ class Evolution:
     The defaults are those of https://github.com/alecerio/nas-nsnet2, by an
     author of https://arxiv.org/abs/2402.12263, which does not name its own.
 
-    Arguments
-    ---------
-    population, generations : int
-        The first generation is random; population x generations is the most
-        that is evaluated.
-    seed : int
-    mutation : tuple of float
-        Share of the new plans that mutate, and eta of polynomial mutation. At
-        the default eta of 20 few genes of seven candidates change; (1, 3)
-        found better fronts in every comparison here.
-    largest_error : float or None
-        Plans with more are ranked behind all others: without it, much of the
-        population may stay where size is least and nothing works.
-
     Example
     -------
     >>> Evolution(population=1)
@@ -156,10 +142,17 @@ class Evolution:
     ValueError: give a population of 2 or more, and a generation
     """
 
+    # The first generation is random; population x generations is the most
+    # that is evaluated.
     population: int = 25
     generations: int = 50
     seed: int = 1
+    # Share of the new plans that mutate, and eta of polynomial mutation. At
+    # an eta of 20 few genes of seven candidates change; (1, 3) found better
+    # fronts in every comparison here.
     mutation: tuple = (0.2, 20)
+    # Plans with more are ranked behind all others: without it, much of the
+    # population may stay where size is least and nothing works.
     largest_error: float | None = None
 
     def __post_init__(self):

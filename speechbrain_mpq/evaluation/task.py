@@ -27,28 +27,14 @@ _TASKS = {}
 
 @dataclass(frozen=True)
 class SignificanceTest:
-    """A comparison of two systems on the same test items.
+    """A comparison of two systems on the same test items."""
 
-    Arguments
-    ---------
-    key : str
-        Where metrics.json has the outcome.
-    name : str
-        Name in notes and sentences.
-    counted : str
-        What the test counts, in words: "word errors".
-    samples : str
-        What is paired, in words: "segments"; key of their number.
-    run : callable
-        Maps pairs (item of the system, item of the baseline) to a dict of
-        "z", "p" and `samples`; z > 0 says that the system has more of what is
-        counted.
-    """
-
-    key: str
-    name: str
-    counted: str
-    samples: str
+    key: str  # where metrics.json has the outcome
+    name: str  # in notes and sentences
+    counted: str  # what the test counts, in words: "word errors"
+    samples: str  # what is paired, in words: "segments"; key of their number
+    # Maps pairs (item of the system, item of the baseline) to a dict of "z",
+    # "p" and `samples`; z > 0: the system has more of what is counted.
     run: Callable
 
 
@@ -127,106 +113,49 @@ class Measure:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Groups of test items that are averaged on their own.
+    """Groups of test items that are averaged on their own."""
 
-    Arguments
-    ---------
-    names : tuple of str
-        Groups in order.
-    of : callable
-        Maps a test item to the name of its group.
-    title : str
-        What the groups differ in: "angle between the speakers".
-    axis : str
-        The same with its unit.
-    noun : str
-        What a group is called: "angle bucket".
-    together : str
-        All of them: "the four angle buckets".
-    column : str
-        Head of a column of names.
-    note : str
-        Sentence above a table by condition.
-    """
-
-    names: tuple
-    of: Callable
-    title: str
-    axis: str
-    noun: str
-    together: str
-    column: str
-    note: str
+    names: tuple  # of the groups, in order
+    of: Callable  # maps a test item to the name of its group
+    title: str  # what they differ in: "angle between the speakers"
+    axis: str  # the same with its unit
+    noun: str  # what a group is called: "angle bucket"
+    together: str  # all of them: "the four angle buckets"
+    column: str  # head of a column of names
+    note: str  # sentence above a table by condition
 
 
 @dataclass(frozen=True)
 class ItemField:
-    """One entry of a test item.
-
-    Arguments
-    ---------
-    key : str
-        Its name.
-    kind : type
-        float or str.
-    optional : bool
-        Whether it may be None.
-    plural : str
-        Several of them, in messages; empty for `key`.
-    """
+    """One entry of a test item."""
 
     key: str
-    kind: type = float
-    optional: bool = False
-    plural: str = ""
+    kind: type = float  # or str
+    optional: bool = False  # whether it may be None
+    plural: str = ""  # several of them, in messages; empty for `key`
 
 
 @dataclass(frozen=True)
 class SameInput:
-    """A number that tells whether two systems had the same input.
+    """A number that tells whether two systems had the same input."""
 
-    Arguments
-    ---------
-    key : str
-        Where test items and blocks have it.
-    tolerance : float
-        A larger difference says that the inputs were others.
-    difference : str
-        How such inputs differ, for messages.
-    """
-
-    key: str
-    tolerance: float
-    difference: str
+    key: str  # where test items and blocks have it
+    tolerance: float  # a larger difference says that the inputs were others
+    difference: str  # how such inputs differ, for messages
 
 
 @dataclass(frozen=True)
 class CardText:
-    """What a model card says about the task.
+    """What a model card says about the task."""
 
-    Arguments
-    ---------
-    title : str
-        Headline, without the bits.
-    about : str
-        What the model does, a paragraph.
-    use : str
-        How it is loaded and called; Markdown with "{sample}" where the name
-        of a recording stands, in quotes.
-    tags : tuple of str
-        Tags for the hub.
-    pipeline_tag : str
-        The hub's name of the task.
-    end : str
-        Last paragraph; empty for that of packed folders.
-    """
-
-    title: str
-    about: str
+    title: str  # headline, without the bits
+    about: str  # what the model does, a paragraph
+    # How it is loaded and called, Markdown; "{sample}" stands for the name of
+    # a recording, in quotes.
     use: str = ""
-    tags: tuple = ()
-    pipeline_tag: str = "audio-to-audio"
-    end: str = ""
+    tags: tuple = ()  # for the hub
+    pipeline_tag: str = "audio-to-audio"  # the hub's name of the task
+    end: str = ""  # last paragraph; empty for that of packed folders
 
 
 @dataclass(frozen=True)

@@ -37,48 +37,20 @@ CARD_FILE = "README.md"
 
 @dataclass
 class PTQReport:
-    """What became of an interface.
+    """What became of an interface."""
 
-    Arguments
-    ---------
-    folder : Path
-        The packed folder.
-    source : str
-        Folder or hub name that it was made from.
-    cls : type
-        Class that loads both.
-    asked : str
-        The budget.
-    plan : BitPlan
-        Bits of its clusters.
-    bytes : dict of str -> int
-        "source" and "packed": the files that were packed.
-    divergence : float
-        Of the packed interface's outputs on the calibration items.
-    unit : str
-        What the divergence is.
-    quality : dict of str -> Quality
-        "source" and "packed"; empty where the manifest has no reference.
-    left_alone : list of dict
-        Rows of the coverage table for parameters that stay in float.
-    card : dict
-        What the hub reads of the source's model card; empty without one.
-    reasons : dict of str -> str
-        Loadables that are no packed model, and why.
-    """
-
-    folder: Path
-    source: str
-    cls: type
-    asked: str
-    plan: object
-    bytes: dict
-    divergence: float
-    unit: str
-    quality: dict
-    left_alone: list
-    reasons: dict
-    card: dict = field(default_factory=dict)
+    folder: Path  # packed
+    source: str  # folder or hub name that it was made from
+    cls: type  # loads both
+    asked: str  # the budget
+    plan: object  # BitPlan of its clusters
+    bytes: dict  # "source" and "packed": of the files that were packed
+    divergence: float  # of the packed one's outputs on the calibration items
+    unit: str  # of the divergence
+    quality: dict  # "source" and "packed": Quality; empty without a reference
+    left_alone: list  # rows of the coverage table for what stays in float
+    reasons: dict  # loadable that is no packed model -> why
+    card: dict = field(default_factory=dict)  # the source's front matter
 
 
 def _outcome_rows(outcome):

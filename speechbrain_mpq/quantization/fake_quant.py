@@ -275,14 +275,7 @@ StraightThrough = FakeQuantize  # the name it has as an estimator
 class LearnedStep(FakeQuantize):
     """Trains the scale with the weights, relative to the fitted one.
 
-    Arguments
-    ---------
-    bits : int or float
-        Bits of one value, 1 to 16, or 1.6.
-    alpha : torch.Tensor or float
-        Scale to start from, broadcastable to the weight.
-    codebook : str
-        "midtread" or "midrise".
+    Arguments are those of `FakeQuantize`.
 
     Example
     -------
@@ -338,14 +331,7 @@ class LogStep(FakeQuantize):
     training, has no scale yet. It gets one as soon as it has values, and again
     whenever these have outgrown the table.
 
-    Arguments
-    ---------
-    bits : int or float
-        Bits of one value, 1 to 16, or 1.6.
-    alpha : torch.Tensor or float
-        Scale to start from, broadcastable to the weight.
-    codebook : str
-        "midtread" or "midrise".
+    Arguments are those of `FakeQuantize`.
 
     Example
     -------

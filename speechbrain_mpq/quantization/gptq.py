@@ -151,14 +151,8 @@ def calibrated_levels(weight, moment, bits, alpha, codebook="midtread"):
     """Rounds with error feedback, or to the nearest where that does better.
 
     Row by row the output error is never above that of nearest rounding;
-    feedback alone has no such guarantee, as the table ends somewhere.
-
-    Arguments
-    ---------
-    weight : torch.Tensor
-        [..., rows, columns].
-    moment : torch.Tensor
-        Positive definite, [..., columns, columns].
+    feedback alone has no such guarantee, as the table ends somewhere. Arguments
+    are those of `feedback_levels`.
     """
     levels, _ = _better_levels(weight, moment, bits, alpha, codebook)
     return levels

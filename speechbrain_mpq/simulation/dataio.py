@@ -285,28 +285,8 @@ def prepare_data(hparams):
     )
 
 
-def is_symmetric(positions, microphones):
-    """Whether a linear array's used microphones look alike from both ends.
-
-    Arguments
-    ---------
-    positions : array or None
-        Of all microphones, metres; None: the paper's 15.
-    microphones : sequence of int
-        Numbers of those that are used, from 1.
-
-    Returns
-    -------
-    bool
-        False for planar arrays.
-
-    Example
-    -------
-    >>> is_symmetric(np.array([0.0, 0.05, 0.1]), [1, 2, 3])
-    True
-    >>> is_symmetric(np.array([0.0, 0.05, 0.15]), [1, 2, 3])
-    False
-    """
+def _is_symmetric(positions, microphones):
+    """Whether a linear array's used microphones look alike from both ends."""
     if positions is None:
         positions = linear_array()
     used = np.asarray(positions)[np.array(microphones) - 1]
@@ -318,7 +298,7 @@ def dataio_prep(hparams):
     folder = hparams["data_folder"]
     positions = hparams.get("array_positions")
     planar = positions is not None and positions.ndim == 2
-    symmetric = is_symmetric(positions, hparams["microphones"])
+    symmetric = _is_symmetric(positions, hparams["microphones"])
     makers = {}
     for split, count in hparams["rooms"].items():
         training = split == "train"

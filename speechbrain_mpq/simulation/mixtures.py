@@ -191,17 +191,7 @@ class MixtureMaker:
                 )
 
     def draw_target(self, key):
-        """Draw the utterance of a mixture where corpora are mixed by share.
-
-        Arguments
-        ---------
-        key : str
-            Of the mixture.
-
-        Returns
-        -------
-        target : str
-        """
+        """Draw the utterance of a mixture where corpora are mixed by share."""
         # not what the rest of the mixture is drawn by
         rng = draw_by(self.seed, self.epoch, f"target of {key}")
         return self._draw_utterance(rng)
@@ -215,16 +205,7 @@ class MixtureMaker:
         return ids[int(rng.integers(len(ids)))]
 
     def listed_targets(self, count):
-        """Utterances to be scored on, each corpus by its share.
-
-        Arguments
-        ---------
-        count : int
-
-        Returns
-        -------
-        targets : list of str
-        """
+        """List utterances to be scored on, each corpus by its share."""
         if count > len(self._ids):
             raise ValueError(
                 f"{count} mixtures asked for, the manifest has "

@@ -302,24 +302,7 @@ class NoiseFolder:
         self.resample = resample
 
     def draw(self, key, samples, epoch=0, kind=None):
-        """A stretch of a recording; short ones are repeated.
-
-        Arguments
-        ---------
-        key : str
-            Name of what it is mixed with.
-        samples : int
-        epoch : int
-        kind : str or None
-            Name of a file, relative to the folder; None draws one.
-
-        Returns
-        -------
-        noise : numpy.ndarray
-            [samples], RMS 1.
-        kind : str
-            Name of the file.
-        """
+        """A stretch of a recording, see `NoiseMaker.draw`; `kind` is a file."""
         rng = draw_by(self.seed, epoch, key)
         path = self.folder / kind if kind else _any(rng, self.files)
         noise = _read_noise(path, self.sample_rate, self.resample)

@@ -457,21 +457,11 @@ def _sum_of_losses(output, items):
     return output.sum()
 
 
-class JointKLScores(KLScores):
-    """KL divergence of several distributions that a model puts out together.
+class _JointKLScores(KLScores):
+    """KL divergence of several distributions that a model puts out together."""
 
-    A score is the sum over the distributions of their mean divergence, so that
-    each counts the same, however many frames or tokens it has.
-
-    Arguments
-    ---------
-    network : torch.nn.Module
-        Puts them out in one row, and knows their shapes in `parts` and their
-        forms in `forms`.
-    **options : dict
-        As for `KLScores`.
-    """
-
+    # The network has their shapes in `parts` and their forms in `forms`. Each
+    # counts the same, however many frames or tokens it has.
     method, signed = "joint_kl", False
 
     def __init__(self, network, **options):
@@ -524,7 +514,7 @@ def _for_outputs(scorer, network):
             f"The model puts out {len(forms)} distributions ({shapes}): the "
             "score is the sum of their divergences; output= compares one"
         )
-        adapted = JointKLScores(network, **options)
+        adapted = _JointKLScores(network, **options)
     elif forms[0] == "categorical" or base.form == "categorical":
         adapted = base.with_form(forms[0])
     else:

@@ -65,16 +65,6 @@ class AtomicCheckpointer(Checkpointer):
         All processes wait for that: what they do next is list the
         checkpoints, and each deletion is waited for by all. Lists that differ
         would leave them waiting for each other.
-
-        Arguments
-        ---------
-        *args, **kwargs
-            As for SpeechBrain's Checkpointer.
-
-        Returns
-        -------
-        Checkpoint
-            None but for the main process.
         """
         if not self._tidy and if_main_process():
             for left in Path(self.checkpoints_dir).glob(f"{PARTIAL}*"):

@@ -7,18 +7,8 @@ from speechbrain.utils.distributed import main_process_only
 from ..allocation.scores import ScoreTable
 
 
-def train_loggers(hparams):
-    """List the train loggers among a Brain's hyper-parameters, each once.
-
-    Recipes have `train_logger`, and many a second one for TensorBoard.
-
-    Example
-    -------
-    >>> from speechbrain.utils.train_logger import FileTrainLogger
-    >>> text = FileTrainLogger(getfixture("tmpdir") / "train_log.txt")
-    >>> len(train_loggers({"train_logger": text, "again": text, "lr": 0.1}))
-    1
-    """
+def _train_loggers(hparams):
+    """The train loggers among a Brain's hyper-parameters, each once."""
     # Importing it says that there is no torchvision: the recipe does that
     from speechbrain.utils.train_logger import TrainLogger
 
@@ -44,7 +34,7 @@ def log_stats(hparams, stats, test_stats=None):
         What it was scored.
     """
     hparams = hparams if isinstance(hparams, dict) else vars(hparams)
-    for logger in train_loggers(hparams):
+    for logger in _train_loggers(hparams):
         file = getattr(logger, "save_file", None)
         if file:  # bits are chosen before some recipes make their folder
             Path(file).parent.mkdir(parents=True, exist_ok=True)

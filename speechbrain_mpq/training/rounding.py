@@ -78,18 +78,7 @@ def weight_matrix(layer, weight):
 
 
 def input_matrix(layer, inputs):
-    """What a layer's weight is multiplied with.
-
-    Arguments
-    ---------
-    inputs : torch.Tensor
-        What goes into it, [batch, ...].
-
-    Returns
-    -------
-    torch.Tensor
-        [problems, columns, samples].
-    """
+    """What a weight is multiplied with: [problems, columns, samples]."""
     if isinstance(layer, nn.Linear):
         return inputs.flatten(0, -2).mT[None]
     if isinstance(layer, nn.Conv1d):
@@ -98,18 +87,7 @@ def input_matrix(layer, inputs):
 
 
 def output_matrix(layer, outputs):
-    """What a layer puts out, in the same layout.
-
-    Arguments
-    ---------
-    outputs : torch.Tensor
-        What comes out of it, [batch, ...].
-
-    Returns
-    -------
-    torch.Tensor
-        [problems, rows, samples].
-    """
+    """What comes of it, in the same layout: [problems, rows, samples]."""
     if isinstance(layer, nn.Linear):
         return outputs.flatten(0, -2).mT[None]
     rows = _channels(layer, outputs)  # [channels, 1, samples]

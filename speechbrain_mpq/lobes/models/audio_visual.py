@@ -97,22 +97,8 @@ class LightFrontEnd(nn.Module):
         return self.project(x.transpose(1, 2))
 
 
-class ResidualBlock(nn.Module):
-    """The basic block of ResNet-18.
-
-    Arguments
-    ---------
-    inputs, outputs : int
-        Channels.
-    stride : int
-        Of the first convolution.
-
-    Example
-    -------
-    >>> import torch
-    >>> ResidualBlock(4, 8, stride=2)(torch.randn(1, 4, 6, 6)).shape
-    torch.Size([1, 8, 3, 3])
-    """
+class _ResidualBlock(nn.Module):
+    """The basic block of ResNet-18."""
 
     def __init__(self, inputs, outputs, stride=1):
         super().__init__()
@@ -172,7 +158,7 @@ class ResNet18FrontEnd(nn.Module):
             outputs = filters * 2**stage
             for block in (0, 1):
                 stride = 2 if stage and not block else 1
-                module = ResidualBlock(inputs, outputs, stride)
+                module = _ResidualBlock(inputs, outputs, stride)
                 self.add_module(f"block_{stage}_{block}", module)
                 inputs = outputs
         self.project = nn.Conv1d(inputs, channels, 1)

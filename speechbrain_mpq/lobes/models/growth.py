@@ -28,12 +28,7 @@ def place_(weight, smaller):
     """Copy a smaller weight into the corner of a larger one.
 
     The outputs that are there already get nothing from new inputs; new
-    outputs keep what they have.
-
-    Arguments
-    ---------
-    weight : torch.Tensor
-        [outputs, inputs, ...] or [outputs]; changed in place.
+    outputs keep what they have. The weight [outputs, ...] is changed in place.
     """
     outputs = len(smaller)
     weight[:outputs] = 0

@@ -8,6 +8,7 @@ from test_mixtures import Bank, speech  # noqa: F401
 
 from speechbrain_mpq.simulation.dataio import (
     DeviceMixer,
+    _is_symmetric,
     mix_batch_,
     training_mixtures,
 )
@@ -66,3 +67,15 @@ def test_rooms_of_different_lengths_lie_in_one_bank():
     np.testing.assert_array_equal(responses[0], rirs[0])
     np.testing.assert_array_equal(responses[1, :3, :, :50], rirs[1])
     assert not responses[1, 3:].any() and not responses[1, :, :, 50:].any()
+
+
+@pytest.mark.parametrize(
+    "positions, symmetric",
+    [
+        ([0.0, 0.05, 0.1], True),
+        ([0.0, 0.05, 0.15], False),
+        ([[0.0, 0.0], [0.05, 0.0], [0.1, 0.0]], False),  # planar
+    ],
+)
+def test_only_what_looks_alike_from_both_ends_is_mirrored(positions, symmetric):
+    assert _is_symmetric(np.array(positions), [1, 2, 3]) == symmetric
