@@ -22,6 +22,7 @@ MOVED = {
     "evaluation.media": "evaluation.page",
     "evaluation.metrics": "evaluation.runs",
     "evaluation.mos": "evaluation.signal_quality",
+    "evaluation.perplexity": "evaluation.language_task",
     "evaluation.pesq": "evaluation.signal_quality",
     "evaluation.scoring": "evaluation.results",
     "evaluation.si_snr": "evaluation.signal_quality",
