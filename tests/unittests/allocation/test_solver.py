@@ -348,17 +348,16 @@ def test_rules_that_find_nothing_are_refused(rule):
 
 
 def test_the_solver_prints_nothing(capfd):
-    rng = np.random.default_rng(1)
-    for _ in range(4):  # ties, at which HiGHS prints past its options
-        sizes = rng.integers(10, 100000, rng.integers(20, 120)).tolist()
-        rows = {
-            f"c{i}": {
-                bits: rng.choice([1, 1, 1.0000001]) * 2.0 ** (-2 * bits) * size
-                for bits in (2, 3, 4, 6, 8, 16)
-            }
-            for i, size in enumerate(sizes)
+    rng = np.random.default_rng(1)  # ties, at which HiGHS prints past options
+    sizes = rng.integers(10, 100000, rng.integers(20, 120)).tolist()
+    rows = {
+        f"c{i}": {
+            bits: rng.choice([1, 1, 1.0000001]) * 2.0 ** (-2 * bits) * size
+            for bits in (2, 3, 4, 6, 8, 16)
         }
-        tensors = {f"c{i}": {f"c{i}.w": n} for i, n in enumerate(sizes)}
-        allocate_bits(ScoreTable(rows, tensors), average_bits=3.3)
-        print("seen")
-    assert capfd.readouterr().out.split() == ["seen"] * 4
+        for i, size in enumerate(sizes)
+    }
+    tensors = {f"c{i}": {f"c{i}.w": n} for i, n in enumerate(sizes)}
+    allocate_bits(ScoreTable(rows, tensors), average_bits=3.3)
+    print("seen")
+    assert capfd.readouterr().out.split() == ["seen"]

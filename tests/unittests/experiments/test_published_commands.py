@@ -19,6 +19,7 @@ from helpers import make_items, make_metrics
 from speechbrain_mpq.__main__ import main as speechbrain_mpq
 from speechbrain_mpq.evaluation.runs import gather
 from speechbrain_mpq.experiments.command_line import Cost, guarded
+from speechbrain_mpq.training import experiment
 from speechbrain_mpq.utils import write_json
 
 ROOT = Path(__file__).parents[3]
@@ -52,20 +53,20 @@ def table1():
 
 def fake_run(step, *_):
     """What is left by an experiment that was run to its end."""
-    experiment = step.begin(lambda hparams, prototypes: ())
-    if experiment.finished:
+    begun = step.begin(lambda hparams, prototypes: ())
+    if begun.finished:
         return
-    experiment.start()
-    hparams, settings = experiment.read(), experiment.asked["settings"]
-    packed = experiment.folder / "packed"
+    begun.start()
+    hparams, settings = step.hparams, begun.asked["settings"]
+    packed = begun.folder / "packed"
     packed.mkdir()
     (packed / "model.safetensors").write_bytes(b"")
     tested = json.dumps({key: settings[key] for key in TESTED})
     seed = int(hashlib.sha256(tested.encode()).hexdigest()[:8], 16)
     items = make_items(seed)
-    write_json(experiment.folder / "test_items.json", items)
+    write_json(begun.folder / "test_items.json", items)
     full = hparams["bits"] == 32
-    more = {"variant": experiment.variant} if experiment.variant else {}
+    more = {"variant": begun.variant} if begun.variant else {}
     metrics = make_metrics(
         hparams["system"],
         hparams["bits"],
@@ -76,7 +77,20 @@ def fake_run(step, *_):
         corpus=hparams["corpus"],
         **more,
     )
-    write_json(experiment.folder / "metrics.json", metrics)
+    write_json(begun.folder / "metrics.json", metrics)
+
+
+def looked_at_once(patch):
+    """Load what several commands ask for once: objects are looked at only."""
+    look, known = experiment._look, {}
+
+    def look_once(source):
+        if source.resolved not in known:
+            known[source.resolved] = look(source)
+        own = {"output_folder": str(source.output_folder)}
+        return {**known[source.resolved], **own}
+
+    patch.setattr(experiment, "_look", look_once)
 
 
 def commands(document):
@@ -152,6 +166,7 @@ def test_no_command_refuses_another(
 ):
     """Typed in the order of the documents, in one folder of results."""
     monkeypatch.chdir(tmp_path)
+    looked_at_once(monkeypatch)
     monkeypatch.setattr(train, "run", fake_run)
     monkeypatch.setattr(
         train.stages, "check", lambda *_: Cost(["test only"], 1.0, True)

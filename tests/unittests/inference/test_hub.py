@@ -249,8 +249,10 @@ def test_links_to_other_places_are_not_uploaded_or_copied(hub, tmp_path):
     assert not (tmp_path / "copy").exists()
 
 
-def _share(url, cache, folder, version, results):
-    """Child process: download, then write a model again and again."""
+def _share(url, cache, folder, version, results, begin=None):
+    """Download, then write a model again and again."""
+    if begin:
+        begin.set()
     loaded = read_model(fetch_folder(NAME, cache_dir=cache, endpoint=url))
     model = runpy.run_path(str(DATA / "make_golden.py"))["golden"](version)
     seen = set()
@@ -264,19 +266,17 @@ def test_processes_share_a_cache_and_a_folder(shared, tmp_path):
     """Readers always find a whole model, whoever is writing."""
     cache, folder = tmp_path / "cache", tmp_path / "folder"
     context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [
-        context.Process(
-            target=_share, args=(shared.url, cache, folder, version, results)
-        )
-        for version in (1, 2)
-    ]
-    for process in processes:
-        process.start()
-    found = [results.get(timeout=240) for _ in processes]
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
+    results, begin = context.Queue(), context.Event()
+    arguments = shared.url, cache, folder
+    process = context.Process(
+        target=_share, args=(*arguments, 1, results, begin)
+    )
+    process.start()
+    assert begin.wait(240)
+    _share(*arguments, 2, results)
+    found = [results.get(timeout=240) for _ in range(2)]
+    process.join()
+    assert process.exitcode == 0
     contents = [
         (DATA / f"packed/{version}/model.safetensors").read_bytes()
         for version in (1, 2, 3)
