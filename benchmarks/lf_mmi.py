@@ -52,9 +52,9 @@ def transcripts(asked, count, rng):
 def loss_of(system, asked):
     """Number of outputs, and loss as a function of them."""
     rng = np.random.default_rng(0)
-    said = transcripts(asked, asked.batch, rng)
+    transcriptions = transcripts(asked, asked.batch, rng)
     if system is None:
-        phones = torch.tensor(said, device=asked.device)
+        phones = torch.tensor(transcriptions, device=asked.device)
         frames = torch.full((asked.batch,), int(asked.seconds / FRAME))
         lengths = torch.full((asked.batch,), phones.shape[1])
         ctc = torch.nn.CTCLoss()
@@ -67,16 +67,16 @@ def loss_of(system, asked):
     order, dtype = system
     lattices = [
         phone_lattice([[sentence]], silence=0)
-        for sentence in said + transcripts(asked, asked.text, rng)
+        for sentence in transcriptions + transcripts(asked, asked.text, rng)
     ]
     ngram = estimate_ngram(lattices, asked.phones, order)
     loss = LFMMILoss(denominator_graph(ngram), dtype=dtype).to(asked.device)
-    said = [
+    transcriptions = [
         numerator_graph(lattice, ngram) for lattice in lattices[: asked.batch]
     ]
     whole = torch.ones(asked.batch, device=asked.device)
     return 2 * asked.phones, lambda outputs: loss(
-        outputs, said[: len(outputs)], whole[: len(outputs)]
+        outputs, transcriptions[: len(outputs)], whole[: len(outputs)]
     )
 
 

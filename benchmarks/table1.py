@@ -86,9 +86,9 @@ class Job:
 
     def folder(self, results_folder, output=""):
         """Where train.py left its results, by what it said of it."""
-        told = _TOLD.findall(output)
-        if told:
-            return ROOT / told[-1]
+        folders = _TOLD.findall(output)
+        if folders:
+            return ROOT / folders[-1]
         return ROOT / results_folder / self.name / str(self.seed)
 
 
@@ -166,14 +166,14 @@ def run_job(job, program, results_folder, overrides):
             stderr=subprocess.STDOUT,
             env=ENVIRONMENT | os.environ,
         ).returncode
-    said = log.read_bytes()[before:].decode(errors="replace")
+    output = log.read_bytes()[before:].decode(errors="replace")
     if code == REFUSED:
-        raise Refusal(said.splitlines()[-1])
+        raise Refusal(output.splitlines()[-1])
     seconds = f"{time.perf_counter() - started:.0f} s"
     if code:
         remark = f"FAILED with status {code} after {seconds}, see {log}"
         return False, remark, folder
-    folder = job.folder(results_folder, said)
+    folder = job.folder(results_folder, output)
     try:
         average = load_run(folder)["average"]
         known = (folder / "metrics.json").stat().st_mtime < now

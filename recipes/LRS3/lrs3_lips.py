@@ -117,16 +117,16 @@ def write_pictures(name, pictures):
         np.save(file, pictures)
 
 
-def _handle(failures, told, blank):
+def _handle(failures, report, blank):
     """Blank pictures or an error for videos without a face."""
-    told.unlink(missing_ok=True)
+    report.unlink(missing_ok=True)
     if not failures:
         return
-    told.write_text("\n".join(sorted(failures.values())) + "\n")
+    report.write_text("\n".join(sorted(failures.values())) + "\n")
     if not blank:
         shown = "\n".join(sorted(failures.values())[:SHOWN])
         raise ValueError(
-            f"no lips in {len(failures)} videos, all of them in {told}:\n"
+            f"no lips in {len(failures)} videos, all of them in {report}:\n"
             f"{shown}\nRepair them, or go on without their lips by --blank"
         )
     for _, spans, size in failures:

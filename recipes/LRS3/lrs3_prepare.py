@@ -116,15 +116,15 @@ class Failures:
         if not failures:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        told = sorted(failures.values())
+        messages = sorted(failures.values())
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write("\n".join(told) + "\n")
+            file.write("\n".join(messages) + "\n")
         if self.skip:
-            print(f"left out: {len(told)} clips, see {self.path}")
+            print(f"left out: {len(messages)} clips, see {self.path}")
             return
-        shown = "\n".join(told[:SHOWN])
+        shown = "\n".join(messages[:SHOWN])
         raise ValueError(
-            f"{len(told)} clips are broken, all of them in {self.path}:\n"
+            f"{len(messages)} clips are broken, all of them in {self.path}:\n"
             f"{shown}\nRepair them, or leave them out with --skip_broken"
         )
 

@@ -41,10 +41,10 @@ def read_transcript(path):
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text: {error}") from error
-    said = [line for line in lines if line.startswith("Text:")]
-    if not said:
+    texts = [line for line in lines if line.startswith("Text:")]
+    if not texts:
         raise ValueError(f"{path} has no line that begins with 'Text:'")
-    words = plain(said[0].removeprefix("Text:"))
+    words = plain(texts[0].removeprefix("Text:"))
     if not words:
         raise ValueError(f"{path} has no words")
     return words, _word_times(path, lines)

@@ -62,9 +62,9 @@ def prepare_sotu(data_folder, text_folder=None, vocabulary=5000, seed=1234):
         documents = read_documents(text_folder)
     documents = {name: sentences(text) for name, text in documents.items()}
     splits = split_documents(documents, seed=seed)
-    told = write_corpus(data_folder, documents, splits, vocabulary)
+    manifest = write_corpus(data_folder, documents, splits, vocabulary)
     done.write_text(json.dumps(options))
-    for split, entry in told.items():
+    for split, entry in manifest.items():
         print(
             f"{split}: {len(entry['documents'])} documents, "
             f"{entry['sentences']} sentences, {entry['words']} words, "

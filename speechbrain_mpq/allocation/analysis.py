@@ -28,7 +28,7 @@ from .solver import allocate_bits
 
 
 @dataclass(frozen=True)
-class Ceiling:
+class CodingGain:
     """What the best bits could win over uniform bits, by a score table."""
 
     bits: float  # average
@@ -62,7 +62,7 @@ def limited_bits(sensitivities, parameters, average_bits, least, most):
     return np.clip(ideal + level, least, most)
 
 
-def coding_gain(table, bits) -> Ceiling:
+def coding_gain(table, bits) -> CodingGain:
     """The most that a plan of so many bits could win over uniform bits.
 
     Sensitivities are read from the table between the candidate nearest to the
@@ -99,7 +99,7 @@ def coding_gain(table, bits) -> Ceiling:
     raw = _sensitivities(table, bits)
     sensitive = raw[raw > 0]
     if not sensitive.size:
-        return Ceiling(bits, 0.0, 0.0, len(raw))
+        return CodingGain(bits, 0.0, 0.0, len(raw))
     # The least of the others keeps the ratio finite, and on the safe side.
     s = np.where(raw > 0, raw, sensitive.min())
     n = list(table.parameters.values())
@@ -107,7 +107,7 @@ def coding_gain(table, bits) -> Ceiling:
     uniform, best = (
         n @ (s * 4.0**-b) for b in (np.full(len(s), bits), limited)
     )
-    return Ceiling(
+    return CodingGain(
         bits=bits,
         am_gm_db=10 * math.log10(am_gm(s, n)),
         limited_db=10 * math.log10(uniform / best),
@@ -238,19 +238,19 @@ def expected_gain(table, plan, bits=None):
         least, most = table.candidate_bits[0], table.candidate_bits[-1]
         bits = min(max(plan.average_bits, least), most)
     best, planned = coding_gain(table, bits), planned_gain_db(table, plan)
-    said = (
+    sentence = (
         "Over uniform precision of the same bytes these scores put the most "
         f"that mixed precision can gain at about {best.limited_db:.1f} dB"
     )
     if planned is not None:
-        said += f"; this plan gains {planned:.1f} dB"
-    return {**asdict(best), "planned_db": planned}, said
+        sentence += f"; this plan gains {planned:.1f} dB"
+    return {**asdict(best), "planned_db": planned}, sentence
 
 
 def write_expected_gain(folder, table, plan, bits, min_bits):
     """Write ceiling.json and pareto.json of a plan, and log the ceiling."""
-    foreseen, said = expected_gain(table, plan, bits)
-    logger.info(said)
+    gain, sentence = expected_gain(table, plan, bits)
+    logger.info(sentence)
     usable = [b for b in table.candidate_bits if b >= min_bits]
     # Closer where bits are few, as on the plot's axis: chords hide curves.
     budgets = np.geomspace(usable[0], usable[-1], BUDGETS)
@@ -262,9 +262,9 @@ def write_expected_gain(folder, table, plan, bits, min_bits):
         "points": [_point(table, one) for one in curve],
         "chosen": _point(table, plan),
     }
-    write_json(Path(folder, "ceiling.json"), foreseen)
+    write_json(Path(folder, "ceiling.json"), gain)
     write_json(Path(folder, "pareto.json"), pareto)
-    return foreseen
+    return gain
 
 
 def write_additivity(folder, table, plan, scorer, network, values, **where):

@@ -48,12 +48,12 @@ def expected_noise(parameters, sensitivity, bits):
 class RandomScores(WeightScores):
     """Sensitivities drawn at random: plans of equal bytes that know nothing.
 
-    Each cluster's sensitivity per parameter is log-normal, and its damage
-    falls with the bits as that of rounding does. An unlimited plan then has
-    bits that are Gaussian around the budget whatever a cluster's size, as if
-    the sensitivities of a real table had been dealt out anew. (A plan drawn
-    evenly from all that fit would give most small clusters many bits or two,
-    and be a weaker opponent.)
+    Each cluster's sensitivity per parameter is log-normal, and its loss
+    increase falls with the bits as that of rounding does. An unlimited plan
+    then has bits that are Gaussian around the budget whatever a cluster's
+    size, as if the sensitivities of a real table had been dealt out anew. (A
+    plan drawn evenly from all that fit would give most small clusters many
+    bits or two, and be a weaker opponent.)
 
     Arguments
     ---------
@@ -109,7 +109,7 @@ class SizeScores(WeightScores):
 
     A parameter's sensitivity is the number of parameters in its cluster, or
     one over it: bits then rise, or fall, by half a bit for each doubling of
-    the size. With the smallest first every cluster does the same damage at
+    the size. With the smallest first every cluster adds the same loss at
     the same bits, and the cheap ones get more.
 
     Arguments

@@ -222,12 +222,12 @@ def _warn_of_silence(model, audio, doas):
     if silent or len(model.microphones) < MIN_MICROPHONES:
         return
     found = model.locate_file(audio, seconds=LOOK)
-    heard = ", ".join(f"{talker.doa:.0f}" for talker in found.talkers)
+    talkers = ", ".join(f"{talker.doa:.0f}" for talker in found.talkers)
     for doa in doas:
-        if heard and found.share_at(doa) < LITTLE:
+        if talkers and found.share_at(doa) < LITTLE:
             logger.warning(
                 f"{audio.name}: hardly any sound comes from {doa:g} degrees; "
-                f"talkers are heard at {heard}: see `speechbrain-mpq locate`"
+                f"talkers are heard at {talkers}: see `speechbrain-mpq locate`"
             )
 
 

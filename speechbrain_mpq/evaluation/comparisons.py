@@ -115,8 +115,8 @@ def _names(system, bits, estimator, variant=None):
     if estimator:
         names.append(f"{names[1]}_{estimator}")
     if variant:
-        said = re.sub(r"[ ,]+", "_", variant)
-        names = [f"{name}_{said}" for name in names]
+        suffix = re.sub(r"[ ,]+", "_", variant)
+        names = [f"{name}_{suffix}" for name in names]
     return names
 
 

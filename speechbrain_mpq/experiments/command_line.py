@@ -143,14 +143,14 @@ def tell_plan(line, input_files):
     left, folders, corpora = 0.0, set(), set()
     for number, (step, cost) in enumerate(zip(line.steps, line.costs), 1):
         experiment = step.begin(input_files)
-        told = "finished already" if experiment.finished else cost
+        state = "finished already" if experiment.finished else cost
         if not experiment.finished:
             if step.hparams["data_folder"] in corpora:
                 cost.without_corpus()  # an earlier one makes it
             corpora.add(step.hparams["data_folder"])
             left += cost.seconds
         name = f"{_count_of(number, line.steps)} {_step_name(step.hparams)}"
-        say(f"{name}: {told}")
+        say(f"{name}: {state}")
         if line.dry_run:
             beside = ", or beside it" if experiment.folder in folders else ""
             say(f"      in {experiment.folder}{beside}")
@@ -306,8 +306,8 @@ def _parsed(arguments):
         with contextlib.redirect_stderr(complaint):
             _, run_opts, overrides = sb.parse_arguments(arguments)
     except SystemExit as ended:
-        said = complaint.getvalue().strip().splitlines()[-1:]
-        raise ValueError(" ".join(said).rpartition("error: ")[2]) from ended
+        lines = complaint.getvalue().strip().splitlines()[-1:]
+        raise ValueError(" ".join(lines).rpartition("error: ")[2]) from ended
     try:
         entries(overrides)
     except (yaml.YAMLError, ValueError, AttributeError) as error:
@@ -373,16 +373,16 @@ def _scorer_node(scorer, own):
             yaml.safe_load(item.value) for item in found["candidate_bits"].value
         ]
     arguments = {"candidate_bits": bits, **options}
-    said = yaml.safe_dump(arguments, default_flow_style=True, width=1000)
-    return yaml.compose(f"{tag} {said}")
+    flow = yaml.safe_dump(arguments, default_flow_style=True, width=1000)
+    return yaml.compose(f"{tag} {flow}")
 
 
 def _check_value(key, node, usual):
     """Refuse a value of another kind than the file's."""
-    said = yaml.serialize(node).strip().removesuffix("...").strip()
+    text = yaml.serialize(node).strip().removesuffix("...").strip()
     kind = usual.tag.removeprefix(_YAML)
     given = node.tag.removeprefix(_YAML)
-    problem = f"--{key} {said}: "
+    problem = f"--{key} {text}: "
     if node.tag.startswith("!") or key in FOLDERS:
         return  # judged where it is used
     if isinstance(usual, yaml.MappingNode):
@@ -401,29 +401,29 @@ def _check_value(key, node, usual):
             f"{problem}there is nothing to change in it here: {hint}"
         )
     if kind == "bool" and given != "bool":
-        close = did_you_mean(said, ["True", "False"])
+        close = did_you_mean(text, ["True", "False"])
         raise ValueError(f"{problem}True or False{close}")
     if kind in ("int", "float"):
-        _check_number(key, said, given, kind)
+        _check_number(key, text, given, kind)
     if kind == "seq" and given != "seq":
         raise ValueError(f'{problem}a list is needed, as "[a, b]" or []')
-    if key in CHOICES and said not in CHOICES[key]:
-        raise ValueError(f"--{key} {said}{did_you_mean(said, CHOICES[key])}")
+    if key in CHOICES and text not in CHOICES[key]:
+        raise ValueError(f"--{key} {text}{did_you_mean(text, CHOICES[key])}")
     _check_paths(key, node)
 
 
-def _check_number(key, said, given, kind):
+def _check_number(key, text, given, kind):
     """Refuse what is no number, or no whole one where it has to be."""
     try:
-        value = float(said) if given not in ("bool", "null") else None
+        value = float(text) if given not in ("bool", "null") else None
     except ValueError:
         value = None
     if value is None:
-        raise ValueError(f"--{key} {said}: a number is needed")
+        raise ValueError(f"--{key} {text}: a number is needed")
     if kind == "int" and key not in FRACTIONS and value != int(value):
-        raise ValueError(f"--{key} {said}: a whole number is needed")
+        raise ValueError(f"--{key} {text}: a whole number is needed")
     if value < 0:
-        raise ValueError(f"--{key} {said}: it cannot be below 0")
+        raise ValueError(f"--{key} {text}: it cannot be below 0")
     if key == "bits":
         check_average_bits(int(value) if value == int(value) else value)
 

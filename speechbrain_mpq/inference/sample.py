@@ -85,12 +85,12 @@ def read_sample(folder):
     try:
         with soundfile.SoundFile(system_path(path)) as file:
             key, _, doa = file.comment.partition("=")
-            said = {"title": file.title, "license": file.license}
+            tags = {"title": file.title, "license": file.license}
             channels = file.channels
     except (OSError, soundfile.LibsndfileError):
         return None
     known = key == "doa" and doa.replace(".", "", 1).isdigit()
-    return {"doa": float(doa) if known else None, **said, "channels": channels}
+    return {"doa": float(doa) if known else None, **tags, "channels": channels}
 
 
 def _loudest(signal):

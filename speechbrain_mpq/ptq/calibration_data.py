@@ -142,10 +142,10 @@ def _segment_of(name, entry, key):
             f"manifest entry {name!r} has no key {key!r} that names its audio "
             f"file, only {sorted(entry)}"
         )
-    said, limits = entry[key], entry
-    if isinstance(said, dict):
-        limits, said = said, said.get("file", said.get("files"))
-    files = said if isinstance(said, list) else [said]
+    value, limits = entry[key], entry
+    if isinstance(value, dict):
+        limits, value = value, value.get("file", value.get("files"))
+    files = value if isinstance(value, list) else [value]
     if not files or not all(isinstance(file, str) for file in files):
         raise ValueError(
             f"manifest entry {name!r}: {key!r} is {entry[key]!r}, not the name "
@@ -162,16 +162,16 @@ def _segment_of(name, entry, key):
 
 def _samples(name, limits, key):
     """A number of samples, or None where there is none."""
-    said = limits.get(key)
-    if said is None or said == "":
+    value = limits.get(key)
+    if value is None or value == "":
         return None
     try:
-        samples = float(said)
-        if isinstance(said, bool) or samples != int(samples) or samples < 0:
+        samples = float(value)
+        if isinstance(value, bool) or samples != int(samples) or samples < 0:
             raise ValueError("no whole number of samples")
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"manifest entry {name!r}: {key} is {said!r}, not a number of "
+            f"manifest entry {name!r}: {key} is {value!r}, not a number of "
             "samples"
         ) from error
     return int(samples)

@@ -98,13 +98,13 @@ class Metric:
 
     def text(self, item):
         """The reference of an item as text."""
-        said = item.entry[self.reference]
-        if isinstance(said, list) and all(isinstance(w, str) for w in said):
-            return " ".join(said)
-        if isinstance(said, str) or type(said) is int:
-            return str(said)
+        truth = item.entry[self.reference]
+        if isinstance(truth, list) and all(isinstance(w, str) for w in truth):
+            return " ".join(truth)
+        if isinstance(truth, str) or type(truth) is int:
+            return str(truth)
         raise ValueError(
-            f"manifest entry {item.key!r}: {self.reference!r} is {said!r}, "
+            f"manifest entry {item.key!r}: {self.reference!r} is {truth!r}, "
             "which is no text"
         )
 
@@ -135,10 +135,10 @@ class WordErrorRate(Metric):
     def aggregate(self, items, answers):
         """Errors in all words; see ``Metric``."""
         pairs = self._pairs(items, answers)
-        _check_words((said for said, _ in pairs.values()), self.reference)
+        _check_words((truth for truth, _ in pairs.values()), self.reference)
         stats = accumulatable_wer_stats(
-            [said.split() for said, _ in pairs.values()],
-            [heard.split() for _, heard in pairs.values()],
+            [truth.split() for truth, _ in pairs.values()],
+            [hypothesis.split() for _, hypothesis in pairs.values()],
         )
         return Quality(self.name, float(stats["WER"]), len(pairs), pairs)
 

@@ -380,8 +380,8 @@ def entropy_rate(steps):
     share = counts[counts > 0] / steps.numel()
     signs = 1 - counts[0] / steps.numel()
     levels = 2 * len(share) - 1
-    told = (levels - 1) / (2 * steps.numel() * math.log(2))
-    return float(-(share * share.log2()).sum() + signs) + told
+    bias = (levels - 1) / (2 * steps.numel() * math.log(2))
+    return float(-(share * share.log2()).sum() + signs) + bias
 
 
 def _work_dtype(dtype):

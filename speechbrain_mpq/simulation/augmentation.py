@@ -251,8 +251,8 @@ def shape_spectrum(
     frequencies = np.fft.rfftfreq(WINDOW, 1 / sample_rate)
     gain = _warped_gain(spectra, formants)  # nepers
     if levels is not None:
-        heard = np.log(np.maximum(frequencies, 20))
-        decibels = np.interp(heard, np.log(EQUALIZER), levels)
+        logs = np.log(np.maximum(frequencies, 20))
+        decibels = np.interp(logs, np.log(EQUALIZER), levels)
         gain = gain + decibels * np.log(10) / 20
     spectra = spectra * np.exp(gain)
     if highest is not None:

@@ -114,18 +114,18 @@ class Experiment:
     @property
     def state(self):
         """What there is to say of it before it runs; or nothing."""
-        said = [self.note] if self.note else []
+        notes = [self.note] if self.note else []
         if self.finished:
-            said.append(f"{self.folder} is finished already")
+            notes.append(f"{self.folder} is finished already")
         elif (self.folder / "settings.json").exists() and not self.makes_room:
-            said.append(f"goes on with what is in {self.folder}")
+            notes.append(f"goes on with what is in {self.folder}")
         if self.finished and self.report_differs:
-            said.append(
+            notes.append(
                 f"its report was made with another "
                 f"{' and '.join(self.report_differs)}: delete its "
                 "metrics.json to have it scored and written again"
             )
-        return "; ".join(said)
+        return "; ".join(notes)
 
     def start(self):
         """Make the folder and note whose it is."""
@@ -193,8 +193,8 @@ class Experiment:
             return next(iter(value)).rpartition(".")[2]
         if isinstance(value, dict | list):
             return f"{key}_{digest([], json.dumps(value))[:6]}"
-        said = Path(value).stem if isinstance(value, str) else value
-        return re.sub(r"[^\w.+-]+", "_", f"{key}_{said}")
+        word = Path(value).stem if isinstance(value, str) else value
+        return re.sub(r"[^\w.+-]+", "_", f"{key}_{word}")
 
     def _differing(self):
         """In what a run in the folder differs; nothing where there is none."""

@@ -229,7 +229,7 @@ class Quantizer:
     def _tell(self):
         """Log what was done, as soon as there is a log."""
         plan = self.plan
-        said = (
+        summary = (
             f"Quantized {len(plan.tensors)} tensors in {len(plan.clusters)} "
             f"clusters to {plan.average_bits:.3f} bits on average, "
             f"{packed_file_bytes(self.model)} bytes in all; "
@@ -237,14 +237,14 @@ class Quantizer:
             "stay in full precision"
         )
         if logger.isEnabledFor(logging.INFO):
-            logger.info(said)
+            logger.info(summary)
             return
 
         # A YAML is loaded before the script has a log.
         def tell(module, given):
             if logger.isEnabledFor(logging.INFO):
                 handle.remove()
-                logger.info(said)
+                logger.info(summary)
 
         tensors = named_tensors(self.model).values()
         first = next(t.fake_quantize for t in tensors if t.fake_quantize)

@@ -124,8 +124,8 @@ def main():
     separator = build_separator(asked.model).eval()
     models = {"smaller": smaller, "grown": separator}
     check(separator, smaller, asked.refit)
-    heard = [model.features.microphones for model in models.values()]
-    microphones = sorted(set().union(*heard))
+    used = [model.features.microphones for model in models.values()]
+    microphones = sorted(set().union(*used))
     dataset = training_items(
         asked.data_folder, microphones, asked.seed, asked.refit
     )

@@ -99,7 +99,7 @@ class ASR(sb.Brain):
         log_probs, lengths, speech = predictions
         model = self.hparams.model
         sequences = model["decoding_function"](log_probs, lengths)
-        heard = model["tokenizer"].decode_ndim(sequences)
+        hypotheses = model["tokenizer"].decode_ndim(sequences)
         references = batch.mixture.data[..., 0]
         for index, key in enumerate(batch.id):
             samples = round(float(lengths[index]) * speech.shape[1])
@@ -112,7 +112,7 @@ class ASR(sb.Brain):
                 "si_snr_mixture": si_snr(mixture[:samples], target).item(),
                 "pesq": None,
                 "reference": batch.words[index],
-                "hypothesis": "".join(heard[index]).strip(),
+                "hypothesis": "".join(hypotheses[index]).strip(),
             }
             self.items.append(item)
 

@@ -65,12 +65,12 @@ class ASR(sb.Brain):
             loss = (1 - weight) * loss + weight * ctc
         if stage != sb.Stage.TRAIN:
             tokenizer = self.hparams.tokenizer
-            heard = [
+            hypotheses = [
                 tokenizer.decode_ids([int(t) for t in tokens]).split()
                 for tokens in predictions["tokens"]
             ]
-            said = [words.split() for words in batch.words]
-            self.wer_metric.append(batch.id, heard, said)
+            references = [words.split() for words in batch.words]
+            self.wer_metric.append(batch.id, hypotheses, references)
         return loss
 
     def on_stage_start(self, stage, epoch):
