@@ -160,7 +160,7 @@ def read_prototype(folder, bits, model):
     """The values of a uniform prototype for a model, by parameter name."""
     remedy = (
         f"make it with `python train.py hparams/uniform_4bit.yaml --bits {bits}"
-        "` from the same separator_file"
+        "` from the same model"
     )
     if not Path(folder, MODEL_FILE).exists():
         raise FileNotFoundError(

@@ -374,6 +374,8 @@ class RefinedScores(Scorer):
     True
     """
 
+    base = None  # the scores that are refined
+
     def __init__(self, scores, average_bits, rounds=2, min_bits=2):
         if rounds < 1:
             raise ValueError(f"refining takes at least 1 round, not {rounds}")

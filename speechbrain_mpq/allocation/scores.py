@@ -226,6 +226,11 @@ class Scorer:
         self._asked = {**(vars(scheme) if scheme else {}), **options}
         self.scheme = scheme_of(scheme, **options) or Scheme()
 
+    @property
+    def base(self):
+        """The scores that these refine, or themselves."""
+        return self
+
     def with_scheme(self, scheme):
         """A copy that scores a model's scheme; refused where it has another."""
         for key, own in self._asked.items():

@@ -221,7 +221,7 @@ class BrainCalibration(Calibration):
             network = _Objective(self)
         else:
             network = _Distribution(self)
-            if isinstance(getattr(scorer, "base", scorer), KLScores):
+            if isinstance(scorer.base, KLScores):
                 scorer, network = _for_outputs(scorer, network)
         values = {
             "inputs": torch.arange(self.passes),
@@ -486,7 +486,7 @@ class _JointKLScores(KLScores):
 
 def _for_outputs(scorer, network):
     """KL scores in the form of a Brain's outputs, and what puts those out."""
-    base, calibration = getattr(scorer, "base", scorer), network.calibration
+    base, calibration = scorer.base, network.calibration
     options = {
         "candidate_bits": base.candidate_bits,
         "scheme": base.scheme,
