@@ -8,8 +8,16 @@ import soundfile
 import speechbrain as sb
 import torch
 import yaml
-from helpers import TINY_RECIPE, brain_of, fit, hparams_of, script
-from pretrained_folders import CTC, FEATURES, write_source
+from helpers import (
+    CTC,
+    FEATURES,
+    TINY_RECIPE,
+    brain_of,
+    fit,
+    hparams_of,
+    script,
+    write_source,
+)
 from speechbrain.inference.ASR import EncoderASR
 from speechbrain.utils.fetching import LocalStrategy
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from pretrained_folders import (
+from helpers import (
     ATTENTION,
     CLASSES,
     CTC,
