@@ -88,15 +88,20 @@ def with_blocks(text, blocks):
     )
 
 
+@lru_cache(maxsize=64)
+def _composed(text):
+    """The node of YAML text; nobody changes it."""
+    return yaml.compose(text, _LOADER)
+
+
 def entries(text):
     """Top-level keys of YAML text and their nodes, whatever the tags."""
-    root = yaml.compose(text or "{}", _LOADER)
-    return {key.value: node for key, node in root.value}
+    return {key.value: node for key, node in _composed(text or "{}").value}
 
 
 def _blocks(text):
     """Top-level keys of YAML text and their lines, to the next key."""
-    root = yaml.compose(text, _LOADER)
+    root = _composed(text)
     if not isinstance(root, yaml.MappingNode) or root.flow_style:
         raise ValueError("hyper-parameters must be `key: value` lines")
     starts = [key.start_mark.index for key, _ in root.value]
@@ -236,8 +241,7 @@ def overrides_text(nodes):
 def settings_of(text):
     """What a resolved file asks for, JSON-ready."""
     settings = {
-        key.value: _plain(value)
-        for key, value in yaml.compose(text, _LOADER).value
+        key.value: _plain(value) for key, value in _composed(text).value
     }
     folder = str(settings.get("output_folder") or "")
     settings = {k: v for k, v in settings.items() if k not in PLACES}
