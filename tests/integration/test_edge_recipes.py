@@ -12,8 +12,10 @@ from helpers import (
     run_row,
     start_row,
 )
+from speechbrain.utils.checkpoints import Checkpointer
 
 from speechbrain_mpq import QualityEstimator
+from speechbrain_mpq.lobes.models.dnsmos import DNSMOS, BinaryDNSMOS
 from speechbrain_mpq.lobes.models.nsnet2 import EarlyExitNsNet2
 
 pytest.importorskip("pesq")
@@ -62,6 +64,7 @@ def test_exits_one_after_the_other():
         assert parameter.requires_grad == (parameter not in frozen)
 
 
+@pytest.mark.usefixtures("planned_pictures")
 def test_speech_quality(shared):
     row = row_of("SpeechQuality")
     trained = run_row(row, shared)
@@ -83,6 +86,23 @@ def test_speech_quality(shared):
     for name in ("float", "maps", "energy alone"):
         assert printed.count(f"| {name} |") == 2 + (name != "energy alone")
     assert f"{binary['memory']['all maps'][1]:,.0f} (15.5)" in printed
+
+
+def test_runs_that_are_no_start_are_refused(tmp_path):
+    script = row_of("SpeechQuality")["Script_file"]
+    with like_a_process(script):
+        load_start = load_script(script).load_start
+    network = DNSMOS([[8, True]], dense=[8])
+    hparams = {"network": network, "start_from": str(tmp_path / "nothing")}
+    with pytest.raises(ValueError, match="no trained checkpoint in .*nothing"):
+        load_start(hparams)
+    assert not (tmp_path / "nothing").exists()
+    save = Checkpointer(tmp_path / "run/save", {"network": network})
+    save.save_checkpoint(meta={"loss": 1.0})
+    assert load_start({**hparams, "start_from": tmp_path / "run"})
+    for other in (DNSMOS([[8, True]], dense=[4]), BinaryDNSMOS(True, 1, True)):
+        with pytest.raises(ValueError, match="run has another network"):
+            load_start({"network": other, "start_from": tmp_path / "run"})
 
 
 def test_voices_are_moved_by_whole_bands():

@@ -126,28 +126,39 @@ def dataio_prep(hparams):
     }
 
 
-def begin(hparams, train_data):
-    """Weights of another run, or an output that begins at the mean label.
+def load_start(hparams):
+    """Load the weights of another run, if one is named; True if so.
 
     Arguments
     ---------
     hparams : dict
-        network, start_from and label are used.
-    train_data : DynamicItemDataset
+        network and start_from are used.
+
+    Returns
+    -------
+    bool
     """
-    network = hparams["network"]
-    if hparams["start_from"] is None:
-        labels = [e[hparams["label"]] for e in train_data.data.values()]
-        network.output.bias.data.fill_(sum(labels) / len(labels))
-        return
-    checkpointer = sb.utils.checkpoints.Checkpointer(
-        Path(hparams["start_from"]) / "save"
-    )
-    best = checkpointer.find_checkpoint(min_key="loss")
+    folder = hparams["start_from"]
+    if folder is None:
+        return False
+    best, save = None, Path(folder) / "save"
+    if save.is_dir():  # a Checkpointer would make it
+        checkpointer = sb.utils.checkpoints.Checkpointer(save)
+        best = checkpointer.find_checkpoint(min_key="loss")
     if best is None:
-        raise ValueError(f"{hparams['start_from']} has no checkpoint: train it")
+        raise ValueError(
+            f"no trained checkpoint in {save}: name the output folder of a "
+            "finished training with --start_from"
+        )
     state = torch.load(best.paramfiles["network"], weights_only=True)
-    network.load_state_dict(state)
+    try:
+        hparams["network"].load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{folder} has another network: give the --shape and --dense that "
+            "it was trained with, and no --binary_weights, which begin afresh"
+        ) from error
+    return True
 
 
 def describe_system(network, hparams):
@@ -230,6 +241,7 @@ def main(arguments):
     hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
     with open(hparams_file, encoding="utf-8") as fin:
         hparams = load_hyperpyyaml(fin, overrides)
+    started = load_start(hparams)  # before any work: it may be refused
     sb.utils.distributed.ddp_init_group(run_opts)
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
@@ -245,7 +257,10 @@ def main(arguments):
         run_on_main(prepare_speech, args=folder, kwargs=hparams["utterances"])
         run_on_main(prepare_quality, args=folder, kwargs=hparams["quality"])
     data = dataio_prep(hparams)
-    begin(hparams, data["train"])
+    if not started:  # an output that begins at the mean label
+        entries = data["train"].data.values()
+        mean = np.mean([entry[hparams["label"]] for entry in entries])
+        hparams["network"].output.bias.data.fill_(mean)
     brain = Quality(
         modules=hparams["modules"],
         opt_class=hparams["optimizer"],

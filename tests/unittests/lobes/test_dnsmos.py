@@ -1,5 +1,7 @@
 """The quality predictor: its size, and bits against the training graph."""
 
+import tracemalloc
+
 import pytest
 import torch
 from torch.nn.utils import parametrize
@@ -130,6 +132,17 @@ def test_bytes_that_are_kept():
     taps = 9 * 32 * (32 + 32 + 64)
     thresholds = 4 * (32 + 32 + 64)
     assert sum(conv.nbytes for conv in convs[1:]) == taps / 8 + thresholds
+
+
+def test_working_memory_is_far_below_one_float_map():
+    small = BitDNSMOS(BinaryDNSMOS().eval(), rows=2)
+    features = torch.randn(249, 120) / 4
+    small(features)
+    tracemalloc.start()
+    small(features)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 120 * 249 < peak < 4 * 956_160 / 8  # of its first map
 
 
 def test_training_moves_every_layer():
