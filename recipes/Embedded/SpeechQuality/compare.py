@@ -142,13 +142,13 @@ def markdown(header, rows):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def memory_row(name, run):
-    """Bytes of the weights, and of weights and maps by four counts."""
-    counts = run["memory"]
+def memory_row(name, run, reference):
+    """Bytes by four counts, and how many times smaller than another system."""
+    pairs = [(run["memory"][k][1], reference["memory"][k][1]) for k in COUNTS]
     return (
         name,
         f"{run['model_bytes']:,}",
-        *(f"{counts[k][1]:,.0f} ({counts[k][2]:.1f})" for k in COUNTS),
+        *(f"{own:,.0f} ({other / own:.1f})" for own, other in pairs),
     )
 
 
@@ -172,7 +172,10 @@ def main():
             for system, runs in {**systems, **control}.items()
         ]
         print(f"\n{name}\n\n{markdown(HEADER, rows)}")
-    rows = [memory_row(name, runs[0]) for name, runs in systems.items()]
+    rows = [
+        memory_row(name, runs[0], reference[0])
+        for name, runs in systems.items()
+    ]
     print(f"\n{markdown(('system', 'weights', *COUNTS), rows)}")
 
 
