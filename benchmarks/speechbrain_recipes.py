@@ -33,6 +33,7 @@ import site
 import sys
 import time
 import traceback
+from functools import wraps
 from pathlib import Path
 
 import hyperpyyaml
@@ -269,12 +270,19 @@ class Watch:
         fit, evaluate = sb.Brain.fit, sb.Brain.evaluate
         fit_train, load = sb.Brain._fit_train, hyperpyyaml.load_hyperpyyaml
 
-        def watched_fit(brain, counter, train_set, valid_set=None, **options):
-            self.brain = brain
-            chosen = "train" if valid_set is None else "valid"
-            loading = options.get(f"{chosen}_loader_kwargs", {})
-            self.data = train_set if valid_set is None else valid_set, loading
-            return fit(brain, counter, train_set, valid_set, **options)
+        @wraps(fit)  # the runner looks at its signature
+        def watched_fit(
+            brain, epoch_counter, train_set, valid_set=None, *given, **options
+        ):
+            if self.data is None:  # a GAN's Brain calls `fit` in its own
+                self.brain = brain
+                kind = "train" if valid_set is None else "valid"
+                loading = options.get(f"{kind}_loader_kwargs", {})
+                data = train_set if valid_set is None else valid_set
+                self.data = data, loading
+            return fit(
+                brain, epoch_counter, train_set, valid_set, *given, **options
+            )
 
         def watched_evaluate(brain, test_set, *given, **options):
             keys = {k: v for k, v in options.items() if k.endswith("_key")}

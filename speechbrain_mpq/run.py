@@ -26,6 +26,9 @@ _NO_FOLDER = (
 )
 
 
+_NO_CHECKPOINT = (
+    "no checkpoint in {}: --weights wants a folder such as results/.../save"
+)
 ROUNDED = "rounded"  # name of the checkpoint where nothing is trained
 
 
@@ -70,8 +73,11 @@ class Runner:
             options.get("rounding") or self.method.rounding,
             scores and scorer_of(scores, scheme),
         )
+        _check_numbers(**options)
         if weights and not Path(weights).is_dir():
             raise ValueError(f"no folder {weights}: change --weights")
+        if weights and not any(Path(weights).glob("CKPT*/CKPT.yaml")):
+            raise ValueError(_NO_CHECKPOINT.format(weights))
         if folder and Path(folder).exists() and not Path(folder).is_dir():
             raise ValueError(f"{folder} is no folder: change --folder")
         self.budget = budget
@@ -81,6 +87,7 @@ class Runner:
         self.options = options
         self.brain = None  # the one whose modules are quantized
         self.trained = False  # whether its fit has come to its end
+        self._held = None  # lock of its folder
 
     def folder_of(self, brain):
         """Where files of a Brain go."""
@@ -95,6 +102,7 @@ class Runner:
         if brain is self.brain:
             return
         if self.brain_name not in (None, name):
+            self._check_name(type(brain))
             return
         if self.brain is not None:
             raise UnsuitableScript(
@@ -106,6 +114,7 @@ class Runner:
 
         folder = self.folder_of(brain)
         folder.mkdir(parents=True, exist_ok=True)
+        self._hold(folder)
         if self.weights:
             _load_weights(brain, self.weights)
         data = train_set if valid_set is None else valid_set
@@ -118,6 +127,44 @@ class Runner:
             **self.options,
         )
         self.brain = brain
+
+    def _hold(self, folder):
+        """Refuse a folder that another process is at work in."""
+        from speechbrain.utils.distributed import if_main_process
+
+        from .utils import folder_in_use, hold_folder
+
+        if not if_main_process():
+            return
+        if folder_in_use(folder):
+            raise UnsuitableScript(
+                f"another process is at work in {folder}: wait for its end, "
+                "or give this one another --output_folder or --folder"
+            )
+        self._held = hold_folder(folder)
+
+    def release(self):
+        """Let others work in the folder."""
+        if self._held is not None:
+            self._held.close()
+
+    def _check_name(self, kind):
+        """Refuse a --brain that no class has, before one is trained."""
+        from speechbrain import Brain
+
+        from .utils import did_you_mean
+
+        known, kinds = {"Brain"}, [Brain]
+        while kinds:
+            more = kinds.pop().__subclasses__()
+            known.update(k.__name__ for k in more)
+            kinds += more
+        if self.brain_name not in known:
+            own = known if kind.__name__ not in known else [kind.__name__]
+            raise UnsuitableScript(
+                f"--brain {self.brain_name}: the script has no such class"
+                f"{did_you_mean(self.brain_name, own)}"
+            )
 
     def trains(self, brain):
         """Whether this Brain is to be trained after its bits are chosen."""
@@ -171,10 +218,23 @@ class Runner:
         return quantizer.pack(folder / "packed")
 
 
+def _check_numbers(candidate_bits=None, min_bits=None, batches=None, **_):
+    """Refuse what `choose_bits` would, before the script runs."""
+    from .allocation.scores import check_candidates
+
+    if candidate_bits is not None:
+        check_candidates(candidate_bits)
+    if min_bits is not None and not 1 <= min_bits <= 16:
+        raise ValueError(f"--min_bits is {min_bits}: take 1 to 16")
+    if batches is not None and batches < 1:
+        raise ValueError(f"--batches is {batches}: take at least 1")
+
+
 def _load_weights(brain, folder):
     """Loads the modules of a Brain's checkpointer from another folder."""
     import torch
-    from speechbrain.utils.checkpoints import Checkpointer
+
+    from .training.checkpoints import AtomicCheckpointer
 
     own = brain.checkpointer.recoverables if brain.checkpointer else {}
     modules = {n: o for n, o in own.items() if isinstance(o, torch.nn.Module)}
@@ -183,12 +243,9 @@ def _load_weights(brain, folder):
             "--weights loads the modules that the recipe's checkpointer "
             "saves, and it saves none"
         )
-    source = Checkpointer(folder, modules)
+    source = AtomicCheckpointer(folder, modules)
     if source.recover_if_possible() is None:
-        raise FileNotFoundError(
-            f"no checkpoint in {folder}: --weights wants a folder such as "
-            "results/.../save"
-        )
+        raise FileNotFoundError(_NO_CHECKPOINT.format(folder))
 
 
 @contextmanager
@@ -258,6 +315,7 @@ def main(arguments=None):
         raise
     finally:
         sys.argv, sys.path[:] = before
+        runner.release()
     return _finish(runner)
 
 

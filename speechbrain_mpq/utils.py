@@ -38,10 +38,12 @@ SAMPLE_RATE = 16000  # Hz, of all speech here
 # Degrees between two talkers, [low, high); 180 belongs to the last.
 BUCKETS = ((0, 15), (15, 45), (45, 90), (90, 180))
 PARTIAL = ".partial"  # ending of a file that is being written
+MAX_NAME = 255  # bytes, on all usual file systems
 NAME_PART = 32  # characters of a name that a temporary name repeats
 MAX_JSON = 2**28  # bytes
 MAX_INTEGER = 2**64  # in JSON: what no tensor can hold is a mistake
 PIPE_SECONDS = 10.0  # that a named pipe may take to begin
+IN_USE = ".in_use"  # held by who is at work in a folder
 _ABANDONED = re.compile(rf"\..*\.[0-9a-f]{{32}}{re.escape(PARTIAL)}", re.DOTALL)
 _SCRATCH = ".speechbrain_mpq."
 
@@ -53,10 +55,17 @@ def atomic_write(path):
     It is made at once: a folder that cannot be written to is found before
     the work, not after it. Processes that write the same file do not meet:
     each has a temporary file of its own, and the last one to finish wins.
+    Devices and pipes, such as /dev/null, are written to and stay what they
+    are.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} is no folder: make it first")
+    check_output(path)
+    if _is_device(path):
+        with scratch_folder() as folder:
+            yield folder / path.name
+            with open(folder / path.name, "rb") as part, open(path, "wb") as to:
+                shutil.copyfileobj(part, to)
+        return
     _remove_abandoned(path.parent.resolve())
     part, lock = _new_part(path)
     try:
@@ -65,6 +74,48 @@ def atomic_write(path):
     finally:
         part.unlink(missing_ok=True)
         lock.close()
+
+
+def check_output(path, *inputs):
+    """Refuses what cannot become a file, before the work for it.
+
+    Arguments
+    ---------
+    path : str or Path
+        File to write, or a device or pipe.
+    *inputs : str or Path or None
+        Files that are read for it, or written beside it: none of them may be
+        written over.
+
+    Example
+    -------
+    >>> check_output(getfixture("tmpdir") / "out.json")
+    >>> check_output(getfixture("tmpdir"))
+    Traceback (most recent call last):
+    ...
+    IsADirectoryError: ... is a folder: name a file in it
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is no folder: make it first")
+    if len(os.fsencode(path.name)) > MAX_NAME:
+        raise ValueError(f"{path.name}: more than {MAX_NAME} bytes for a name")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file in it")
+    for other in filter(None, inputs):
+        there = path.is_file() and os.path.exists(other)
+        same = there and os.path.samefile(path, other)
+        if same or os.path.abspath(path) == os.path.abspath(other):
+            raise ValueError(
+                f"{path} is the input, or another output: name another file"
+            )
+
+
+def _is_device(path):
+    """Whether something is no file of its own, as /dev/stdout and pipes."""
+    folder = str(path.parent.resolve())
+    special = folder == "/dev" or folder.startswith("/proc/")
+    return path.exists() and (special or not path.is_file())
 
 
 def write_chunks(path, chunks):
@@ -131,6 +182,52 @@ def scratch_folder(parent=None):
                 _lock(stack.enter_context(open(new, "xb")))
                 os.replace(new, lock)
             yield Path(folder)
+
+
+def hold_folder(folder):
+    """Marks a folder as in use, until this process ends, however it ends.
+
+    Arguments
+    ---------
+    folder : Path
+
+    Returns
+    -------
+    file or None
+        To be kept; None where there are no locks.
+    """
+    if fcntl is None:
+        return None
+    lock = open(folder / IN_USE, "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another process, or a file system without locks
+        pass
+    return lock
+
+
+def folder_in_use(folder):
+    """Whether another process holds a folder.
+
+    Example
+    -------
+    >>> folder = Path(getfixture("tmpdir"))
+    >>> held = hold_folder(folder)
+    >>> folder_in_use(folder)
+    True
+    >>> held.close()
+    >>> folder_in_use(folder)
+    False
+    """
+    path = folder / IN_USE
+    if fcntl is None or not path.exists():
+        return False
+    with open(path) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 @cache  # once a process: a folder may have many thousand files

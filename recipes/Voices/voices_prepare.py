@@ -255,8 +255,8 @@ def find_recordings(folder):
     """
     found = {}
     for path in sorted(Path(folder).rglob("*")):
-        if path.suffix.lower() not in SUFFIXES:
-            continue
+        if path.suffix.lower() not in SUFFIXES or not path.is_file():
+            continue  # a package may hold pipes, which would be waited for
         for name, corpus in CORPORA.items():
             match = re.search(corpus.path, path.as_posix())
             talker = match and talker_of(corpus, match["who"])

@@ -11,9 +11,8 @@ is printed, `id word word ...`, or written with --best.
 
 import math
 import sys
-from pathlib import Path
 
-from ..utils import write_text
+from ..utils import check_output, write_text
 from .device import add_engine_options
 
 HELP = "n-best lists of a recognizer with a packed language model"
@@ -106,17 +105,18 @@ def run(options):
     """
     from ..decoders.nbest import one_best, read_nbest, write_nbest
 
+    if options.out:
+        check_output(options.out, options.nbest, options.ngram, options.best)
+    if options.best:
+        check_output(options.best, options.nbest, options.ngram)
     lists = read_nbest(options.nbest, options.scores)
-    for path in filter(None, (options.out, options.best)):
-        if not Path(path).resolve().parent.is_dir():
-            raise FileNotFoundError(f"{path}: no such folder: make it first")
     from ..decoders.ngram import Ngram
     from ..inference.language_model import LanguageModel
 
+    ngram = Ngram(options.ngram) if options.ngram else None
     lm = LanguageModel.from_pretrained(
         options.lm, options.engine, options.threads
     )
-    ngram = Ngram(options.ngram) if options.ngram else None
     unknown, words = _check_words(lists, lm.vocabulary, options)
     ranked = rescore(lists, lm, options, ngram)
     if options.out:
@@ -124,7 +124,7 @@ def run(options):
     if options.best:
         write_text(options.best, one_best(ranked))
     if not (options.out or options.best):
-        sys.stdout.write(one_best(ranked))
+        _print(one_best(ranked))
     changed = sum(
         new.hypotheses[0] != old.ranked().hypotheses[0]
         for new, old in zip(ranked, lists)
@@ -164,7 +164,14 @@ def rescore(lists, lm, options, ngram=None):
             text, words = next(scored)
             log_prob = _log_prob(text, words, lm, options, ngram)
             bonus = options.word_bonus * len(text.split())
-            scores.append(own + options.lm_weight * log_prob + bonus)
+            score = own + options.lm_weight * log_prob + bonus
+            if not math.isfinite(score):
+                raise ValueError(
+                    f"{row.id}: {text!r} has a score of {score}, with a "
+                    f"log-probability of {log_prob:g}: the language model has "
+                    "diverged, or --lm_weight or --word_bonus is too large"
+                )
+            scores.append(score)
             details.append({"recognizer_scores": own, "lm_scores": log_prob})
         new = type(row)(row.id, row.hypotheses, scores, details)
         ranked.append(new.ranked())
@@ -188,6 +195,15 @@ def _log_prob(text, words, lm, options, ngram):
 def _log(probability):
     """A logarithm that zero has one of, too."""
     return math.log(max(probability, sys.float_info.min))
+
+
+def _print(text):
+    """Write UTF-8, whatever the terminal's encoding: words are no ornament."""
+    if not hasattr(sys.stdout, "buffer"):  # a program's own stream
+        sys.stdout.write(text)
+        return
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode())
 
 
 def _check_words(lists, vocabulary, options):

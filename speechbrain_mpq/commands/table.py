@@ -2,6 +2,8 @@
 
 import sys
 
+from ..utils import check_output
+
 HELP = "one table of all finished experiments below some folders"
 EXAMPLE = "speechbrain-mpq table results/ --against fp32 uniform_4bit"
 
@@ -37,6 +39,8 @@ def run(options) -> int:
     from ..evaluation.results_table import results_table, tables_of
     from ..evaluation.runs import gather
 
+    if options.html:
+        check_output(options.html)
     runs = gather(*(options.folders or ["results"]))
     tables = tables_of(runs, options.against)
     shown = []

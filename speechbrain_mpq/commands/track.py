@@ -2,6 +2,8 @@
 
 import argparse
 
+from ..utils import check_output
+
 HELP = "follow a face in a video, and tell the direction that it gives"
 EXAMPLE = "speechbrain-mpq track video.mp4 -o track.json --near 60"
 
@@ -54,7 +56,8 @@ def run(options) -> int:
     from ..vision.face_tracking import check_agreement, check_length
 
     seconds = _seconds(options.audio) if options.audio else None
-    _check_folder(options.output)  # before the work, not after it
+    if options.output:  # before the work, not after it
+        check_output(options.output, options.video, options.audio)
     track = _follow(options)
     if options.near is not None:
         check_agreement(track, options.near, options.tolerance)
@@ -185,16 +188,6 @@ def _camera(options, width, height):
     kind = {"pinhole": camera.PinholeCamera, "fisheye": camera.FisheyeCamera}
     center = options.center or (width / 2, height / 2)
     return kind[options.camera](options.focal, tuple(center), **turned)
-
-
-def _check_folder(output):
-    """The output's folder must be there."""
-    from pathlib import Path
-
-    if output and not Path(output).parent.is_dir():
-        raise FileNotFoundError(
-            f"no folder {Path(output).parent} to write {output} into"
-        )
 
 
 def _seconds(path):

@@ -15,7 +15,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..utils import strict_json, write_text
+from ..utils import open_input, strict_json, write_text
 
 SIGNS = ("log_probs", "costs", "any")  # of scores
 KEYS = ("id", "hypotheses", "scores")
@@ -102,7 +102,9 @@ def read_nbest(path, sign="log_probs"):
         raise ValueError(f"scores must be one of {SIGNS}, not {sign!r}")
     path = Path(path)
     lists, lines = [], {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    with open_input(path) as file:
+        content = file.read()
+    for number, line in enumerate(content.split(b"\n"), 1):
         if not line.strip():
             continue
         place = f"{path}, line {number}"
@@ -180,7 +182,10 @@ def _score(score, sign):
 
 def write_nbest(path, lists):
     """Write n-best lists, a line each."""
-    rows = [json.dumps(row.to_dict(), ensure_ascii=False) for row in lists]
+    rows = [
+        json.dumps(row.to_dict(), ensure_ascii=False, allow_nan=False)
+        for row in lists
+    ]
     write_text(path, "\n".join(rows) + "\n")
 
 
@@ -197,5 +202,6 @@ def one_best(lists):
     str
         `id word word ...` on each line.
     """
-    lines = [f"{row.id} {row.hypotheses[0]}".rstrip() for row in lists]
+    # Whatever white space a hypothesis has, its line is one line.
+    lines = [" ".join([row.id, *row.hypotheses[0].split()]) for row in lists]
     return "\n".join(lines) + "\n"

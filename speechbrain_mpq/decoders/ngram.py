@@ -1,5 +1,10 @@
-"""N-gram language models: estimated, written as ARPA files, and read."""
+"""N-gram language models: estimated, written as ARPA files, and read.
 
+Its reader believes what it reads, and waits without end for a section that was
+cut off: what a file declares is held against what it has.
+"""
+
+import codecs
 import math
 from collections import Counter, defaultdict
 
@@ -7,10 +12,11 @@ import numpy as np
 from speechbrain.lm.arpa import read_arpa
 from speechbrain.lm.ngram import BackoffNgramLM
 
-from ..utils import write_text
+from ..utils import open_input, write_text
 from .chain_graphs import START, PhoneNgram
 from .vocabulary import BOS, EOS, SPECIAL
 
+ROUNDING = 1e-3  # by which a log-probability may be above 0
 _UNKNOWN = ("<unk>", "<UNK>")
 
 
@@ -20,7 +26,7 @@ class Ngram:
     Arguments
     ---------
     path : str or Path
-        ARPA file.
+        ARPA file, or a pipe.
 
     Example
     -------
@@ -37,9 +43,10 @@ class Ngram:
 
     def __init__(self, path):
         try:
-            with open(path, encoding="utf-8") as file:
-                _, grams, backoffs = read_arpa(file)
-        except (ValueError, IndexError) as error:
+            with open_input(path) as file:
+                counts, grams, backoffs = read_arpa(_lines(file))
+            _check(counts, grams, backoffs)
+        except (ValueError, IndexError, EOFError) as error:
             raise ValueError(f"{path} is no ARPA file ({error})") from error
         self.model = BackoffNgramLM(grams, backoffs)
         self.words = grams[1][()]
@@ -187,3 +194,31 @@ def estimate_arpa(path, sentences, order=2, smoothing=1.0):
                 line += f"\t{backoff(gram):.7f}"
             lines.append(line)
     write_text(path, "\n".join([*lines, "", "\\end\\", ""]))
+
+
+def _lines(file):
+    """Lines of a file; EOFError to a reader that wants more of them."""
+    for number, line in enumerate(file):
+        if not number:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        yield line.decode("utf-8")
+    raise EOFError("it ends before its \\end\\")
+
+
+def _check(counts, grams, backoffs):
+    """Refuse sections that were cut, and what is no probability."""
+    for order, count in counts.items():
+        found = sum(map(len, grams[order].values()))
+        if found != count:
+            raise ValueError(f"{found} of {count} {order}-grams are there")
+        for context, words in grams[order].items():
+            for word, value in words.items():
+                if not -math.inf <= value <= ROUNDING:
+                    name = " ".join([*context, word])
+                    raise ValueError(f"{name}: a log-probability of {value}")
+        for context, value in backoffs[order].items():
+            if not value < math.inf:
+                name = " ".join(context)
+                raise ValueError(f"{name}: a back-off weight of {value}")
+    if EOS not in grams.get(1, {}).get((), {}):
+        raise ValueError(f"no {EOS} among its words")

@@ -206,6 +206,8 @@ def read_documents(folder):
     documents = {}
     for path in sorted(folder.rglob("*.txt")):
         name = path.relative_to(folder).as_posix()
+        if not path.is_file():
+            raise ValueError(f"{path} is no file: take it out of the corpus")
         try:
             documents[name] = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:

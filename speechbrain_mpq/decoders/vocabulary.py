@@ -2,9 +2,8 @@
 
 import hashlib
 from collections import Counter
-from pathlib import Path
 
-from ..utils import write_text
+from ..utils import read_text, write_text
 
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 SPECIAL = (PAD, BOS, EOS, UNK)  # numbers 0 to 3
@@ -87,7 +86,7 @@ class Vocabulary:
     def read(cls, path):
         """Vocabulary of a file that `write` made: a word on each line."""
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = read_text(path).splitlines()
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text ({error})") from error
         if lines[: len(SPECIAL)] != list(SPECIAL) or len(lines) > LARGEST:

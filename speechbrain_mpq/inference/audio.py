@@ -245,26 +245,13 @@ class AudioFile:
 
     @contextmanager
     def _decoded(self):
-        """The file's sound; libsndfile's complaints name it."""
+        """The file's sound, from the first sample."""
         with ExitStack() as stack:
-            source = self.source
-            if hasattr(source, "seek"):
-                source.seek(0)
-            elif not self._header.changes:
-                source = system_path(source)
-            if self._header.changes:
-                source = stack.enter_context(self._opened())
-                source = ChangedFile(source, self._header.changes)
-            kind = _OpenEnd if self._header.open_end else soundfile.SoundFile
-            try:
-                with kind(source) as file:
-                    yield file
-            except soundfile.LibsndfileError as error:
-                raise AudioError(
-                    self.name,
-                    f"cannot be read as audio ({error.error_string})",
-                    "convert it to WAV or FLAC",
-                ) from error
+            opened = stack.enter_context(self._opened())
+            plain = opened if hasattr(self.source, "seek") else self.source
+            yield stack.enter_context(
+                _decoder(opened, plain, self._header, self.name)
+            )
 
     def _raw_blocks(self, samples):
         """[samples, channels] of the file as it is, and which is the last."""
@@ -351,6 +338,66 @@ class AudioFile:
                 f"{self.name}: {100 * share:.2g} % of the samples are "
                 "clipped: record it at a lower level"
             )
+
+
+@contextmanager
+def _decoder(opened, plain, header, name):
+    """Decode an opened file, by its name where nothing is mended in it."""
+    source = plain if hasattr(plain, "seek") else system_path(plain)
+    if header.changes or header.start:
+        source = ChangedFile(opened, header.changes, header.start)
+    kind = _OpenEnd if header.open_end else soundfile.SoundFile
+    try:
+        with kind(source) as file:
+            yield file
+    except soundfile.LibsndfileError as error:
+        raise AudioError(
+            name,
+            f"cannot be read as audio ({error.error_string})",
+            "convert it to WAV or FLAC",
+        ) from error
+
+
+def read_segment(path, start=0, stop=None):
+    """Read a part of a file, whatever its header says of its length.
+
+    Arguments
+    ---------
+    path : str or Path
+    start, stop : int
+        Its first sample and the one behind the last; None: the file's end.
+
+    Returns
+    -------
+    samples : np.ndarray
+        [samples, channels], float32; fewer than asked for where it ends.
+    rate : int
+        Hz.
+
+    Example
+    -------
+    >>> path = getfixture("tmpdir") / "a.wav"
+    >>> soundfile.write(path, np.zeros(100), 8000)
+    >>> samples, rate = read_segment(path, 90)
+    >>> samples.shape, rate
+    ((10, 1), 8000)
+    """
+    blocks = []
+    with open(path, "rb") as opened:
+        header = read_header(opened)
+        if header.warning:
+            logger.warning(f"{path}: {header.warning}")
+        with _decoder(opened, path, header, path) as file:
+            channels, position = file.channels, 0
+            while stop is None or position < stop:
+                size = 2**18 if stop is None else min(2**18, stop - position)
+                block = file.read(size, dtype="float32", always_2d=True)
+                if not len(block):
+                    break
+                position += len(block)
+                blocks.append(block[max(0, start - position + len(block)) :])
+            rate = file.samplerate
+    return np.concatenate([np.zeros((0, channels), np.float32), *blocks]), rate
 
 
 class _OpenEnd(soundfile.SoundFile):

@@ -7,7 +7,7 @@ find nothing. The sound itself goes on to the end of the file.
 
 import io
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 PIPE_SIZE = 0x7FFF0000  # from here on a 32-bit length stands for none
 PIPE_SIZE_64 = 2**62
@@ -25,6 +25,7 @@ class Header:
     # the file is read to its end, however long it says it is
     open_end: bool = False
     frames: int = 0  # what it says of an open end; 0: nothing
+    start: int = 0  # where the file begins, behind a tag of another format
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,15 @@ def read_header(file):
     >>> read_header(io.BytesIO(content)).warning
     'its header tells 0 bytes of sound, the file holds 200: all is taken'
     """
+    tag = _tag_bytes(file)
+    # What stands behind it is a file of its own: libsndfile loses its place
+    header = _mended(ChangedFile(file, {}, tag))
+    file.seek(0)
+    return replace(header, start=tag)
+
+
+def _mended(file):
+    """The header of a file without tags before it."""
     length = file.seek(0, io.SEEK_END)
     file.seek(0)
     start = file.read(4)
@@ -76,7 +86,6 @@ def read_header(file):
     for name, chunks in _FORMATS:
         if start == name:
             header = _chunk_header(file, length, chunks, start)
-    file.seek(0)
     return header
 
 
@@ -89,6 +98,8 @@ class ChangedFile:
         It can be searched.
     changes : dict of int -> bytes
         Position -> what should stand there.
+    start : int
+        Bytes of the file that come before the first position.
 
     Example
     -------
@@ -96,13 +107,15 @@ class ChangedFile:
     b'012ab5678c'
     """
 
-    def __init__(self, file, changes):
+    def __init__(self, file, changes, start=0):
         self.file = file
         self.changes = changes
+        self.start = start
+        self.seek(0)
 
     def read(self, count=-1):
         """Read on."""
-        position = self.file.tell()
+        position = self.tell()
         content = self.file.read(count)
         for place, change in self.changes.items():
             first = max(place, position)
@@ -118,15 +131,27 @@ class ChangedFile:
 
     def seek(self, offset, whence=io.SEEK_SET):
         """Go somewhere else."""
-        return self.file.seek(offset, whence)
+        if whence == io.SEEK_SET:
+            offset += self.start
+        return self.file.seek(offset, whence) - self.start
 
     def tell(self):
         """Tell the position."""
-        return self.file.tell()
+        return self.file.tell() - self.start
 
     def close(self):
         """Close the file."""
         self.file.close()
+
+
+def _tag_bytes(file):
+    """Bytes of an ID3 tag at the beginning, which music players write."""
+    file.seek(0)
+    head = file.read(10)
+    if head[:3] != b"ID3" or len(head) < 10 or max(head[6:]) > 127:
+        return 0
+    size = sum(byte << 7 * place for place, byte in enumerate(head[:5:-1]))
+    return 10 + size + 10 * bool(head[5] & 16)  # perhaps with a footer
 
 
 def _chunk_header(file, length, chunks, start):

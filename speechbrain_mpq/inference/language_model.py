@@ -58,6 +58,30 @@ def check_vocabulary(model, vocabulary):
         )
 
 
+def read_vocabulary(folder, model):
+    """Read the vocabulary that a model was trained with from its folder.
+
+    Arguments
+    ---------
+    folder : Path
+        Packed folder.
+    model : TiedRNNLM or TiedTransformerLM
+
+    Returns
+    -------
+    Vocabulary
+    """
+    path = folder / VOCABULARY_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {path}: a language model needs the vocabulary beside it that "
+            "it was trained with"
+        )
+    vocabulary = Vocabulary.read(path)
+    check_vocabulary(model, vocabulary)
+    return vocabulary
+
+
 @dataclass(frozen=True)
 class WordScores:
     """What a model says of a sentence.
@@ -129,18 +153,12 @@ class LanguageModel:
         if engine not in ENGINES:
             raise ValueError(f"engine must be one of {ENGINES}, not {engine!r}")
         folder = fetch_folder(source, **hub)
-        path = folder / VOCABULARY_FILE
         model = load(folder)
         if not isinstance(model, TiedRNNLM | TiedTransformerLM):
             raise ValueError(
                 f"{folder} holds a {type(model).__name__}, no language model"
             )
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"no {path}: a language model needs the vocabulary beside it "
-                "that it was trained with"
-            )
-        lm = cls(model, Vocabulary.read(path))
+        lm = cls(model, read_vocabulary(folder, model))
         if engine == "onnx":
             lm._log_probs = _in_onnx(lm, read_model(folder), threads)
         return lm
@@ -405,11 +423,13 @@ _SIZES = {
     "dropout": number(0, 1),
     "vocabulary_sha256": _checksum,
 }
+_BESIDE = {VOCABULARY_FILE: read_vocabulary}
 register(
     TiedRNNLM,
     {**_SIZES, "rnn": choice(*RNNS)},
     build=partial(_build_on_meta, TiedRNNLM),
     probe=_probe,
+    companions=_BESIDE,
 )
 register(
     TiedTransformerLM,
@@ -421,4 +441,5 @@ register(
     },
     build=partial(_build_on_meta, TiedTransformerLM),
     probe=_probe,
+    companions=_BESIDE,
 )

@@ -10,26 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ..lobes.models.audio_visual import begin_with_audio_
 from ..lobes.models.separator import build_separator
 from ..lobes.models.tcn import equalize_inputs_, fold_norms_
-from ..quantization.container import DTYPES, PackedModelError
-from ..quantization.header import described_tensors
-from ..quantization.packing import (
-    CODED,
-    MODEL_FILE,
-    POOLS,
-    PackedModel,
-    PackedTensor,
-    check_compatible,
-    load_packed_,
-    plain_targets,
-    read_model,
-)
+from ..quantization.container import PackedModelError
+from ..quantization.packing import load_packed_, read_model
 from ..quantization.tensors import named_tensors
-from ..utils import strict_json
+from ..quantization.unpacking import check_declared
 from .hub import HYPERPARAMS_FILE
 from .registry import build, describe
 
@@ -64,10 +52,7 @@ def load(folder, trusted=False):
         if trusted:
             separator = build_separator(_hyperparams(folder)).eval()
             return fill_(separator, read_model(folder))
-        model = build_described(folder)
-        packed = read_model(folder)
-        if model is None:
-            model = _build(packed)
+        model, packed = read_described(folder)
         check_finite_floats(packed)
         _give_memory_(model)
         return fill_(model, packed).requires_grad_(False)
@@ -106,19 +91,35 @@ def fill_(model, packed):
     return load_packed_(model, packed)
 
 
-def build_described(folder):
-    """Build what a folder's header describes, without its weights.
+def read_described(folder):
+    """Read a packed model, and build what its header describes.
 
     Names, types and shapes are held against what they are to fill before any
-    of them is read: a file of few bytes may stand for very many weights.
+    weight is read: a file of few bytes may stand for very many weights.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Packed folder.
+
+    Returns
+    -------
+    model : torch.nn.Module
+        Without memory for what the file fills.
+    packed : PackedModel
+        What is to fill it.
     """
-    try:
-        header = _read_shapes(Path(folder, MODEL_FILE))
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError):
-        return None
-    model = _build(header)
-    check_compatible(header, plain_targets(model))
-    return model
+    built = []
+
+    def compatible(path, shapes, header, version):
+        model = _build(path, header.get("architecture"), version)
+        if not any(name.endswith("running_mean") for name in shapes):
+            fold_norms_(model)
+        check_declared(path, shapes, model)
+        built.append(model)
+
+    packed = read_model(folder, compatible)
+    return built[0], packed
 
 
 def check_finite_floats(packed):
@@ -186,48 +187,20 @@ def _hyperparams(folder):
     return path
 
 
-def _read_shapes(path):
-    """A packed model as its header has it: names, types, shapes, no values."""
-    types = {name: dtype for dtype, name in DTYPES.items()}
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        config = strict_json(metadata["mpq_config"], packed=True)
-        described = described_tensors(config)
-        quantized = {
-            name: PackedTensor(bits, _valueless(shape, torch.int32), None)
-            for name, bits, shape in described
-        }
-        floats = {}
-        for name in file.keys():
-            if described and name in (*POOLS, CODED):
-                continue
-            entry = file.get_slice(name)
-            dtype = types[entry.get_dtype()]
-            floats[name] = _valueless(entry.get_shape(), dtype)
-    version = int(metadata["mpq_version"])
-    return PackedModel(path, quantized, floats, config, version, b"")
-
-
-def _build(packed):
+def _build(path, architecture, version):
     """The module that a packed model asks for, without memory."""
-    if packed.architecture is None:
+    if architecture is None:
         raise PackedModelError(
-            packed.path,
-            f"format {packed.version} does not say what to build",
+            path,
+            f"format {version} does not say what to build",
             "if you trust the folder, whose hyperparams.yaml is executed "
             'then, write it anew with speechbrain_mpq.repack("OLD", "NEW")',
         )
     try:
-        return build(packed.architecture, name=None)
+        return build(architecture, name=None)
     except ValueError as error:
-        raise PackedModelError(
-            packed.path, str(error), "pack the model again"
-        ) from error
-
-
-def _valueless(shape, dtype):
-    """A tensor that takes no memory."""
-    return torch.empty(shape, dtype=dtype, device="meta")
+        fix = "pack the model again"
+        raise PackedModelError(path, str(error), fix) from error
 
 
 def _give_memory_(model):

@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 
 from ..lobes.models.separator import matching_gain
-from ..utils import SAMPLE_RATE, atomic_write
+from ..utils import SAMPLE_RATE, atomic_write, check_output
 from .audio import audio_format, system_path
 
 logger = logging.getLogger(__name__)
 IN_MEMORY = 2**24  # bytes; what is longer goes to the disk
 BLOCK_SAMPLES = 2**18
 UNLIMITED = ("FLOAT", "DOUBLE")  # sample formats that go above full scale
-MAX_NAME = 255  # bytes, on all usual file systems
+MAX_LEVEL = 90  # dB: 16-bit samples have no room for softer ones
 MEMORY = 10.0  # seconds after which old levels count a third
 GLIDE = 160  # samples from one gain to the next
 
@@ -60,12 +60,7 @@ def output_paths(out, doas, source=None):
 def _check_path(path, source):
     """Raise an error on a name that no output can have."""
     audio_format(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} is no folder: make it first")
-    if len(os.fsencode(path.name)) > MAX_NAME:
-        raise ValueError(f"{path.name}: more than {MAX_NAME} bytes for a name")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file in it")
+    check_output(path)
     if source is None or hasattr(source, "read") or not path.exists():
         return
     if os.path.samefile(path, source):
@@ -201,11 +196,11 @@ def _check_level(level):
     """A level that can be."""
     if level == "mixture":
         return level
-    if isinstance(level, int | float) and math.isfinite(level):
+    if isinstance(level, int | float) and abs(level) <= MAX_LEVEL:
         return float(level)
     raise ValueError(
         f'level must be "mixture" or an RMS in dB of full scale, as -25.0, '
-        f"not {level!r}"
+        f"from -{MAX_LEVEL} to {MAX_LEVEL}, not {level!r}"
     )
 
 

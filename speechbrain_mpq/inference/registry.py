@@ -12,7 +12,7 @@ To share models of another class, call `register` in the file that defines it.
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 
 import torch
@@ -214,6 +214,9 @@ class Part:
     # takes a module and returns its output for some input: what `check_folder`
     # wants to be finite
     probe: callable = None
+    # file beside the weights that it cannot do without -> what raises
+    # ValueError or OSError on a folder and a model that do not fit together
+    companions: dict = field(default_factory=dict)
     may_lack: tuple = ()  # what files leave out where it has its default
 
 
@@ -229,7 +232,15 @@ _HOMES = {
 }
 
 
-def register(kind, arguments, build=None, settings=None, card=None, probe=None):
+def register(
+    kind,
+    arguments,
+    build=None,
+    settings=None,
+    card=None,
+    probe=None,
+    companions=(),
+):
     """Register a class that packed files may name and `load` builds.
 
     Whoever loads such a file has imported the module that calls this.
@@ -246,6 +257,7 @@ def register(kind, arguments, build=None, settings=None, card=None, probe=None):
         settings or (lambda module: dict(module.settings)),
         arguments,
         probe=probe,
+        companions=dict(companions),
     )
     if card is not None:
         CARDS[name] = card

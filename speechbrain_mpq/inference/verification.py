@@ -30,8 +30,9 @@ from .hub import (
     HYPERPARAMS_FILE,
     SAMPLE_FILE,
     SEPARATED_FILE,
+    VOCABULARY_FILE,
 )
-from .loading import build_described, load
+from .loading import load, read_described
 from .registry import registered
 
 # Kinds of files that can execute code when they are loaded.
@@ -80,8 +81,7 @@ def check_folder(folder):
     if is_integer_gru(folder / MODEL_FILE):
         return _integer_problems(folder) + _other_problems(folder)
     try:
-        build_described(folder)
-        packed = read_model(folder)
+        _, packed = read_described(folder)
     except PackedModelError as error:
         if not (folder / MODEL_FILE).is_file():  # nor is it any other folder
             return [str(error)]
@@ -93,6 +93,7 @@ def check_folder(folder):
         problems.insert(0, str(error))
     else:  # the others say what this architecture says
         problems += _output_problems(packed, model)
+        problems += _companion_problems(folder, packed, model)
         problems += _yaml_problems(folder / HYPERPARAMS_FILE, packed)
         problems += _ranges_problems(folder / RANGES_FILE, model)
     problems += export_problems(folder)
@@ -129,6 +130,20 @@ def _output_problems(packed, model):
         f"{packed.path}: puts out NaN or infinity for an ordinary input: its "
         "weights are damaged or diverged"
     ]
+
+
+def _companion_problems(folder, packed, model):
+    """Where what a model needs beside its weights is another's, or no use."""
+    companions = registered(packed.architecture["class"]).companions
+    problems = []
+    for name, check in companions.items():
+        try:
+            check(folder, model)
+        except (OSError, ValueError) as error:
+            problems.append(f"{folder / name}: {error}")
+    if (folder / VOCABULARY_FILE).exists() and VOCABULARY_FILE not in companions:
+        problems.append(f"{folder / VOCABULARY_FILE}: does not belong here")
+    return problems
 
 
 def _config_problems(path, packed):

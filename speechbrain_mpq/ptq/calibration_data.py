@@ -4,11 +4,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from speechbrain.dataio.audio_io import load
-from speechbrain.dataio.dataio import load_data_csv, load_data_json
+from speechbrain.dataio.dataio import load_data_csv
 from speechbrain.dataio.preprocess import AudioNormalizer
 
+from ..inference.audio import read_segment
 from ..utils import read_text, strict_json
 
 
@@ -25,7 +26,7 @@ class Example:
 def read_manifest(path, data_root=None):
     """The entries of a JSON or CSV manifest in SpeechBrain's format."""
     path = Path(path)
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         raise ValueError(f"{path}: no such manifest")
     replacements = {"data_root": str(data_root or path.parent)}
     try:
@@ -35,6 +36,13 @@ def read_manifest(path, data_root=None):
             f"{path} is no manifest in SpeechBrain's JSON or CSV format "
             f"({error!r})"
         ) from error
+    if not isinstance(entries, dict) or not all(
+        isinstance(entry, dict) for entry in entries.values()
+    ):
+        raise ValueError(
+            f"{path} is no manifest in SpeechBrain's JSON format, which is "
+            '{"id": {"wav": "a.wav", ...}, ...}'
+        )
     if not entries:
         raise ValueError(f"{path} has no entries: calibration needs some audio")
     return entries
@@ -42,14 +50,26 @@ def read_manifest(path, data_root=None):
 
 def _entries(path, text, replacements):
     """Entries as SpeechBrain reads them, without a byte order mark."""
-    csv = path.suffix == ".csv"
-    if not csv:
-        strict_json(text)  # SpeechBrain takes the last of two equal keys
-    reader = load_data_csv if csv else load_data_json
+    if path.suffix.lower() != ".csv":
+        # SpeechBrain takes the last of two equal keys, and any brace in a
+        # transcript for a place to put something
+        return _replaced(strict_json(text), replacements)
     with tempfile.TemporaryDirectory() as scratch:
         plain = Path(scratch, path.name)
         plain.write_bytes(text.encode())
-        return reader(plain, replacements)
+        return load_data_csv(plain, replacements)
+
+
+def _replaced(content, replacements):
+    """Content with {name} replaced in all of its strings."""
+    if isinstance(content, str):
+        for name, value in replacements.items():
+            content = content.replace(f"{{{name}}}", value)
+    elif isinstance(content, list):
+        return [_replaced(inner, replacements) for inner in content]
+    elif isinstance(content, dict):
+        return {k: _replaced(v, replacements) for k, v in content.items()}
+    return content
 
 
 def evenly_spaced(entries, count):
@@ -109,18 +129,14 @@ def read_audio(name, entry, key, normalize):
     """
     files, start, stop = _segment_of(name, entry, key)
     try:
-        parts = [
-            load(
-                path,
-                frame_offset=start,
-                num_frames=-1 if stop is None else stop - start,
-                channels_first=False,
-            )
-            for path in files
-        ]
-        audio, rate = torch.cat([part for part, _ in parts], 1), parts[0][1]
-    except (OSError, RuntimeError) as error:
+        parts = [read_segment(path, start, stop) for path in files]
+        rates = sorted({rate for _, rate in parts})
+        if len(rates) > 1:
+            raise ValueError(f"its files are sampled at {rates} Hz: resample")
+        channels = np.concatenate([part for part, _ in parts], 1)
+    except (OSError, ValueError) as error:
         raise ValueError(f"manifest entry {name!r}: {error}") from error
+    audio, rate = torch.from_numpy(channels), rates[0]
     if stop is not None and len(audio) != stop - start:
         raise ValueError(
             f"manifest entry {name!r}: {files[0]} has no samples {start} to "

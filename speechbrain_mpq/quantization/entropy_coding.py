@@ -30,6 +30,7 @@ WIDEST = 12  # bits of a level, from where on there are more levels than values
 VALUES_PER_BYTE = 64  # most that a stream holds: each costs 1/8 bit or more
 LIKELIEST = 11 / 12  # probability of a level: log2(12/11) is over 1/8
 ONE = 2**16  # weight of the middle of a geometric distribution
+PIECE = 40 * 2**14  # values decoded at a time: whole bytes at any bits
 WORD = 4  # bytes that range coders write at a time
 
 
@@ -140,14 +141,21 @@ def decode_pool(coded, described, codebook="midtread"):
         weights = _weights(kind, described_by, bits, codebook)
         if not _is_safe(weights):
             raise ValueError("a model in which one level is all but certain")
-        try:
-            numbers = decoder.decode(_categorical(weights), count)
-        except (AssertionError, ValueError) as error:
-            raise ValueError(f"a stream that no coder wrote: {error}") from None
-        pieces.append(bits_of_numbers(numbers, bits))
+        pieces += _decoded(decoder, weights, bits, count)
     if not decoder.maybe_exhausted():
         raise ValueError("a stream that goes on behind the last integer")
     return torch.from_numpy(np.concatenate(pieces))
+
+
+def _decoded(decoder, weights, bits, count):
+    """Yield the integers of a tensor, packed, a part at a time."""
+    model = _categorical(weights)
+    for start in range(0, count, PIECE):
+        try:
+            numbers = decoder.decode(model, min(PIECE, count - start))
+        except (AssertionError, ValueError) as error:
+            raise ValueError(f"a stream that no coder wrote: {error}") from None
+        yield bits_of_numbers(numbers, bits)
 
 
 def check_claims(size, described):

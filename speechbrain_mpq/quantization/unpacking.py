@@ -194,7 +194,21 @@ class PackedModel:
 
 
 def read_model(path, compatible=None):
-    """Reads and checks a packed model, without any model."""
+    """Reads and checks a packed model, without any model.
+
+    Arguments
+    ---------
+    path : str or Path
+        Folder, or its model.safetensors.
+    compatible : callable or None
+        Takes the file, name -> (shape, type) of all that it declares, its
+        header and its version, before any weight is read; what it raises ends
+        the reading.
+
+    Returns
+    -------
+    PackedModel
+    """
     path = Path(path)
     path = path / MODEL_FILE if path.is_dir() else path
     read = {}
@@ -205,7 +219,8 @@ def read_model(path, compatible=None):
         except _INCONSISTENT as error:
             raise _inconsistent(path, error) from error
         if compatible is not None:
-            compatible(path, _declared(read["described"], kinds))
+            declared = _declared(read["described"], kinds)
+            compatible(path, declared, header, version)
 
     container = read_container(path, check)
     try:
@@ -381,6 +396,25 @@ def check_compatible(packed, targets):
     _check_shapes(packed.path, packed.shapes, targets)
 
 
+def check_declared(path, shapes, model):
+    """Refuses a file for a model by its header, before its weights are read.
+
+    Arguments
+    ---------
+    path : Path
+        The file.
+    shapes : dict
+        Name -> (shape, type) of all that it declares.
+    model : torch.nn.Module
+        Plain; it may be on the meta device.
+    """
+    plain = {n: s for n, s in shapes.items() if "@" not in n}
+    targets = plain_targets(model, shapes)
+    if SAME in shapes:  # which names, only its content tells
+        targets = {n: t for n, t in targets.items() if n in plain}
+    _check_shapes(path, plain, targets)
+
+
 def _check_shapes(path, shapes, targets):
     """Refuse names, shapes and types that are not a model's."""
     problem = _difference(shapes, targets)
@@ -444,13 +478,8 @@ def load_packed_(model, folder):
     """
     own_states, _ = module_states(model)
 
-    def compatible(path, shapes):
-        plain = {n: s for n, s in shapes.items() if "@" not in n}
-        same = SAME in shapes  # which names, only its content tells
-        targets = plain_targets(model, shapes)
-        if same:
-            targets = {n: t for n, t in targets.items() if n in plain}
-        _check_shapes(path, plain, targets)
+    def compatible(path, shapes, header, version):
+        check_declared(path, shapes, model)
 
     packed = folder
     if not isinstance(folder, PackedModel):

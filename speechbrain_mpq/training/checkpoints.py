@@ -8,6 +8,8 @@ SpeechBrain's Pretrainer loads non-strictly and would only warn; but modules
 that save only a part of themselves on purpose, as adapters do, may.
 """
 
+import copy
+import math
 import os
 import shutil
 import zipfile
@@ -18,6 +20,7 @@ import torch
 import yaml
 from speechbrain.utils import checkpoints as hooks
 from speechbrain.utils.checkpoints import METAFNAME, Checkpointer
+from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
 
@@ -27,6 +30,7 @@ from ..quantization.state import NotStorableError, own_hook, read_saved
 
 logger = get_logger(__name__)
 
+_ZIP, _PICKLE = b"PK", b"\x80"  # what files of torch.save begin with
 PARTIAL = "partial+"  # a name that SpeechBrain takes for no checkpoint
 
 
@@ -98,11 +102,13 @@ class AtomicCheckpointer(Checkpointer):
         ranked = self.find_checkpoints(
             importance_key, max_key, min_key, ckpt_predicate
         )
+        if not ranked:
+            self._check_diverged(max_key or min_key)
         names = self._required()
         held = [names & set(checkpoint.paramfiles) for checkpoint in ranked]
         damaged = []
         for checkpoint, own in zip(ranked, held):
-            problem = _damage(checkpoint)
+            problem = self._damage(checkpoint, ranked)
             lost = set().union(*held) - own
             if not problem and lost:
                 problem = f"{min(lost)} is not there, as in others"
@@ -125,6 +131,85 @@ class AtomicCheckpointer(Checkpointer):
             )
         logger.info("Would load a checkpoint here, but none found yet.")
         return None
+
+    def _check_diverged(self, key):
+        """Raise ValueError where all there is to choose by is NaN."""
+        values = [c.meta[key] for c in self.list_checkpoints() if key in c.meta]
+        if values and not any(map(_is_finite, values)):
+            raise ValueError(
+                f"no checkpoint in {self.checkpoints_dir} has a finite {key}: "
+                "the training has diverged; train again with a smaller lr"
+            )
+
+    def _damage(self, checkpoint, others):
+        """What is wrong with a checkpoint's files; empty if nothing is."""
+        for name, path in checkpoint.paramfiles.items():
+            start = _start(path)
+            if not path.is_file() and not path.is_dir():
+                return f"{path.name} is no file"
+            zipped = any(  # as it is elsewhere
+                _start(other.paramfiles[name]).startswith(_ZIP)
+                for other in (checkpoint, *others)
+                if name in other.paramfiles
+            )
+            by_torch = zipped or self._is_torch_saved(name)
+            if path.is_dir() and not by_torch:
+                continue
+            if not start.strip(b"\0"):
+                return f"{path.name} is empty"
+            problem = ""
+            if start.startswith(_ZIP):
+                problem = _zip_damage(path)
+            elif by_torch and not start.startswith(_PICKLE):
+                problem = f"{path.name} is none that torch.save wrote"
+            elif name in self.recoverables:
+                end = checkpoint.meta["end-of-epoch"]
+                problem = _text_damage(self.recoverables[name], path, end)
+            if problem:
+                return problem
+        return ""
+
+    def _is_torch_saved(self, name):
+        """Whether something is saved as SpeechBrain saves modules."""
+        own = self.recoverables.get(name)
+        hook = hooks.get_default_hook(own, hooks.DEFAULT_LOAD_HOOKS)
+        return hook is hooks.torch_recovery and not (
+            name in self.custom_load_hooks
+        )
+
+    def find_checkpoints(
+        self,
+        importance_key=None,
+        max_key=None,
+        min_key=None,
+        ckpt_predicate=None,
+        max_num_checkpoints=None,
+    ):
+        """Finds checkpoints as SpeechBrain does, those of NaN passed over.
+
+        Arguments
+        ---------
+        importance_key, max_key, min_key, ckpt_predicate, max_num_checkpoints
+            As for SpeechBrain's Checkpointer.
+
+        Returns
+        -------
+        list of Checkpoint
+        """
+        key = max_key or min_key
+
+        def is_measured(checkpoint):
+            wanted = ckpt_predicate is None or ckpt_predicate(checkpoint)
+            value = checkpoint.meta.get(key, 0.0)
+            return wanted and _is_finite(value)
+
+        return super().find_checkpoints(
+            importance_key,
+            max_key,
+            min_key,
+            is_measured if key else ckpt_predicate,
+            max_num_checkpoints,
+        )
 
     def _required(self):
         """Names of what SpeechBrain refuses to load without."""
@@ -163,8 +248,10 @@ class AtomicCheckpointer(Checkpointer):
                 problem = str(error).splitlines()[0]
                 damaged[folder] = f"{METAFNAME} is no YAML: {problem}"
                 continue
-            if not isinstance(meta, dict) or not (
-                {"unixtime", "end-of-epoch"} <= set(meta)
+            if (
+                not isinstance(meta, dict)
+                or not _is_finite(meta.get("unixtime"))
+                or not isinstance(meta.get("end-of-epoch"), bool)
             ):
                 damaged[folder] = f"{METAFNAME} is not complete"
         return damaged
@@ -199,6 +286,11 @@ class AtomicCheckpointer(Checkpointer):
         return path.with_name(PARTIAL + path.name)
 
 
+def _is_finite(value):
+    """Whether something is a number that others can be compared with."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def recover_whole(checkpointer, **keys):
     """Recovers from any Checkpointer's best whole checkpoint."""
     whole = AtomicCheckpointer.__new__(AtomicCheckpointer)
@@ -217,24 +309,33 @@ def _to_disk(path):
         os.close(handle)
 
 
-def _damage(checkpoint):
-    """What is wrong with the files of a checkpoint; empty if nothing is."""
-    for path in checkpoint.paramfiles.values():
-        if not path.is_file():
-            continue
-        with open(path, "rb") as file:
-            start = file.read(512)
-        if not start.strip(b"\0"):
-            return f"{path.name} is empty"
-        if not start.startswith(b"PK"):
-            continue  # no file of torch's; only who wrote it knows
-        try:
-            with zipfile.ZipFile(path) as content:
-                broken = content.testzip()
-        except Exception as error:  # whatever the bytes may be taken for
-            return f"{path.name}: {error}"
-        if broken:
-            return f"{path.name}: {broken} is not what it was"
+def _start(path):
+    """The first bytes of a file; none where there is no file."""
+    if not path.is_file():
+        return b""
+    with open(path, "rb") as file:
+        return file.read(512)
+
+
+def _zip_damage(path):
+    """What is wrong with a file that torch.save wrote."""
+    try:
+        with zipfile.ZipFile(path) as content:
+            broken = content.testzip()
+    except Exception as error:  # whatever the bytes may be taken for
+        return f"{path.name}: {error}"
+    return f"{path.name}: {broken} is not what it was" if broken else ""
+
+
+def _text_damage(recoverable, path, end_of_epoch):
+    """What is wrong with a text that a small object saves; told by a copy."""
+    hook = hooks.get_default_hook(recoverable, hooks.DEFAULT_LOAD_HOOKS)
+    if not isinstance(recoverable, EpochCounter) or hook is None:
+        return ""  # only who wrote it knows
+    try:
+        hook(copy.deepcopy(recoverable), path, end_of_epoch)
+    except (ValueError, TypeError, LookupError) as error:
+        return f"{path.name}: {error}"
     return ""
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 from speechbrain.utils.logger import get_logger
 
-from ..utils import read_json, write_json
+from ..utils import folder_in_use, hold_folder, read_json, write_json
 from .hparams_source import (
     PLACES,
     REPORTED,
@@ -37,10 +37,6 @@ from .hparams_source import (
     unread,
 )
 
-try:
-    import fcntl
-except ImportError:  # not on Windows: nobody is asked there
-    fcntl = None
 
 __all__ = ["Experiment", "Step", "plan_steps", "read_hparams"]
 logger = get_logger(__name__)
@@ -95,7 +91,7 @@ class Experiment:
         keys = self._differing()
         if not keys:
             return
-        if not self.finished and not _in_use(self.folder):
+        if not self.finished and not folder_in_use(self.folder):
             self.makes_room = True
             return
         if "output_folder" in source.given:
@@ -132,7 +128,7 @@ class Experiment:
         if self.makes_room:
             _put_aside(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _hold(self.folder)
+        self._lock = hold_folder(self.folder)
         write_json(self.folder / "settings.json", self.asked)
 
     def read(self):
@@ -164,7 +160,7 @@ class Experiment:
             self.folder = first.parent.with_name(parent) / first.name
             self.makes_room = bool(self._differing())
             if not (
-                self.makes_room and (self.finished or _in_use(self.folder))
+                self.makes_room and (self.finished or folder_in_use(self.folder))
             ):
                 break
         shown = [word for key, word in words.items() if key != "estimator"]
@@ -235,31 +231,6 @@ class Experiment:
             f"{self.folder} holds a run with other {difference}. Delete it, "
             "or choose another place with --results_folder"
         )
-
-
-def _hold(folder):
-    """Marks a folder as in use, until this process ends, however it ends."""
-    if fcntl is None:
-        return None
-    lock = open(folder / ".in_use", "w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # another process, or a file system without locks
-        pass
-    return lock
-
-
-def _in_use(folder):
-    """Whether another process is at work in a folder."""
-    path = folder / ".in_use"
-    if fcntl is None or not path.exists():
-        return False
-    with open(path) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
 
 
 def _put_aside(folder):

@@ -53,7 +53,10 @@ def read_boxes(path):
     path, about = Path(path), {}
     try:
         if path.suffix == ".npy":
-            frames = list(np.load(path, allow_pickle=False))
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: no such file")
+            # Mapped: a header may tell of more than there is memory for
+            frames = list(np.load(path, mmap_mode="r", allow_pickle=False))
         else:
             content = strict_json(read_text(path))
             frames = content["frames"]
@@ -234,7 +237,7 @@ class FaceTrack:
 
     def check(self):
         """Raise ValueError on a track that contradicts itself."""
-        if self.boxes.shape != (len(self.doas), 4):
+        if self.doas.ndim != 1 or self.boxes.shape != (len(self.doas), 4):
             raise ValueError(
                 f"{len(self.doas)} directions for {len(self.boxes)} frames"
             )

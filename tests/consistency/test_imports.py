@@ -12,7 +12,8 @@ ALLOWED = {
     "quantization": set(),
     "allocation": {"quantization"},
     "training": {"quantization", "allocation"},
-    "ptq": {"quantization", "allocation", "training"},
+    # inference: how audio files are read
+    "ptq": {"quantization", "allocation", "training", "inference"},
     "decoders": set(),
     "nnet": {"decoders"},
     "lobes": {"nnet"},

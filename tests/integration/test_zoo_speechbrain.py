@@ -1,8 +1,9 @@
-"""Every layer class of SpeechBrain whose docstring builds one: packed, loaded.
+"""Every layer class of SpeechBrain: packed, loaded.
 
 The examples of the docstrings are run up to where they call what they build;
 that is packed and loaded into a copy with other weights, and must put out the
-same bits.
+same bits. Of classes whose docstring builds none, or a large one, there are
+small ones below.
 """
 
 import contextlib
@@ -36,6 +37,89 @@ from speechbrain_mpq.quantization.tensors import named_tensors
 
 LARGEST = 100_000  # parameters; the larger ones consist of the others
 ALL_BITS = (1, 1.6, *range(2, 17))
+
+
+# Module of speechbrain -> what builds its classes, in its own names
+SMALL = {
+    "nnet.attention": (
+        *("MultiheadAttention(2, 8)", "RelPosMHAXL(8, 2)", "RoPEMHA(8, 2)"),
+        *("RelPosEncXL(8)", "PositionalwiseFeedForward(8, input_size=4)"),
+    ),
+    "nnet.RNN": (
+        *("QuasiRNN(4, input_size=3)", "LiGRU_Layer(3, 4, 1, 2)"),
+        "SLiGRU_Layer(3, 4, 1, 2, recurrent_elementwise_affine=True)",
+    ),
+    "nnet.complex_networks.c_RNN": (
+        *("CLSTM_Layer(4, 4, 1, 2)", "CRNN_Layer(4, 4, 1, 2)"),
+        "CLiGRU_Layer(4, 4, 1, 2)",
+    ),
+    "nnet.quaternion_networks.q_RNN": (
+        *("QLSTM_Layer(4, 4, 1, 2)", "QRNN_Layer(4, 4, 1, 2)"),
+        "QLiGRU_Layer(4, 4, 1, 2)",
+    ),
+    "nnet.hypermixing": ("HyperMixing(8, 8)", "ParallelMLPs(4, 4)"),
+    "nnet.unet": ("UNetModel(1, 8, 1, 1, (), 0, (1, 2), norm_num_groups=2)",),
+    "nnet.utils": ("DoneDetector(nn.Linear(4, 4), nn.Linear(4, 1))",),
+    "lobes.models.ContextNet": (
+        "ContextNetBlock(4, 3, 1, 2, input_shape=[2, 5, 4])",
+    ),
+    "lobes.models.EnhanceResnet": ("SEblock(8)",),
+    "lobes.models.DiffWave": ("DiffWave(4, 1, 4, 1, 50)",),
+    "lobes.models.ECAPA_TDNN": (
+        "ECAPA_TDNN(4, channels=[8] * 5, lin_neurons=4, attention_channels=4, "
+        "se_channels=4)",
+    ),
+    "lobes.models.GatedNN": ("GatedNN([None, None, 4], neurons=4)",),
+    "lobes.models.HifiGAN": (
+        *("ResBlock1(4)", "ResBlock2(4)"),
+        "UnitHifiganGenerator(4, 1, '1', [[1, 3, 5]], [3], [4], 8, [2], "
+        "vocab_size=5, embedding_dim=4)",
+    ),
+    "lobes.models.MetricGAN": (
+        *("EnhancementGenerator(8, 4, 1)", "Learnable_sigmoid(4)"),
+    ),
+    "lobes.models.MetricGAN_U": ("EnhancementGenerator(8, 4, 1, 4)",),
+    "lobes.models.PIQ": ("ResBlockAudio(4)", "VQEmbedding(5, 4)"),
+    "lobes.models.ResNet": (
+        "ResNet(8, channels=[4] * 4, block_sizes=[1] * 4, lin_neurons=4)",
+    ),
+    "lobes.models.Tacotron2": (
+        "Tacotron2(True, 4, 5, 8, 5, 1, 8, 8, 4, 2, 3, 1, 4, 4, 4, 3, 8, 5, 2)",
+    ),
+    "lobes.models.VanillaNN": ("VanillaNN([None, None, 4], dnn_neurons=4)",),
+    "lobes.models.Xvector": (
+        *("Classifier([None, None, 4], lin_neurons=4, out_neurons=3)",),
+        "Discriminator([None, None, 4], lin_neurons=4)",
+    ),
+    "lobes.models.beats": (
+        *("GLU_Linear(4, 4)", "MultiheadAttention(8, 2)"),
+        "TransformerSentenceEncoderLayer(8, 8, 2)",
+    ),
+    "lobes.models.discrete.dac": (
+        *("Snake1d(4)", "ResidualVectorQuantize(4, 2, 5, 2)"),
+        *("ResidualUnit(4)", "EncoderBlock(4, 2)", "DecoderBlock(4, 2, 2)"),
+    ),
+    "lobes.models.dual_path": (
+        *("SBTransformerBlock(1, 8, 2, 8)", "SBRNNBlock(4, 4, 1)"),
+        *("PytorchTransformerBlock(8, 1, 2, 8)", "DPTNetBlock(8, 2, 8)"),
+        "SBConformerEncoderBlock(1, 8, 2, 8, kernel_size=3)",
+    ),
+    "lobes.models.resepformer": (
+        *("SBRNNBlock(4, 4, 1, 4)",),
+        "SBTransformerBlock_wnormandskip(1, 8, 2, 8)",
+    ),
+    "lobes.models.transformer.Branchformer": (
+        "BranchformerEncoder(1, 8, 2, 3, csgu_linear_units=8)",
+    ),
+    "lobes.models.transformer.Conformer": (
+        *("ConformerEncoder(1, 8, 8, 2, 3)", "ConformerDecoder(1, 2, 8, 8)"),
+    ),
+    "lobes.models.transformer.Transformer": (
+        "TransformerEncoder(1, 2, 8, d_model=8, ffn_type='1dcnn')",
+        *("TransformerDecoder(1, 2, 8, 8)", "NormalizedEmbedding(8, 5)"),
+    ),
+}
+SMALL = [(module, text) for module, own in SMALL.items() for text in own]
 
 
 class Called(Exception):
@@ -129,6 +213,27 @@ def with_other_weights(model):
             if value.is_floating_point():
                 value.add_(1)
     return other
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("module, text", SMALL)
+def test_small_ones_are_what_is_packed(tmp_path, module, text):
+    names = vars(importlib.import_module(f"speechbrain.{module}"))
+    torch.manual_seed(0)
+    model = eval(text, dict(names)).eval()
+    for parameter in model.parameters():
+        parameter.data.normal_()  # some are never set
+    quantized = copy.deepcopy(model)
+    if sum(1 for _ in model.parameters()):
+        quantize_(quantized, mixed_plan(model))
+    other = with_other_weights(model)
+    path = save_packed(quantized, tmp_path)
+    assert path.stat().st_size == packed_file_bytes(quantized)
+    load_packed_(other, tmp_path)
+    dequantize_(quantized, keep_quantized=True)
+    expected, state = quantized.state_dict(), other.state_dict()
+    assert sorted(state) == sorted(expected)
+    assert all(same_bits(state[n], expected[n]) for n in state)
 
 
 @pytest.mark.filterwarnings("ignore")

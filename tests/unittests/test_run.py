@@ -6,7 +6,13 @@ from helpers import TINY_RECIPE, brain_of, hparams_of, script
 from speechbrain_mpq import choose_bits
 from speechbrain_mpq.quantization.packing import read_packed
 from speechbrain_mpq.quantization.plan import BitPlan
-from speechbrain_mpq.run import main, quantized_fit
+from speechbrain_mpq.run import (
+    Runner,
+    UnsuitableScript,
+    main,
+    quantized_fit,
+)
+from speechbrain_mpq.utils import hold_folder
 
 
 class Onlooker:
@@ -36,6 +42,10 @@ class Onlooker:
         (["--rows", "0"], "rows must be a positive number"),
         (["--weights", "gone"], "no folder gone: change --weights"),
         (["--folder", __file__], "is no folder: change --folder"),
+        (["--weights", "."], "no checkpoint in .: --weights wants"),
+        (["--candidate_bits", "2", "17"], "candidate bits .* not 17"),
+        (["--min_bits", "0"], "min_bits is 0: take 1 to 16"),
+        (["--batches", "0"], "batches is 0: take at least 1"),
     ],
 )
 def test_runner_does_not_start_what_it_cannot_finish(tmp_path, options, match):
@@ -106,3 +116,24 @@ def test_jit_is_refused_before_any_scoring(tmp_path):
         choose_bits(brain, [], "kl", progress=False)
     brain = brain_of(hparams, jit=True, jit_module_keys=["output"])
     choose_bits(brain, [], "uniform", exclude=["output.*"], rounding="nearest")
+
+
+def test_a_brain_that_no_script_has_is_told_before_any_training(tmp_path):
+    brain = brain_of(hparams_of("plain", tmp_path))
+    runner = Runner("4", brain="TinyASP")
+    with pytest.raises(UnsuitableScript, match="did you mean TinyASR"):
+        runner.before_fit(brain, [], [], {})
+    Runner("4", brain="Brain").before_fit(brain, [], [], {})  # a later one
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    brain = brain_of(hparams_of("plain", tmp_path))
+    held = hold_folder(tmp_path)
+    with pytest.raises(UnsuitableScript, match="another process is at work"):
+        Runner("4").before_fit(brain, [], [], {})
+    held.close()
+    runner = Runner("4", scores="uniform", rounding="nearest")
+    runner.before_fit(brain, [], [], {})
+    with pytest.raises(UnsuitableScript, match="another process is at work"):
+        Runner("4").before_fit(brain_of(hparams_of("plain", tmp_path)), [], [], {})
+    runner.release()

@@ -11,6 +11,7 @@ import pytest
 from speechbrain_mpq import utils
 from speechbrain_mpq.utils import (
     atomic_write,
+    check_output,
     keep_freed_memory,
     open_input,
     read_json,
@@ -214,3 +215,30 @@ def test_pipes_are_read_and_not_waited_for(tmp_path, monkeypatch):
     os.close(slow)
     with pytest.raises(FileNotFoundError, match="neither a file nor a pipe"):
         open_input(tmp_path)
+
+
+def test_a_pipe_is_written_to_and_stays_one(tmp_path):
+    """As /dev/null does, which a superuser could replace by a file."""
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    write_text(pipe, "sound")
+    reader.join()
+    assert read == ["sound"] and pipe.is_fifo()
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_outputs_that_cannot_be(tmp_path):
+    (tmp_path / "in.json").write_text("{}")
+    (tmp_path / "link").symlink_to("in.json")
+    check_output(tmp_path / "out.json", tmp_path / "in.json", None)
+    for name in ("in.json", "link"):
+        with pytest.raises(ValueError, match="is the input"):
+            check_output(tmp_path / name, tmp_path / "in.json")
+    with pytest.raises(ValueError, match="more than 255 bytes"):
+        check_output(tmp_path / ("a" * 256))
+    with pytest.raises(FileNotFoundError, match="make it first"):
+        check_output(tmp_path / "no" / "out.json")
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        check_output(tmp_path)

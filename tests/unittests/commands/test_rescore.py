@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
@@ -138,11 +142,11 @@ def test_unknown_words(folder, capsys):
             "below",
         ),
         ({"hypotheses": [], "scores": []}, (), "has no hypotheses"),
-        ({"hypotheses": ["so"], "scores": [-1]}, ("--ngram", "no"), "no: No"),
+        ({"hypotheses": ["so"], "scores": [-1]}, ("--ngram", "no"), "no: no"),
         (
             {"hypotheses": ["so"], "scores": [-1]},
             ("--out", "none/out.json"),
-            "none/out.json: no such folder",
+            "none is no folder: make it first",
         ),
     ],
 )
@@ -172,3 +176,58 @@ def test_the_stored_integers_rank_alike(folder, capsys):
     exact = capsys.readouterr().out
     assert call(folder, "--lm_weight", "3", "--engine", "onnx") == 0
     assert capsys.readouterr().out == exact
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--out", "."], "is a folder: name a file in it"),
+        (["--best", "no/where"], "no is no folder"),
+        (["--out", "nbest.json"], "is the input"),
+        (["--best", "x", "--out", "x"], "or another output"),
+    ],
+)
+def test_outputs_are_checked_before_the_work(
+    folder, capsys, monkeypatch, options, message
+):
+    monkeypatch.chdir(folder)
+    before = (folder / "nbest.json").read_text()
+    assert main(["rescore", "nbest.json", "--lm", "none", *options]) == 1
+    assert message in capsys.readouterr().err
+    assert (folder / "nbest.json").read_text() == before
+
+
+def test_scores_that_are_no_numbers_order_nothing(folder, capsys):
+    out = folder / "out.json"
+    assert call(folder, "--lm_weight", "1e308", "--out", str(out)) == 1
+    assert "u2: 'so be it' has a score of -inf" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_hypothesis_is_one_line(folder, capsys):
+    row = {"id": "u1", "hypotheses": ["so\nbe\tit"], "scores": [-1]}
+    (folder / "nbest.json").write_text(json.dumps(row))
+    assert call(folder) == 0
+    assert capsys.readouterr().out == "u1 so be it\n"
+
+
+def test_words_are_utf8_whatever_the_terminal(folder):
+    row = {"id": "u1", "hypotheses": ["so café it be"], "scores": [-1]}
+    (folder / "nbest.json").write_text(json.dumps(row))
+    command = [sys.executable, "-m", "speechbrain_mpq", "rescore"]
+    command += [str(folder / "nbest.json"), "--lm", str(folder / "lm")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert done.stdout == "u1 so café it be\n".encode()
+
+
+def test_lists_from_a_pipe(folder, capsys):
+    content = (folder / "nbest.json").read_text()
+    (folder / "nbest.json").unlink()
+    os.mkfifo(folder / "nbest.json")
+    pipe = folder / "nbest.json"
+    writer = threading.Thread(target=pipe.write_text, args=[content])
+    writer.start()
+    assert call(folder, "--lm_weight", "0") == 0
+    writer.join()
+    assert capsys.readouterr().out == "u2 so be it\nu1\n"

@@ -379,6 +379,8 @@ def test_output_into_a_folder(folder, mixture, capsys):
         (["*.ogg"], "*.ogg: no file has such a name"),
         (["empty"], "empty: no audio files"),
         (["shelf", "-o", "no/where"], "no is no folder: make it first"),
+        (["shelf", "-o", "notes"], "-o notes is no folder: name another"),
+        (["mix.wav", "-o", "notes/"], "-o notes is no folder: name another"),
     ],
 )
 def test_names_are_checked_before_the_work(
@@ -389,6 +391,7 @@ def test_names_are_checked_before_the_work(
         Path(name).parent.mkdir(exist_ok=True)
         soundfile.write(name, np.zeros((16000, 7)), 16000)
     Path("empty").mkdir()
+    Path("notes").touch()
     before = sorted(mixture.parent.rglob("*"))
     doa = [] if "--doa" in arguments else ["--doa", "60"]
     assert main(["separate", *arguments, *doa, "--model", "none"]) == 1

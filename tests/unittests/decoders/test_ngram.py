@@ -1,6 +1,8 @@
-"""N-grams as ARPA files, against those of the graphs."""
+"""N-grams as ARPA files, against those of the graphs, and damaged ones."""
 
 import math
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -67,3 +69,65 @@ def test_ctc_graph_has_blanks_between_equal_phones():
     pairs = {(phones[a], phones[b]) for a, b in arcs}
     assert (1, 1) not in pairs
     assert {(1, 0), (0, 1), (1, 2), (0, 2), (2, 0)} == pairs
+
+
+ARPA = """\\data\\
+ngram 1=3
+ngram 2=1
+
+\\1-grams:
+-0.5 so -0.5
+-0.5 </s>
+-99 <s> -0.25
+
+\\2-grams:
+-0.3 so so
+
+\\end\\
+"""
+
+
+def read(folder, text, encoding="utf-8"):
+    """The n-grams of a file."""
+    (folder / "lm.arpa").write_text(text, encoding=encoding)
+    return Ngram(folder / "lm.arpa")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_what_an_editor_has_written_is_read(tmp_path, encoding):
+    scores = read(tmp_path, ARPA, encoding).score(["so", "so"])
+    assert [round(score / 2.302585, 4) for score in scores] == [
+        *(-0.75, -0.3, -1.0)
+    ]
+
+
+def test_a_pipe_is_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    pipe = tmp_path / "pipe"
+    writer = threading.Thread(target=pipe.write_text, args=[ARPA])
+    writer.start()
+    assert Ngram(pipe).model.top_order == 2
+    writer.join()
+
+
+@pytest.mark.parametrize("length", range(0, len(ARPA) - 8, 7))
+def test_a_file_that_was_cut_is_an_error_not_a_wait(tmp_path, length):
+    with pytest.raises(ValueError, match="is no ARPA file"):
+        read(tmp_path, ARPA[:length])
+
+
+@pytest.mark.parametrize(
+    "old, new, match",
+    [
+        ("1=3", "1=4", "3 of 4 1-grams"),
+        ("2=1", "2=0", "1 of 0 2-grams"),
+        ("-0.5 so", "0.5 so", "so: a log-probability of 0.5"),
+        ("-0.5 so", "nan so", "so: a log-probability of nan"),
+        ("-0.3 so so", "inf so so", "so so: a log-probability of inf"),
+        ("so -0.5", "so nan", "so: a back-off weight of nan"),
+        ("</s>", "end", "no </s> among its words"),
+    ],
+)
+def test_what_is_no_model_is_refused(tmp_path, old, new, match):
+    with pytest.raises(ValueError, match=match):
+        read(tmp_path, ARPA.replace(old, new))

@@ -14,6 +14,7 @@ from speechbrain_mpq.inference.audio import (
     AudioError,
     AudioFile,
     audio_format,
+    read_segment,
     seekable,
     used_channels,
 )
@@ -161,6 +162,36 @@ def test_a_header_that_lies_loses_nothing(kind, declared):
     if (kind, declared) != ("FLAC", 0):
         (warning,) = stats.warnings
         assert "its header tells" in warning
+
+
+@pytest.mark.parametrize("declared", [None, 0, 1000])
+@pytest.mark.parametrize("kind", ["FLAC", "WAV"])
+def test_a_tag_before_the_file_hides_nothing(kind, declared):
+    """Music players write ID3 tags, which libsndfile looks past."""
+    signal, file = noise(samples=9000, channels=3), io.BytesIO()
+    soundfile.write(file, signal, 16000, "PCM_16", format=kind)
+    whole, content = opened(io.BytesIO(file.getvalue())), file.getvalue()
+    if declared is not None:
+        content = with_length(content, kind, declared)
+    tag = b"ID3\x04\x00\x00\x00\x00\x01\x02" + bytes(130)
+    tagged = opened(io.BytesIO(tag + content))
+    assert tagged.scan().samples == whole.scan().samples == 9000
+    assert torch.equal(read(tagged), read(whole))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_segments_of_files_whose_header_lies(kind, tmp_path, caplog):
+    signal, file = noise(samples=9000, channels=3), io.BytesIO()
+    soundfile.write(file, signal, 16000, "PCM_16", format=kind)
+    path, whole = tmp_path / "a", tmp_path / "b"
+    path.write_bytes(with_length(file.getvalue(), kind, 1000))
+    whole.write_bytes(file.getvalue())
+    wanted = soundfile.read(whole, dtype="float32")[0]
+    for start, stop in ((0, None), (100, 300), (8000, 9000), (8999, None)):
+        samples, rate = read_segment(path, start, stop)
+        assert rate == 16000
+        np.testing.assert_array_equal(samples, wanted[start:stop])
+    assert kind == "FLAC" or "its header tells" in caplog.text
 
 
 def test_what_stands_behind_the_sound_is_no_sound():
@@ -318,7 +349,7 @@ def test_silence_stays_silence():
             assert not output.finish().any()
 
 
-@pytest.mark.parametrize("level", ["loud", None, float("nan")])
+@pytest.mark.parametrize("level", ["loud", None, float("nan"), 800, -1000])
 def test_bad_levels(level):
     with pytest.raises(ValueError, match="level must be"):
         TargetOutput(level=level)

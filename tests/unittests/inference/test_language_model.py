@@ -203,3 +203,16 @@ def test_engine_runs_the_stored_integers(kind, tmp_path):
         assert (row.log_probs - given.log_probs).abs().max() < 0.1
     with pytest.raises(ValueError, match="engine must be one of"):
         LanguageModel.from_pretrained(tmp_path, engine="openvino")
+
+
+def test_a_folder_is_whole_with_its_own_vocabulary_only(tmp_path):
+    folder = saved(tmp_path, network())
+    assert check_folder(folder) == []
+    path = folder / "vocab.txt"
+    words = path.read_text().split()
+    path.write_text("\n".join([*words[:4], *words[:3:-1]]))  # other numbers
+    (problem,) = check_folder(folder)
+    assert "the vocabulary is not the one that" in problem
+    path.unlink()
+    (problem,) = check_folder(folder)
+    assert "needs the vocabulary beside it" in problem

@@ -192,3 +192,22 @@ def test_no_memory_for_weights_that_fit_nothing(tmp_path):
     )
     assert "another model: lacks" in done.stderr
     assert int(done.stdout) < 12 * 1024, "KiB"
+
+
+def test_nothing_is_decoded_of_a_file_that_fits_nothing(tmp_path, monkeypatch):
+    """Its header is enough: 64 integers may hide in a coded byte."""
+    separator = load_separator("pretrained/separator_mini")
+    quantize_(separator, 2)
+    folder = save_separator(separator, tmp_path, entropy_coded=True)
+    path = folder / "model.safetensors"
+    container = read_container(path)
+    config = container.config
+    assert container.version == "5"
+    config["architecture"]["arguments"]["channels"] += 8
+    write_container(path, container.tensors, config, "5")
+    for name in ("decode_pool", "decode_states"):
+        monkeypatch.delattr(f"speechbrain_mpq.quantization.unpacking.{name}")
+    with pytest.raises(PackedModelError, match="the model's is"):
+        load(folder)
+    (problem, *_) = check_folder(folder)
+    assert "the model's is" in problem

@@ -1,6 +1,8 @@
 """Manifests in SpeechBrain's own forms, and references in them."""
 
 import json
+import os
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,6 +70,47 @@ def test_manifests_that_readers_would_differ_on(tmp_path):
     path.write_text('{"a": {"wav": "a.wav"}, "a": {"wav": "b.wav"}}')
     with pytest.raises(ValueError, match="the key 'a' twice"):
         read_manifest(path)
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"a": 5}', '{"a": ["b.wav"]}', '"a"'])
+def test_what_is_no_manifest(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match="is no manifest"):
+        read_manifest(tmp_path / "manifest.json")
+
+
+def test_braces_of_a_transcript_are_no_places(audio, tmp_path):
+    said = "{noise} so {data_root:>999999999999} {"
+    (item,) = items(tmp_path, {"a": {"wav": NAME, "words": said}})
+    assert item.entry["words"] == said and len(item.audio) == 400
+
+
+def test_a_manifest_from_a_pipe(audio, tmp_path):
+    pipe, entry = tmp_path / "pipe", {"a": {"wav": NAME}}
+    os.mkfifo(pipe)
+    text = json.dumps(entry)
+    writer = threading.Thread(target=pipe.write_text, args=[text])
+    writer.start()
+    (item,) = read_items(read_manifest(pipe), 16000)
+    writer.join()
+    assert len(item.audio) == 400
+
+
+def test_audio_whose_header_lies_is_read_whole(audio, tmp_path):
+    path = tmp_path / "long.wav"
+    content = bytearray(path.read_bytes())
+    place = content.index(b"data") + 4
+    content[place : place + 4] = (80).to_bytes(4, "little")
+    path.write_bytes(content)
+    (item,) = items(tmp_path, {"a": {"wav": NAME}})
+    assert np.allclose(item.audio, audio, atol=1e-4)
+
+
+def test_files_of_one_recording_have_one_rate(audio, tmp_path):
+    soundfile.write(tmp_path / "other.wav", np.zeros(400), 8000)
+    files = [NAME, "{data_root}/other.wav"]
+    with pytest.raises(ValueError, match=r"sampled at \[8000, 16000\] Hz"):
+        items(tmp_path, {"a": {"wav": {"files": files}}})
 
 
 def test_columns_of_a_csv(audio, tmp_path):

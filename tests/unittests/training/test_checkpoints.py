@@ -6,6 +6,7 @@ import pytest
 import torch
 from speechbrain.nnet.adapters import AdaptedModel, LoRA
 from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.epoch_loop import EpochCounter
 
 from speechbrain_mpq.quantization.fake_quant import (
     FakeQuantize,
@@ -95,7 +96,39 @@ def flipped(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [empty, zeros, half, flipped, os.remove])
+def other(path):
+    """What a server answers with, or a file that was written over."""
+    path.write_bytes(b"<html>404</html>")
+
+
+def byte(path):
+    """Cut after the first byte."""
+    path.write_bytes(path.read_bytes()[:1])
+
+
+def folder(path):
+    """No file at all."""
+    path.unlink()
+    path.mkdir()
+
+
+def link(path):
+    """A link to what is gone."""
+    path.unlink()
+    path.symlink_to("gone")
+
+
+def pipe(path):
+    """What nobody writes to."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGES = [empty, zeros, half, flipped, os.remove]
+DAMAGES += [other, byte, folder, link, pipe]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("how", [{}, {"min_key": "loss"}], ids=["new", "best"])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog, damage, how):
     checkpointer, layer, newer = two_checkpoints(tmp_path)
@@ -107,7 +140,34 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog, damage, how):
     assert "in its place" in caplog.text
 
 
-@pytest.mark.parametrize("text", ["", "\0" * 80, "unixtime: 1", "a: [", "- 1"])
+@pytest.mark.parametrize("text", ["1.5", "x", "[1]"])
+def test_a_damaged_counter_is_passed_over(tmp_path, text):
+    counter = EpochCounter(9)
+    checkpointer, layer, newer = two_checkpoints(tmp_path, counter=counter)
+    newer.paramfiles["counter"].write_text(text)
+    checkpointer.recover_if_possible()
+    assert layer.weight.tolist() == [[1.0, 1.0]] and counter.current == 0
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path, order):
+    layer = torch.nn.Linear(2, 1)
+    checkpointer = AtomicCheckpointer(tmp_path, {"layer": layer})
+    for loss in (float("nan"), 2.0, float("inf"))[::order]:
+        layer.weight.data.fill_(loss)
+        checkpointer.save_checkpoint({"loss": loss, "lost": float("nan")})
+    for how in ({"min_key": "loss"}, {"max_key": "loss"}):
+        found = checkpointer.recover_if_possible(**how)
+        assert found.meta["loss"] == 2.0
+    with pytest.raises(ValueError, match="has a finite lost: the training"):
+        checkpointer.recover_if_possible(min_key="lost")
+
+
+TEXTS = ["", "\0" * 80, "unixtime: 1", "a: [", "- 1"]
+TEXTS += [f"end-of-epoch: true\nunixtime: {x}" for x in ("today", ".nan", "[]")]
+
+
+@pytest.mark.parametrize("text", TEXTS)
 def test_a_damaged_description_is_passed_over(tmp_path, caplog, text):
     checkpointer, layer, newer = two_checkpoints(tmp_path)
     (newer.path / "CKPT.yaml").write_text(text)

@@ -1,6 +1,7 @@
 """From boxes to directions: faces followed, smoothed, and what may be wrong."""
 
 import json
+import os
 from itertools import permutations
 
 import numpy as np
@@ -384,3 +385,20 @@ def test_broken_boxes_are_named(tmp_path, text):
         with pytest.raises(ValueError) as caught:
             read_boxes(path)
         assert str(path) in str(caught.value)
+
+
+def test_boxes_that_tell_of_more_than_there_is(tmp_path):
+    path = tmp_path / "boxes.npy"
+    np.save(path, np.zeros((3, 4)))
+    shape = b"(1000000000000, 4), }"
+    content = path.read_bytes()
+    start = content.index(b"(3, 4)")
+    path.write_bytes(
+        content[:start] + shape + content[start + len(shape) :]
+    )
+    with pytest.raises(ValueError, match="holds no face boxes"):
+        read_boxes(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_boxes(path)
