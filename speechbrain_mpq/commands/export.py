@@ -9,6 +9,8 @@ SpeechBrain's own interfaces becomes one ONNX file, from samples to scores.
 import tempfile
 from pathlib import Path
 
+from ..utils import check_output
+
 HELP = "make a packed model ready for OpenVINO or ONNX Runtime"
 EXAMPLE = """
   speechbrain-mpq export packed --calibration mixtures.json -o fast
@@ -85,6 +87,7 @@ def _interface(options):
     cls = find_class(options.class_name)
     check_source(folder)
     out = Path(options.out or f"{folder.resolve().name}.onnx")
+    check_output(out)
     with tempfile.TemporaryDirectory() as fetched:
         interface = cls.from_hparams(source=str(folder), savedir=fetched)
         report = export_interface(interface, out, folder)

@@ -61,7 +61,9 @@ class OutputNames:
             return
         taken = self.folder is not None and os.path.lexists(self.folder)
         if taken and not self.folder.is_dir():
-            raise FileExistsError(f"-o {self.folder} is no folder: name another")
+            raise FileExistsError(
+                f"-o {self.folder} is no folder: name another"
+            )
         if self.folder is None or self.folder.is_dir():
             for file in self.files:
                 self.of(file, doas or [0.0], named=doas is None)

@@ -15,7 +15,7 @@ from ..lobes.models.audio_visual import begin_with_audio_
 from ..lobes.models.separator import build_separator
 from ..lobes.models.tcn import equalize_inputs_, fold_norms_
 from ..quantization.container import PackedModelError
-from ..quantization.packing import load_packed_, read_model
+from ..quantization.packing import MODEL_FILE, load_packed_, read_model
 from ..quantization.tensors import named_tensors
 from ..quantization.unpacking import check_declared
 from .hub import HYPERPARAMS_FILE

@@ -5,6 +5,7 @@ its scores are those of the training graph to the last bit.
 """
 
 import logging
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -205,6 +206,11 @@ class QualityEstimator:
             score = float(self._bits(features[0]))
         else:
             score = self.network(features).item()
+        if not math.isfinite(score):  # which limits would make a good one
+            raise ValueError(
+                f"the model puts out {score}: its weights are damaged or "
+                "diverged: take another folder"
+            )
         low, high = RANGES.get(self.measure, (-np.inf, np.inf))
         return min(max(score, low), high)
 

@@ -10,7 +10,6 @@ from ..quantization.container import PackedModelError
 from ..quantization.packing import (
     CONFIG_FILE,
     MODEL_FILE,
-    read_model,
     readable_config,
 )
 from ..utils import strict_json
@@ -141,7 +140,9 @@ def _companion_problems(folder, packed, model):
             check(folder, model)
         except (OSError, ValueError) as error:
             problems.append(f"{folder / name}: {error}")
-    if (folder / VOCABULARY_FILE).exists() and VOCABULARY_FILE not in companions:
+    if (
+        folder / VOCABULARY_FILE
+    ).exists() and VOCABULARY_FILE not in companions:
         problems.append(f"{folder / VOCABULARY_FILE}: does not belong here")
     return problems
 

@@ -20,8 +20,8 @@ import torch
 import yaml
 from speechbrain.utils import checkpoints as hooks
 from speechbrain.utils.checkpoints import METAFNAME, Checkpointer
-from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
+from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.logger import get_logger
 
 from ..quantization.parametrized import chains, quantizer_of
@@ -173,8 +173,8 @@ class AtomicCheckpointer(Checkpointer):
         """Whether something is saved as SpeechBrain saves modules."""
         own = self.recoverables.get(name)
         hook = hooks.get_default_hook(own, hooks.DEFAULT_LOAD_HOOKS)
-        return hook is hooks.torch_recovery and not (
-            name in self.custom_load_hooks
+        return (
+            hook is hooks.torch_recovery and name not in self.custom_load_hooks
         )
 
     def find_checkpoints(

@@ -37,7 +37,6 @@ from .hparams_source import (
     unread,
 )
 
-
 __all__ = ["Experiment", "Step", "plan_steps", "read_hparams"]
 logger = get_logger(__name__)
 _LONGEST = 48  # letters of what a folder's name says of its settings
@@ -159,9 +158,8 @@ class Experiment:
             parent = f"{first.parent.name}-{suffix}"
             self.folder = first.parent.with_name(parent) / first.name
             self.makes_room = bool(self._differing())
-            if not (
-                self.makes_room and (self.finished or folder_in_use(self.folder))
-            ):
+            taken = self.finished or folder_in_use(self.folder)
+            if not (self.makes_room and taken):
                 break
         shown = [word for key, word in words.items() if key != "estimator"]
         self.variant = ", ".join(shown).replace("_", " ")

@@ -134,6 +134,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
     held.close()
     runner = Runner("4", scores="uniform", rounding="nearest")
     runner.before_fit(brain, [], [], {})
+    other = brain_of(hparams_of("plain", tmp_path))
     with pytest.raises(UnsuitableScript, match="another process is at work"):
-        Runner("4").before_fit(brain_of(hparams_of("plain", tmp_path)), [], [], {})
+        Runner("4").before_fit(other, [], [], {})
     runner.release()

@@ -208,3 +208,13 @@ def test_the_model_that_comes_with_the_package():
     assert isinstance(estimator.network, BinaryDNSMOS)
     noise = torch.randn(1, 48000, generator=torch.manual_seed(0))
     assert estimator.estimate_batch(noise).item() < 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_diverged_model_has_no_score(value):
+    """Within the limits of PESQ infinity would be the best there is."""
+    network = DNSMOS(SMALL, (8, 8), measure="pesq")
+    torch.nn.init.constant_(list(network.parameters())[-1], value)
+    estimator = QualityEstimator(network)
+    with pytest.raises(ValueError, match="the model puts out"):
+        estimator.estimate_batch(torch.from_numpy(speechlike(3.0))[None])

@@ -393,9 +393,7 @@ def test_boxes_that_tell_of_more_than_there_is(tmp_path):
     shape = b"(1000000000000, 4), }"
     content = path.read_bytes()
     start = content.index(b"(3, 4)")
-    path.write_bytes(
-        content[:start] + shape + content[start + len(shape) :]
-    )
+    path.write_bytes(content[:start] + shape + content[start + len(shape) :])
     with pytest.raises(ValueError, match="holds no face boxes"):
         read_boxes(path)
     path.unlink()
