@@ -1,7 +1,7 @@
 """N-gram language models: estimated, written as ARPA files, and read.
 
-Its reader believes what it reads, and waits without end for a section that was
-cut off: what a file declares is held against what it has.
+SpeechBrain's reader believes what it reads, and waits without end for a section
+that was cut off: what a file declares is held against what it has.
 """
 
 import codecs
