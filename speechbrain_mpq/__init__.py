@@ -74,6 +74,8 @@ _HOMES = {
     "save_quality_estimator": "inference.quality_estimation",
     "HybridASR": "inference.speech_recognition",
     "save_recognizer": "inference.speech_recognition",
+    "SpeechEnhancer": "inference.enhancement",
+    "save_enhancer": "inference.enhancement",
     "repack": "inference.folder",
     "check_folder": "inference.verification",
 }

@@ -17,6 +17,8 @@ from .inference.chunks import SeparationStream as SeparationStream
 from .inference.classification import (
     SpokenWordClassifier as SpokenWordClassifier,
 )
+from .inference.enhancement import SpeechEnhancer as SpeechEnhancer
+from .inference.enhancement import save_enhancer as save_enhancer
 from .inference.folder import repack as repack
 from .inference.folder import save_separator as save_separator
 from .inference.interfaces import doa_from_face as doa_from_face

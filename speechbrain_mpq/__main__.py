@@ -17,6 +17,7 @@ COMMANDS = (
     "locate",
     "quantize",
     "separate",
+    "enhance",
     "inspect",
     "verify",
     "export",

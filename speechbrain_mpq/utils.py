@@ -30,10 +30,11 @@ try:
 except ImportError:  # Windows: what killed processes leave is not found
     fcntl = None
 
-# The packed model that comes with the package; what it does is in its README
+# The packed models that come with the package; READMEs say what they do
 BUNDLED_MODEL = Path(__file__).parent / "pretrained" / "separator_voices_4bit"
 # The one that predicts speech quality
 BUNDLED_QUALITY_MODEL = BUNDLED_MODEL.parent / "quality_bam_4bit"
+BUNDLED_ENHANCER = BUNDLED_MODEL.parent / "enhancer_mini_4bit"
 SAMPLE_RATE = 16000  # Hz, of all speech here
 # Degrees between two talkers, [low, high); 180 belongs to the last.
 BUCKETS = ((0, 15), (15, 45), (45, 90), (90, 180))

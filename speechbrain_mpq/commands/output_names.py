@@ -1,4 +1,4 @@
-"""Names of the files that separated talkers are written to."""
+"""Names of the files that speech is written to."""
 
 import os
 import sys
@@ -19,6 +19,8 @@ class OutputNames:
         the current folder. Several recordings need a folder, which is made.
     files : list of str
         The recordings; none of them is ever written to.
+    word : str or None
+        What is added to a recording's name where there are no directions.
 
     Example
     -------
@@ -32,8 +34,8 @@ class OutputNames:
     ValueError: a/mix.wav and b/mix.wav would both become mix_60.wav: ...
     """
 
-    def __init__(self, out, files):
-        self.out, self.files = out, files
+    def __init__(self, out, files, word=None):
+        self.out, self.files, self.word = out, files, word
         several = len(files) > 1
         ending = Path(out or "").suffix.lower()
         if several and out == STREAM:
@@ -113,8 +115,11 @@ class OutputNames:
         # Pipes have names that tell nothing
         is_file = os.path.isfile(file) or not os.path.exists(file)
         pipe = file == STREAM or not is_file
-        stem = "separated" if pipe else Path(file).stem
         folder = self.folder or Path()
+        if self.word:
+            stem = "" if pipe else f"{Path(file).stem}_"
+            return [folder / f"{stem}{self.word}.wav"]
+        stem = "separated" if pipe else Path(file).stem
         return [folder / f"{stem}_{doa:g}.wav" for doa in doas]
 
     def _check_different(self, doas):
@@ -127,7 +132,7 @@ class OutputNames:
                 shown = path.name if doas else f"{Path(file).stem}_...wav"
                 raise ValueError(
                     f"{other} and {file} would both become {shown}: rename "
-                    "one, or separate them into folders of their own with -o"
+                    "one, or write them into folders of their own with -o"
                 )
 
     def _check_no_input(self, path):

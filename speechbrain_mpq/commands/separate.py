@@ -5,10 +5,10 @@ import logging
 import shutil
 import sys
 import time
-from pathlib import Path
 
-from ..utils import BUNDLED_MODEL, error_text
+from ..utils import BUNDLED_MODEL
 from .device import add_engine_options, check_device
+from .file_loop import LONG, each_recording, speed
 from .output_names import OutputNames
 from .source import STREAM, open_source, recordings
 
@@ -27,7 +27,6 @@ EXAMPLE = """
       speechbrain-mpq separate - --doa 90 --model packed -o - | aplay"""
 
 
-LONG = 20.0  # seconds of audio from where on progress is shown
 AUTO = "auto"
 LOOK = 60.0  # seconds of a recording that the check of a direction hears
 LITTLE = 0.02  # of all onsets: a talker has more
@@ -126,44 +125,21 @@ def run(options) -> int:
         for path in found:
             print(path)
         if audio.seconds > LONG and not options.quiet:
-            print(_speed(audio.seconds, seconds), file=sys.stderr)
+            print(speed(audio.seconds, seconds), file=sys.stderr)
     return 0
 
 
 def _separate_all(files, doas, names, options):
-    """Separate recordings one after the other; a bad one stops no other."""
-    from tqdm import tqdm
-
+    """Separate recordings one after the other."""
     model = _load(options, doas)
-    failed, sound, work = [], 0.0, 0.0
-    with tqdm(files, unit="file", disable=options.quiet) as bar:
-        for file in bar:
-            bar.set_postfix_str(Path(file).name)
-            started = time.perf_counter()
-            try:
-                with open_source(file) as opened:
-                    audio = model.open_audio(*opened)
-                    found = _separate(model, audio, file, doas, names, options)
-            except BrokenPipeError:
-                raise
-            except (ValueError, OSError) as error:
-                failed.append(file)
-                bar.write(error_text(error), file=sys.stderr)
-                continue
-            sound += audio.seconds
-            work += time.perf_counter() - started
-            for path in found:
-                bar.write(str(path), file=sys.stdout)
-    if sound and not options.quiet:
-        count = len(files) - len(failed)
-        print(f"{count} recordings: {_speed(sound, work)}", file=sys.stderr)
-    if failed:
-        print(
-            f"{len(failed)} of {len(files)} recordings failed: "
-            f"{', '.join(failed)}",
-            file=sys.stderr,
-        )
-    return 1 if failed else 0
+
+    def work(file):
+        with open_source(file) as opened:
+            audio = model.open_audio(*opened)
+            found = _separate(model, audio, file, doas, names, options)
+            return audio.seconds, found
+
+    return each_recording(files, work, options.quiet)
 
 
 def _load(options, doas):
@@ -180,14 +156,6 @@ def _load(options, doas):
     if doas != [AUTO]:
         check_doa(torch.tensor(doas), model.separator.features.planar)
     return model
-
-
-def _speed(sound, seconds):
-    """How long separation took, in words."""
-    return (
-        f"{sound:.1f} s of sound in {seconds:.1f} s, "
-        f"{sound / max(seconds, 1e-9):.3g} x real time"
-    )
 
 
 def _direction(text):

@@ -21,6 +21,7 @@ _HOMES = {  # modules that register a task
     "language modelling": "language_task",
     "speech quality": "quality_task",
     "speech recognition": "recognition_task",
+    "noise suppression": "enhancement_task",
 }
 _TASKS = {}
 

@@ -101,15 +101,19 @@ class AudioFile:
     source : str, Path or binary file
         Anything that libsndfile reads, pipes too; a binary file must be
         seekable.
-    microphones : sequence of int
+    microphones : sequence of int or None
         Numbers of the microphones that are used, from 1, reference first.
+        None: all channels.
     array_size : int or None
         Microphones of the whole array. The file has these, in order, or
-        just those that are used. None: the file may have any others, too.
+        just those that are used. None: it is no array's, and may have any
+        channels.
     name : str or None
         For messages; None: the source.
     min_samples : int
         Shortest signal, at 16 kHz.
+    min_rate : int
+        Lowest sampling rate in Hz.
 
     Example
     -------
@@ -121,21 +125,30 @@ class AudioFile:
     """
 
     def __init__(
-        self, source, microphones, array_size, name=None, min_samples=512
+        self,
+        source,
+        microphones=None,
+        array_size=None,
+        name=None,
+        min_samples=512,
+        min_rate=SAMPLE_RATE,
     ):
         no_name = hasattr(source, "seek")
         self.name = name or ("the recording" if no_name else source)
         self.source = _twice_readable(source)
-        self.microphones = list(microphones)
         with self._opened() as file:
             self._header = read_header(file)
         with self._decoded() as file:
             self.rate, self.frames = file.samplerate, file.frames
             self.channels = file.channels
+        self._array = array_size is not None
+        if microphones is None:
+            microphones = range(1, self.channels + 1)
+        self.microphones = list(microphones)
         self._index = used_channels(
             self.channels, self.microphones, array_size, self.name
         )
-        self._check_rate()
+        self._check_rate(min_rate)
         self._stats, self._told = None, False
         self._offset = np.zeros(len(self._index))
         if self._header.open_end:
@@ -144,7 +157,9 @@ class AudioFile:
             raise AudioError(
                 self.name,
                 f"{self.frames} samples at {self.rate} Hz are shorter than "
-                f"one window of {min_samples} at {SAMPLE_RATE} Hz",
+                f"one window of {min_samples} at {SAMPLE_RATE} Hz"
+                if self.frames
+                else "it is empty, 0 samples",
                 "record more",
             )
 
@@ -218,7 +233,8 @@ class AudioFile:
         power = np.where(
             square - mean**2 > 1e-12 * mean**2, square - mean**2, 0.0
         )
-        if power.any() and mics > 1 and not copies.differ:
+        alike = mics > 1 and not copies.differ
+        if self._array and power.any() and alike:
             raise AudioError(
                 self.name,
                 f"its {mics} channels are the same: one signal, copied, has "
@@ -281,13 +297,13 @@ class AudioFile:
             blocks = self._raw_blocks(2**18)
             self.frames = sum(len(block) for block, _ in blocks)
 
-    def _check_rate(self):
+    def _check_rate(self, lowest):
         """Refuse rates that lack speech, or that no short filter converts."""
-        if self.rate < SAMPLE_RATE:
+        if self.rate < lowest:
             raise AudioError(
                 self.name,
                 f"sampled at {self.rate} Hz",
-                f"the model needs {SAMPLE_RATE} Hz or more",
+                f"the model needs {lowest} Hz or more",
             )
         common = math.gcd(self.rate, SAMPLE_RATE)
         if self.rate * SAMPLE_RATE // common**2 > MAX_FILTER:
@@ -322,10 +338,13 @@ class AudioFile:
     def _silent_channels(self, power):
         """Warnings on microphones that hear nothing while others do."""
         if not power.any():
-            yield f"{self.name} is silent: so is what is separated from it"
+            made = "is separated from" if self._array else "is made of"
+            yield f"{self.name} is silent: so is what {made} it"
             return
         for number, value in zip(self.microphones, power):
-            if value == 0:
+            if value == 0 and not self._array:
+                yield f"{self.name}: channel {number} is silent"
+            elif value == 0:
                 yield (
                     f"{self.name}: microphone {number} is silent: check its "
                     "cable; the separation suffers"

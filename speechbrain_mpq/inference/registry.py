@@ -229,6 +229,8 @@ _HOMES = {
     "DNSMOS": ".quality_estimation",
     "BinaryDNSMOS": ".quality_estimation",
     "TDNNF": ".speech_recognition",
+    "NsNet2": ".enhancement",
+    "EarlyExitNsNet2": ".enhancement",
 }
 
 

@@ -69,19 +69,88 @@ class RandomExit(FixedExit):
         return torch.rand((), generator=self.random).item() < self.share
 
 
-class UncertainMask:
-    """Rule that listens: go on while the mask of what is loud is undecided.
+class _Listening:
+    """What rules have that weigh a frame by its level.
 
-    A mask near 0 or 1 has decided. What is asked is the mean of 4 m (1 - m)
-    over the bins, weighted by the compressed spectrum against its running
-    mean: doubt about a loud frame counts, doubt about a pause does not.
+    Compressed spectra are held against their running mean: what happens in a
+    loud frame counts, what happens in a pause does not.
+    """
+
+    def __init__(self, threshold, first=0, last=None, memory=60):
+        self.threshold, self.first, self.last = threshold, first, last
+        self.memory = memory
+        self.reset()
+
+    def reset(self):
+        """Begin another signal."""
+        self.level, self.frame, self.masks = None, None, {}
+
+    def __call__(self, exit, mask, spectrum):
+        """Whether to stop."""
+        size = spectrum.abs() ** 0.6
+        if self.frame is not spectrum:  # the first exit of this frame
+            self.frame, now = spectrum, size.mean()
+            self.level = (
+                now
+                if self.level is None
+                else self.level + (now - self.level) / self.memory
+            )
+        unrest = self.unrest(mask, self.masks.get(exit))
+        self.masks[exit] = mask
+        if exit < self.first:
+            return False
+        if self.last is not None and exit >= self.last:
+            return True
+        weighted = (size * unrest).mean() / (self.level + 1e-9)
+        return weighted.item() < self.threshold
+
+
+class MovingMask(_Listening):
+    """Rule that listens: go on while the mask of what is loud moves.
+
+    What is asked is the mean distance of an exit's mask from the one that it
+    gave the last time: speech that begins or changes makes it large, steady
+    noise and held sounds do not.
 
     Arguments
     ---------
     threshold : float
         Stop below it: 0 never stops, a large one always does.
-    first : int
-        First exit at which it may stop.
+    first, last : int or None
+        First exit at which it may stop, and the one at which it must (None:
+        none but the network's last).
+    memory : float
+        Frames over which the level is averaged.
+
+    Example
+    -------
+    >>> rule = MovingMask(threshold=0.2)
+    >>> frames = torch.ones(3, 1, 257, dtype=torch.cfloat)
+    >>> masks = [torch.full((1, 257), value) for value in (0.1, 0.5, 0.6)]
+    >>> [rule(0, mask, frame) for mask, frame in zip(masks, frames)]
+    [True, False, True]
+    """
+
+    def unrest(self, mask, before):
+        """How far each bin has moved; nothing has in the first frame."""
+        return (
+            torch.zeros_like(mask) if before is None else (mask - before).abs()
+        )
+
+
+class UncertainMask(_Listening):
+    """Rule that listens: go on while the mask of what is loud is undecided.
+
+    A mask near 0 or 1 has decided. What is asked is the mean of 4 m (1 - m)
+    over the bins.
+
+    Arguments
+    ---------
+    threshold : float
+        Stop below it: 0 never stops, a large one always does.
+    first, last : int or None
+        First exit at which it may stop, and the one at which it must (None:
+        none but the network's last).
     memory : float
         Frames over which the level is averaged.
 
@@ -95,23 +164,6 @@ class UncertainMask:
     False
     """
 
-    def __init__(self, threshold, first=0, memory=60):
-        self.threshold, self.first, self.memory = threshold, first, memory
-        self.reset()
-
-    def reset(self):
-        """Begin another signal."""
-        self.level, self.frame = None, None
-
-    def __call__(self, exit, mask, spectrum):
-        """Whether to stop."""
-        size = spectrum.abs() ** 0.6
-        if self.frame is not spectrum:  # the first exit of this frame
-            self.frame, now = spectrum, size.mean()
-            self.level = (
-                now
-                if self.level is None
-                else self.level + (now - self.level) / self.memory
-            )
-        doubt = (size * 4 * mask * (1 - mask)).mean() / (self.level + 1e-9)
-        return exit >= self.first and doubt.item() < self.threshold
+    def unrest(self, mask, before):
+        """How undecided each bin is."""
+        return 4 * mask * (1 - mask)

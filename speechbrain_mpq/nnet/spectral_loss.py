@@ -36,27 +36,37 @@ def compressed_loss(estimate, target, alpha=0.3, compression=0.3):
     >>> bool((compressed_loss(-target, target) > 0.1).all())
     True
     """
-    level = _level(target)
-    level = torch.where(level > 0, level, _level(estimate.detach()))
-    level = level.clamp(min=1e-8)
-    wanted, wanted_size = _compress(target / level, compression)
-    found, found_size = _compress(estimate / level, compression)
-    difference = wanted - found
-    with_phase = difference.real.square() + difference.imag.square()
+    target, estimate = torch.view_as_real(target), torch.view_as_real(estimate)
+    wanted, found = target.square().sum(-1), estimate.square().sum(-1)
+    level = _mean(wanted)
+    # a silent target has no level: then it is the estimate's
+    level = torch.where(level > 0, level, _mean(found.detach()))
+    level = level.clamp(min=1e-16)
+    wanted, found = wanted / level, found / level
+    common = (target * estimate).sum(-1) / level
+    # Real numbers only, |a - b|^2 = |a|^2 + |b|^2 - 2 Re(a b*): the complex
+    # products take twice as long
+    wanted_size, wanted_gain = _compress(wanted, compression)
+    found_size, found_gain = _compress(found, compression)
+    with_phase = (
+        wanted * wanted_gain.square()
+        + found * found_gain.square()
+        - 2 * common * wanted_gain * found_gain
+    )
     without = (wanted_size - found_size).square()
     return (alpha * with_phase + (1 - alpha) * without).mean((1, 2))
 
 
-def _level(spectrum):
-    """RMS of a spectrum, [B, 1, 1]."""
-    power = spectrum.real.square() + spectrum.imag.square()
-    return power.mean((1, 2), keepdim=True).sqrt()
+def _mean(power):
+    """Mean of a spectrum's power, [B, 1, 1]."""
+    return power.mean((1, 2), keepdim=True)
 
 
-def _compress(spectrum, compression):
-    """Spectrum with compressed magnitudes, and these alone."""
-    power = spectrum.real.square() + spectrum.imag.square()
-    # the root has no gradient at zero: 60 dB below the level is near enough
-    size = (power + 1e-6).sqrt()
-    compressed = size**compression
-    return spectrum / size * compressed, compressed
+def _compress(power, compression):
+    """Compressed magnitudes, and what a spectrum is multiplied by for them."""
+    # no gradient at zero: 60 dB below the level is near enough
+    exponent = 0.5 * (power + 1e-6).log()
+    return (
+        (compression * exponent).exp(),
+        ((compression - 1) * exponent).exp(),
+    )

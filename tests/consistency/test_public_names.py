@@ -29,9 +29,13 @@ def test_package_says_that_it_has_types():
 
 
 def test_models_inside_are_those_of_pretrained():
-    from speechbrain_mpq.utils import BUNDLED_MODEL, BUNDLED_QUALITY_MODEL
+    from speechbrain_mpq.utils import (
+        BUNDLED_ENHANCER,
+        BUNDLED_MODEL,
+        BUNDLED_QUALITY_MODEL,
+    )
 
-    for model in (BUNDLED_MODEL, BUNDLED_QUALITY_MODEL):
+    for model in (BUNDLED_MODEL, BUNDLED_QUALITY_MODEL, BUNDLED_ENHANCER):
         link = PACKAGE.parent / "pretrained" / model.name
         assert link.resolve() == model.resolve()
         inside = f"pretrained/{model.name}/*"

@@ -1,10 +1,12 @@
 """The recipes of the edge models at tiny size, through their own scripts."""
 
 import json
+import shlex
 
 import pytest
 import torch
 from helpers import (
+    ROOT,
     call,
     like_a_process,
     load_script,
@@ -15,10 +17,14 @@ from helpers import (
 from speechbrain.utils.checkpoints import Checkpointer
 
 from speechbrain_mpq import QualityEstimator
+from speechbrain_mpq.evaluation.runs import load_run
+from speechbrain_mpq.inference.enhancement import SpeechEnhancer
 from speechbrain_mpq.lobes.models.dnsmos import DNSMOS, BinaryDNSMOS
 from speechbrain_mpq.lobes.models.nsnet2 import EarlyExitNsNet2
+from speechbrain_mpq.run import main as run_recipe
 
 pytest.importorskip("pesq")
+RULES = ("moving mask", "uncertain mask", "chance")
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +47,63 @@ def metrics_of(output):
 
 
 def test_enhancement(shared):
-    metrics = metrics_of(run_row(row_of("Enhancement"), shared))
+    output = run_row(row_of("Enhancement"), shared)
+    metrics = metrics_of(output)
     names = ["noisy", "exit 0", "exit 1", "exit 5"]
     assert list(metrics["test"]) == list(metrics["test_unseen"]) == names
-    macs = [metrics["test"][name]["macs"] for name in names[1:]]
-    assert macs == sorted(macs)
+    exits = [metrics["test"][name] for name in names[1:]]
+    for cost in ("macs", "bytes"):
+        values = [row[cost] for row in exits]
+        assert values == sorted(values) and values[0] > 0
+    assert all(row["ms"] > 0 for row in exits)
     streams = metrics["streams"]
     assert set(streams) == {
         *("fixed exit 0", "fixed exit 1", "fixed exit 5"),
-        *("listening, 50% of the MACs", "chance, 50% of the MACs"),
+        *(f"{rule}, 50% of the MACs" for rule in RULES),
     }
-    assert macs[0] <= streams["listening, 50% of the MACs"]["macs"] <= macs[2]
+    for rule in RULES:
+        row = streams[f"{rule}, 50% of the MACs"]
+        assert exits[0]["macs"] <= row["macs"] <= exits[2]["macs"]
+        ends = [exit["si_snr"] for exit in exits]
+        assert min(ends) - 5 < row["line"]["si_snr"] < max(ends) + 5
+    # What is published is what was scored
+    run = load_run(output)
+    assert run["average"]["si_snr"] == pytest.approx(exits[2]["si_snr"])
+    model = SpeechEnhancer.from_pretrained(output / "published")
+    assert model.exits == (0, 1, 5)
+    assert model.model.deepest in (1, 5)
+    (threshold,) = model.model.thresholds
+    assert threshold[0] == pytest.approx(model.model.macs() / 2)
+    assert "What each exit does" in (output / "published/README.md").read_text()
+
+
+def test_quantized_enhancement(shared):
+    """An untouched recipe; dense layers are fitted, gates have own bits."""
+    row = row_of("Enhancement")
+    full = shared / row["Hparam_file"].removesuffix(".yaml")
+    if not full.exists():
+        run_row(row, shared)
+    output = shared / "enhancement_4bit"
+    flags = row["test_debug_flags"].replace("tests/tmp", str(shared))
+    run_recipe(
+        [
+            *(str(ROOT / row[k]) for k in ("Script_file", "Hparam_file")),
+            *shlex.split(flags),
+            *("--device=cpu", "--noprogressbar"),
+            *(f"--output_folder={output}", f"--weights={full / 'save'}"),
+            *("--bits", "3", "--scores", "size", "--gates", "--batches", "1"),
+            *("--codebook", "entropy", "--exclude", "*bias*"),
+            *("--method", "post_training"),
+        ]
+    )
+    before, after = metrics_of(full), metrics_of(output)
+    assert after["bits"] == 3 and after["model_bytes"] < before["model_bytes"]
+    assert after["fp32_bytes"] == before["fp32_bytes"]
+    for name in ("exit 0", "exit 1", "exit 5"):
+        one, other = before["test"][name], after["test"][name]
+        assert other["bytes"] < 0.3 * one["bytes"]
+        assert other["si_snr"] == pytest.approx(one["si_snr"], abs=3)
+    assert set(after["streams"]) == set(before["streams"])
 
 
 def test_exits_one_after_the_other():

@@ -5,51 +5,66 @@ To run this recipe, do the following:
 
 Utterances get noise while they are needed: another one in every epoch of
 training, the same one in validation and test. All exits are trained at once.
-The test scores each exit on whole files, then streams with an exit chosen
-frame by frame, and writes metrics.json.
+At the end the network is packed; what is loaded from there is scored at each
+exit, then in streams with an exit chosen frame by frame.
 """
 
 import sys
+import time
 from pathlib import Path
+from statistics import fmean, median
 
 import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
+from numpy import interp
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import run_on_main
 from tqdm import tqdm
 
-from speechbrain_mpq.evaluation.signal_quality import pesq_many, si_snr
+from speechbrain_mpq.evaluation.enhancement_task import ENHANCEMENT
+from speechbrain_mpq.evaluation.runs import summarise
+from speechbrain_mpq.evaluation.signal_quality import P808, pesq_many, si_snr
+from speechbrain_mpq.inference.enhancement import save_enhancer
+from speechbrain_mpq.inference.folder import coverage_rows
+from speechbrain_mpq.inference.loading import load
 from speechbrain_mpq.lobes.models.nsnet2 import (
+    HOP,
     EnhancerStream,
+    frame_rule,
     log_power,
     stft,
     threshold_for,
 )
-from speechbrain_mpq.nnet.exit_rules import FixedExit, RandomExit, UncertainMask
+from speechbrain_mpq.nnet.exit_rules import (
+    FixedExit,
+    RandomExit,
+    UncertainMask,
+)
+from speechbrain_mpq.quantization.packing import read_model
 from speechbrain_mpq.simulation.noise import NoiseFolder, NoiseMaker
 from speechbrain_mpq.simulation.noisy_speech import NoisySpeech, Voices
 from speechbrain_mpq.utils import write_json
+
+MEASURES = ("si_snr", "pesq", "dnsmos")
 
 
 class Enhancement(sb.Brain):
     """Joint training of all exits."""
 
     def compute_forward(self, batch, stage):
-        """Enhanced spectra {exit: [batch, frames, bins]}."""
+        """Masks {exit: [batch, frames, bins]}."""
         batch = batch.to(self.device)
-        spectrum = stft(batch.noisy.data)
-        exits = self.hparams.train_exits
-        masks = self.modules.network(log_power(spectrum), exits)
-        return {exit: mask * spectrum for exit, mask in masks.items()}
+        features = log_power(stft(batch.noisy.data))
+        return self.modules.network(features, self.hparams.train_exits)
 
     def compute_objectives(self, predictions, batch, stage):
         """Compressed loss, the sum of the exits."""
-        target = stft(batch.clean.data)
+        noisy, clean = stft(batch.noisy.data), stft(batch.clean.data)
         losses = {
-            exit: self.hparams.loss(estimate, target).mean()
-            for exit, estimate in predictions.items()
+            exit: self.hparams.loss(mask * noisy, clean).mean()
+            for exit, mask in predictions.items()
         }
         for exit, loss in losses.items():
             self.exit_losses.setdefault(exit, []).append(loss.item())
@@ -67,9 +82,7 @@ class Enhancement(sb.Brain):
         if stage == sb.Stage.TRAIN:
             self.train_stats = stats
         elif stage == sb.Stage.VALID:
-            old_lr, new_lr = self.hparams.lr_scheduler(
-                [self.optimizer], epoch, stage_loss
-            )
+            old_lr, new_lr = self.hparams.lr_scheduler(epoch)
             sb.nnet.schedulers.update_learning_rate(self.optimizer, new_lr)
             self.hparams.train_logger.log_stats(
                 stats_meta={"epoch": epoch, "lr": old_lr},
@@ -109,22 +122,23 @@ def dataio_prep(hparams):
         clips = NoisySpeech(
             data.data,
             noise or noise_of(hparams, data.data, split),
-            hparams["seconds"],
+            hparams["train_seconds" if training else "seconds"],
             hparams["snr"],
             hparams["gain"] if training else (0, 0),
             hparams["seed"],
         )
 
         @sb.utils.data_pipeline.takes("id")
-        @sb.utils.data_pipeline.provides("noisy", "clean")
+        @sb.utils.data_pipeline.provides("noisy", "clean", "noise")
         def noisy_pipeline(key):
             epoch = hparams["epoch_counter"].current if training else 0
-            noisy, clean, _ = clips.draw(key, epoch, kind)
+            noisy, clean, drawn = clips.draw(key, epoch, kind)
             yield torch.from_numpy(noisy)
             yield torch.from_numpy(clean)
+            yield drawn["noise"]
 
         data.add_dynamic_item(noisy_pipeline)
-        data.set_output_keys(["id", "noisy", "clean"])
+        data.set_output_keys(["id", "noisy", "clean", "noise"])
         return data
 
     data = {split: dataset(split) for split in ("train", "valid", "test")}
@@ -160,118 +174,335 @@ def begin(hparams):
             part.requires_grad_(False)
 
 
-def measured(pairs, with_pesq):
-    """Mean SI-SNR in dB, and PESQ, of (estimate, clean) waveforms."""
-    ratios = [si_snr(estimate, clean).item() for estimate, clean in pairs]
-    scores = {"si_snr": sum(ratios) / len(ratios)}
-    if with_pesq:
-        found = pesq_many(
-            [(estimate.numpy(), clean.numpy()) for estimate, clean in pairs],
-            skip_undefined=True,
-        )
-        defined = [score for score in found if score is not None]
-        scores["pesq_undefined"] = len(found) - len(defined)
-        scores["pesq"] = sum(defined) / max(len(defined), 1)
-    return scores
-
-
-def score_exits(network, data, with_pesq):
-    """Scores of each exit on whole files, and of the noisy input.
+def measure(pairs, hparams):
+    """SI-SNR in dB, PESQ and DNSMOS of (estimate, clean) waveforms.
 
     Arguments
     ---------
-    network : EarlyExitNsNet2
-    data : DynamicItemDataset
-    with_pesq : bool
+    pairs : list of tuple
+        Of torch.Tensor [samples].
+    hparams : dict
+        pesq and dnsmos say whether these are measured.
 
     Returns
     -------
-    dict
-        "noisy" or "exit <number>" -> measures and multiplications a frame.
+    list of dict
+        None where a measure is undefined or not asked for.
     """
-    items = [(item["noisy"], item["clean"]) for item in data]
-    scores = {"noisy": measured(items, with_pesq)}
-    for exit in network.exits:
-        pairs = [
-            (network.enhance(noisy[None], exit)[0], clean)
-            for noisy, clean in tqdm(items, desc=f"Exit {exit}", disable=None)
-        ]
-        scores[f"exit {exit}"] = {
-            "macs": network.macs(exit),
-            **measured(pairs, with_pesq),
-        }
+    scores = [
+        {"si_snr": si_snr(*pair).item(), "pesq": None, "dnsmos": None}
+        for pair in pairs
+    ]
+    if hparams["pesq"]:
+        arrays = [(found.numpy(), clean.numpy()) for found, clean in pairs]
+        found = pesq_many(arrays, workers=1, skip_undefined=True)
+        for score, value in zip(scores, found):
+            score["pesq"] = value
+    if hparams["dnsmos"]:
+        p808 = P808()
+        for score, (estimate, _) in zip(scores, pairs):
+            if estimate.any():
+                score["dnsmos"] = p808(estimate.numpy())
     return scores
 
 
-def score_stream(network, data, rule, with_pesq, utterances):
+def averages(scores):
+    """Means of measures, of those that are defined."""
+    found = {
+        key: [score[key] for score in scores if score[key] is not None]
+        for key in MEASURES
+    }
+    return {key: fmean(values) for key, values in found.items() if values}
+
+
+def score_exits(network, data, hparams):
+    """Scores of the noisy input and of each exit on whole files.
+
+    Arguments
+    ---------
+    network : EarlyExitNsNet2 or NsNet2
+    data : DynamicItemDataset
+    hparams : dict
+
+    Returns
+    -------
+    table : dict
+        "noisy" or "exit <number>" -> averages.
+    items : list of dict
+        Of the task, for the last exit.
+    """
+    items = [(item["id"], item["noise"]) for item in data]
+    pairs = [(item["noisy"], item["clean"]) for item in data]
+    noisy = measure(pairs, hparams)
+    table = {"noisy": averages(noisy)}
+    for exit in network.exits:
+        enhanced = [
+            (network.enhance(waveform[None], exit)[0], clean)
+            for waveform, clean in tqdm(pairs, f"Exit {exit}", disable=None)
+        ]
+        scores = measure(enhanced, hparams)
+        table[f"exit {exit}"] = {
+            "macs": network.macs(exit),
+            **averages(scores),
+        }
+    return table, [
+        {
+            "id": key,
+            "noise": kind,
+            **score,
+            **{f"{name}_noisy": before[name] for name in MEASURES},
+        }
+        for (key, kind), score, before in zip(items, scores, noisy)
+    ]
+
+
+def frame_milliseconds(network, exit, waveform):
+    """Processor time of a frame in a stream of single frames, the median.
+
+    Arguments
+    ---------
+    network : EarlyExitNsNet2 or NsNet2
+    exit : int
+    waveform : torch.Tensor
+        [samples].
+    """
+    stream = EnhancerStream(network, FixedExit(exit))
+    times = []
+    for block in waveform.split(HOP):
+        begun = time.process_time()
+        stream.feed(block)
+        times.append(time.process_time() - begun)
+    return 1000 * median(times)
+
+
+def bytes_of(network, exit, packed):
+    """Bytes of the packed weights that an exit needs.
+
+    Arguments
+    ---------
+    network : EarlyExitNsNet2 or NsNet2
+        As loaded from there.
+    exit : int
+    packed : str or Path
+        Folder.
+    """
+    needed = {
+        id(parameter)
+        for part in network.parts_of(exit)
+        for parameter in part.parameters()
+    }
+    names = {n for n, p in network.named_parameters() if id(p) in needed}
+    rows = coverage_rows(read_model(packed))
+    return sum(r["bytes"] for r in rows if r["tensor"].split("[")[0] in names)
+
+
+def score_stream(network, data, rule, hparams):
     """Scores of a stream whose rule chooses the exits.
 
     Arguments
     ---------
-    network : EarlyExitNsNet2
+    network : EarlyExitNsNet2 or NsNet2
     data : DynamicItemDataset
     rule : callable
         See `exit_rules`.
-    with_pesq : bool
-    utterances : int
-        How many of the data are streamed.
+    hparams : dict
+        The first `stream_utterances` of the data are streamed.
 
     Returns
     -------
     dict
-        Measures, and multiplications a frame on average.
+        Averages, and multiplications a frame.
     """
     pairs, macs = [], 0
-    for index in range(min(utterances, len(data))):
+    for index in range(min(hparams["stream_utterances"], len(data))):
         item = data[index]
         stream = EnhancerStream(network, rule)
         parts = [stream.feed(item["noisy"]), stream.flush()]
         pairs.append((torch.cat(parts), item["clean"]))
         macs += stream.mean_macs()
-    return {"macs": macs / len(pairs), **measured(pairs, with_pesq)}
+    scores = averages(measure(pairs, hparams))
+    return {"macs": macs / len(pairs), **scores}
 
 
-def score_rules(network, data, hparams):
-    """The rule that listens, beside fixed exits and chance.
+def validation(data, hparams):
+    """Noisy waveforms of the validation that thresholds are found on."""
+    count = min(hparams["threshold_utterances"], len(data["valid"]))
+    return [data["valid"][index]["noisy"] for index in range(count)]
+
+
+def deepest_of(network, data, hparams):
+    """The exit with the least loss on the validation.
 
     Arguments
     ---------
-    network : EarlyExitNsNet2
+    network : EarlyExitNsNet2 or NsNet2
     data : dict
-        Datasets; thresholds are found in "valid".
+        Datasets by name.
     hparams : dict
-        mac_shares, threshold_utterances, stream_utterances and pesq are used.
+    """
+    losses = dict.fromkeys(network.exits[1:], 0.0)
+    for item in data["valid"]:
+        noisy, clean = stft(item["noisy"][None]), stft(item["clean"][None])
+        for exit, mask in network(log_power(noisy)).items():
+            if exit in losses:
+                losses[exit] += hparams["loss"](mask * noisy, clean).item()
+    return min(losses, key=losses.get)
+
+
+def thresholds_of(network, data, hparams):
+    """Thresholds of the rule for shares of the last exit's multiplications.
+
+    Arguments
+    ---------
+    network : EarlyExitNsNet2 or NsNet2
+    data : dict
+        Datasets; they are found in "valid".
+    hparams : dict
+        mac_shares and threshold_utterances are used.
+
+    Returns
+    -------
+    list
+        [multiplications a frame, threshold], as the network holds them.
+    """
+    heard = validation(data, hparams)
+    least, most = network.macs(network.exits[1]), network.macs(network.deepest)
+    whole = network.macs(network.exits[-1])
+    budgets = [share * whole for share in sorted(hparams["mac_shares"])]
+    return [
+        [budget, threshold_for(network, heard, budget)]
+        for budget in budgets
+        if least < budget < most
+    ]
+
+
+def score_rules(network, data, hparams):
+    """Rules that listen, beside fixed exits and chance.
+
+    Arguments
+    ---------
+    network : EarlyExitNsNet2 or NsNet2
+        With its thresholds.
+    data : dict
+        Datasets; the thresholds of the other rule are found in "valid".
+    hparams : dict
 
     Returns
     -------
     dict
-        Name of the rule -> scores on the same utterances.
+        Name of the rule -> scores on the same utterances of "test". "line"
+        is where fixed exits would be at the multiplications of a rule.
     """
-    exits, count = network.exits, hparams["stream_utterances"]
-    heard = [
-        data["valid"][index]["noisy"]
-        for index in range(
-            min(hparams["threshold_utterances"], len(data["valid"]))
-        )
-    ]
+    exits = network.exits
     rules = {f"fixed exit {exit}": FixedExit(exit) for exit in exits}
-    for share in hparams["mac_shares"] if len(exits) > 1 else []:
-        budget = share * network.macs(exits[-1])
-        if budget < network.macs(exits[0]):
-            continue
-        threshold = threshold_for(network, heard, budget)
-        rules[f"listening, {share:.0%} of the MACs"] = UncertainMask(threshold)
-        # Of the fixed exits around the budget, by chance: the line between
+    for budget, threshold in network.thresholds:
+        share = f"{budget / network.macs(exits[-1]):.0%} of the MACs"
+        rules[f"moving mask, {share}"] = frame_rule(network, threshold)
+        threshold = threshold_for(
+            network, validation(data, hparams), budget, UncertainMask
+        )
+        rule = frame_rule(network, threshold, UncertainMask)
+        rules[f"uncertain mask, {share}"] = rule
+        # Of the fixed exits around the budget, by chance
         late = next(exit for exit in exits[1:] if network.macs(exit) >= budget)
         early = exits[exits.index(late) - 1]
         costs = network.macs(early), network.macs(late)
         early_share = (costs[1] - budget) / (costs[1] - costs[0])
-        rules[f"chance, {share:.0%} of the MACs"] = RandomExit(
+        rules[f"chance, {share}"] = RandomExit(
             early, late, early_share, hparams["seed"]
         )
-    return {
-        name: score_stream(network, data["test"], rule, hparams["pesq"], count)
+    scores = {
+        name: score_stream(network, data["test"], rule, hparams)
         for name, rule in tqdm(rules.items(), desc="Rules", disable=None)
+    }
+    fixed = [scores[f"fixed exit {exit}"] for exit in exits]
+    for row in scores.values():
+        if row not in fixed:
+            row["line"] = line_between(fixed, row["macs"])
+    return scores
+
+
+def line_between(fixed, macs):
+    """Measures of fixed exits, in turns, at a number of multiplications.
+
+    Arguments
+    ---------
+    fixed : list of dict
+        Scores of fixed exits, by ascending "macs".
+    macs : float
+    """
+    costs = [row["macs"] for row in fixed]
+    return {
+        key: float(interp(macs, costs, [row[key] for row in fixed]))
+        for key in MEASURES
+        if all(key in row for row in fixed)
+    }
+
+
+@torch.no_grad()
+def publish(network, data, hparams):
+    """Pack the network, score what is loaded again, write metrics.json.
+
+    Arguments
+    ---------
+    network : EarlyExitNsNet2 or NsNet2
+        Trained, in full precision or quantized.
+    data : dict
+        Datasets by name.
+    hparams : dict
+    """
+    output = Path(hparams["output_folder"])
+    folder = output / "published"
+    save_enhancer(network, folder)
+    packed = load(folder)
+    if len(packed.exits) > 1:
+        network.deepest = packed.deepest = deepest_of(packed, data, hparams)
+        pairs = thresholds_of(packed, data, hparams)
+        network.thresholds = packed.thresholds = tuple(map(tuple, pairs))
+    metrics = {"system": hparams["system"], "seed": hparams["seed"]}
+    metrics["corpus"] = Path(hparams["data_folder"]).name
+    for name in ("test", "test_unseen"):
+        table, items = score_exits(packed, data[name], hparams)
+        if name == "test":
+            metrics.update(summarise(items, ENHANCEMENT))
+            write_json(output / "test_items.json", items)
+        metrics[name] = table
+    heard = data["test"][0]["noisy"]
+    for exit in packed.exits:
+        row = metrics["test"][f"exit {exit}"]
+        row["bytes"] = bytes_of(packed, exit, folder)
+        row["ms"] = frame_milliseconds(packed, exit, heard)
+    metrics["streams"] = score_rules(packed, data, hparams)
+    rows = coverage_rows(read_model(folder))
+    metrics |= sizes(folder, rows)
+    metadata = {
+        "noisy": metrics["test"]["noisy"],
+        "exits": {
+            str(exit): metrics["test"][f"exit {exit}"] for exit in packed.exits
+        },
+    }
+    save_enhancer(network, folder, metadata, metrics=metrics)
+    write_json(output / "metrics.json", metrics)
+
+
+def sizes(folder, rows):
+    """What metrics.json says of bits and bytes.
+
+    Arguments
+    ---------
+    folder : Path
+        Packed.
+    rows : list of dict
+        Coverage table.
+    """
+    weights = [row for row in rows if not row["reason"]] or rows
+    count = sum(row["parameters"] for row in weights)
+    bits = sum(row["parameters"] * row["stored_bits"] for row in weights)
+    return {
+        "bits": round(bits / count),
+        "average_bits": bits / count,
+        "model_bytes": (folder / "model.safetensors").stat().st_size,
+        "fp32_bytes": 4 * sum(row["parameters"] for row in rows),
     }
 
 
@@ -316,14 +547,7 @@ def main(arguments):
             min_key="loss",
             test_loader_kwargs=hparams["dataloader_opts"],
         )
-    network = hparams["network"].cpu().eval()
-    with torch.no_grad():
-        metrics = {
-            name: score_exits(network, data[name], hparams["pesq"])
-            for name in ("test", "test_unseen")
-        }
-        metrics["streams"] = score_rules(network, data, hparams)
-    write_json(Path(hparams["output_folder"]) / "metrics.json", metrics)
+    run_on_main(publish, args=[hparams["network"].cpu().eval(), data, hparams])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ Noise Suppression with Early Exiting", 2023, https://arxiv.org/abs/2308.16678
 import torch
 import torch.nn as nn
 
-from ...nnet.exit_rules import FixedExit, UncertainMask
+from ...nnet.exit_rules import FixedExit, MovingMask
 
 N_FFT = 512  # samples, 32 ms at 16 kHz
 HOP = 256
@@ -89,10 +89,6 @@ def log_power(spectrum) -> torch.Tensor:
 class _FullyConnected(nn.Linear):
     """A dense layer; its mask is a sigmoid and its features a ReLU."""
 
-    def forward(self, x, state=None):
-        """[B, T, in] -> values before any activation, and no state."""
-        return super().forward(x), None
-
     def features(self, x):
         """What deeper layers get."""
         return x.relu()
@@ -131,6 +127,14 @@ KINDS = (_FullyConnected, *(_Recurrent,) * 2, *(_FullyConnected,) * 3)
 LAST = len(KINDS) - 1
 
 
+def _run(layer, x, state, key):
+    """Outputs of a layer; what it remembers is kept under a key."""
+    if not isinstance(layer, nn.GRU):
+        return layer(x)
+    y, state[key] = layer(x, state.get(key))
+    return y
+
+
 class _Enhancer(nn.Module):
     """What nsNet2 of any form does.
 
@@ -138,26 +142,44 @@ class _Enhancer(nn.Module):
     exit; `_deeper` gives what the next layer sees.
     """
 
-    def forward(self, features, exits=None):
-        """Masks of a whole signal."""
+    def forward(self, features, exits=None, state=None):
+        """Masks of a signal, or of what follows a part of it.
+
+        Arguments
+        ---------
+        features : torch.Tensor
+            Log-power spectra [B, frames, bins].
+        exits : sequence of int or None
+            None: all that the network has.
+        state : dict or None
+            Of the frames before; it is brought up to date. None: there are
+            none.
+
+        Returns
+        -------
+        dict
+            Exit -> mask [B, frames, bins].
+        """
         exits = self.exits if exits is None else exits
         self._check_exits(exits)
-        masks, x = {}, features
+        state = {} if state is None else state
+        masks, x = {}, self._normalized(features)
         for index in range(max(exits) + 1):
             layer = self.layers[index]
-            y, _ = layer(x)  # [B, T, bins or more]
+            # [B, T, bins or more]
+            y = _run(layer, x, state, ("layer", index))
             if index in exits:
                 masks[index] = layer.mask(y[..., : self.bins])
             if index < max(exits):
-                x = self._deeper(index, x, y, {})
+                x = self._deeper(index, x, y, state)
         return masks
 
     def step(self, features, state, stop):
         """One frame, as deep as it needs."""
-        x = features[:, None]
+        x = self._normalized(features)[:, None]
         for index in range(self.exits[-1] + 1):
             layer = self.layers[index]
-            y, state["layer", index] = layer(x, state.get(("layer", index)))
+            y = _run(layer, x, state, ("layer", index))
             if index in self.exits:
                 mask = layer.mask(y[:, 0, : self.bins])
                 if index == self.exits[-1] or stop(index, mask):
@@ -176,9 +198,38 @@ class _Enhancer(nn.Module):
         self._check_exits((exit,))
         return sum(part.macs for part in self.parts_of(exit))
 
+    def exit_within(self, macs):
+        """Latest exit that takes no more multiplications for a frame."""
+        within = [exit for exit in self.exits if self.macs(exit) <= macs]
+        if not within:
+            raise ValueError(
+                f"no exit takes {macs:.0f} multiplications a frame or fewer: "
+                f"exit {self.exits[0]} takes {self.macs(self.exits[0])}"
+            )
+        return within[-1]
+
+    def exit_at(self, layer):
+        """First exit at a layer or behind it; the last one behind all."""
+        return next((e for e in self.exits if e >= layer), self.exits[-1])
+
     def parts_of(self, exit):
         """Layers that an exit needs."""
         return [*self.layers[: exit + 1], *self.sides[:exit]]
+
+    @property
+    def settings(self):
+        """Arguments that build it, as files hold them."""
+        names = (*self.shape, "bins", "exits", "input_mean", "input_std")
+        names = (*names, "deepest")
+        found = {name: getattr(self, name) for name in (*names, "thresholds")}
+        return {
+            **{n: list(v) if type(v) is tuple else v for n, v in found.items()},
+            "thresholds": [list(pair) for pair in self.thresholds],
+        }
+
+    def _normalized(self, features):
+        """Features about zero and one; published weights want them as is."""
+        return (features - self.input_mean) / self.input_std
 
     def _check_exits(self, exits):
         """Refuse exits that there are not."""
@@ -199,6 +250,14 @@ class NsNet2(_Enhancer):
     exits : sequence of int
         Layers that have an exit; one of more outputs than bins makes its
         mask of the first ones.
+    input_mean, input_std : float
+        Of the log-power spectra: training is faster where both are given.
+    thresholds : sequence
+        [multiplications a frame, threshold] of `frame_rule`, ascending:
+        what it spends on average (see `threshold_for`).
+    deepest : int or None
+        Exit that `frame_rule` does not go beyond, for the next ones bring
+        nothing; None: the last one.
 
     Example
     -------
@@ -209,13 +268,28 @@ class NsNet2(_Enhancer):
     0.617
     """
 
+    shape = ("widths",)
+
     def __init__(
-        self, bins=BINS, widths=(400, 400, 400, 600, 600), exits=(LAST,)
+        self,
+        bins=BINS,
+        widths=(400, 400, 400, 600, 600),
+        exits=(LAST,),
+        input_mean=0.0,
+        input_std=1.0,
+        thresholds=(),
+        deepest=None,
     ):
         super().__init__()
         sizes = [bins, *widths, bins]
         self.bins = bins
         self.exits = _checked_exits(exits)
+        self.input_mean, self.input_std = input_mean, input_std
+        self.thresholds = _checked_thresholds(thresholds)
+        self.deepest = deepest
+        if deepest is not None:
+            self._check_exits((deepest,))
+        self.widths = tuple(widths)
         for exit in self.exits:
             if sizes[exit + 1] < bins:
                 raise ValueError(
@@ -229,8 +303,8 @@ class NsNet2(_Enhancer):
         self.sides = ()
 
     def _deeper(self, index, x, y, state):
-        """A layer, as the next one sees it."""
-        return self.layers[index].features(y)
+        """A layer, as the next one sees it; the first has no activation."""
+        return self.layers[index].features(y) if index else y
 
 
 class EarlyExitNsNet2(_Enhancer):
@@ -247,6 +321,10 @@ class EarlyExitNsNet2(_Enhancer):
         that one's carrying part. The other part always sees both.
     exits : sequence of int
         Layers that have an exit.
+    input_mean, input_std : float
+        Of the log-power spectra.
+    thresholds, deepest
+        As of `NsNet2`.
 
     Example
     -------
@@ -258,12 +336,29 @@ class EarlyExitNsNet2(_Enhancer):
     [0.07, 0.59, 1.58, 1.88]
     """
 
-    def __init__(self, bins=BINS, side=128, concat=True, exits=(0, 1, 3, LAST)):
+    shape = ("side", "concat")
+
+    def __init__(
+        self,
+        bins=BINS,
+        side=128,
+        concat=True,
+        exits=(0, 1, 3, LAST),
+        input_mean=0.0,
+        input_std=1.0,
+        thresholds=(),
+        deepest=None,
+    ):
         super().__init__()
         both = bins + side
         below = both if concat else side
         self.bins, self.side, self.concat = bins, side, concat
         self.exits = _checked_exits(exits)
+        self.input_mean, self.input_std = input_mean, input_std
+        self.thresholds = _checked_thresholds(thresholds)
+        self.deepest = deepest
+        if deepest is not None:
+            self._check_exits((deepest,))
         self.layers = nn.ModuleList(
             kind(both if index else bins, bins)
             for index, kind in enumerate(KINDS)
@@ -277,7 +372,7 @@ class EarlyExitNsNet2(_Enhancer):
         """Both parts of a layer, as the next one sees them."""
         layer, side = self.layers[index], self.sides[index]
         seen = x if index == 0 or self.concat else x[..., self.bins :]
-        z, state["side", index] = side(seen, state.get(("side", index)))
+        z = _run(side, seen, state, ("side", index))
         return torch.cat([layer.features(y), side.features(z)], dim=-1)
 
 
@@ -291,7 +386,8 @@ def suppression_network(split=True, side=128, concat=True, **options):
     side, concat
         Of the split layers.
     **options
-        exits, bins and, where layers are not split, widths.
+        exits, bins, input_mean, input_std and, where layers are not split,
+        widths.
 
     Returns
     -------
@@ -361,12 +457,13 @@ class EnhancerStream:
         self._fed += len(samples)
         self._kept = torch.cat([self._kept, samples])
         finished = [samples.new_zeros(0)]
-        while len(self._kept) >= N_FFT:
-            first, second = self._frame(self._kept[:N_FFT]).split(HOP)
-            if self._tail is not None:
-                finished.append(self._tail + first)
-            self._tail = second
-            self._kept = self._kept[HOP:]
+        if len(self._kept) >= N_FFT:
+            frames = self._kept.unfold(-1, N_FFT, HOP)
+            self._kept = self._kept[HOP * len(frames) :]
+            first, second = self._enhanced(frames).split(HOP, dim=-1)
+            begin = [] if self._tail is None else [self._tail + first[0]]
+            finished += [*begin, (second[:-1] + first[1:]).flatten()]
+            self._tail = second[-1]
         finished = torch.cat(finished)
         self._given += len(finished)
         return finished
@@ -398,20 +495,53 @@ class EnhancerStream:
         self._state = {}
         self.rule.reset()
 
-    def _frame(self, samples):
-        """[512] -> [512]."""
-        spectrum = _spectrum(samples[None])  # [1, bins]
+    def _enhanced(self, frames):
+        """[frames, 512] -> [frames, 512]."""
+        spectra = _spectrum(frames)  # [frames, bins]
+        if type(self.rule) is FixedExit:
+            # nothing to be asked: many frames at once take less time
+            exit = self.network.exit_at(self.rule.exit)
+            features = log_power(spectra)[None]
+            mask = self.network(features, (exit,), self._state)[exit][0]
+            self.exits += [exit] * len(frames)
+        else:
+            mask = torch.cat([self._mask(one[None]) for one in spectra])
+        return _frames(mask * spectra)
+
+    def _mask(self, spectrum):
+        """Mask of a frame, [1, bins] both."""
         mask, exit = self.network.step(
             log_power(spectrum),
             self._state,
             lambda exit, mask: self.rule(exit, mask, spectrum),
         )
         self.exits.append(exit)
-        return _frames(mask * spectrum)[0]
+        return mask
 
 
-def threshold_for(network, waveforms, macs, first=0, steps=8) -> float:
-    """Threshold of `UncertainMask` that spends a number of multiplications.
+def frame_rule(network, threshold, kind=MovingMask):
+    """A rule that chooses an exit for each frame.
+
+    The first exit never is: it does little for a network that has others.
+
+    Arguments
+    ---------
+    network : NsNet2 or EarlyExitNsNet2
+    threshold : float
+    kind : type
+        `MovingMask` or `UncertainMask`.
+
+    Example
+    -------
+    >>> rule = frame_rule(EarlyExitNsNet2(deepest=3), 0.1)
+    >>> rule.first, rule.last
+    (1, 3)
+    """
+    return kind(threshold, network.exits[:2][-1], network.deepest)
+
+
+def threshold_for(network, waveforms, macs, kind=MovingMask, steps=8) -> float:
+    """Threshold of `frame_rule` that spends a number of multiplications.
 
     Arguments
     ---------
@@ -421,34 +551,96 @@ def threshold_for(network, waveforms, macs, first=0, steps=8) -> float:
         [samples], as the network is going to hear.
     macs : float
         For a frame, on average; not to be exceeded where that is possible.
-    first : int
-        First exit at which it may stop.
+    kind : type
+        `MovingMask` or `UncertainMask`.
     steps : int
-        How often the interval is halved.
+        How often the interval is halved, once a power of 4 is found.
 
     Example
     -------
     >>> network = EarlyExitNsNet2(side=8).eval()
-    >>> threshold_for(network, [torch.randn(2000)], macs=network.macs(1)) > 0
+    >>> macs = network.macs(3)
+    >>> threshold_for(network, [torch.randn(2000)], macs) > 0
     True
     """
-    low, high = 0.0, 1.0
-    while _mean_macs(network, waveforms, UncertainMask(high, first)) > macs:
+
+    def spent(threshold):
+        rule = frame_rule(network, threshold, kind)
+        return _mean_macs(network, waveforms, rule)
+
+    low, high = 0.0, 2.0**-8
+    while spent(high) > macs:
         low, high = high, 4 * high
         if high > 1e6:
             raise ValueError(
-                f"no threshold keeps to {macs:.0f} multiplications a frame: "
-                f"exit {network.exits[0]} takes "
-                f"{network.macs(network.exits[0])}"
+                f"no threshold of {kind.__name__} keeps to {macs:.0f} "
+                f"multiplications a frame: exits {network.exits} take "
+                f"{[network.macs(exit) for exit in network.exits]}"
             )
     for _ in range(steps):
         middle = (low + high) / 2
-        rule = UncertainMask(middle, first)
-        if _mean_macs(network, waveforms, rule) > macs:
+        if spent(middle) > macs:
             low = middle
         else:
             high = middle
     return high
+
+
+AUTO = "auto"
+AUTO_SHARE = 0.5  # of the last exit's multiplications, where none are named
+
+
+def exit_rule(network, exit=None, macs=None):
+    """The rule that an exit or a budget asks for.
+
+    Arguments
+    ---------
+    network : NsNet2 or EarlyExitNsNet2
+    exit : int, "auto" or None
+        "auto": for each frame, by `MovingMask`. None: the last one, or
+        the latest within the budget.
+    macs : float or None
+        Multiplications for a frame: at most or, with "auto", on average of
+        what the network's thresholds were found on (half the last exit's if
+        not given).
+
+    Returns
+    -------
+    callable
+        For `EnhancerStream`.
+
+    Example
+    -------
+    >>> network = EarlyExitNsNet2(thresholds=[[500e3, 0.4], [900e3, 0.2]])
+    >>> exit_rule(network, macs=700e3).exit
+    1
+    >>> exit_rule(network, "auto", macs=700e3).threshold
+    0.4
+    """
+    if exit == AUTO:
+        if macs is None:
+            macs = AUTO_SHARE * network.macs(network.exits[-1])
+        deepest = network.exits[-1]
+        if network.deepest is not None:
+            deepest = network.deepest
+        if macs >= network.macs(deepest):
+            return FixedExit(deepest)
+        if not network.thresholds:
+            raise ValueError(
+                "this network has no thresholds for exits chosen frame by "
+                "frame: name an exit, or find some with threshold_for"
+            )
+        within = [value for cost, value in network.thresholds if cost <= macs]
+        if within:
+            return frame_rule(network, within[-1])
+        return FixedExit(network.exit_within(macs))
+    if exit is not None and macs is not None:
+        raise ValueError('give an exit, or a budget with exit="auto" or none')
+    if macs is not None:
+        exit = network.exit_within(macs)
+    exit = network.exits[-1] if exit is None else exit
+    network.macs(exit)  # refuses exits that there are not
+    return FixedExit(exit)
 
 
 def _check_waveform(waveform):
@@ -467,6 +659,19 @@ def _checked_exits(exits):
     if not exits or exits != tuple(sorted(set(exits) & set(range(LAST + 1)))):
         raise ValueError(f"exits {exits} are not layers 0 to {LAST} in order")
     return exits
+
+
+def _checked_thresholds(thresholds):
+    """Pairs of numbers: the more multiplications, the lower the threshold."""
+    pairs = [(float(macs), float(value)) for macs, value in thresholds]
+    if pairs != sorted(pairs) or pairs[::-1] != sorted(
+        pairs, key=lambda pair: pair[1]
+    ):
+        raise ValueError(
+            f"thresholds {thresholds} are not [multiplications, threshold], "
+            "the first ascending and the second descending"
+        )
+    return tuple(pairs)
 
 
 def _mean_macs(network, waveforms, rule):

@@ -7,6 +7,8 @@ from speechbrain_mpq.lobes.models.nsnet2 import (
     EarlyExitNsNet2,
     EnhancerStream,
     NsNet2,
+    exit_rule,
+    frame_rule,
     istft,
     log_power,
     stft,
@@ -15,6 +17,7 @@ from speechbrain_mpq.lobes.models.nsnet2 import (
 )
 from speechbrain_mpq.nnet.exit_rules import (
     FixedExit,
+    MovingMask,
     RandomExit,
     UncertainMask,
 )
@@ -158,14 +161,15 @@ def test_rules_stop_where_they_say(network):
     assert mixed == exits(RandomExit(1, 5, share=0.5))
 
 
-def test_threshold_keeps_to_a_budget(network):
+@pytest.mark.parametrize("kind", [MovingMask, UncertainMask])
+def test_threshold_keeps_to_a_budget(network, kind):
     torch.manual_seed(0)
     waveforms = list(torch.randn(2, 4000, dtype=torch.double))
-    budget = (network.macs(0) + network.macs(3)) / 2
-    threshold = threshold_for(network, waveforms, budget)
+    budget = (network.macs(1) + network.macs(3)) / 2
+    threshold = threshold_for(network, waveforms, budget, kind)
 
     def spent(threshold):
-        rule = UncertainMask(threshold)
+        rule = frame_rule(network, threshold, kind)
         streams = [EnhancerStream(network, rule) for _ in waveforms]
         for stream, waveform in zip(streams, waveforms):
             stream.feed(waveform)
@@ -174,8 +178,62 @@ def test_threshold_keeps_to_a_budget(network):
 
     assert network.macs(0) < spent(threshold) <= budget
     assert spent(0.99 * threshold) > budget  # no more than it has to
-    with pytest.raises(ValueError, match="no threshold keeps to 10 "):
-        threshold_for(network, waveforms, 10)
+    with pytest.raises(ValueError, match="no threshold of .* keeps to 10 "):
+        threshold_for(network, waveforms, 10, kind)
+
+
+def test_rules_that_are_asked_for():
+    network = EarlyExitNsNet2(side=8, thresholds=[[5e5, 0.4], [7e5, 0.2]])
+    assert exit_rule(network).exit == 5
+    assert exit_rule(network, 3).exit == 3
+    assert exit_rule(network, macs=network.macs(1)).exit == 1
+    assert exit_rule(network, "auto").threshold == 0.4  # half of 1.09 M
+    assert exit_rule(network, "auto", 8e5).threshold == 0.2
+    assert exit_rule(network, "auto", 4.8e5).exit == 1
+    assert exit_rule(network, "auto", 1e9).exit == 5
+    with pytest.raises(ValueError, match="give an exit, or a budget"):
+        exit_rule(network, 3, 8e5)
+    network.deepest = 3
+    assert exit_rule(network, "auto", 1e9).exit == 3
+    assert exit_rule(network, "auto", 8e5).last == 3
+    with pytest.raises(ValueError, match=r"no exits \[2\]"):
+        EarlyExitNsNet2(side=8, deepest=2)
+    with pytest.raises(ValueError, match="no thresholds"):
+        exit_rule(EarlyExitNsNet2(side=8), "auto")
+    for bad in ([[7e5, 0.2], [5e5, 0.4]], [[5e5, 0.2], [7e5, 0.4]]):
+        with pytest.raises(ValueError, match="ascending"):
+            EarlyExitNsNet2(side=8, thresholds=bad)
+
+
+def test_baseline_is_the_published_network():
+    """As its weights are used by others: no activation behind layer 0."""
+    torch.manual_seed(0)
+    network = NsNet2(bins=5, widths=(6, 6, 6, 7, 7)).double()
+    x = torch.randn(1, 4, 5, dtype=torch.double)
+    weights = {name: p.detach() for name, p in network.named_parameters()}
+
+    def dense(index, y):
+        layer = f"layers.{index}"
+        return weights[f"{layer}.weight"] @ y + weights[f"{layer}.bias"]
+
+    def gru(index, y, h):
+        def gates(side, v):
+            weight = weights[f"layers.{index}.weight_{side}_l0"]
+            return (
+                weight @ v + weights[f"layers.{index}.bias_{side}_l0"]
+            ).split(6)
+
+        (r, z, n), (r_h, z_h, n_h) = gates("ih", y), gates("hh", h)
+        r, z = (r + r_h).sigmoid(), (z + z_h).sigmoid()
+        return (1 - z) * (n + r * n_h).tanh() + z * h
+
+    states = {1: torch.zeros(6).double(), 2: torch.zeros(6).double()}
+    for frame, found in zip(x[0], network(x)[5][0]):
+        y = dense(0, frame)
+        for index in states:
+            y = states[index] = gru(index, y, states[index])
+        y = dense(4, dense(3, y).relu()).relu()
+        assert torch.allclose(dense(5, y).sigmoid(), found)
 
 
 def test_a_frame_that_exits_early_leaves_deeper_states(network):
