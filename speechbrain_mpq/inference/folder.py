@@ -256,7 +256,7 @@ def save_separator(
     metadata : dict or None
         Anything that JSON can hold, for quantization_config.json.
     entropy_coded : bool
-        As for `save_packed`.
+        As for `save_packed`; a model with the entropy codebook always is.
     **card
         What `card.model_card` takes: `metrics`, `reference`, `base_model`,
         `license`.
@@ -337,7 +337,7 @@ def repack(source, folder, entropy_coded=False, **card) -> Path:
     folder : str or Path
         Another one, made if it is not there, or the same one.
     entropy_coded : bool
-        As for `save_packed`.
+        As for `save_packed`; a model with the entropy codebook always is.
     **card
         What `card.model_card` takes: `metrics`, `reference`, `base_model`,
         `license`.
@@ -353,7 +353,7 @@ def repack(source, folder, entropy_coded=False, **card) -> Path:
     header.pop("coding", None)
     tensors = without_coding(packed.container)
     version = 4 if "axes" in header else 3
-    if entropy_coded:
+    if entropy_coded or header.get("codebook") == "entropy":
         tensors, version = with_coding(tensors, header), 5
         header["coding"] = CODING
     folder.mkdir(parents=True, exist_ok=True)

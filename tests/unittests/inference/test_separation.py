@@ -202,6 +202,24 @@ def test_repacking_in_place_keeps_integers_and_card(older):
     assert (folder / "README.md").read_text() == "By hand."
 
 
+def test_entropy_codebooks_stay_coded(tmp_path):
+    features = SpatialFeatures([(8, 1)], n_fft=16, hop=8)
+    original = Separator(features, 4, 6, 3, 1, 2).eval()
+    quantize_(original, 3, codebook="entropy")
+    folder = save_separator(original, tmp_path / "old")
+    new = repack(folder, tmp_path / "new")
+    assert check_folder(new) == []
+    before, after = (
+        QuantizedSeparator.from_pretrained(one).separator.state_dict()
+        for one in (folder, new)
+    )
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    sizes = {
+        (one / "model.safetensors").stat().st_size for one in (folder, new)
+    }
+    assert max(sizes) - min(sizes) < 100  # of the header's text
+
+
 def test_unfolded_norms_stay(tmp_path):
     features = SpatialFeatures([(8, 1)], n_fft=16, hop=8)
     original = Separator(features, 4, 6, 3, 1, 2).eval()
