@@ -22,7 +22,6 @@ EXAMPLE = """
   speechbrain-mpq rescore kaldi.json --scores costs --lm_weight 9 --lm FOLDER"""
 
 UNK_PENALTY = -10.0
-LONG = 2000  # hypotheses from which on a bar shows that they are scored
 TOO_MANY = 0.5  # share of unknown words that no text of the language has
 
 
@@ -112,13 +111,21 @@ def run(options):
     lists = read_nbest(options.nbest, options.scores)
     from ..decoders.ngram import Ngram
     from ..inference.language_model import LanguageModel
+    from ..inference.rescoring import RescoringWeights, rescore
 
     ngram = Ngram(options.ngram) if options.ngram else None
     lm = LanguageModel.from_pretrained(
         options.lm, options.engine, options.threads
     )
     unknown, words = _check_words(lists, lm.vocabulary, options)
-    ranked = rescore(lists, lm, options, ngram)
+    weights = RescoringWeights(
+        options.lm_weight,
+        options.word_bonus,
+        options.interpolation,
+        options.unk_penalty,
+    )
+    bar = sys.stderr.isatty()
+    ranked = rescore(lists, lm, weights, ngram, progress=bar)
     if options.out:
         write_nbest(options.out, ranked)
     if options.best:
@@ -136,65 +143,6 @@ def run(options):
         file=sys.stderr,
     )
     return 0
-
-
-def rescore(lists, lm, options, ngram=None):
-    """Score all hypotheses anew, and order the lists by it.
-
-    Arguments
-    ---------
-    lists : list of NBest
-    lm : LanguageModel
-    options : argparse.Namespace
-        lm_weight, word_bonus, interpolation, unk_penalty.
-    ngram : Ngram or None
-
-    Returns
-    -------
-    list of NBest
-        Ranked, with "recognizer_scores" and "lm_scores" as details.
-    """
-    texts = [text for row in lists for text in row.hypotheses]
-    long = len(texts) > LONG and sys.stderr.isatty()
-    scored = iter(zip(texts, lm.score(texts, progress=long)))
-    ranked = []
-    for row in lists:
-        scores, details = [], []
-        for own in row.scores:
-            text, words = next(scored)
-            log_prob = _log_prob(text, words, lm, options, ngram)
-            bonus = options.word_bonus * len(text.split())
-            score = own + options.lm_weight * log_prob + bonus
-            if not math.isfinite(score):
-                raise ValueError(
-                    f"{row.id}: {text!r} has a score of {score}, with a "
-                    f"log-probability of {log_prob:g}: the language model has "
-                    "diverged, or --lm_weight or --word_bonus is too large"
-                )
-            scores.append(score)
-            details.append({"recognizer_scores": own, "lm_scores": log_prob})
-        new = type(row)(row.id, row.hypotheses, scores, details)
-        ranked.append(new.ranked())
-    return ranked
-
-
-def _log_prob(text, words, lm, options, ngram):
-    """Log-probability of a sentence by the model, or by it and an n-gram."""
-    total = words.total
-    if ngram:
-        share = options.interpolation
-        others = ngram.score(lm.vocabulary.split(text))
-        pairs = zip(words.log_probs.tolist(), others)
-        total = sum(
-            _log(share * math.exp(own) + (1 - share) * math.exp(other))
-            for own, other in pairs
-        )
-    return total + options.unk_penalty * int(words.unknown.sum())
-
-
-def _log(probability):
-    """A logarithm that zero has one of, too."""
-    return math.log(max(probability, sys.float_info.min))
 
 
 def _print(text):

@@ -17,6 +17,7 @@ from ..evaluation.results import score_separation, write_results
 from ..evaluation.separation_task import SEPARATION
 from ..evaluation.signal_quality import si_snr
 from ..inference.folder import write_card, write_hyperparams
+from ..inference.language_model import LanguageModel
 from ..inference.loading import (
     check_describable,
     initial_separator,
@@ -24,6 +25,7 @@ from ..inference.loading import (
     weights_file,
 )
 from ..inference.registry import describe
+from ..inference.rescoring import RescoringRecognizer
 from ..inference.sample import write_sample
 from ..inference.speech_recognition import Recognizer
 from ..lobes.models.separator import apply_mask
@@ -219,6 +221,8 @@ def check(hparams, run_opts):
             f"{hparams['mixtures']['train']} training mixtures"
         )
     _check_corpora(hparams)
+    if hparams["rescorer"] is not None:
+        LanguageModel.from_pretrained(hparams["rescorer"])  # refused now
     separator = starting_separator(hparams)
     brain = make_brain(separator, hparams, run_opts)
     if hparams["augmentation"] and separator.lips_size:
@@ -360,7 +364,7 @@ def score_packed(packed, system, hparams, dataset, device, baselines=()):
     scored = score_separation(
         model,
         dataset,
-        Recognizer(hparams["asr_source"], device),
+        _recognizer(hparams, device),
         workers=hparams["workers"],
         keep=hparams["examples"],
     )
@@ -378,6 +382,15 @@ def score_packed(packed, system, hparams, dataset, device, baselines=()):
         stats,
         {key: value for key, value in average.items() if value is not None},
     )
+
+
+def _recognizer(hparams, device):
+    """What writes the words down, with a language model behind it or not."""
+    source, rescorer = hparams["asr_source"], hparams["rescorer"]
+    if rescorer is None:
+        return Recognizer(source, device)
+    weight = hparams["lm_weight"]
+    return RescoringRecognizer(source, rescorer, weight, device)
 
 
 def _leave_sample(packed, model, dataset, scored):

@@ -27,7 +27,10 @@ PLACES = (
 # Keys of what is told about a result beside it: they change its report only.
 REPORTED = ("against", "examples")
 # Files and folders that may lie beside train.py, wherever it is called from.
-FILES = ("separator_file", "pretrained_separator", "asr_source", "prototypes")
+FILES = (
+    *("separator_file", "pretrained_separator", "asr_source", "prototypes"),
+    "rescorer",
+)
 # What only a system with quantized weights reads,
 _QUANTIZED = (
     *("scores", "quantize_include", "quantize_exclude", "min_bits"),
@@ -45,7 +48,10 @@ _CALIBRATED = (
     *("calibration_mixtures", "chunk_seconds", "train_corpora", "augmentation"),
 )
 # Keys that there were not always, and what was done before.
-_LATER = {"entropy_coded": False, "train_corpora": {}, "augmentation": None}
+_LATER = {
+    **{"entropy_coded": False, "train_corpora": {}, "augmentation": None},
+    **{"rescorer": None, "lm_weight": 0.5},
+}
 _YAML = "tag:yaml.org,2002:"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the faster one
 _TYPED = {_YAML + kind for kind in ("null", "bool", "int", "float")}
