@@ -131,8 +131,16 @@ with exit_on_signals(), atomic_write(folder / "out.wav") as part:
 def writing(folder, *more):
     """A process that writes a file, as far as it gets."""
     command = [sys.executable, "-c", WRITING, str(folder), *more]
+
+    def heeded():  # also where the tests themselves run behind nohup
+        for name in ("SIGHUP", "SIGINT"):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=heeded,
     )
     assert process.stdout.readline() == b"writing\n"
     return process

@@ -136,12 +136,12 @@ def dataset(hparams, split, clock):
         samples = pictures * PERIOD
         rng = np.random.default_rng([maker.epoch, zlib.crc32(key.encode())])
         start = int(rng.integers(max(1, len(waveform) - samples)))
-        speech = np.zeros(samples, np.float32)
+        signal = np.zeros(samples, np.float32)
         cut = waveform[start : start + samples]
-        speech[: len(cut)] = cut
+        signal[: len(cut)] = cut
         yield torch.from_numpy(videos.utterance(key, start, pictures))
-        speech = torch.from_numpy(speech)[None]
-        yield band_energies(speech, hparams["bands"])[0]
+        signal = torch.from_numpy(signal)[None]
+        yield band_energies(signal, hparams["bands"])[0]
 
     data = {key: {} for key in sorted(speech)}
     return DynamicItemDataset(data, [clip], ["id", "lips", "energies"])

@@ -138,7 +138,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         (lambda m: {**m, "buckets": [1]}, "buckets holds"),
         (lambda m: {**m, "test_set": 5}, "`test_set` is 5"),
         (lambda m: {**m, "task": 5}, "`task` is 5"),
-        (lambda m: {**m, "task": "singing"}, "no task 'singing', only lang"),
+        (lambda m: {**m, "task": "singing"}, "no task 'singing', only class"),
         (lambda m: {**m, "system": 5}, "`system` is 5"),
         (lambda m: {**m, "estimator": ["x"]}, "`estimator` is"),
         (lambda m: {**m, "model_bytes": "9"}, "`model_bytes` is '9'"),

@@ -215,7 +215,7 @@ def test_a_task_without_a_test_marks_nothing(language, monkeypatch, tmp_path):
 def test_sounds_without_words_are_shown(language, tmp_path):
     denoising = register_task(
         Task(
-            name="noise suppression",
+            name="dereverberation",
             measures=(Measure("mos", "DNSMOS", unprocessed="mos_noisy"),),
             fields=(ItemField("mos"), ItemField("mos_noisy")),
             summarise=lambda items: {"n": 1, "mos": 3.0, "mos_noisy": 2.0},
