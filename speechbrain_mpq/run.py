@@ -76,7 +76,7 @@ class Runner:
         _check_numbers(**options)
         if weights and not Path(weights).is_dir():
             raise ValueError(f"no folder {weights}: change --weights")
-        if weights and not any(Path(weights).glob("CKPT*/CKPT.yaml")):
+        if weights and not _checkpoints(weights):
             raise ValueError(_NO_CHECKPOINT.format(weights))
         if folder and Path(folder).exists() and not Path(folder).is_dir():
             raise ValueError(f"{folder} is no folder: change --folder")
@@ -230,9 +230,17 @@ def _check_numbers(candidate_bits=None, min_bits=None, batches=None, **_):
         raise ValueError(f"--batches is {batches}: take at least 1")
 
 
+def _checkpoints(folder):
+    """Paths of the checkpoints in a folder, or of the one that it is."""
+    if (Path(folder) / "CKPT.yaml").is_file():
+        return [Path(folder)]
+    return [path.parent for path in Path(folder).glob("CKPT*/CKPT.yaml")]
+
+
 def _load_weights(brain, folder):
     """Loads the modules of a Brain's checkpointer from another folder."""
     import torch
+    from speechbrain.utils.logger import get_logger
 
     from .training.checkpoints import AtomicCheckpointer
 
@@ -243,9 +251,22 @@ def _load_weights(brain, folder):
             "--weights loads the modules that the recipe's checkpointer "
             "saves, and it saves none"
         )
-    source = AtomicCheckpointer(folder, modules)
-    if source.recover_if_possible() is None:
+    paths = {path.resolve() for path in _checkpoints(folder)}
+    one = paths == {Path(folder).resolve()}
+    source = AtomicCheckpointer(
+        Path(folder).resolve().parent if one else folder, modules
+    )
+    taken = source.recover_if_possible(
+        ckpt_predicate=lambda found: found.path.resolve() in paths
+    )
+    if taken is None:
         raise FileNotFoundError(_NO_CHECKPOINT.format(folder))
+    if len(paths) > 1:
+        get_logger(__name__).warning(
+            f"--weights: {taken.path.name} is the latest of {len(paths)} "
+            "checkpoints; the recipe's own test may take another, the best "
+            f"one: to begin with that, --weights {folder}/CKPT+..."
+        )
 
 
 @contextmanager

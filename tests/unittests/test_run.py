@@ -1,9 +1,14 @@
 """The runner of untouched recipes: what it is asked for, what it sees."""
 
-import pytest
-from helpers import TINY_RECIPE, brain_of, hparams_of, script
+import time
+from types import SimpleNamespace
 
-from speechbrain_mpq import choose_bits
+import pytest
+import torch
+from helpers import TINY_RECIPE, brain_of, hparams_of, script
+from speechbrain.utils.checkpoints import Checkpointer
+
+from speechbrain_mpq import choose_bits, run
 from speechbrain_mpq.quantization.packing import read_packed
 from speechbrain_mpq.quantization.plan import BitPlan
 from speechbrain_mpq.run import (
@@ -138,3 +143,22 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
     with pytest.raises(UnsuitableScript, match="another process is at work"):
         Runner("4").before_fit(other, [], [], {})
     runner.release()
+
+
+def test_weights_of_one_checkpoint_or_the_latest(tmp_path, caplog):
+    model = torch.nn.Linear(1, 1)
+    checkpointer = Checkpointer(tmp_path, {"model": model})
+    for number, name in enumerate(("best", "latest")):
+        torch.nn.init.constant_(model.weight, number)
+        checkpointer.save_checkpoint(name=name)
+        time.sleep(0.02)  # the order is by time
+    brain = SimpleNamespace(
+        checkpointer=SimpleNamespace(recoverables={"model": model})
+    )
+    run._load_weights(brain, tmp_path / "CKPT+best")
+    assert model.weight.item() == 0 and "latest of" not in caplog.text
+    with caplog.at_level("WARNING"):
+        run._load_weights(brain, tmp_path)
+    assert model.weight.item() == 1
+    assert "CKPT+latest is the latest of 2 checkpoints" in caplog.text
+    Runner(4, weights=str(tmp_path / "CKPT+best"))
