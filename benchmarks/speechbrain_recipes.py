@@ -314,8 +314,9 @@ class Watch:
         """Run one validation batch, as the Brain does."""
         data, loading = self.data
         if not isinstance(data, torch.utils.data.DataLoader):
+            loading = {**loading, "ckpt_prefix": None}
             stage = sb.Stage.VALID
-            data = self.brain.make_dataloader(data, stage, None, **loading)
+            data = self.brain.make_dataloader(data, stage, **loading)
         self.brain.modules.eval()
         with torch.no_grad():
             self.brain.evaluate_batch(next(iter(data)), sb.Stage.VALID)
