@@ -14,6 +14,7 @@ import logging
 import os
 import weakref
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -413,11 +414,40 @@ def _check_unreached(unreached):
         )
 
 
+_LISTENERS = {}  # key -> what is called after all optimizers' steps
+
+
+class _Listening:
+    """A place among the listeners that can be given up."""
+
+    def remove(self):
+        """Listen no more."""
+        _LISTENERS.pop(self, None)
+
+
+def _tell_listeners(optimizer, args, kwargs):
+    """Torch's one hook; listeners may come and go while it runs."""
+    for called in list(_LISTENERS.values()):
+        called(optimizer, args, kwargs)
+
+
+@cache
+def _hook_torch():
+    """Hang the one hook in, once."""
+    return register_optimizer_step_post_hook(_tell_listeners)
+
+
 def listen_to_steps(owner, called):
-    """Call a hook after all optimizers' steps, while an owner lives."""
-    handle = register_optimizer_step_post_hook(called)
-    weakref.finalize(owner, handle.remove)
-    return handle
+    """Call a hook after all optimizers' steps, while an owner lives.
+
+    Torch's own hooks may not be removed while it calls them, and owners die
+    whenever Python collects them: so there is one hook that stays.
+    """
+    _hook_torch()
+    listening = _Listening()
+    _LISTENERS[listening] = called
+    weakref.finalize(owner, listening.remove)
+    return listening
 
 
 def watch_gradients(model):

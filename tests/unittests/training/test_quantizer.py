@@ -17,7 +17,6 @@ from speechbrain.nnet.attention import MultiheadAttention, RelPosMHAXL
 from speechbrain.nnet.CNN import Conv1d, DepthwiseSeparableConv1d
 from speechbrain.nnet.embedding import Embedding
 from speechbrain.nnet.RNN import GRU, LSTM, LiGRU
-from torch.optim import optimizer
 
 from speechbrain_mpq import (
     FakeQuantize,
@@ -36,7 +35,7 @@ from speechbrain_mpq.training.distributions import (
     find_distributions,
 )
 from speechbrain_mpq.training.pipeline import check_limits
-from speechbrain_mpq.training.quantizer import PATIENCE
+from speechbrain_mpq.training.quantizer import PATIENCE, listen_to_steps
 
 
 def modules():
@@ -530,7 +529,7 @@ def step(model, learning=torch.optim.SGD, steps=1, **options):
 
 def hooks():
     """How many there are in torch's global list."""
-    return len(optimizer._global_optimizer_post_hooks)
+    return len(quantizers._LISTENERS)
 
 
 def test_the_advice_excludes_what_is_not_reached_and_nothing_else(caplog):
@@ -631,3 +630,32 @@ def test_torchscript_is_refused_with_what_to_do():
         torch.jit.script(model)
     quantizer.dequantize()
     assert torch.jit.script(model)(torch.ones(1, 4)).shape == (1, 4)
+
+
+def test_listeners_may_die_while_others_are_told():
+    """Python collects owners whenever it likes, also in between."""
+    parameter = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([parameter], 0.1)
+    owners, calls = [torch.nn.Linear(1, 1) for _ in range(3)], []
+
+    def called(*_):
+        calls.append(len(owners))
+        owners.clear()
+        gc.collect()
+
+    for owner in owners:
+        listen_to_steps(owner, called)
+    del owner
+    parameter.grad = torch.ones(1)
+    optimizer.step()
+    assert calls[0] == 3
+    calls.clear()
+    optimizer.step()
+    assert not calls
+    kept = torch.nn.Linear(1, 1)
+    listening = listen_to_steps(kept, called)
+    optimizer.step()
+    assert len(calls) == 1
+    listening.remove()
+    optimizer.step()
+    assert len(calls) == 1
