@@ -40,8 +40,9 @@ _EXECUTABLE = (
     *(".npy", ".npz", ".py", ".pyc", ".so", ".dll", ".dylib", ".sh", ".exe"),
 )
 _OWN = (*FILES, EXPORTS_FILE)
-# What git and the hub's client leave in folders that they make.
-_TOLERATED = (".gitattributes", ".gitignore")
+# What git and the hub's client leave in folders that they make, and the log of
+# its training, which SpeechBrain's published models have beside them.
+_TOLERATED = (".gitattributes", ".gitignore", "train_log.txt")
 _TOLERATED_FOLDERS = (".git/", ".cache/huggingface/")
 _MAX_TEXT = 2**26  # bytes
 

@@ -20,6 +20,8 @@ from speechbrain_mpq.quantization.container import (
     write_container,
 )
 
+ROOT = Path(__file__).parents[3]
+
 GOLDEN = Path(__file__).parents[2] / "data/packed/3"
 
 
@@ -168,3 +170,16 @@ def test_what_is_wrong_is_told(folder, change, match):
     change(folder)
     (problem,) = check_folder(folder)
     assert match in problem and str(folder) in problem
+
+
+@pytest.mark.parametrize(
+    "folder",
+    sorted(
+        path.parent
+        for path in (ROOT / "pretrained").glob("*/model.safetensors")
+        if path.stat().st_size < 2**22  # large ones take seconds
+    ),
+    ids=lambda folder: folder.name,
+)
+def test_what_is_shipped_is_whole(folder):
+    assert check_folder(folder) == []
