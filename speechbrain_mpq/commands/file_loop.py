@@ -16,8 +16,9 @@ def each_recording(files, work, quiet=False):
     ---------
     files : list of str
     work : callable
-        Takes a file and gives the seconds of sound in it and the paths that
-        were written; ValueError and OSError are told and do no more.
+        Takes a file and gives the seconds of sound in it and the lines to
+        print, such as paths that were written; ValueError and OSError are
+        told and do no more.
     quiet : bool
         Shows no progress.
 
@@ -40,7 +41,7 @@ def each_recording(files, work, quiet=False):
             bar.set_postfix_str(Path(file).name)
             started = time.perf_counter()
             try:
-                seconds, found = work(file)
+                seconds, lines = work(file)
             except BrokenPipeError:
                 raise
             except (ValueError, OSError) as error:
@@ -49,12 +50,12 @@ def each_recording(files, work, quiet=False):
                 continue
             sound += seconds
             spent += time.perf_counter() - started
-            for path in found:
-                bar.write(str(path), file=sys.stdout)
+            for line in lines:
+                bar.write(str(line), file=sys.stdout)
     if sound and not quiet:
         count = len(files) - len(failed)
         print(f"{count} recordings: {speed(sound, spent)}", file=sys.stderr)
-    if failed:
+    if failed and len(files) > 1:
         print(
             f"{len(failed)} of {len(files)} recordings failed: "
             f"{', '.join(failed)}",

@@ -1,10 +1,10 @@
 """`speechbrain-mpq quality`: how good speech sounds, without a reference."""
 
 import json
-import sys
 
-from ..utils import BUNDLED_QUALITY_MODEL, error_text
+from ..utils import BUNDLED_QUALITY_MODEL
 from .device import MAX_CHANNELS, whole_number
+from .file_loop import each_recording
 from .source import STREAM, STREAM_NAME, open_source, recordings
 
 HELP = "predict the quality of speech recordings, without a reference"
@@ -56,26 +56,15 @@ def run(options) -> int:
     from ..inference.quality_estimation import QualityEstimator
 
     estimator = QualityEstimator.from_pretrained(options.model)
-    failed = []
-    for file in files:
-        try:
-            with open_source(file) as opened:
-                found = estimator.estimate_file(*opened, options.channel)
-        except BrokenPipeError:
-            raise
-        except (ValueError, OSError) as error:
-            failed.append(file)
-            print(error_text(error), file=sys.stderr)
-            continue
+
+    def work(file):
+        with open_source(file) as opened:
+            found = estimator.estimate_file(*opened, options.channel)
         name = STREAM_NAME if file == STREAM else file
-        print(_json(name, found) if options.json else _line(name, found))
-    if failed and len(files) > 1:
-        print(
-            f"{len(failed)} of {len(files)} recordings failed: "
-            f"{', '.join(failed)}",
-            file=sys.stderr,
-        )
-    return 1 if failed else 0
+        told = _json(name, found) if options.json else _line(name, found)
+        return found.seconds, [told]
+
+    return each_recording(files, work, quiet=True)
 
 
 def _line(name, found):

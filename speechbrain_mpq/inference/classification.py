@@ -6,7 +6,6 @@ folder holds the file of an integer GRU, and a card.
 
 from pathlib import Path
 
-import soundfile
 import torch
 import torchaudio
 
@@ -18,6 +17,7 @@ from ..nnet.integer_gru_file import save_integer_gru
 from ..quantization.packing import CONFIG_FILE, MODEL_FILE
 from ..quantization.plan import BitPlan, ClusterBits
 from ..utils import write_json, write_text
+from .audio import read_segment
 from .card import model_card
 from .hub import CARD_FILE, fetch_folder
 
@@ -122,16 +122,16 @@ class SpokenWordClassifier:
             As of `classify_batch`, with a batch of one.
         """
         try:
-            samples, rate = soundfile.read(path, dtype="float32")
-        except soundfile.LibsndfileError as error:
-            if not Path(path).exists():
-                raise FileNotFoundError(f"no file {path}") from error
+            samples, rate = read_segment(path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"no file {path}") from error
+        except ValueError as error:
             raise ValueError(f"{path} is no sound file: {error}") from error
-        if samples.ndim != 1:
+        if samples.shape[1] != 1:
             raise ValueError(
                 f"{path} has {samples.shape[1]} channels: give one of them"
             )
-        waveform = torch.from_numpy(samples)
+        waveform = torch.from_numpy(samples[:, 0])
         if rate != self.sample_rate:
             waveform = torchaudio.functional.resample(
                 waveform, rate, self.sample_rate

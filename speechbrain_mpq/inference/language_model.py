@@ -318,8 +318,10 @@ class _LogProbs(torch.nn.Module):
 
 def _in_onnx(lm, packed, threads):
     """`_LogProbs` in ONNX Runtime, held against PyTorch."""
-    from .engines.integer_onnx import integer_model, session, stored_weights
+    from .engines.engine import import_engine
+    from .engines.integer_onnx import integer_model, stored_weights
 
+    engine = import_engine("onnx")
     most = min(PROBED_WORDS, lm.model.settings.get("max_length", math.inf))
     generator = torch.Generator().manual_seed(0)
     shape, vocab = (2, int(most)), len(lm.vocabulary)
@@ -331,7 +333,7 @@ def _in_onnx(lm, packed, threads):
     model, _ = integer_model(
         lm._log_probs, probe, stored_weights(packed).values(), names, axes
     )
-    running = session(model, threads)
+    running = engine.session(model, threads)
 
     def log_probs(tokens, targets):
         given = {

@@ -22,13 +22,8 @@ from speechbrain.processing.features import STFT
 
 from ..quantization.packing import read_model
 from ..utils import scratch_folder
-from .engines.engine import MissingExtra
-from .engines.integer_onnx import (
-    LIBRARIES,
-    integer_model,
-    session,
-    stored_weights,
-)
+from .engines.engine import import_engine
+from .engines.integer_onnx import integer_model, stored_weights
 from .engines.lowered import decibels
 
 TRIED = (1.0, 0.6, 1.7)  # seconds of noise; the first is exported with
@@ -90,9 +85,7 @@ def export_interface(interface, path, folder=None):
         "bytes", "decibels" of what comes out against PyTorch, and "weights":
         how many are "integer" products, "looked up" and "dequantized".
     """
-    for library in LIBRARIES:
-        if isinstance(library, MissingExtra):
-            raise ImportError(library.message)
+    engine = import_engine("onnx")
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"{path}: the file's name must end in .onnx")
@@ -121,7 +114,7 @@ def export_interface(interface, path, folder=None):
             (["wavs"], list(module.outputs)),
             axes,
         )
-    quality = min(_compared(module, session(model), noise))
+    quality = min(_compared(module, engine.session(model), noise))
     if not quality > MIN_DECIBELS:
         raise ValueError(
             f"the ONNX model is {quality:.1f} dB from PyTorch on waveforms of "

@@ -8,9 +8,7 @@ gives N-best lists and takes large vocabularies.
 import re
 from pathlib import Path
 
-import numpy as np
 import torch
-from scipy.signal import resample_poly
 from speechbrain.lobes.features import Fbank
 from speechbrain.processing.features import InputNormalization
 
@@ -20,6 +18,7 @@ from ..decoders.viterbi import best_path, word_graph
 from ..evaluation.recognition_task import RECOGNITION
 from ..lobes.models.tdnnf import TDNNF
 from ..utils import SAMPLE_RATE
+from .audio import BlockResampler, read_segment
 from .folder import save_separator
 from .hub import LEXICON_FILE, NGRAM_FILE, fetch_folder
 from .loading import load
@@ -212,26 +211,21 @@ class HybridASR:
 
     def read(self, path):
         """A recording as [samples] at 16 kHz, checked."""
-        import soundfile
-
         if not Path(path).is_file():
             raise FileNotFoundError(f"no file {path}")
         try:
-            signal, rate = soundfile.read(path, always_2d=True)
-        except soundfile.LibsndfileError as error:
+            signal, rate = read_segment(path)
+        except ValueError as error:
             raise ValueError(f"{path} is no audio file ({error})") from error
         if rate < SAMPLE_RATE:
             raise ValueError(
                 f"{path} has {rate} Hz, and the network was trained with "
                 f"{SAMPLE_RATE}: record it at that rate"
             )
-        signal = signal.mean(1)
+        signal = torch.from_numpy(signal)  # [samples, channels]
         if rate > SAMPLE_RATE:
-            common = np.gcd(rate, SAMPLE_RATE)
-            signal = resample_poly(
-                signal, SAMPLE_RATE // common, rate // common
-            )
-        return torch.from_numpy(signal.astype(np.float32))
+            signal = BlockResampler(rate, SAMPLE_RATE).push(signal, last=True)
+        return signal.mean(1)
 
     def nbest(self, wavs, wav_lens=None, count=20, ids=None, **options):
         """N-best lists by a beam search; takes the extra `decode`.

@@ -20,27 +20,9 @@ import torch
 
 from ...quantization.codebook import dequantize
 from ...quantization.groups import first_row, split_name
-from .engine import MissingExtra
 from .lowered import INT8_BITS
+from .onnx_engine import TensorProto, helper, ml_dtypes, numpy_helper, onnx
 
-try:
-    import ml_dtypes
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-except ImportError:
-    ml_dtypes = onnx = TensorProto = helper = numpy_helper = MissingExtra(
-        "writing ONNX models needs onnx: pip install 'speechbrain_mpq[onnx]' "
-        "(or onnx>=1.23 ml_dtypes)"
-    )
-try:
-    import onnxruntime
-except ImportError:
-    onnxruntime = MissingExtra(
-        'the engine "onnx" needs ONNX Runtime: pip install '
-        "'speechbrain_mpq[onnx]' (or onnxruntime>=1.31)"
-    )
-
-LIBRARIES = (onnxruntime, onnx)
 OPSET, IR_VERSION = 21, 10  # DequantizeLinear of int4 and int16
 CONTRIBUTED = "com.microsoft"  # operators that ONNX Runtime adds
 # Gates in ONNX's order, as places in PyTorch's: i, f, g, o and r, z, n.
@@ -150,23 +132,6 @@ def integer_model(module, inputs, stored, names, axes):
     model.producer_name, model.ir_version = "speechbrain_mpq", IR_VERSION
     onnx.checker.check_model(model)
     return model, graph.used
-
-
-def session(model, threads=1):
-    """ONNX Runtime's session of a model.
-
-    Arguments
-    ---------
-    model : onnx.ModelProto
-    threads : int
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
 
 
 class _Rewriter:

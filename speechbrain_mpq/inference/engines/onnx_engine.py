@@ -77,6 +77,25 @@ def portable_int8_model(network, ranges):
     return _int8_model(equalized, ranges)
 
 
+def session(model, threads=1):
+    """ONNX Runtime's session of a model, on the CPU.
+
+    Arguments
+    ---------
+    model : onnx.ModelProto, or str
+        Model, or the path of its file.
+    threads : int
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors
+    content = model if isinstance(model, str) else model.SerializeToString()
+    return onnxruntime.InferenceSession(
+        content, options, providers=["CPUExecutionProvider"]
+    )
+
+
 class ONNXNetwork:
     """A session that takes and gives PyTorch tensors.
 
@@ -88,14 +107,7 @@ class ONNXNetwork:
     """
 
     def __init__(self, model, threads=1):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors
-        content = model if isinstance(model, str) else model.SerializeToString()
-        self.session = onnxruntime.InferenceSession(
-            content, options, providers=["CPUExecutionProvider"]
-        )
+        self.session = session(model, threads)
 
     def __call__(self, inputs):
         """Map [batch, inputs, frames] to [batch, outputs, frames]."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 from speechbrain.nnet.RNN import LSTM
 
-from speechbrain_mpq.inference.engines import integer_onnx
+from speechbrain_mpq.inference.engines import integer_onnx, onnx_engine
 from speechbrain_mpq.quantization.packing import read_model, save_packed
 from speechbrain_mpq.quantization.quant_api import quantize_
 from speechbrain_mpq.quantization.unpacking import load_packed_
@@ -82,7 +82,7 @@ def counted(arrays):
 def test_is_near_pytorch_for_other_shapes(bits, bidirectional, tmp_path):
     model, _, onnx_model, used = exported(tmp_path, bits, bidirectional)
     assert used == {"looked up": 1, "integer": 2 * 2 + 2, "dequantized": 3}
-    session = integer_onnx.session(onnx_model)
+    session = onnx_engine.session(onnx_model)
     tokens = torch.randint(0, 11, (3, 8))
     with torch.no_grad():
         exact = model(tokens)
@@ -113,7 +113,7 @@ def test_wide_weights_are_computed_in_float(tmp_path):
     tokens = torch.randint(0, 11, (3, 8))
     with torch.no_grad():
         exact = model(tokens)
-    session = integer_onnx.session(onnx_model)
+    session = onnx_engine.session(onnx_model)
     (given,) = session.run(None, {"tokens": tokens.numpy()})
     assert np.abs(given - exact.numpy()).max() < 1e-5
 
@@ -121,7 +121,7 @@ def test_wide_weights_are_computed_in_float(tmp_path):
 def test_float_weights_stay(tmp_path):
     model, _, onnx_model, used = exported(tmp_path, exclude=["rnn.*", "last.*"])
     assert used["integer"] == 1
-    session = integer_onnx.session(onnx_model)
+    session = onnx_engine.session(onnx_model)
     tokens = torch.randint(0, 11, (1, 4))
     (given,) = session.run(None, {"tokens": tokens.numpy()})
     with torch.no_grad():
