@@ -91,6 +91,12 @@ def test_transcribes_files(folder, tmp_path):
     assert model.transcribe_file(tmp_path / "a.wav") == expected
     soundfile.write(tmp_path / "b.wav", np.repeat(signal, 3, 0), 48000)
     assert model.read(tmp_path / "b.wav").shape == (16000,)
+    soundfile.write(tmp_path / "cut.wav", signal, 16000, "PCM_16")
+    content = (tmp_path / "cut.wav").read_bytes()
+    place = content.index(b"data") + 4  # a header that tells of 100 bytes
+    lying = content[:place] + (100).to_bytes(4, "little") + content[place + 4 :]
+    (tmp_path / "cut.wav").write_bytes(lying)
+    assert model.read(tmp_path / "cut.wav").shape == (16000,)
     soundfile.write(tmp_path / "c.wav", signal, 8000)
     with pytest.raises(ValueError, match="8000 Hz.*trained with 16000"):
         model.transcribe_file(tmp_path / "c.wav")
