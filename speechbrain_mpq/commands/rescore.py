@@ -12,6 +12,7 @@ is printed, `id word word ...`, or written with --best.
 import math
 import sys
 
+from ..decoders.nbest import TOO_MANY, RescoringWeights
 from ..utils import check_output, write_text
 from .device import add_engine_options
 
@@ -20,9 +21,6 @@ EXAMPLE = """
   speechbrain-mpq rescore nbest.json --lm lm_lstm_2bit
   speechbrain-mpq rescore nbest.json --lm user/name --ngram lm.arpa --best hyp
   speechbrain-mpq rescore kaldi.json --scores costs --lm_weight 9 --lm FOLDER"""
-
-UNK_PENALTY = -10.0
-TOO_MANY = 0.5  # share of unknown words that no text of the language has
 
 
 def add_arguments(parser):
@@ -53,13 +51,13 @@ def _add_weights(add):
     add(
         "--lm_weight",
         type=_number,
-        default=0.5,
+        default=RescoringWeights.lm_weight,
         help="of the language model's log-probability (default: %(default)s)",
     )
     add(
         "--word_bonus",
         type=_number,
-        default=0.0,
+        default=RescoringWeights.word_bonus,
         help="added for each word (default: %(default)s)",
     )
     add(
@@ -70,13 +68,13 @@ def _add_weights(add):
     add(
         "--interpolation",
         type=_share,
-        default=0.5,
+        default=RescoringWeights.interpolation,
         help="the model's share in that mixture (default: %(default)s)",
     )
     add(
         "--unk_penalty",
         type=_number,
-        default=UNK_PENALTY,
+        default=RescoringWeights.unk_penalty,
         help="log-probability added for each unknown word: <unk> has that of "
         "all of them together (default: %(default)s, one in 22,000)",
     )
@@ -111,7 +109,7 @@ def run(options):
     lists = read_nbest(options.nbest, options.scores)
     from ..decoders.ngram import Ngram
     from ..inference.language_model import LanguageModel
-    from ..inference.rescoring import RescoringWeights, rescore
+    from ..inference.rescoring import rescore
 
     ngram = Ngram(options.ngram) if options.ngram else None
     lm = LanguageModel.from_pretrained(

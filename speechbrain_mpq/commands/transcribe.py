@@ -6,8 +6,10 @@ written as N-best lists, lines of JSON that `speechbrain-mpq rescore` reads;
 that takes the extra `decode`.
 """
 
-import sys
 from pathlib import Path
+
+from ..utils import SAMPLE_RATE, check_output
+from .file_loop import each_recording
 
 HELP = "words of recordings, or N-best lists, by a packed TDNN-F"
 EXAMPLE = """
@@ -81,49 +83,45 @@ def run(options):
         acoustic_scale=options.acoustic_scale,
         lm_scale=options.lm_scale,
     )
-    lists, failed = [], False
-    for key, path in keys.items():
-        try:
-            wavs = model.read(path)[None]
-            if options.nbest:
-                beams = {
-                    "beam": options.beam,
-                    "lattice_beam": options.lattice_beam,
-                }
-                lists += model.nbest(
-                    wavs, count=options.nbest, ids=[key], **beams
-                )
-                words = lists[-1].hypotheses[0]
-            else:
-                words = model.transcribe_batch(wavs)[0][0]
-        except (ValueError, OSError) as error:
-            if len(keys) == 1:
-                raise
-            print(f"{path}: {error}", file=sys.stderr)
-            failed = True
-            continue
-        print(f"{key} {words}".rstrip())
+    beams = {"beam": options.beam, "lattice_beam": options.lattice_beam}
+    lists = []
+
+    def work(file):
+        key, wavs = keys[file], model.read(file)[None]
+        if options.nbest:
+            lists.extend(
+                model.nbest(wavs, count=options.nbest, ids=[key], **beams)
+            )
+            words = lists[-1].hypotheses[0]
+        else:
+            words = model.transcribe_batch(wavs)[0][0]
+        return wavs.shape[1] / SAMPLE_RATE, [f"{key} {words}".rstrip()]
+
+    status = each_recording(list(keys), work, quiet=True)
     if lists:
         write_nbest(options.out, lists)
-    return int(failed)
+    return status
 
 
 def _checked(options):
-    """Id -> file; what cannot be meant is refused before any work."""
+    """File -> id; what cannot be meant is refused before any work."""
     if bool(options.nbest) != bool(options.out):
         raise ValueError("--nbest and --out belong together: give both")
     if options.nbest is not None and options.nbest < 1:
         raise ValueError(f"--nbest {options.nbest}: ask for at least one")
     if options.out and not Path(options.out).resolve().parent.is_dir():
         raise FileNotFoundError(f"{options.out}: no such folder: make it first")
-    keys = {}
-    for path in map(Path, options.files):
+    if options.out:
+        check_output(options.out, *options.files)
+    files = {}
+    for file in options.files:
+        path = Path(file)
         if not path.is_file():
             raise FileNotFoundError(f"no file {path}")
         key = "_".join(path.stem.split()) or "_"
-        if key in keys:
+        if key in files:
             raise ValueError(
-                f"{path} and {keys[key]} have the same id, {key!r}: rename one"
+                f"{path} and {files[key]} have the same id, {key!r}: rename one"
             )
-        keys[key] = path
-    return keys
+        files[key] = file
+    return {file: key for key, file in files.items()}

@@ -87,7 +87,12 @@ class WordDecoder:
         beam=16.0,
         lattice_beam=10.0,
     ):
-        _check_scales(acoustic_scale, lm_scale, silence_weight)
+        check_scales(acoustic_scale, lm_scale, silence_weight)
+        if not (0 < beam < math.inf and 0 < lattice_beam < math.inf):
+            raise ValueError(
+                f"beam {beam} and lattice_beam {lattice_beam} must be above 0 "
+                "and finite: about 16 and 10"
+            )
         self.words = ngram.vocabulary
         self.ngram = ngram
         self.acoustic_scale, self.lm_scale = acoustic_scale, lm_scale
@@ -189,9 +194,9 @@ def decoding_graph(lexicon, ngram, lm_scale=1.0, silence_weight=0.5):
     return fst.compile(_chain_fst(graph.to_str(), phones))
 
 
-def _check_scales(acoustic_scale, lm_scale, silence_weight):
+def check_scales(acoustic_scale, lm_scale, silence_weight=0.5):
     """Refuse scales that no search is made for."""
-    if not (acoustic_scale > 0 and lm_scale >= 0):
+    if not (0 < acoustic_scale < math.inf and 0 <= lm_scale < math.inf):
         raise ValueError(
             f"acoustic_scale {acoustic_scale} must be above 0, lm_scale "
             f"{lm_scale} not below"

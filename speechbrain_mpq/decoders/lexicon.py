@@ -79,7 +79,7 @@ class Lexicon:
         stress : bool
             Whether to keep the digits of stress, as in AH0.
         phones : list of str, optional
-            See Lexicon.
+            See Lexicon; where they have stress, it is kept.
 
         Example
         -------
@@ -95,6 +95,7 @@ class Lexicon:
                 f"{path} is not UTF-8 (byte {error.start}): convert it, for "
                 "example with `iconv -f latin1 -t utf-8`"
             ) from None
+        stress = stress or any(map(_STRESS.search, phones or ()))
         pronunciations = {}
         for number, line in enumerate(text.splitlines(), start=1):
             fields = line.split(" #")[0].split()

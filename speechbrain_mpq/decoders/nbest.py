@@ -19,6 +19,23 @@ from ..utils import open_input, strict_json, write_text
 
 SIGNS = ("log_probs", "costs", "any")  # of scores
 KEYS = ("id", "hypotheses", "scores")
+TOO_MANY = 0.5  # share of unknown words that no text of the language has
+
+
+@dataclass(frozen=True)
+class RescoringWeights:
+    """What the parts of a score count.
+
+    Example
+    -------
+    >>> RescoringWeights().lm_weight
+    0.5
+    """
+
+    lm_weight: float = 0.5  # of the language model's log-probability
+    word_bonus: float = 0.0  # added for each word
+    interpolation: float = 0.5  # the model's share where there is an n-gram
+    unk_penalty: float = -10.0  # added for each unknown word
 
 
 @dataclass

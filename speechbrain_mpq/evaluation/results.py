@@ -7,6 +7,7 @@ report.
 import re
 import time
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,14 @@ logger = get_logger(__name__)
 _SHOWN = ("plan", "scores", "ceiling", "pareto", "additivity", "admm")
 # A number in a line of SpeechBrain's FileTrainLogger.
 _LOGGED = re.compile(r"(\w[\w ]*): (-?[\d.]+(?:e[-+]?\d+)?)")
+
+
+def __getattr__(name):
+    """`Recognizer`, which stood here."""
+    if name != "Recognizer":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = f"{__package__.rpartition('.')[0]}.inference.speech_recognition"
+    return import_module(home).Recognizer
 
 
 @dataclass

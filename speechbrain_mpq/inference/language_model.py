@@ -431,7 +431,7 @@ register(
     {**_SIZES, "rnn": choice(*RNNS)},
     build=partial(_build_on_meta, TiedRNNLM),
     probe=_probe,
-    companions=_BESIDE,
+    needed_files=_BESIDE,
 )
 register(
     TiedTransformerLM,
@@ -443,5 +443,5 @@ register(
     },
     build=partial(_build_on_meta, TiedTransformerLM),
     probe=_probe,
-    companions=_BESIDE,
+    needed_files=_BESIDE,
 )

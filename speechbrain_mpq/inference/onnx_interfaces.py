@@ -11,7 +11,6 @@ runs, a convolution with cosines and sines stands in for it.
 
 import json
 import math
-import os
 from pathlib import Path
 from unittest import mock
 
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from speechbrain.processing.features import STFT
 
 from ..quantization.packing import read_model
-from ..utils import scratch_folder
+from ..utils import write_chunks
 from .engines.engine import import_engine
 from .engines.integer_onnx import integer_model, stored_weights
 from .engines.lowered import decibels
@@ -114,8 +113,9 @@ def export_interface(interface, path, folder=None):
             (["wavs"], list(module.outputs)),
             axes,
         )
-    quality = min(_compared(module, engine.session(model), noise))
-    if not quality > MIN_DECIBELS:
+    found = list(_compared(module, engine.session(model), noise))
+    quality = min(found)
+    if not all(decibel > MIN_DECIBELS for decibel in found):  # NaN, too
         raise ValueError(
             f"the ONNX model is {quality:.1f} dB from PyTorch on waveforms of "
             f"{min(TRIED)} to {max(TRIED)} s: this network does something that "
@@ -126,10 +126,7 @@ def export_interface(interface, path, folder=None):
         model.metadata_props.add(key=key, value=value)
     content = model.SerializeToString()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(path.parent) as scratch:
-        temporary = scratch / path.name
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+    write_chunks(path, [content])
     return {"bytes": len(content), "decibels": quality, "weights": dict(used)}
 
 

@@ -216,7 +216,7 @@ class Part:
     probe: callable = None
     # file beside the weights that it cannot do without -> what raises
     # ValueError or OSError on a folder and a model that do not fit together
-    companions: dict = field(default_factory=dict)
+    needed_files: dict = field(default_factory=dict)
     may_lack: tuple = ()  # what files leave out where it has its default
 
 
@@ -241,7 +241,7 @@ def register(
     settings=None,
     card=None,
     probe=None,
-    companions=(),
+    needed_files=(),
 ):
     """Register a class that packed files may name and `load` builds.
 
@@ -259,7 +259,7 @@ def register(
         settings or (lambda module: dict(module.settings)),
         arguments,
         probe=probe,
-        companions=dict(companions),
+        needed_files=dict(needed_files),
     )
     if card is not None:
         CARDS[name] = card

@@ -6,12 +6,11 @@ log-probability, plus the bonus for each of its words.
 
 import math
 import sys
-from dataclasses import dataclass
 
 import torch
 from speechbrain.decoders.ctc import CTCBeamSearcher
 
-from ..decoders.nbest import NBest
+from ..decoders.nbest import TOO_MANY, NBest, RescoringWeights
 from .language_model import LanguageModel
 from .speech_recognition import HybridASR, Recognizer
 
@@ -19,23 +18,6 @@ LONG = 2000  # hypotheses from which on a bar shows that they are scored
 HYPOTHESES = 20  # of a list
 BEAM = 50  # of the CTC search
 ENOUGH_WORDS = 200  # to judge whether a model knows them
-TOO_MANY = 0.5  # share of unknown words that no text of the language has
-
-
-@dataclass(frozen=True)
-class RescoringWeights:
-    """What the parts of a score count.
-
-    Example
-    -------
-    >>> RescoringWeights().lm_weight
-    0.5
-    """
-
-    lm_weight: float = 0.5  # of the language model's log-probability
-    word_bonus: float = 0.0  # added for each word
-    interpolation: float = 0.5  # the model's share where there is an n-gram
-    unk_penalty: float = -10.0  # added for each unknown word
 
 
 def rescore(lists, lm, weights=None, ngram=None, progress=False):
@@ -117,7 +99,7 @@ class RescoringRecognizer(Recognizer):
         with torch.inference_mode():
             nbest = self._nbest(batch)
         (ranked,) = rescore([nbest], self.lm, self.weights)
-        best = ranked.hypotheses[0]
+        best = ranked.hypotheses[0].strip().lower()  # as `Recognizer` does
         self._unknown += len(self.lm.vocabulary.unknown(best))
         self._words += len(best.split())
         enough = self._words >= ENOUGH_WORDS
@@ -138,7 +120,7 @@ class RescoringRecognizer(Recognizer):
         if self._searcher is None:
             self._searcher = _ctc_searcher(self.model)
         found = self._searcher(log_probs.cpu(), torch.ones(1))[0]
-        texts = [h.text.strip().lower() for h in found]
+        texts = [h.text.strip() for h in found]
         return NBest("utterance", texts, [float(h.score) for h in found])
 
 

@@ -12,6 +12,7 @@ import torch
 from speechbrain.lobes.features import Fbank
 from speechbrain.processing.features import InputNormalization
 
+from ..decoders.kaldi_decoder import check_scales
 from ..decoders.lexicon import Lexicon
 from ..decoders.ngram import Ngram
 from ..decoders.viterbi import best_path, word_graph
@@ -68,6 +69,7 @@ class HybridASR:
         lm_scale=1.0,
         device="cpu",
     ):
+        check_scales(acoustic_scale, lm_scale)
         check_lexicon(model, lexicon)
         if model.settings["speaker_size"]:
             raise ValueError(
@@ -114,24 +116,10 @@ class HybridASR:
             raise ValueError(
                 f"{folder} holds a {type(model).__name__}, no TDNN-F"
             )
-        phones = model.settings["phones"]
-        if not phones:
-            raise ValueError(
-                f"{folder} does not tell its phones: save it with "
-                "save_recognizer"
-            )
-        lexicon = Path(lexicon or folder / LEXICON_FILE)
-        ngram = Path(ngram or folder / NGRAM_FILE)
-        for path, name in ((lexicon, "lexicon"), (ngram, "ngram")):
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"no {path}: a recognizer needs it beside its weights, or "
-                    f"another file as {name}"
-                )
         return cls(
             model,
-            Lexicon.read(lexicon, phones=phones),
-            Ngram(ngram),
+            read_lexicon(folder, model, lexicon),
+            read_ngram(folder, ngram),
             **options,
         )
 
@@ -322,6 +310,65 @@ class Recognizer:
         return words[0].strip().lower()
 
 
+def read_lexicon(folder, model, path=None):
+    """Read the lexicon beside a network's weights, or another one.
+
+    Arguments
+    ---------
+    folder : Path
+        Packed folder.
+    model : TDNNF
+    path : str or Path or None
+        Another file to take.
+
+    Returns
+    -------
+    Lexicon
+        In the phones of the network.
+    """
+    phones = model.settings["phones"]
+    if not phones:
+        raise ValueError(
+            f"{folder} does not tell its phones: save it with save_recognizer"
+        )
+    path = _beside(folder / LEXICON_FILE, path, "lexicon")
+    return Lexicon.read(path, silence=phones[0], phones=phones)
+
+
+def read_ngram(folder, path=None):
+    """Read the word n-gram beside a network's weights, or another one.
+
+    Arguments
+    ---------
+    folder : Path
+        Packed folder.
+    path : str or Path or None
+        Another file to take.
+
+    Returns
+    -------
+    Ngram
+    """
+    return Ngram(_beside(folder / NGRAM_FILE, path, "ngram"))
+
+
+def _beside(usual, other, name):
+    """The path of a file that a recognizer cannot do without."""
+    path = Path(other or usual)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {path}: a recognizer needs it beside its weights, or another "
+            f"file as {name}"
+        )
+    return path
+
+
+def _check_ngram(folder, model):
+    """Refuse an n-gram whose words the lexicon beside it cannot pronounce."""
+    vocabulary = read_ngram(folder).vocabulary
+    read_lexicon(folder, model).encode(vocabulary, "of the n-gram")
+
+
 def check_lexicon(model, lexicon):
     """Refuse a lexicon whose phones are not those of a network.
 
@@ -418,4 +465,5 @@ register(
         "phones": several(_symbol, 0, 2**15),
     },
     probe=_probe,
+    needed_files={LEXICON_FILE: read_lexicon, NGRAM_FILE: _check_ngram},
 )

@@ -27,6 +27,8 @@ from .hub import (
     CARD_FILE,
     FILES,
     HYPERPARAMS_FILE,
+    LEXICON_FILE,
+    NGRAM_FILE,
     SAMPLE_FILE,
     SEPARATED_FILE,
     VOCABULARY_FILE,
@@ -93,7 +95,7 @@ def check_folder(folder):
         problems.insert(0, str(error))
     else:  # the others say what this architecture says
         problems += _output_problems(packed, model)
-        problems += _companion_problems(folder, packed, model)
+        problems += _needed_problems(folder, packed, model)
         problems += _yaml_problems(folder / HYPERPARAMS_FILE, packed)
         problems += _ranges_problems(folder / RANGES_FILE, model)
     problems += export_problems(folder)
@@ -132,19 +134,20 @@ def _output_problems(packed, model):
     ]
 
 
-def _companion_problems(folder, packed, model):
+def _needed_problems(folder, packed, model):
     """Where what a model needs beside its weights is another's, or no use."""
-    companions = registered(packed.architecture["class"]).companions
+    needed_files = registered(packed.architecture["class"]).needed_files
     problems = []
-    for name, check in companions.items():
+    for name, check in needed_files.items():
         try:
             check(folder, model)
         except (OSError, ValueError) as error:
             problems.append(f"{folder / name}: {error}")
-    if (
-        folder / VOCABULARY_FILE
-    ).exists() and VOCABULARY_FILE not in companions:
-        problems.append(f"{folder / VOCABULARY_FILE}: does not belong here")
+    problems += [
+        f"{folder / name}: does not belong here"
+        for name in (VOCABULARY_FILE, LEXICON_FILE, NGRAM_FILE)
+        if name not in needed_files and (folder / name).exists()
+    ]
     return problems
 
 

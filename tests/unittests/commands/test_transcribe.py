@@ -66,6 +66,7 @@ def test_a_bad_file_stops_no_other(folder, capsys):
         (["--nbest", "3"], ["one.wav"], "belong together"),
         (["--out", "a.json"], ["one.wav"], "belong together"),
         (["--nbest", "3", "--out", "no/a"], ["one.wav"], "no such folder"),
+        (["--nbest", "3", "--out", "."], ["one.wav"], "is a folder"),
         ([], ["none.wav"], "no file"),
         ([], ["one.wav", "one.wav"], "the same id, 'one'"),
     ],
@@ -73,3 +74,11 @@ def test_a_bad_file_stops_no_other(folder, capsys):
 def test_refuses(folder, capsys, options, files, message):
     assert transcribe(folder, *options, files=files) == 1
     assert message in capsys.readouterr().err
+
+
+def test_lists_are_written_over_no_recording(folder, capsys):
+    path = folder / "one.wav"
+    content = path.read_bytes()
+    assert transcribe(folder, "--nbest", 3, "--out", path) == 1
+    assert "is the input" in capsys.readouterr().err
+    assert path.read_bytes() == content

@@ -1,6 +1,7 @@
 """SpeechBrain's interfaces as ONNX files, in stock ONNX Runtime."""
 
 import json
+import math
 from functools import partial
 from types import SimpleNamespace
 
@@ -206,3 +207,18 @@ def test_what_depends_on_the_length_is_refused(tmp_path):
     with pytest.raises(ValueError, match="depends on the length"):
         onnx_interfaces.export_interface(interface, tmp_path / "a.onnx")
     assert not (tmp_path / "a.onnx").exists()
+
+
+def test_outputs_that_are_no_numbers_are_refused(tmp_path):
+    interface = packed(tmp_path, "asr")
+    encode = interface.encode_batch
+
+    def broken(wavs, lengths):  # of the longest waveform only
+        longest = int(max(onnx_interfaces.TRIED) * RATE)
+        return encode(wavs, lengths) * (
+            math.nan if int(wavs.shape[1]) == longest else 1
+        )
+
+    interface.encode_batch = broken
+    with pytest.raises(ValueError, match="dB from PyTorch"):
+        onnx_interfaces.export_interface(interface, tmp_path / "a.onnx")

@@ -9,14 +9,18 @@ import torch
 
 from speechbrain_mpq.decoders.lexicon import Lexicon
 from speechbrain_mpq.decoders.ngram import Ngram, estimate_arpa
+from speechbrain_mpq.evaluation import results
 from speechbrain_mpq.evaluation.task import find_task
 from speechbrain_mpq.inference.loading import load
+from speechbrain_mpq.inference.quality_estimation import save_quality_estimator
 from speechbrain_mpq.inference.registry import build, describe
 from speechbrain_mpq.inference.speech_recognition import (
     HybridASR,
+    Recognizer,
     save_recognizer,
 )
 from speechbrain_mpq.inference.verification import check_folder
+from speechbrain_mpq.lobes.models.dnsmos import BinaryDNSMOS
 from speechbrain_mpq.lobes.models.tdnnf import TDNNF
 from speechbrain_mpq.quantization.quant_api import quantize_
 
@@ -76,10 +80,16 @@ def test_words_do_not_depend_on_the_batch(folder):
     torch.manual_seed(1)
     long, short = torch.randn(16000), torch.randn(8000)
     batch = torch.stack([long, torch.cat([short, torch.zeros(8000)])])
-    # The features pad an utterance's end: only the frames inside are its own.
-    words, numbers = model.transcribe_batch(batch, torch.tensor([1, 0.5]))
+    lengths = torch.tensor([1, 0.5])
+    words, numbers = model.transcribe_batch(batch, lengths)
     assert words[0] == model.transcribe_batch(long[None])[0][0]
     assert words[1].split() == [model.vocabulary[i] for i in numbers[1]]
+    # The features pad an utterance's end: only the frames inside are its own.
+    beside = model.outputs(batch, lengths)[1]
+    (alone,) = model.outputs(short[None])
+    assert abs(len(beside) - len(alone)) <= 1
+    inside = len(alone) - 4  # what the context does not carry outside
+    assert np.abs(beside[:inside] - alone[:inside]).max() < 0.2
 
 
 def test_transcribes_files(folder, tmp_path):
@@ -89,8 +99,12 @@ def test_transcribes_files(folder, tmp_path):
     mono = torch.from_numpy(signal.mean(1)).float()
     expected = model.transcribe_batch(mono[None])[0][0]
     assert model.transcribe_file(tmp_path / "a.wav") == expected
-    soundfile.write(tmp_path / "b.wav", np.repeat(signal, 3, 0), 48000)
-    assert model.read(tmp_path / "b.wav").shape == (16000,)
+    tone = np.sin(2 * np.pi * 440 * np.arange(48000) / 48000) / 3
+    soundfile.write(tmp_path / "b.wav", np.stack([tone, tone], 1), 48000)
+    resampled = model.read(tmp_path / "b.wav")
+    assert resampled.shape == (16000,)
+    wanted = torch.from_numpy(tone[::3]).float()
+    assert (resampled - wanted)[200:-200].abs().max() < 1e-3
     soundfile.write(tmp_path / "cut.wav", signal, 16000, "PCM_16")
     content = (tmp_path / "cut.wav").read_bytes()
     place = content.index(b"data") + 4  # a header that tells of 100 bytes
@@ -190,3 +204,46 @@ def test_card_tells_how_to_use_it(folder):
     assert config["architecture"]["arguments"]["phones"] == LEXICON.phones
     assert load(folder).settings["phones"] == LEXICON.phones
     assert Ngram(folder / "lm.arpa").vocabulary == ["a", "eat", "tea"]
+
+
+@pytest.mark.parametrize("name", ["lm.arpa", "lexicon.txt"])
+def test_verification_needs_what_is_beside_the_weights(folder, name):
+    assert check_folder(folder) == []
+    content = (folder / name).read_text()
+    (folder / name).write_text(content.replace("tea", "sea"))
+    (problem,) = check_folder(folder)
+    assert "no pronunciation of 'sea'" in problem or "'tea'" in problem
+    (folder / name).unlink()
+    assert any(f"no {folder / name}" in one for one in check_folder(folder))
+
+
+@pytest.mark.parametrize("silence, vowel", [("SIL", "IY1"), ("sil", "iy")])
+def test_phones_of_any_kind_come_back(tmp_path, silence, vowel):
+    lexicon = Lexicon({"tea": [["T", vowel]]}, silence=silence)
+    torch.manual_seed(0)
+    network = TDNNF(40, 6, 16, [4, 4], [1, 3], prefinal=4)
+    estimate_arpa(tmp_path / "lm", ["tea"])
+    folder = save_recognizer(network, tmp_path / "a", lexicon, tmp_path / "lm")
+    model = HybridASR.from_pretrained(folder)
+    assert model.lexicon.phones == lexicon.phones
+    assert model.lexicon.pronunciations == lexicon.pronunciations
+
+
+@pytest.mark.parametrize(
+    "scale", [{"acoustic_scale": 0}, {"acoustic_scale": -1}, {"lm_scale": -1}]
+)
+def test_refuses_scales_that_no_search_is_made_for(folder, scale):
+    with pytest.raises(ValueError, match="must be above 0"):
+        HybridASR.from_pretrained(folder, **scale)
+
+
+def test_refuses_folders_of_other_models(tmp_path):
+    save_quality_estimator(BinaryDNSMOS(), tmp_path)
+    with pytest.raises(ValueError, match="holds a BinaryDNSMOS, no TDNN-F"):
+        HybridASR.from_pretrained(tmp_path)
+
+
+def test_recognizer_stands_where_it_was():
+    assert results.Recognizer is Recognizer
+    with pytest.raises(AttributeError, match="no attribute 'Recogniser'"):
+        _ = results.Recogniser
