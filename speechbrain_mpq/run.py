@@ -132,16 +132,16 @@ class Runner:
         """Refuse a folder that another process is at work in."""
         from speechbrain.utils.distributed import if_main_process
 
-        from .utils import folder_in_use, hold_folder
+        from .utils import hold_folder
 
         if not if_main_process():
             return
-        if folder_in_use(folder):
+        try:
+            self._held = hold_folder(folder)
+        except BlockingIOError as error:
             raise UnsuitableScript(
-                f"another process is at work in {folder}: wait for its end, "
-                "or give this one another --output_folder or --folder"
-            )
-        self._held = hold_folder(folder)
+                f"{error}, or give this one another --output_folder or --folder"
+            ) from error
 
     def release(self):
         """Let others work in the folder."""
@@ -160,10 +160,9 @@ class Runner:
             known.update(k.__name__ for k in more)
             kinds += more
         if self.brain_name not in known:
-            own = known if kind.__name__ not in known else [kind.__name__]
             raise UnsuitableScript(
                 f"--brain {self.brain_name}: the script has no such class"
-                f"{did_you_mean(self.brain_name, own)}"
+                f"{did_you_mean(self.brain_name, [kind.__name__])}"
             )
 
     def trains(self, brain):

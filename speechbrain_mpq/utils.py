@@ -195,15 +195,26 @@ def hold_folder(folder):
     Returns
     -------
     file or None
-        To be kept; None where there are no locks.
+        To be kept; None where there are no locks. A folder that another
+        process holds is a BlockingIOError.
     """
     if fcntl is None:
         return None
     lock = open(folder / IN_USE, "w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # another process, or a file system without locks
-        pass
+    for last in (*[False] * 20, True):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if last:
+                lock.close()
+                raise BlockingIOError(
+                    f"another process is at work in {folder}: wait for its end"
+                ) from error
+            time.sleep(0.01)  # it may only have looked
+        except OSError:  # a file system without locks
+            break
+        else:
+            break
     return lock
 
 

@@ -5,7 +5,11 @@ judged as it is: all clusters are quantized at once, the metric is measured,
 and the weights come back. `nsga2.search` and its baselines search with it.
 """
 
+import hashlib
 import math
+from itertools import chain
+
+import torch
 
 from ..quantization.plan import BitPlan, ClusterBits
 from ..quantization.scheme import Scheme, Selection
@@ -17,6 +21,35 @@ from .sweep import (
     scored_clusters,
     table_sizes,
 )
+
+
+def weights_digest(module):
+    """SHA-256 of a module's parameters and buffers, in hexadecimal.
+
+    A search that goes on must be of the same weights: other ones make other
+    errors.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> weights_digest(torch.nn.Identity())[:8]
+    'e3b0c442'
+    """
+    digest = hashlib.sha256()
+    for name, tensor in chain(
+        module.named_parameters(), module.named_buffers()
+    ):
+        digest.update(name.encode())
+        content = tensor.detach().cpu().flatten().view(torch.uint8)
+        digest.update(content.numpy().tobytes())
+    return digest.hexdigest()
 
 
 class PlanObjectives:
@@ -79,7 +112,11 @@ class PlanObjectives:
     def settings(self):
         """What tells this search from those of other models; for JSON."""
         sizes = self.sizes["tensors"].items()
-        return {"tensors": {name: dict(tensors) for name, tensors in sizes}}
+        return {
+            "tensors": {name: dict(tensors) for name, tensors in sizes},
+            "scheme": repr(self.scheme),
+            "weights": weights_digest(self.model),
+        }
 
     def bit_plan(self, plan):
         """The plan as the rest of the package has it.

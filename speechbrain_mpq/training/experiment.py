@@ -10,6 +10,7 @@ with what they depend on of its overrides: sizes, data and weights are then the
 same in all.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -127,7 +128,10 @@ class Experiment:
         if self.makes_room:
             _put_aside(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = hold_folder(self.folder)
+        # Other processes were refused when this was planned; an earlier run of
+        # this process may not have been collected yet.
+        with contextlib.suppress(BlockingIOError):
+            self._lock = hold_folder(self.folder)
         write_json(self.folder / "settings.json", self.asked)
 
     def read(self):

@@ -20,6 +20,7 @@ from hyperpyyaml import load_hyperpyyaml
 from torch.utils.data import DataLoader, TensorDataset
 
 from speechbrain_mpq.allocation import nsga2
+from speechbrain_mpq.allocation.plan_search import weights_digest
 from speechbrain_mpq.evaluation.classification_task import CLASSIFICATION
 from speechbrain_mpq.evaluation.results import Scored, write_results
 from speechbrain_mpq.evaluation.significance import (
@@ -186,7 +187,15 @@ class Experiment:
         """Every method's evaluations, by name."""
         hparams, bits = self.hparams, self.hparams["candidate_bits"]
         folder = Path(hparams["output_folder"])
-        settings = {"task": hparams["task"], "seed_of_gru": hparams["seed"]}
+        kinds = ("result_bits", "calibration_items", "search_items")
+        settings = {
+            "task": hparams["task"],
+            "seed_of_gru": hparams["seed"],
+            "weights": [
+                weights_digest(module) for module in (self.gru, self.classifier)
+            ],
+            **{kind: hparams[kind] for kind in kinds},
+        }
         same = nsga2.homogeneous(self.evaluate, genes, bits)
         evolution = nsga2.Evolution(
             hparams["population"],
@@ -375,7 +384,9 @@ def report(experiment, methods, folder):
             add(f"{name}, chosen", count, item.size, least, right)
     found = methods["NSGA-II"]
     limits = error + hparams["tolerance"], error + hparams["tuned_tolerance"]
-    kept, smaller = (choose(experiment, found, limit)[0] for limit in limits)
+    whole_front = [choose(experiment, found, limit) for limit in limits]
+    # Where the front has none that is good enough on all of validation
+    kept, smaller = (one[0] if one else eight for one in whole_front)
     # The control: the same bits for all, at about the same size
     near = min(same, key=lambda bits: abs(same[bits].size - smaller.size))
     plans = {f"{bits} bits": same[bits].plan for bits in (max(same), near)}
@@ -390,7 +401,7 @@ def report(experiment, methods, folder):
             right = experiment.tested(given)
             title = f"{name}, trained again"
             add(title, None, given.packed_bytes, least[name], right)
-    shared = [name for name in ("NSGA-II",) if name in least]
+    shared = ["NSGA-II"] if "NSGA-II" in least else []
     if least.get("NSGA-II, smaller", 1.0) <= limits[0] + 1e-9:
         shared = ["NSGA-II, smaller"]
     fronts = {

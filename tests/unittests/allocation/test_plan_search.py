@@ -97,6 +97,17 @@ def test_front_is_searched_and_resumed(tmp_path):
     front = found.front()
     assert front[0].size < front[-1].size
     assert front[0].error > front[-1].error
+    with torch.no_grad():  # the same shapes, trained on
+        objectives.model[0].weight += 0.1
+    with pytest.raises(ValueError, match="another search: its weights differ"):
+        nsga2.search(
+            objectives,
+            *arguments,
+            **{**options, "settings": objectives.settings},
+        )
+    other = made(scheme=Scheme(codebook="midrise"))[2].settings
+    with pytest.raises(ValueError, match="another search: its scheme differ"):
+        nsga2.search(objectives, *arguments, **{**options, "settings": other})
     options["settings"] = {"tensors": {}}
     with pytest.raises(ValueError, match="another search: its tensors differ"):
         nsga2.search(objectives, *arguments, **options)
