@@ -206,6 +206,8 @@ def paired_difference(first, second):
     [0.1, 0.034, 0.162]
     """
     first, second = list(first), list(second)
+    if not first:
+        raise ValueError("no items: nothing to compare")
     result, items = mcnemar(first, second), len(first)
     total = items + 2
     more, fewer = (count + 1 for count in result[:2])

@@ -69,14 +69,14 @@ class RandomExit(FixedExit):
         return torch.rand((), generator=self.random).item() < self.share
 
 
-class _Listening:
+class _LevelWeighted:
     """What rules have that weigh a frame by its level.
 
     Compressed spectra are held against their running mean: what happens in a
     loud frame counts, what happens in a pause does not.
     """
 
-    def __init__(self, threshold, first=0, last=None, memory=60):
+    def __init__(self, threshold, first=0, memory=60, last=None):
         self.threshold, self.first, self.last = threshold, first, last
         self.memory = memory
         self.reset()
@@ -105,7 +105,7 @@ class _Listening:
         return weighted.item() < self.threshold
 
 
-class MovingMask(_Listening):
+class MovingMask(_LevelWeighted):
     """Rule that listens: go on while the mask of what is loud moves.
 
     What is asked is the mean distance of an exit's mask from the one that it
@@ -116,11 +116,12 @@ class MovingMask(_Listening):
     ---------
     threshold : float
         Stop below it: 0 never stops, a large one always does.
-    first, last : int or None
-        First exit at which it may stop, and the one at which it must (None:
-        none but the network's last).
+    first : int
+        First exit at which it may stop.
     memory : float
         Frames over which the level is averaged.
+    last : int or None
+        Exit at which it must stop; None: the network's last.
 
     Example
     -------
@@ -138,7 +139,7 @@ class MovingMask(_Listening):
         )
 
 
-class UncertainMask(_Listening):
+class UncertainMask(_LevelWeighted):
     """Rule that listens: go on while the mask of what is loud is undecided.
 
     A mask near 0 or 1 has decided. What is asked is the mean of 4 m (1 - m)
@@ -148,11 +149,12 @@ class UncertainMask(_Listening):
     ---------
     threshold : float
         Stop below it: 0 never stops, a large one always does.
-    first, last : int or None
-        First exit at which it may stop, and the one at which it must (None:
-        none but the network's last).
+    first : int
+        First exit at which it may stop.
     memory : float
         Frames over which the level is averaged.
+    last : int or None
+        Exit at which it must stop; None: the network's last.
 
     Example
     -------

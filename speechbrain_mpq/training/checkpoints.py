@@ -34,6 +34,37 @@ _ZIP, _PICKLE = b"PK", b"\x80"  # what files of torch.save begin with
 PARTIAL = "partial+"  # a name that SpeechBrain takes for no checkpoint
 
 
+def load_best_(network, folder, hint, name="network", key="loss"):
+    """Load a network from the best checkpoint of another run of a recipe.
+
+    Arguments
+    ---------
+    network : torch.nn.Module
+    folder : str or Path
+        Output folder of that run; its checkpoints are in `save`.
+    hint : str
+        What to give for the network to be the same, for the message where it
+        is another one.
+    name : str
+        Under which the checkpointer saved the network.
+    key : str
+        What the best checkpoint has least of.
+    """
+    best, save = None, Path(folder) / "save"
+    if save.is_dir():  # a Checkpointer would make it
+        best = Checkpointer(save).find_checkpoint(min_key=key)
+    if best is None:
+        raise ValueError(
+            f"no trained checkpoint in {save}: name the output folder of a "
+            "finished training with --start_from"
+        )
+    state = torch.load(best.paramfiles[name], weights_only=True)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{folder} has another network: {hint}") from error
+
+
 class AtomicCheckpointer(Checkpointer):
     """A Checkpointer whose checkpoints survive a kill while being written.
 

@@ -417,7 +417,7 @@ def _check_unreached(unreached):
 _LISTENERS = {}  # key -> what is called after all optimizers' steps
 
 
-class _Listening:
+class _StepHandle:
     """A place among the listeners that can be given up."""
 
     def remove(self):
@@ -444,7 +444,7 @@ def listen_to_steps(owner, called):
     whenever Python collects them: so there is one hook that stays.
     """
     _hook_torch()
-    listening = _Listening()
+    listening = _StepHandle()
     _LISTENERS[listening] = called
     weakref.finalize(owner, listening.remove)
     return listening

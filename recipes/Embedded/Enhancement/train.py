@@ -11,6 +11,7 @@ exit, then in streams with an exit chosen frame by frame.
 
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from statistics import fmean, median
 
@@ -19,7 +20,6 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from numpy import interp
 from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import run_on_main
 from tqdm import tqdm
 
@@ -45,6 +45,7 @@ from speechbrain_mpq.nnet.exit_rules import (
 from speechbrain_mpq.quantization.packing import read_model
 from speechbrain_mpq.simulation.noise import NoiseFolder, NoiseMaker
 from speechbrain_mpq.simulation.noisy_speech import NoisySpeech, Voices
+from speechbrain_mpq.training.checkpoints import load_best_
 from speechbrain_mpq.utils import write_json
 
 MEASURES = ("si_snr", "pesq", "dnsmos")
@@ -162,16 +163,21 @@ def begin(hparams):
     """
     network, folder = hparams["network"], hparams["start_from"]
     if folder is not None:
-        save = Path(folder) / "save"
-        best = Checkpointer(save).find_checkpoint(min_key="loss")
-        if best is None:
-            raise ValueError(f"{save} has no checkpoint: train it first")
-        state = torch.load(best.paramfiles["network"], weights_only=True)
-        network.load_state_dict(state)
+        load_best_(
+            network,
+            folder,
+            "give the --exits, --split and sizes that it was trained with",
+        )
     before = [e for e in network.exits if e < min(hparams["train_exits"])]
     if before:
         for part in network.parts_of(before[-1]):
             part.requires_grad_(False)
+
+
+@cache
+def dnsmos():
+    """The network of DNSMOS P.808, loaded once."""
+    return P808()
 
 
 def measure(pairs, hparams):
@@ -199,7 +205,7 @@ def measure(pairs, hparams):
         for score, value in zip(scores, found):
             score["pesq"] = value
     if hparams["dnsmos"]:
-        p808 = P808()
+        p808 = dnsmos()
         for score, (estimate, _) in zip(scores, pairs):
             if estimate.any():
                 score["dnsmos"] = p808(estimate.numpy())
@@ -512,6 +518,7 @@ def main(arguments):
     hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
     with open(hparams_file, encoding="utf-8") as fin:
         hparams = load_hyperpyyaml(fin, overrides)
+    begin(hparams)  # before any work: it may be refused
     sb.utils.distributed.ddp_init_group(run_opts)
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
@@ -527,7 +534,6 @@ def main(arguments):
             kwargs=hparams["utterances"],
         )
     data = dataio_prep(hparams)
-    begin(hparams)
     brain = Enhancement(
         modules=hparams["modules"],
         opt_class=hparams["optimizer"],

@@ -106,6 +106,12 @@ def scores_of(runs, held_out):
         )
         for run in runs
     ]
+    clips = [[(item["id"], item["label"]) for item in own] for own in chosen]
+    if any(own != clips[0] for own in clips):
+        raise ValueError(
+            "runs with other clips or labels cannot be compared: give runs of "
+            "one data folder and one --label"
+        )
     labels = [item["label"] for item in chosen[0]]
     return [[item["score"] for item in items] for items in chosen], labels
 
@@ -121,7 +127,8 @@ def row_of(name, runs, reference, held_out):
     }
     change = "-"
     if runs is not reference:
-        first, _ = scores_of(same, held_out)
+        first, _ = scores_of([*same, *runs], held_out)
+        first = first[: len(same)]
         found = paired_bootstrap(first, scores, labels)
         change = "{:+.3f} ({:+.3f} to {:+.3f})".format(*found)
     bits = runs[0].get("average_bits")

@@ -28,6 +28,7 @@ from speechbrain_mpq.evaluation.significance import pcc
 from speechbrain_mpq.inference.quality_estimation import save_quality_estimator
 from speechbrain_mpq.lobes.models.dnsmos import BinaryDNSMOS, BitDNSMOS, memory
 from speechbrain_mpq.quantization.quant_api import coverage
+from speechbrain_mpq.training.checkpoints import load_best_
 
 TESTS = ("test", "test_unseen")
 
@@ -141,23 +142,12 @@ def load_start(hparams):
     folder = hparams["start_from"]
     if folder is None:
         return False
-    best, save = None, Path(folder) / "save"
-    if save.is_dir():  # a Checkpointer would make it
-        checkpointer = sb.utils.checkpoints.Checkpointer(save)
-        best = checkpointer.find_checkpoint(min_key="loss")
-    if best is None:
-        raise ValueError(
-            f"no trained checkpoint in {save}: name the output folder of a "
-            "finished training with --start_from"
-        )
-    state = torch.load(best.paramfiles["network"], weights_only=True)
-    try:
-        hparams["network"].load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{folder} has another network: give the --shape and --dense that "
-            "it was trained with, and no --binary_weights, which begin afresh"
-        ) from error
+    load_best_(
+        hparams["network"],
+        folder,
+        "give the --shape and --dense that it was trained with, and no "
+        "--binary_weights, which begin afresh",
+    )
     return True
 
 

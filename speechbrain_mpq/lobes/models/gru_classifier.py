@@ -103,7 +103,9 @@ class LogMel(torch.nn.Module):
                 f"{self.sample_rate} Hz"
             )
         if not torch.isfinite(waveform).all():
-            raise ValueError("a waveform with NaN or infinity")
+            raise ValueError(
+                "a waveform with NaN or infinity: repair or leave it out"
+            )
         most = round(self.most_seconds * self.sample_rate)
         return self.compute(waveform[None, :most])[0]
 
@@ -121,7 +123,9 @@ class IntegerClassifier(torch.nn.Module):
         super().__init__()
         description = integer.description
         if not description["classes"]:
-            raise ValueError("an integer GRU without a classifier")
+            raise ValueError(
+                "an integer GRU without a classifier: save it with one"
+            )
         settings = check_features(description.get("features"))
         if settings["n_mels"] != description["input_size"]:
             raise ValueError(
@@ -187,15 +191,24 @@ def check_features(settings):
             for v in values
         )
 
+    def check(name, good, wanted):
+        if not good:
+            raise ValueError(
+                f"features out of their range: {name} must be {wanted}"
+            )
+
+    for name, least, most, whole in (
+        ("sample_rate", *RATES, True),
+        ("n_mels", 1, MOST_MELS, True),
+        ("hop_length", 1, 1000, False),
+        ("most_seconds", 0.1, 60, False),
+    ):
+        good = numbers([settings[name]], least, most, whole=whole)
+        check(name, good, f"{least} to {most}")
     size = settings["n_mels"]
-    good = numbers([settings["sample_rate"]], *RATES, whole=True)
-    good = good and numbers([size], 1, MOST_MELS, whole=True)
-    good = good and numbers([settings["hop_length"]], 1, 1000)
-    good = good and numbers([settings["most_seconds"]], 0.1, 60)
     for name, least in (("mean", -1e6), ("deviation", LEAST_DEVIATION / 2)):
         values = settings[name]
-        good = good and isinstance(values, list) and len(values) == size
+        good = isinstance(values, list) and len(values) == size
         good = good and numbers(values, least, 1e6)
-    if not good:
-        raise ValueError("features out of their range")
+        check(name, good, f"{size} numbers from {least:g} to 1e6")
     return settings

@@ -537,7 +537,9 @@ def frame_rule(network, threshold, kind=MovingMask):
     >>> rule.first, rule.last
     (1, 3)
     """
-    return kind(threshold, network.exits[:2][-1], network.deepest)
+    first, deepest = network.exits[:2][-1], network.deepest
+    first = first if deepest is None else min(first, deepest)
+    return kind(threshold, first, last=deepest)
 
 
 def threshold_for(network, waveforms, macs, kind=MovingMask, steps=8) -> float:

@@ -257,3 +257,9 @@ def test_bad_input(network):
         network.enhance(torch.ones(1, 900).double(), exit=2)
     silent = network.enhance(torch.zeros(1, 900).double())
     assert not silent.any()
+
+
+def test_rules_go_no_deeper_than_the_best_exit():
+    network = EarlyExitNsNet2(side=8, deepest=0)
+    rule = frame_rule(network, 0.0)  # never content
+    assert (rule.first, rule.last) == (0, 0)

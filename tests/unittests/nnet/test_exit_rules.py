@@ -68,3 +68,8 @@ def test_chance_keeps_to_its_share():
     rule.reset()
     assert early == [rule(1, None, None) for _ in range(1000)]
     assert not rule(3, None, None) and rule(5, None, None)
+
+
+def test_order_of_arguments_is_as_it_was():
+    assert UncertainMask(0.5, 1, 7).memory == 7
+    assert MovingMask(0.5, 1, 7, 3).last == 3
