@@ -43,9 +43,8 @@ from speechbrain_mpq.ptq.pretrained_interfaces import (
     load_interface,
 )
 from speechbrain_mpq.ptq.task_metrics import WordErrorRate
-from speechbrain_mpq.quantization.plan import BitPlan
+from speechbrain_mpq.quantization.plan import BitPlan, Scheme, Selection
 from speechbrain_mpq.quantization.quant_api import dequantize_, quantize_
-from speechbrain_mpq.quantization.scheme import Scheme, Selection
 from speechbrain_mpq.simulation.rooms import RoomBank
 from speechbrain_mpq.training.choose import scorer_of
 from speechbrain_mpq.training.rounding import CalibratedRounding

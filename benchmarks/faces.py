@@ -16,9 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from speechbrain_mpq.vision.detector import CascadeDetector
 from speechbrain_mpq.vision.face_tracking import centers, track_boxes
-from speechbrain_mpq.vision.video import Video, import_opencv
+from speechbrain_mpq.vision.video import CascadeDetector, Video, import_opencv
 
 PANORAMA = 1440, 400  # pixels
 SCALES = (0.25, 0.35, 0.5)  # of the clips

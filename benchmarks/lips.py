@@ -99,7 +99,7 @@ def through_the_camera(item, panorama, detector, size):
     Returns None where the target's face is not found.
     """
     from speechbrain_mpq.vision.face_tracking import frame_doas, track_boxes
-    from speechbrain_mpq.vision.mouth import mouth_pictures
+    from speechbrain_mpq.vision.video import mouth_pictures
 
     drawn = item["drawn"]
     frames, faces = panorama.render(drawn)
@@ -136,7 +136,7 @@ def followed(track, faces):
 
 def camera_items(items, panorama, size):
     """All items through the camera; those without a face have no lips."""
-    from speechbrain_mpq.vision.detector import CascadeDetector
+    from speechbrain_mpq.vision.video import CascadeDetector
 
     detector, seen = CascadeDetector(SMALLEST), []
     for item in tqdm(items, desc="camera", disable=not sys.stderr.isatty()):

@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 
 from . import __version__
-from .commands.parser import Parser
+from .commands.arguments import Parser
 from .utils import error_text, exit_on_signals, keep_freed_memory
 
 REPLACED = {"█": b"#", "°": b" deg"}

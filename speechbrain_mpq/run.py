@@ -58,7 +58,7 @@ class Runner:
         self, budget, brain=None, weights=None, folder=None, **options
     ):
         from .allocation.solver import parse_budget
-        from .quantization.scheme import Scheme
+        from .quantization.plan import Scheme
         from .training.choose import check_scores, method_of, scorer_of
 
         scheme = options.get("scheme") or Scheme()
@@ -381,7 +381,7 @@ def _finish(runner):
 
 def _runner(options):
     """The runner of the command line; what it cannot mean ends the program."""
-    from .quantization.scheme import Scheme
+    from .quantization.plan import Scheme
 
     known = vars(options).copy()
     del known["script"]
@@ -417,7 +417,7 @@ class _Prototypes(argparse.Action):
 
 def _parser():
     """Own options; whatever else there is belongs to the script."""
-    from .commands.parser import Parser
+    from .commands.arguments import Parser
 
     parser = Parser(
         prog="python -m speechbrain_mpq.run",

@@ -15,10 +15,14 @@ import numpy as np
 
 from speechbrain_mpq.simulation.recordings import run_jobs, write_manifests
 from speechbrain_mpq.utils import atomic_write, read_json
-from speechbrain_mpq.vision.detector import CascadeDetector
 from speechbrain_mpq.vision.face_tracking import track_video
-from speechbrain_mpq.vision.mouth import FPS, mouth_pictures
-from speechbrain_mpq.vision.video import Video, import_opencv
+from speechbrain_mpq.vision.video import (
+    FPS,
+    CascadeDetector,
+    Video,
+    import_opencv,
+    mouth_pictures,
+)
 
 SMALLEST_FACE = 0.2  # of the picture's height: these videos are close-ups
 SHOWN = 5  # failures named in an error

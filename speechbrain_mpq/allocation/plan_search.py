@@ -11,8 +11,7 @@ from itertools import chain
 
 import torch
 
-from ..quantization.plan import BitPlan, ClusterBits
-from ..quantization.scheme import Scheme, Selection
+from ..quantization.plan import BitPlan, ClusterBits, Scheme, Selection
 from .scores import check_candidates
 from .sweep import (
     evaluating,

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 
 from ..quantization.codebook import check_bits, check_codebook
-from ..quantization.scheme import Scheme, Selection, scheme_of
+from ..quantization.plan import Scheme, Selection, scheme_of
 from ..utils import read_text, strict_json, write_text
 
 VERSION = 1

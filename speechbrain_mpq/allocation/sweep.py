@@ -23,9 +23,8 @@ from tqdm import tqdm
 from ..quantization.codebook import check_bits
 from ..quantization.groups import split_name
 from ..quantization.parametrized import attach, detach
-from ..quantization.plan import BitPlan
+from ..quantization.plan import BitPlan, Scheme, Selection
 from ..quantization.quant_api import clusters, fake_quantize, written
-from ..quantization.scheme import Scheme, Selection
 from ..quantization.tensors import named_tensors, near_misses
 from .scores import Scorer, ScoreTable
 

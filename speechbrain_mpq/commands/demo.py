@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..utils import BUNDLED_MODEL
-from .device import add_engine_options, whole_number
+from .arguments import add_engine_options, whole_number
 
 HELP = "a local page: turn a dial, hear who talks there, compare bit budgets"
 EXAMPLE = """

@@ -7,10 +7,16 @@ import sys
 import time
 
 from ..utils import BUNDLED_ENHANCER
-from .device import MAX_THREADS, check_device, whole_number
-from .file_loop import LONG, each_recording, speed
-from .output_names import OutputNames
-from .source import STREAM, open_source, recordings
+from .arguments import MAX_THREADS, check_device, whole_number
+from .audio_files import (
+    LONG,
+    STREAM,
+    OutputNames,
+    each_recording,
+    open_source,
+    recordings,
+    speed,
+)
 
 HELP = "suppress the noise of recordings, with early exits"
 EXAMPLE = """

@@ -3,8 +3,8 @@
 import json
 
 from ..utils import BUNDLED_MODEL
-from .device import whole_number
-from .source import STREAM, STREAM_NAME, open_source
+from .arguments import whole_number
+from .audio_files import STREAM, STREAM_NAME, open_source
 
 HELP = "find the directions of the talkers in a multichannel recording"
 EXAMPLE = """

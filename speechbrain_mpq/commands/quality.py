@@ -3,9 +3,14 @@
 import json
 
 from ..utils import BUNDLED_QUALITY_MODEL
-from .device import MAX_CHANNELS, whole_number
-from .file_loop import each_recording
-from .source import STREAM, STREAM_NAME, open_source, recordings
+from .arguments import MAX_CHANNELS, whole_number
+from .audio_files import (
+    STREAM,
+    STREAM_NAME,
+    each_recording,
+    open_source,
+    recordings,
+)
 
 HELP = "predict the quality of speech recordings, without a reference"
 EXAMPLE = """

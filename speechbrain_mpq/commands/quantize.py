@@ -8,7 +8,7 @@ folder that the same class loads with stock `from_hparams`. No training.
 import argparse
 import sys
 
-from .device import check_device
+from .arguments import check_device
 
 HELP = "a pretrained SpeechBrain model at mixed precision, without training"
 EXAMPLE = (

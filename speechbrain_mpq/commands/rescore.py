@@ -14,7 +14,7 @@ import sys
 
 from ..decoders.nbest import TOO_MANY, RescoringWeights
 from ..utils import check_output, write_text
-from .device import add_engine_options
+from .arguments import add_engine_options
 
 HELP = "n-best lists of a recognizer with a packed language model"
 EXAMPLE = """

@@ -7,10 +7,16 @@ import sys
 import time
 
 from ..utils import BUNDLED_MODEL
-from .device import add_engine_options, check_device
-from .file_loop import LONG, each_recording, speed
-from .output_names import OutputNames
-from .source import STREAM, open_source, recordings
+from .arguments import add_engine_options, check_device
+from .audio_files import (
+    LONG,
+    STREAM,
+    OutputNames,
+    each_recording,
+    open_source,
+    recordings,
+    speed,
+)
 
 HELP = "separate talkers of multichannel recordings by their directions"
 EXAMPLE = """
@@ -281,8 +287,7 @@ def _see(model, track, audio, video):
     if size is None:
         raise ValueError("this model does not look at lips: leave out --video")
     from ..lobes.models.lips import frame_of_pictures
-    from ..vision.mouth import mouth_pictures
-    from ..vision.video import Video
+    from ..vision.video import Video, mouth_pictures
 
     video = Video(video)
     track.check_video(video)

@@ -139,8 +139,7 @@ def _follow(options):
             source=options.video,
             **choice,
         )
-    from ..vision.detector import CascadeDetector
-    from ..vision.video import Video
+    from ..vision.video import CascadeDetector, Video
 
     video = Video(options.video)
     return track_video(

@@ -9,7 +9,7 @@ that takes the extra `decode`.
 from pathlib import Path
 
 from ..utils import SAMPLE_RATE, check_output
-from .file_loop import each_recording
+from .audio_files import each_recording
 
 HELP = "words of recordings, or N-best lists, by a packed TDNN-F"
 EXAMPLE = """

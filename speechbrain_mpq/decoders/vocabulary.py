@@ -1,7 +1,9 @@
-"""Vocabulary of a word language model: words and their numbers."""
+"""The words of a recognizer: their numbers, and their phones in a lexicon."""
 
 import hashlib
+import re
 from collections import Counter
+from pathlib import Path
 
 from ..utils import read_text, write_text
 
@@ -136,3 +138,158 @@ class Vocabulary:
     def unknown(self, text):
         """Words of a text that are not in the vocabulary."""
         return [w for w in self.split(text) if w not in self.numbers]
+
+
+_ALTERNATIVE = re.compile(r"\(\d+\)$")  # CMUdict: read(2)
+_STRESS = re.compile(r"(?<=[A-Z])[0-2]$")  # CMUdict: AH0
+
+
+class Lexicon:
+    """Pronunciations of words, and the numbers of the phones.
+
+    Arguments
+    ---------
+    pronunciations : dict
+        Word -> list of pronunciations, each a list of phone symbols.
+    silence : str
+        Symbol of silence, phone 0. The others follow in sorted order, so that
+        the same lexicon always gives the same numbers.
+    phones : list of str, optional
+        All symbols in the order of their numbers, where a trained network has
+        fixed them.
+
+    Example
+    -------
+    >>> lexicon = Lexicon({"a": [["ah"], ["ey"]], "bee": [["b", "iy"]]})
+    >>> lexicon.phones
+    ['sil', 'ah', 'b', 'ey', 'iy']
+    >>> lexicon.encode(["bee", "a"])
+    [[[2, 4]], [[1], [3]]]
+    >>> lexicon.encode(["sea"], utterance="u7")
+    Traceback (most recent call last):
+        ...
+    ValueError: utterance u7: no pronunciation of 'sea': add it to the ...
+    """
+
+    def __init__(self, pronunciations, silence="sil", phones=None):
+        if not pronunciations:
+            raise ValueError("an empty lexicon: give it at least one word")
+        for word, alternatives in pronunciations.items():
+            if not alternatives or not all(alternatives):
+                raise ValueError(
+                    f"lexicon: {word!r} has a pronunciation without phones: "
+                    "give it some, or remove the word"
+                )
+        spoken = {
+            phone
+            for alternatives in pronunciations.values()
+            for alternative in alternatives
+            for phone in alternative
+        }
+        if phones is None:
+            phones = [silence, *sorted(spoken - {silence})]
+        unknown = sorted(spoken - set(phones))
+        if unknown or silence not in phones:
+            raise ValueError(
+                f"phones that are not in the phone set: {unknown or silence}; "
+                "take the lexicon that the network was trained with"
+            )
+        self.pronunciations = pronunciations
+        self.phones = list(phones)
+        self.numbers = {phone: i for i, phone in enumerate(self.phones)}
+        self.silence = self.numbers[silence]
+
+    @classmethod
+    def read(cls, path, silence="sil", stress=False, phones=None) -> "Lexicon":
+        """Lexicon of a text file in the form of Kaldi or CMUdict.
+
+        Arguments
+        ---------
+        path : str or path
+            UTF-8 text, `word phone phone ...` on each line; a word that comes
+            again, or as `word(2)`, has alternatives. Lines that begin with
+            ;;; are comments, as is what follows ` #`.
+        silence : str
+            Symbol of silence.
+        stress : bool
+            Whether to keep the digits of stress, as in AH0.
+        phones : list of str, optional
+            See Lexicon; where they have stress, it is kept.
+
+        Example
+        -------
+        >>> path = getfixture("tmp_path") / "lexicon.txt"
+        >>> _ = path.write_text("read R EH1 D\\nread(2) R IY1 D\\n")
+        >>> Lexicon.read(path).pronunciations
+        {'read': [['R', 'EH', 'D'], ['R', 'IY', 'D']]}
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path} is not UTF-8 (byte {error.start}): convert it, for "
+                "example with `iconv -f latin1 -t utf-8`"
+            ) from None
+        stress = stress or any(map(_STRESS.search, phones or ()))
+        pronunciations = {}
+        for number, line in enumerate(text.splitlines(), start=1):
+            fields = line.split(" #")[0].split()
+            if not fields or line.startswith(";;;"):
+                continue
+            if len(fields) == 1:
+                raise ValueError(
+                    f"{path}, line {number}: {fields[0]!r} has no phones"
+                )
+            word, *said = fields
+            if not stress:
+                said = [_STRESS.sub("", phone) for phone in said]
+            known = pronunciations.setdefault(_ALTERNATIVE.sub("", word), [])
+            if said not in known:  # without stress, some are the same
+                known.append(said)
+        return cls(pronunciations, silence, phones)
+
+    def write(self, path):
+        """Write a file that `read` takes, an alternative on each line.
+
+        Arguments
+        ---------
+        path : str or path
+        """
+        lines = [
+            f"{word} {' '.join(alternative)}"
+            for word, alternatives in sorted(self.pronunciations.items())
+            for alternative in alternatives
+        ]
+        write_text(path, "\n".join(lines) + "\n")
+
+    def encode(self, words, utterance="?"):
+        """Phone numbers of the words of a transcript.
+
+        Arguments
+        ---------
+        words : list of str
+            The transcript.
+        utterance : str
+            Its name, for errors.
+
+        Returns
+        -------
+        alternatives : list
+            For each word its pronunciations, each a list of phone numbers.
+        """
+        if isinstance(words, str):
+            raise TypeError("give the words as a list: transcript.split()")
+        missing = sorted({w for w in words if w not in self.pronunciations})
+        if missing:
+            raise ValueError(
+                f"utterance {utterance}: no pronunciation of "
+                f"{', '.join(map(repr, missing))}: add it to the lexicon, or "
+                "remove the utterance"
+            )
+        return [
+            [
+                [self.numbers[phone] for phone in alternative]
+                for alternative in self.pronunciations[word]
+            ]
+            for word in words
+        ]

@@ -61,7 +61,7 @@ _LIPS = """
 `lips` are grey pictures of the talker's mouth, {height} x {width} pixels,
 uint8, 25 a second from the first sample of the recording on: [pictures,
 height, width]. Zeros are no picture, and `lips=None` none at all.
-`speechbrain_mpq.vision.mouth` cuts them out of a video; `speechbrain-mpq
+`speechbrain_mpq.vision.video` cuts them out of a video; `speechbrain-mpq
 separate --track track.json --video talk.mp4` does that and the rest.
 """
 

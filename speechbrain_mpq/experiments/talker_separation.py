@@ -16,6 +16,7 @@ from speechbrain.utils.logger import get_logger
 from ..evaluation.results import score_separation, write_results
 from ..evaluation.separation_task import SEPARATION
 from ..evaluation.signal_quality import si_snr
+from ..inference.card import write_sample
 from ..inference.folder import write_card, write_hyperparams
 from ..inference.language_model import LanguageModel
 from ..inference.loading import (
@@ -26,7 +27,6 @@ from ..inference.loading import (
 )
 from ..inference.registry import describe
 from ..inference.rescoring import RescoringRecognizer
-from ..inference.sample import write_sample
 from ..inference.speech_recognition import Recognizer
 from ..lobes.models.separator import apply_mask
 from ..lobes.models.tcn import fold_norms_
@@ -37,7 +37,7 @@ from ..simulation.dataio import (
     prepare_data,
 )
 from ..training.brain import QuantizationBrain
-from ..training.loggers import log_stats
+from ..training.pipeline import log_stats
 from ..utils import read_json
 from .command_line import cost_of
 

@@ -1,27 +1,28 @@
-"""Say in a model card what a packed model is for and how good it is.
+"""Write a model card: what a packed model is for and how good it is.
 
 The `Task` says what the model is for, how it is called and what its measures
-are. An array is drawn as text: seen from above by somebody who stands behind
-it and looks ahead, to 90 degrees, microphone 1 to the left, 0 degrees to the
-right.
+are; `write_card` composes what any packed model has: front matter, title,
+numbers and bit plan. An array is drawn as text: seen from above by somebody
+who stands behind it and looks ahead, to 90 degrees, microphone 1 to the left,
+0 degrees to the right.
+
+Beside a card stands a recording to hear, and what the model makes of it. Its
+direction and licence are comments inside the FLAC file, so that a card that is
+written again still has them.
 """
 
+from collections import defaultdict
+from pathlib import Path
 from textwrap import wrap
 
+import numpy as np
+import soundfile
+import yaml
+
 from ..evaluation.separation_task import SEPARATION
-from ..lobes.models.spatial_features import (
-    LINEAR_15_SPACINGS,
-    used_microphones,
-)
-from ..quantization.model_card import (
-    KIB,
-    MIB,
-    SMALL,
-    bits_word,
-    size_word,
-    table,
-    write_card,
-)
+from ..lobes.models.spatial_features import LINEAR_15_SPACINGS, used_microphones
+from ..utils import SAMPLE_RATE, atomic_write
+from .audio import system_path
 from .hub import SAMPLE_FILE, SEPARATED_FILE
 
 CARDS = {}  # class of a network -> its `CardText`, where it has one of its own
@@ -63,7 +64,7 @@ def model_card(
     license : str
         Name of the license, as the hub has it.
     sample : dict or None
-        Of the recording beside the card, from `sample.read_sample`.
+        Of the recording beside the card, from `read_sample`.
     task : Task
         What the model does and is scored by.
 
@@ -318,3 +319,217 @@ def _in_words(spacings_cm, microphones):
         f"{len(spacings_cm) + 1} microphones, {gaps} cm apart; used: {used}.",
         80,
     )
+
+
+KIB, MIB = 2**10, 2**20  # bytes
+SMALL = MIB // 10  # below it, MiB of two digits say little
+
+
+def write_card(
+    title, about, numbers, sections, plan=None, end="", tags=(), **matter
+):
+    """Compose the text of README.md.
+
+    Arguments
+    ---------
+    title, about : str
+        Heading, and what stands below it, Markdown.
+    numbers : list of (str, str)
+        Rows of the first table: what, and how much.
+    sections : list of str
+        What follows, Markdown.
+    plan : dict or None
+        Content of plan.json, see `BitPlan.to_dict`; None: full precision.
+    end : str
+        Last paragraph, Markdown.
+    tags : sequence of str
+        For the hub, besides those of every packed model.
+    **matter : dict
+        What else the hub reads, such as `license` and `pipeline_tag`;
+        `base_model` is the name of the model that was quantized. None: not
+        known.
+
+    Returns
+    -------
+    str
+        Markdown with the front matter that the hub reads.
+
+    Example
+    -------
+    >>> print(write_card("Tagger", "Tags.", [("bits", "32")], [], tags=["x"]))
+    ---
+    library_name: speechbrain
+    tags:
+    - speechbrain_mpq
+    - x
+    ---
+    <BLANKLINE>
+    # Tagger
+    <BLANKLINE>
+    Tags.
+    <BLANKLINE>
+    |  |  |
+    | --- | --- |
+    | bits | 32 |
+    <BLANKLINE>
+    """
+    head = f"# {title}\n\n{about}\n\n{table(('', ''), numbers)}"
+    parts = [_front_matter(plan, tags, **matter), head, *sections]
+    parts += [_plan_table(plan)] if plan else []
+    return "\n".join([*parts, *([end] if end else [])])
+
+
+def bits_word(bits):
+    """Average bits as people say them, up to two digits."""
+    return f"{bits:.1f}".removesuffix(".0")
+
+
+def size_word(count):
+    """Bytes, and MiB or KiB."""
+    if count < SMALL:
+        return f"{count:,} bytes ({count / KIB:.1f} KiB)"
+    return f"{count:,} bytes ({count / MIB:.2f} MiB)"
+
+
+def table(header, rows):
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    cells = [[str(c).replace("|", "\\|") for c in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n"
+
+
+def _front_matter(plan, tags, base_model=None, **matter):
+    """What the hub reads of a card."""
+    tags = ["speechbrain_mpq", *map(str, tags)]
+    if plan:
+        tags += ["quantized", f"{bits_word(plan['average_bits'])}-bit"]
+        bits = {cluster["bits"] for cluster in plan["clusters"].values()}
+        tags += ["mixed-precision"] if len(bits) > 1 else []
+    known = {key: value for key, value in matter.items() if value is not None}
+    if plan and base_model is not None:
+        known["base_model"] = base_model
+        known["base_model_relation"] = "quantized"
+    text = yaml.safe_dump(
+        {
+            "library_name": "speechbrain",
+            **known,
+            "tags": list(dict.fromkeys(tags)),
+        },
+        sort_keys=False,
+        allow_unicode=True,
+    )
+    return f"---\n{text}---\n"
+
+
+def _plan_table(plan):
+    """How many clusters and weights have which bits."""
+    clusters, weights = defaultdict(int), defaultdict(int)
+    for cluster in plan["clusters"].values():
+        clusters[cluster["bits"]] += 1
+        weights[cluster["bits"]] += cluster["parameters"]
+    rest = plan.get("rest_parameters", 0)
+    total = sum(weights.values()) + rest
+    rows = [
+        (str(b), str(clusters[b]), f"{weights[b]:,}", _share(weights[b], total))
+        for b in sorted(clusters)
+    ]
+    if rest:
+        rows.append(("32 (left alone)", "-", f"{rest:,}", _share(rest, total)))
+    return "## Bit plan\n\n" + table(
+        ("bits", "clusters", "weights", "share"), rows
+    )
+
+
+def _share(part, total):
+    """A part in percent."""
+    return f"{100 * part / total:.1f} %"
+
+
+MOST_SECONDS = 2.5  # half a megabyte with seven microphones
+MOST_CHANNELS = 8  # of FLAC
+LICENSE = "Apache-2.0"  # of the embedded corpus, as of all that makes it
+
+
+def write_sample(folder, mixture, separated, doa, title, license=LICENSE):
+    """Write a mixture and its separated talker as FLAC files.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Packed folder.
+    mixture : array
+        [samples, microphones], 16 kHz, full scale 1; the loudest 2.5 seconds
+        of it are kept.
+    separated : array
+        [samples], at any level.
+    doa : float
+        Direction of the talker in degrees.
+    title : str
+        What is heard.
+    license : str
+        Of the recording.
+
+    Returns
+    -------
+    bool
+        False where FLAC has not as many channels: nothing is written.
+
+    Example
+    -------
+    >>> folder = getfixture("tmpdir")
+    >>> noise = np.random.default_rng(0).standard_normal((16000, 2)) / 9
+    >>> write_sample(folder, noise, noise[:, 0], 62.5, "noise")
+    True
+    >>> read_sample(folder)
+    {'doa': 62.5, 'title': 'noise', 'license': 'Apache-2.0', 'channels': 2}
+    """
+    mixture, separated = np.asarray(mixture), np.asarray(separated)
+    if mixture.shape[1] > MOST_CHANNELS:
+        return False
+    part = _loudest(separated)
+    peak = np.abs(separated).max(initial=1e-9)
+    level = np.abs(mixture[part]).max(initial=1e-9)
+    tags = {"title": title, "license": license, "comment": f"doa={doa:g}"}
+    for name, signal in (
+        (SAMPLE_FILE, mixture[part]),
+        (SEPARATED_FILE, 0.9 * min(level, 1.0) / peak * separated[part]),
+    ):
+        with (
+            atomic_write(Path(folder, name)) as written,
+            soundfile.SoundFile(
+                system_path(written),
+                "w",
+                SAMPLE_RATE,
+                channels=1 if signal.ndim == 1 else signal.shape[1],
+                format="FLAC",
+                subtype="PCM_16",
+            ) as file,
+        ):
+            for key, value in tags.items():
+                setattr(file, key, value)
+            file.write(signal)
+    return True
+
+
+def read_sample(folder):
+    """Read what the sample of a folder says of itself; None without one."""
+    path = Path(folder, SAMPLE_FILE)
+    try:
+        with soundfile.SoundFile(system_path(path)) as file:
+            key, _, doa = file.comment.partition("=")
+            tags = {"title": file.title, "license": file.license}
+            channels = file.channels
+    except (OSError, soundfile.LibsndfileError):
+        return None
+    known = key == "doa" and doa.replace(".", "", 1).isdigit()
+    return {"doa": float(doa) if known else None, **tags, "channels": channels}
+
+
+def _loudest(signal):
+    """The window of a signal that has most of its energy."""
+    samples = round(MOST_SECONDS * SAMPLE_RATE)
+    if len(signal) <= samples:
+        return slice(0, len(signal))
+    energy = np.concatenate([[0.0], np.cumsum(np.square(signal, dtype=float))])
+    first = int(np.argmax(energy[samples:] - energy[:-samples]))
+    return slice(first, first + samples)

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from ..lobes.models.separator import build_separator
 from ..quantization.container import PackedModelError, write_container
-from ..quantization.gates import stored_cluster
-from ..quantization.groups import slice_name, split_name
+from ..quantization.groups import slice_name, split_name, stored_cluster
 from ..quantization.header import upgraded_header
 from ..quantization.packing import (
     CONFIG_FILE,
@@ -27,7 +26,7 @@ from ..quantization.packing import (
 from ..quantization.plan import packed_bytes
 from ..quantization.unpacking import CODING, without_coding
 from ..utils import read_json, write_chunks, write_text
-from .card import model_card
+from .card import model_card, read_sample
 from .engines.activations import RANGES_FILE
 from .hub import (
     CARD_FILE,
@@ -41,7 +40,6 @@ from .hub import (
 )
 from .loading import fill_
 from .registry import build, describe, registered
-from .sample import read_sample
 
 FLOAT_BITS = 32  # of the model that the compression is against
 _HEADER = """\

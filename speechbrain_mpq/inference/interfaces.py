@@ -158,7 +158,7 @@ class SeparationInterface:
         lips : array or None
             [pictures, height, width] or [targets, pictures, height, width],
             25 a second, for models with a lip stream (see
-            `vision.mouth.mouth_pictures`); all of them stay in memory. None:
+            `vision.video.mouth_pictures`); all of them stay in memory. None:
             it goes by sound alone.
 
         Returns

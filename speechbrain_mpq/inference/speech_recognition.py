@@ -13,9 +13,9 @@ from speechbrain.lobes.features import Fbank
 from speechbrain.processing.features import InputNormalization
 
 from ..decoders.kaldi_decoder import check_scales
-from ..decoders.lexicon import Lexicon
 from ..decoders.ngram import Ngram
 from ..decoders.viterbi import best_path, word_graph
+from ..decoders.vocabulary import Lexicon
 from ..evaluation.recognition_task import RECOGNITION
 from ..lobes.models.tdnnf import TDNNF
 from ..utils import SAMPLE_RATE

@@ -19,9 +19,8 @@ from ..allocation.solver import parse_budget
 from ..allocation.sweep import OutputScores
 from ..quantization.fake_quant import FakeQuantize
 from ..quantization.packing import packed_file_bytes
-from ..quantization.plan import bit_plan
+from ..quantization.plan import Scheme, Selection, bit_plan
 from ..quantization.quant_api import coverage, dequantize_, quantize_
-from ..quantization.scheme import Scheme, Selection
 from ..quantization.tensors import named_tensors, select
 from ..training.calibration import Calibration
 from ..training.choose import METHODS, scorer_of

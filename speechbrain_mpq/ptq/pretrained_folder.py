@@ -26,7 +26,7 @@ from speechbrain.utils.checkpoints import (
 )
 from speechbrain.utils.parameter_transfer import DEFAULT_TRANSFER_HOOKS
 
-from ..quantization.model_card import size_word, table, write_card
+from ..inference.card import size_word, table, write_card
 from ..quantization.packing import CONFIG_FILE, save_packed
 from ..quantization.tensors import named_tensors
 from ..utils import read_json, write_text

@@ -30,8 +30,14 @@ from .parametrized import (
     computed_once,
     detach,
 )
-from .plan import BitPlan, bit_plan, bits_of_plan, packed_bytes
-from .scheme import Scheme, scheme_of
+from .plan import (
+    BitPlan,
+    Scheme,
+    bit_plan,
+    bits_of_plan,
+    packed_bytes,
+    scheme_of,
+)
 from .tensors import (
     ROOT,
     NamedTensor,

@@ -9,8 +9,7 @@ from torch.nn.parameter import UninitializedTensorMixin
 
 from .codebook import scale_shape
 from .fake_quant import FakeQuantize
-from .gates import gate_cluster
-from .groups import RowGroups, slice_name, split_name
+from .groups import RowGroups, gate_cluster, slice_name, split_name
 from .parametrized import (
     chains,
     float_weight,

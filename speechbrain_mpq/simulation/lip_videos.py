@@ -289,13 +289,13 @@ class LipVideos:
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(
                 f"{path} cannot be read ({error}): crop it again with "
-                "vision.mouth, or take `lips` out of the manifest"
+                "vision.video, or take `lips` out of the manifest"
             ) from error
         if pictures.dtype != np.uint8 or pictures.shape[1:] != self.size:
             raise ValueError(
                 f"{path} holds {pictures.dtype} {pictures.shape}, expected "
                 f"uint8 [pictures, {self.size[0]}, {self.size[1]}]: crop it "
-                "again with vision.mouth"
+                "again with vision.video"
             )
         missing = self.maker.speech[key]["length"] - len(pictures) / FPS
         if missing > LONGEST_HELD:

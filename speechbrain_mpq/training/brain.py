@@ -15,14 +15,12 @@ from speechbrain.utils.logger import get_logger
 
 from ..quantization.codebook import check_bits
 from ..quantization.packing import save_packed
-from ..quantization.plan import bit_plan
+from ..quantization.plan import Scheme, Selection, bit_plan
 from ..quantization.quant_api import quantize_
-from ..quantization.scheme import Scheme, Selection
 from ..utils import read_json, write_json
 from .calibration import NetworkCalibration
-from .loggers import log_stats, plan_stats
 from .methods import EstimationMethod, attach
-from .pipeline import Pipeline, PlanStore
+from .pipeline import Pipeline, PlanStore, log_stats, plan_stats
 
 logger = get_logger(__name__)
 

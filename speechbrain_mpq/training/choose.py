@@ -23,10 +23,16 @@ from ..quantization.tensors import named_tensors, select
 from .admm_training import ADMMTraining
 from .calibration import BrainCalibration, calibration_batches, unmeasured_norms
 from .checkpoints import recover_whole
-from .loggers import log_stats, plan_stats
 from .methods import EstimationMethod, attach
 from .one_stage import OneStage
-from .pipeline import SETTINGS, Pipeline, PlanStore, earlier_settings
+from .pipeline import (
+    SETTINGS,
+    Pipeline,
+    PlanStore,
+    earlier_settings,
+    log_stats,
+    plan_stats,
+)
 from .quantizer import NO_SCRIPT, Quantizer, as_list, quantizer_of
 from .rounding import check_rounding
 
@@ -152,7 +158,7 @@ def scorer_of(scores, scheme, candidate_bits=CANDIDATES):
 
     Example
     -------
-    >>> from speechbrain_mpq.quantization.scheme import Scheme
+    >>> from speechbrain_mpq.quantization.plan import Scheme
     >>> scorer_of("kl", Scheme(codebook="midrise")).scheme.codebook
     'midrise'
     """

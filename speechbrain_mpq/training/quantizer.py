@@ -26,9 +26,8 @@ from ..allocation.solver import equal_groups
 from ..quantization.codebook import check_bits
 from ..quantization.fake_quant import LogStep
 from ..quantization.packing import packed_file_bytes, save_packed
-from ..quantization.plan import BitPlan, bit_plan
+from ..quantization.plan import BitPlan, Scheme, Selection, bit_plan
 from ..quantization.quant_api import clusters, coverage, dequantize_, quantize_
-from ..quantization.scheme import Scheme, Selection
 from ..quantization.tensors import named_tensors, near_misses, select
 from .checkpoints import guard_loading
 

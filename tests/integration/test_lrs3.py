@@ -226,7 +226,7 @@ def close_ups(tmp_path):
 def test_lips_are_cut_out_of_the_videos(close_ups):
     pytest.importorskip("cv2")
     lips = importlib.import_module("lrs3_lips")
-    from speechbrain_mpq.vision.mouth import mouth_pictures
+    from speechbrain_mpq.vision.video import mouth_pictures
 
     assert not doctest.testmod(lips, extraglobs={"np": np}).failed
     data, drawn = close_ups

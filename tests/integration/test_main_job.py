@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import ROOMS, TINY, refused_run, run
 
-from speechbrain_mpq.inference.sample import read_sample
+from speechbrain_mpq.inference.card import read_sample
 from speechbrain_mpq.inference.verification import check_folder
 from speechbrain_mpq.lobes.models.separator import build_separator
 from speechbrain_mpq.lobes.models.tcn import fold_norms_

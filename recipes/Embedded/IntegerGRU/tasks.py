@@ -289,8 +289,8 @@ def _speak_keyword(path, split, place, count, speak):
 
 def _espeak(word, split, rng):
     """A word by one of the voices of a split."""
-    from speechbrain_mpq.simulation import voices
+    from speechbrain_mpq.simulation import corpus
 
-    people = voices.speakers(split)
-    speaker = voices.vary(people[rng.integers(len(people))], rng)
-    return voices.synthesize(word, speaker)[0]
+    people = corpus.speakers(split)
+    speaker = corpus.vary(people[rng.integers(len(people))], rng)
+    return corpus.synthesize(word, speaker)[0]

@@ -188,7 +188,7 @@ class Separator(nn.Module):
             raise ValueError(
                 f"expected lips {expected} for DOAs {list(doa.shape)}, got "
                 f"{shape}: pictures of {self.lips_size[0]} x "
-                f"{self.lips_size[1]} pixels, by vision.mouth, for each target"
+                f"{self.lips_size[1]} pixels, by vision.video, for each target"
             )
 
     def _check(self, waveforms, doa):

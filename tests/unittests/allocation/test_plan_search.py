@@ -8,9 +8,8 @@ import torch
 
 from speechbrain_mpq.allocation import nsga2
 from speechbrain_mpq.allocation.plan_search import PlanObjectives
-from speechbrain_mpq.quantization.plan import BitPlan
+from speechbrain_mpq.quantization.plan import BitPlan, Scheme, Selection
 from speechbrain_mpq.quantization.quant_api import quantize_
-from speechbrain_mpq.quantization.scheme import Scheme, Selection
 
 PAGE = Path(__file__).parents[3] / "docs/plan-search.md"
 

@@ -19,8 +19,7 @@ from speechbrain_mpq.lobes.models.separator import build_separator
 from speechbrain_mpq.lobes.models.tcn import fold_norms_
 from speechbrain_mpq.quantization.quant_api import quantize_
 from speechbrain_mpq.vision.face_tracking import FaceTrack, frame_doas
-from speechbrain_mpq.vision.mouth import mouth_pictures
-from speechbrain_mpq.vision.video import Video
+from speechbrain_mpq.vision.video import Video, mouth_pictures
 
 
 def write_video(path, frames, fps):

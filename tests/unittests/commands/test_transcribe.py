@@ -6,9 +6,9 @@ import soundfile
 import torch
 
 from speechbrain_mpq.__main__ import main
-from speechbrain_mpq.decoders.lexicon import Lexicon
 from speechbrain_mpq.decoders.nbest import read_nbest
 from speechbrain_mpq.decoders.ngram import estimate_arpa
+from speechbrain_mpq.decoders.vocabulary import Lexicon
 from speechbrain_mpq.inference.speech_recognition import save_recognizer
 from speechbrain_mpq.lobes.models.tdnnf import TDNNF
 

@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from speechbrain_mpq.decoders.lexicon import Lexicon
 from speechbrain_mpq.decoders.nbest import read_nbest, write_nbest
 from speechbrain_mpq.decoders.ngram import Ngram, estimate_arpa
 from speechbrain_mpq.decoders.viterbi import best_path, word_graph
+from speechbrain_mpq.decoders.vocabulary import Lexicon
 
 LEXICON = Lexicon(
     {

@@ -11,8 +11,8 @@ from speechbrain_mpq.decoders.chain_graphs import (
     numerator_graph,
     phone_lattice,
 )
-from speechbrain_mpq.decoders.lexicon import Lexicon
 from speechbrain_mpq.decoders.viterbi import best_path, word_graph
+from speechbrain_mpq.decoders.vocabulary import Lexicon
 
 LEXICON = Lexicon(
     {"tea": [["t", "iy"]], "eat": [["iy", "t"]], "a": [["ah"], ["ey"]]}

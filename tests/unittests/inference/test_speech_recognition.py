@@ -7,8 +7,8 @@ import pytest
 import soundfile
 import torch
 
-from speechbrain_mpq.decoders.lexicon import Lexicon
 from speechbrain_mpq.decoders.ngram import Ngram, estimate_arpa
+from speechbrain_mpq.decoders.vocabulary import Lexicon
 from speechbrain_mpq.evaluation import results
 from speechbrain_mpq.evaluation.task import find_task
 from speechbrain_mpq.inference.loading import load

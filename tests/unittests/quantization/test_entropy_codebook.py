@@ -25,9 +25,8 @@ from speechbrain_mpq.quantization.packing import (
     read_model,
     save_packed,
 )
-from speechbrain_mpq.quantization.plan import bit_plan
+from speechbrain_mpq.quantization.plan import Scheme, bit_plan
 from speechbrain_mpq.quantization.quant_api import fake_quantize, quantize_
-from speechbrain_mpq.quantization.scheme import Scheme
 
 SCHEME = Scheme(codebook="entropy")
 RATES = (1, 1.6, 2, 3, 4, 5, 6, 8)

@@ -31,7 +31,7 @@ from speechbrain_mpq.simulation.lip_videos import (
 from speechbrain_mpq.simulation.mixtures import MixtureMaker
 from speechbrain_mpq.vision.camera import PanoramaCamera
 from speechbrain_mpq.vision.face_tracking import centers
-from speechbrain_mpq.vision.mouth import mouth_pictures
+from speechbrain_mpq.vision.video import mouth_pictures
 
 # All phonemes of espeak-ng that the embedded corpus has
 PHONEMES = (
@@ -278,7 +278,7 @@ def test_only_the_mouth_moves():
 
 def test_a_detector_of_real_faces_finds_them(scene):
     pytest.importorskip("cv2")
-    from speechbrain_mpq.vision.detector import CascadeDetector
+    from speechbrain_mpq.vision.video import CascadeDetector
 
     frames, boxes = scene
     found = CascadeDetector()(frames[12])

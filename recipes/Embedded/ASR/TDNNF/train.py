@@ -27,9 +27,9 @@ from speechbrain_mpq.decoders.chain_graphs import (
     numerator_graph,
     phone_lattice,
 )
-from speechbrain_mpq.decoders.lexicon import Lexicon
 from speechbrain_mpq.decoders.ngram import Ngram, estimate_arpa
 from speechbrain_mpq.decoders.viterbi import best_path, word_graph
+from speechbrain_mpq.decoders.vocabulary import Lexicon
 from speechbrain_mpq.simulation.noise import NoiseMaker
 from speechbrain_mpq.simulation.noisy_speech import NoisySpeech, Voices
 from speechbrain_mpq.simulation.rooms import RoomBank

@@ -1,10 +1,184 @@
-"""Names of the files that speech is written to."""
+"""Audio files of a command line: listed, worked on, and named where written.
 
+A command works on its recordings one after the other and tells how fast it
+went; one of them may be what is piped in.
+"""
+
+import glob
 import os
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
-from .source import STREAM
+from ..utils import error_text
+
+STREAM = "-"
+STREAM_NAME = "standard input"
+ENDINGS = (".wav", ".flac", ".w64", ".rf64", ".caf", ".aif", ".aiff", ".au")
+
+
+def recordings(names):
+    """List the recordings of a command line, each once and in order.
+
+    Arguments
+    ---------
+    names : list of str
+        Files, folders (the audio files in them, not in those below), patterns
+        such as `*.wav` that no shell has replaced, or `-` alone.
+
+    Returns
+    -------
+    list of str
+        As `open_source` takes them; a folder's are sorted.
+
+    Example
+    -------
+    >>> folder = getfixture("tmpdir")
+    >>> for name in ("b.wav", "a.flac", "notes.txt"):
+    ...     _ = (folder / name).write_binary(b"")
+    >>> [Path(name).name for name in recordings([str(folder)])]
+    ['a.flac', 'b.wav']
+    """
+    if STREAM in names and len(names) > 1:
+        raise ValueError("- is standard input: give it alone")
+    found = {}
+    for name in names:
+        for file in _files_of(name):
+            found.setdefault(_identity(file), file)
+    return list(found.values())
+
+
+def _files_of(name):
+    """The files that a name of the command line stands for."""
+    path = Path(name)
+    if os.path.isdir(name):
+        files = sorted(map(str, path.iterdir()))
+        files = [file for file in files if file.lower().endswith(ENDINGS)]
+        if not files:
+            raise FileNotFoundError(
+                f"{name}: no audio files ({', '.join(ENDINGS)}) in this "
+                f"folder: name files, or a pattern such as {path / '*.ogg'}"
+            )
+        return files
+    if glob.has_magic(name) and not os.path.exists(name):
+        files = sorted(glob.glob(name))
+        if not files:
+            raise FileNotFoundError(f"{name}: no file has such a name")
+        return files
+    return [name]
+
+
+def _identity(name):
+    """What two names of one file have in common."""
+    return os.path.realpath(name) if os.path.isfile(name) else name
+
+
+@contextmanager
+def open_source(name):
+    """Check what the command line names, or read what is piped in.
+
+    Example
+    -------
+    >>> path = getfixture("tmpdir") / "mix.wav"
+    >>> _ = path.write_binary(b"")
+    >>> with open_source(str(path)) as (source, name):
+    ...     source == path, name
+    (True, None)
+    """
+    if name == STREAM:
+        with _standard_input() as file:
+            yield file, STREAM_NAME
+        return
+    if not Path(name).exists() or Path(name).is_dir():
+        raise FileNotFoundError(f"{name}: no such file")
+    yield name, None
+
+
+@contextmanager
+def _standard_input():
+    """What is piped in, as a file that can be read twice."""
+    from ..inference.audio import seekable
+
+    if sys.stdin is None:
+        raise ValueError("standard input is closed: pipe a WAV file in")
+    if sys.stdin.isatty():
+        raise ValueError("standard input is a terminal: pipe a WAV file in")
+    with seekable(sys.stdin.buffer) as file:
+        yield file
+
+
+LONG = 20.0  # seconds of audio from where on progress is shown
+
+
+def each_recording(files, work, quiet=False):
+    """Work on many recordings; a bad one stops no other.
+
+    Arguments
+    ---------
+    files : list of str
+    work : callable
+        Takes a file and gives the seconds of sound in it and the lines to
+        print, such as paths that were written; ValueError and OSError are
+        told and do no more.
+    quiet : bool
+        Shows no progress.
+
+    Returns
+    -------
+    int
+        Exit status: 1 where any failed.
+
+    Example
+    -------
+    >>> each_recording(["a.wav"], lambda file: (1.0, [file]), quiet=True)
+    a.wav
+    0
+    """
+    from tqdm import tqdm
+
+    failed, sound, spent = [], 0.0, 0.0
+    with tqdm(files, unit="file", disable=quiet) as bar:
+        for file in bar:
+            bar.set_postfix_str(Path(file).name)
+            started = time.perf_counter()
+            try:
+                seconds, lines = work(file)
+            except BrokenPipeError:
+                raise
+            except (ValueError, OSError) as error:
+                failed.append(file)
+                bar.write(error_text(error), file=sys.stderr)
+                continue
+            sound += seconds
+            spent += time.perf_counter() - started
+            for line in lines:
+                bar.write(str(line), file=sys.stdout)
+    if sound and not quiet:
+        count = len(files) - len(failed)
+        print(f"{count} recordings: {speed(sound, spent)}", file=sys.stderr)
+    if failed and len(files) > 1:
+        print(
+            f"{len(failed)} of {len(files)} recordings failed: "
+            f"{', '.join(failed)}",
+            file=sys.stderr,
+        )
+    return 1 if failed else 0
+
+
+def speed(sound, seconds):
+    """How long work on some seconds of sound took, in words.
+
+    Example
+    -------
+    >>> speed(10, 2.5)
+    '10.0 s of sound in 2.5 s, 4 x real time'
+    """
+    return (
+        f"{sound:.1f} s of sound in {seconds:.1f} s, "
+        f"{sound / max(seconds, 1e-9):.3g} x real time"
+    )
+
 
 SUFFIXES = (".wav", ".flac")
 
