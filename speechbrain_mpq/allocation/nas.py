@@ -13,7 +13,6 @@ their temperatures are those of "Towards green automatic speech recognition"
 (Interspeech 2022).
 """
 
-import math
 import time
 from collections import defaultdict
 from contextlib import contextmanager
@@ -28,6 +27,11 @@ from ..quantization.codebook import dequantize
 from ..quantization.groups import first_row, split_name
 from ..quantization.packing import MODEL_FILE, read_packed
 from ..quantization.tensors import named_tensors
+from .architecture_search import (
+    ArchitectureSearch,
+    ArchitectureWeights,
+    annealed,
+)
 from .scores import Scorer, ScoreTable
 from .sweep import (
     evaluating,
@@ -38,52 +42,6 @@ from .sweep import (
 )
 
 logger = get_logger(__name__)
-LEAST_WEIGHT = 1e-300  # so that no score is infinite
-
-
-class BitChoice(torch.nn.Module):
-    """The architecture weights a of one cluster, as a softmax.
-
-    Arguments
-    ---------
-    candidates : int
-        Number of candidates.
-
-    Example
-    -------
-    >>> choice = BitChoice(3)
-    >>> _ = choice.logits.data.copy_(torch.tensor([0.0, 1.0, 0.0]))
-    >>> choice.weights().detach()
-    tensor([0.2119, 0.5761, 0.2119])
-    >>> _ = choice.temperature.fill_(0.01)
-    >>> choice.noise[0] = 1.1  # one draw
-    >>> choice.weights().detach().round(decimals=2)
-    tensor([1., 0., 0.])
-    """
-
-    def __init__(self, candidates):
-        super().__init__()
-        self.logits = torch.nn.Parameter(torch.zeros(candidates))
-        self.register_buffer("noise", torch.zeros(candidates))
-        self.register_buffer("temperature", torch.ones(()))
-
-    def weights(self):
-        """a = softmax((logits + noise) / temperature), [candidates].
-
-        With noise this is one draw of the Gumbel-softmax.
-        """
-        return torch.softmax((self.logits + self.noise) / self.temperature, 0)
-
-    def draw(self, generator):
-        """Draws new noise, which stays until the next draw.
-
-        So that all tensors of the cluster, and modules that read a weight
-        several times in one pass, see the same choice.
-        """
-        uniform = torch.rand(len(self.noise), generator=generator)
-        tiny = torch.finfo(uniform.dtype).tiny
-        gumbel = -(-uniform.clamp_min(tiny).log()).clamp_min(tiny).log()
-        self.noise.copy_(gumbel)
 
 
 class WeightedCandidates(torch.nn.Module):
@@ -95,13 +53,13 @@ class WeightedCandidates(torch.nn.Module):
     ---------
     values : sequence of torch.Tensor
         One tensor for each candidate, all of the parameter's shape.
-    choice : BitChoice
+    choice : ArchitectureWeights
         Shared by the tensors of a cluster.
 
     Example
     -------
     >>> from torch.nn.utils.parametrize import register_parametrization
-    >>> layer, choice = torch.nn.PReLU(), BitChoice(2)
+    >>> layer, choice = torch.nn.PReLU(), ArchitectureWeights(2)
     >>> values = [torch.tensor([0.5]), torch.tensor([0.2])]
     >>> mixture = WeightedCandidates(values, choice)
     >>> _ = register_parametrization(layer, "weight", mixture)
@@ -136,24 +94,6 @@ def size_penalty(weights, candidate_bits, shares=None):
     if shares is None:
         return per_cluster.sum()
     return per_cluster @ shares.to(weights)
-
-
-def entropy(weights):
-    """Mean entropy of the clusters' architecture weights, in bits.
-
-    Arguments
-    ---------
-    weights : torch.Tensor
-        [clusters, candidates].
-    """
-    nats = torch.special.entr(weights.double()).sum(1)
-    return (nats / math.log(2)).mean().item()
-
-
-def _annealed(first, last, steps):
-    """Temperatures of all steps, falling geometrically."""
-    ratio = last / first
-    return [first * ratio ** (i / max(steps - 1, 1)) for i in range(steps)]
 
 
 def read_prototype(folder, bits, model):
@@ -217,10 +157,10 @@ def super_network(model, members, prototypes):
 
     Yields
     ------
-    choices : list of BitChoice
+    choices : list of ArchitectureWeights
         One for each cluster.
     """
-    choices = {name: BitChoice(len(prototypes)) for name in members}
+    choices = {name: ArchitectureWeights(len(prototypes)) for name in members}
     chosen = defaultdict(list)  # parameter -> its groups and their choices
     for cluster, names in members.items():
         for name in names:
@@ -250,89 +190,6 @@ def super_network(model, members, prototypes):
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-
-
-class _ArchitectureSearch:
-    """Trains the choices of a super-network, all else being frozen."""
-
-    def __init__(
-        self, network, choices, candidate_bits, shares, beta, lr, gumbel
-    ):
-        self.network = network
-        self.choices = choices
-        self.candidate_bits = candidate_bits
-        self.shares = shares
-        self.beta = beta
-        self.lr = lr
-        self.gumbel = gumbel
-
-    def run(
-        self, inputs, loss, epochs, batch, temperature, seed=0, progress=True
-    ):
-        """Search with inputs [items, ...]."""
-        generator = torch.Generator().manual_seed(seed)
-        starts = torch.arange(0, len(inputs), batch)
-        steps = epochs * len(starts)
-        temperatures = iter(_annealed(*temperature, steps))
-        history = []
-        with (
-            evaluating(self.network),
-            tqdm(total=steps, desc="searching", disable=not progress) as bar,
-        ):
-            for _ in range(epochs):
-                total = 0.0
-                order = torch.randperm(len(starts), generator=generator)
-                for start in starts[order].tolist():
-                    items = slice(start, start + batch)
-                    self._set_up(next(temperatures), generator)
-                    total += self._step(inputs[items], loss, items)
-                    bar.update()
-                history.append(self._summary(total / len(inputs)))
-        return history
-
-    def weights(self):
-        """Architecture weights [clusters, candidates] without any noise."""
-        logits = torch.stack([c.logits.detach() for c in self.choices])
-        return logits.double().softmax(1).clamp_min(LEAST_WEIGHT).cpu()
-
-    def _set_up(self, temperature, generator):
-        """Temperature and, with Gumbel samples, the noise of the next step."""
-        for choice in self.choices:
-            choice.temperature.fill_(temperature)
-            if self.gumbel:
-                choice.draw(generator)
-
-    def _step(self, inputs, loss, items):
-        """One step of gradient descent; the summed loss before it."""
-        inputs = inputs.to(self.choices[0].logits.device)
-        with parametrize.cached():
-            output = self.network(inputs)
-        summed = loss(output, items)
-        logits = [choice.logits for choice in self.choices]
-        weights = torch.stack([choice.weights() for choice in self.choices])
-        penalty = size_penalty(weights, self.candidate_bits, self.shares)
-        objective = summed / len(inputs) + self.beta * penalty
-        slopes = torch.autograd.grad(objective, logits)
-        with torch.no_grad():
-            for choice, slope in zip(self.choices, slopes):
-                # The slope grows with 1 / temperature; the step does not.
-                choice.logits -= self.lr * choice.temperature * slope
-        return summed.item()
-
-    def _summary(self, loss):
-        """What an epoch has come to; also logged."""
-        weights = self.weights()
-        penalty = size_penalty(weights, self.candidate_bits, self.shares)
-        summary = {
-            "loss": loss,
-            "penalty": self.beta * penalty.item(),
-            "entropy": entropy(weights),
-        }
-        logger.info(
-            "Search: loss {loss:.3f}, penalty {penalty:.3f}, entropy "
-            "{entropy:.3f} bits".format(**summary)
-        )
-        return summary
 
 
 SHARES = {  # parameters of each cluster -> what each counts in the penalty
@@ -465,16 +322,9 @@ class NASScores(Scorer):
         sizes = table_sizes(root, members, self.scheme)
         prototypes = self._read(values["prototypes"], root)
         with super_network(root, members, prototypes) as choices:
-            search = self._search(network, choices, sizes["tensors"])
-            history = search.run(
-                inputs,
-                loss,
-                self.epochs,
-                self.batch,
-                self.temperature,
-                self.seed,
-                progress,
-            )
+            search = self._search(choices, sizes["tensors"], len(inputs))
+            with evaluating(network):
+                self._run(search, network, inputs, loss, progress)
             weights = search.weights()
         self._warn_of_penalty(weights)
         return ScoreTable(
@@ -487,24 +337,46 @@ class NASScores(Scorer):
             details={
                 "items": len(inputs),
                 "seconds": round(time.perf_counter() - started, 2),
-                "history": history,
+                "history": search.history,
                 "weights": dict(zip(members, weights.tolist())),
             },
             codebook=self.scheme.codebook,
         )
 
-    def _search(self, network, choices, tensors):
+    def _search(self, choices, tensors, items):
         """The search over the choices of a super-network."""
         parameters = [float(sum(row.values())) for row in tensors.values()]
-        return _ArchitectureSearch(
-            network,
-            choices,
-            self.candidate_bits,
-            self.share(torch.tensor(parameters)),
-            self.beta,
-            self.lr,
-            self.gumbel,
+        shares = self.share(torch.tensor(parameters))
+
+        def penalty(weights):
+            return self.beta * size_penalty(
+                weights, self.candidate_bits, shares
+            )
+
+        steps = self.epochs * -(-items // self.batch)
+        temperatures = annealed(*self.temperature, steps)
+        return ArchitectureSearch(
+            choices, penalty, self.lr, temperatures, self.gumbel, self.seed
         )
+
+    def _run(self, search, network, inputs, loss, progress):
+        """All epochs, with the inputs' batches in another order in each."""
+        starts = torch.arange(0, len(inputs), self.batch)
+        device = search.choices[0].logits.device
+
+        def summed(start):
+            items = slice(start, start + self.batch)
+            batch = inputs[items].to(device)
+            with parametrize.cached():
+                output = network(batch)
+            bar.update()
+            return loss(output, items), len(batch)
+
+        steps = self.epochs * len(starts)
+        with tqdm(total=steps, desc="searching", disable=not progress) as bar:
+            for _ in range(self.epochs):
+                order = torch.randperm(len(starts), generator=search.generator)
+                search.epoch(starts[order].tolist(), summed)
 
     def _read(self, prototypes, root):
         """Values of the candidates' prototypes."""

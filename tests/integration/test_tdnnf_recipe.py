@@ -75,6 +75,27 @@ def test_ctc(trained, shared):
     assert not (output / "published").exists()
 
 
+def test_bottlenecks_are_searched_and_trained(shared):
+    flags = ROW["test_debug_flags"].replace("epochs 3", "epochs 1")
+    asked = (
+        " --search True --candidates [2,4,8,16] --penalties [0.5]"
+        " --search_epochs 2 --search_batch_size 1 --tolerance 0.2"
+    )
+    row = {**ROW, "test_debug_flags": flags + asked}
+    folder = start_row(row, shared, shared / "search")
+    content = json.loads((folder / "searched_0.5.json").read_text())
+    assert len(content["history"]) == 2
+    assert not (folder / "published").exists()
+    path = folder / "searched_0.5.json"
+    flags = flags.replace("[8,8,8,8,8,8,8,8]", str(path))
+    row = {**ROW, "test_debug_flags": flags}
+    published = start_row(row, shared, shared / "derived") / "published"
+    model = HybridASR.from_pretrained(published).model
+    assert model.settings["bottlenecks"] == content["bottlenecks"]
+    counted = sum(p.numel() for p in model.parameters())
+    assert content["parameters"] == counted
+
+
 def test_phones_of_another_lexicon(trained, shared):
     flags = ROW["test_debug_flags"] + " --phones 40"
     row = {**ROW, "test_debug_flags": flags}

@@ -12,9 +12,12 @@ utterance has the same outputs alone and in a padded batch.
 """
 
 import copy
+from pathlib import Path
 
 import torch
 from torch.nn.utils import parametrize
+
+from ...utils import read_json
 
 BYPASS = 0.66  # share of its input that a layer adds to its output
 SPEED = 0.125  # of the semi-orthogonal step; 0.125 converges quadratically
@@ -64,6 +67,36 @@ def orthogonality_error(weight):
     square = gram.diagonal().mean()
     gram.diagonal().sub_(square)
     return (gram.norm() / (square * len(gram) ** 0.5)).item()
+
+
+def read_bottlenecks(bottlenecks):
+    """One bottleneck of each layer, as they are or of a search's file.
+
+    Arguments
+    ---------
+    bottlenecks : sequence of int, str or Path
+        A path is that of a JSON file with "bottlenecks".
+
+    Example
+    -------
+    >>> read_bottlenecks([48, 24])
+    [48, 24]
+    """
+    if not isinstance(bottlenecks, str | Path):
+        return list(bottlenecks)
+    content = read_json(
+        bottlenecks,
+        missing="give a list of sizes, or the file of a search",
+        broken="delete it and search again",
+    )
+    found = content.get("bottlenecks") if isinstance(content, dict) else None
+    whole = isinstance(found, list) and all(type(n) is int for n in found)
+    if not whole:
+        raise ValueError(
+            f"{bottlenecks} has no list of whole numbers as its "
+            '"bottlenecks": give the file of a search'
+        )
+    return found
 
 
 class DropoutSchedule:
@@ -192,8 +225,16 @@ class TDNNFLayer(torch.nn.Module):
 
     def forward(self, x):
         """Features [B, size, T] to [B, size, T - 2 stride]."""
-        y = self.affine(self.linear(x))
-        y = self.dropout(self.norm(y.relu()))
+        return self._with_bypass(
+            self._activated(self.affine(self.linear(x))), x
+        )
+
+    def _activated(self, y):
+        """All that follows the affine map, but for the bypass."""
+        return self.dropout(self.norm(y.relu()))
+
+    def _with_bypass(self, y, x):
+        """A share of the input added to the output."""
         if self.bypass == 0:
             return y
         return y + self.bypass * x[:, :, self.stride :][:, :, : y.shape[2]]

@@ -7,11 +7,10 @@ import torch
 import torch.nn as nn
 from torch.nn.utils import parametrize
 
+from speechbrain_mpq.allocation.architecture_search import ArchitectureWeights
 from speechbrain_mpq.allocation.nas import (
-    BitChoice,
     NASScores,
     WeightedCandidates,
-    entropy,
     size_penalty,
     super_network,
 )
@@ -47,7 +46,7 @@ def test_mixing_weights_is_mixing_outputs(kind):
     for version in versions:
         for parameter in version.parameters():
             parameter.data.normal_()
-    choice = BitChoice(3)
+    choice = ArchitectureWeights(3)
     choice.logits.data.normal_()
     x = torch.randn(2, 4, 9)
     shares = choice.weights().detach()
@@ -60,7 +59,7 @@ def test_mixing_weights_is_mixing_outputs(kind):
 def test_gradient_of_the_logits_is_that_of_finite_differences(temperature):
     torch.manual_seed(0)
     layers = [nn.Conv1d(2, 2, 1).double() for _ in range(3)]
-    choice = BitChoice(3).double()
+    choice = ArchitectureWeights(3).double()
     choice.temperature.fill_(temperature)
     choice.draw(torch.Generator().manual_seed(0))
     choice.logits.data.normal_()
@@ -82,24 +81,9 @@ def test_gradient_of_the_logits_is_that_of_finite_differences(temperature):
         assert slope.item() == pytest.approx((above - below) / 2e-5, rel=1e-6)
 
 
-def test_draws_are_gumbel_and_stay_until_the_next():
-    choice = BitChoice(2)
-    choice.logits.data.copy_(torch.tensor([1.0, 0.0]))
-    choice.temperature.fill_(0.01)  # nearly one-hot
-    generator = torch.Generator().manual_seed(3)
-    picked = []
-    for _ in range(3000):
-        choice.draw(generator)
-        first = choice.weights()[0].item()
-        assert choice.weights()[0].item() == first
-        picked.append(first)
-    # The Gumbel-max trick: candidate 0 wins with its softmax probability.
-    assert sum(picked) / 3000 == pytest.approx(0.731, abs=0.03)
-
-
 def test_all_is_frozen_but_the_choice_and_travels_through_a_checkpoint():
     torch.manual_seed(0)
-    choice, other_choice = BitChoice(2), BitChoice(2)
+    choice, other_choice = ArchitectureWeights(2), ArchitectureWeights(2)
     versions = [nn.PReLU(4), nn.PReLU(4)]
     versions[1].weight.data.normal_()
     layer = mixed(nn.PReLU(4), versions, choice)
@@ -181,11 +165,6 @@ def test_penalty_is_that_of_the_equation_written_out():
     assert size_penalty(weights, BITS).item() == pytest.approx(expected)
     measured = size_penalty(weights, BITS, shares).item()
     assert measured == pytest.approx(weighted)
-
-
-def test_entropy_is_zero_when_decided():
-    assert entropy(torch.eye(3)) == 0
-    assert entropy(torch.full((2, 8), 1 / 8)) == pytest.approx(3)
 
 
 def test_one_step_is_gradient_descent_on_equation_11(prototypes, inputs):

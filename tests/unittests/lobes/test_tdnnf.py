@@ -18,6 +18,7 @@ from speechbrain_mpq.lobes.models.tdnnf import (
     DropoutSchedule,
     TDNNFLayer,
     orthogonality_error,
+    read_bottlenecks,
     semi_orthogonal_step,
 )
 from speechbrain_mpq.nnet.lf_mmi import LFMMILoss
@@ -176,6 +177,18 @@ def test_wrong_sizes():
         small(bottlenecks=[6] * 4)
     with pytest.raises(ValueError, match="bottleneck 99 of a layer of 24"):
         small(bottlenecks=[99] * 5)
+
+
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", '{"bottlenecks": [1.5]}', '{"bottlenecks": 3}', "{}"]
+)
+def test_file_without_bottlenecks(text, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="x.json has no list.*of a search"):
+        read_bottlenecks(path)
+    with pytest.raises(FileNotFoundError, match="the file of a search"):
+        read_bottlenecks(tmp_path / "missing.json")
 
 
 def test_learns_by_lf_mmi():

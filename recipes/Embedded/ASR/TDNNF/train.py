@@ -16,7 +16,10 @@ from pathlib import Path
 import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.dataio.dataset import (
+    DynamicItemDataset,
+    FilteredSortedDynamicItemDataset,
+)
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.utils.distributed import run_on_main
 
@@ -30,6 +33,7 @@ from speechbrain_mpq.decoders.chain_graphs import (
 from speechbrain_mpq.decoders.ngram import Ngram, estimate_arpa
 from speechbrain_mpq.decoders.viterbi import best_path, word_graph
 from speechbrain_mpq.decoders.vocabulary import Lexicon
+from speechbrain_mpq.experiments.bottleneck_search import use_batch_statistics
 from speechbrain_mpq.simulation.noise import NoiseMaker
 from speechbrain_mpq.simulation.noisy_speech import NoisySpeech, Voices
 from speechbrain_mpq.simulation.rooms import RoomBank
@@ -57,18 +61,20 @@ class ASR(sb.Brain):
             outputs = outputs[:, :, : self.hparams.phones]
         return (outputs.log_softmax(2), None), wav_lens
 
-    def compute_objectives(self, predictions, batch, stage):
-        """LF-MMI or CTC; word errors outside training."""
+    def loss(self, predictions, batch):
+        """LF-MMI or CTC, per frame."""
         (outputs, xent), wav_lens = predictions
-        if self.hparams.ctc:
-            outputs = outputs[:, :, : self.hparams.phones]
-            loss = self.ctc(outputs.log_softmax(2), batch.phones, wav_lens)
-        elif stage == sb.Stage.TRAIN:
+        if not self.hparams.ctc:
             return self.lf_mmi(outputs, batch.numerator, wav_lens, xent)
-        else:
-            loss = self.lf_mmi(outputs, batch.numerator, wav_lens)
+        outputs = outputs[:, :, : self.hparams.phones]
+        return self.ctc(outputs.log_softmax(2), batch.phones, wav_lens)
+
+    def compute_objectives(self, predictions, batch, stage):
+        """The loss; word errors outside training."""
+        loss = self.loss(predictions, batch)
         if stage == sb.Stage.TRAIN:
             return loss
+        (outputs, _), wav_lens = predictions
         frames = (wav_lens * outputs.shape[1]).round().long().tolist()
         words = [
             self.words(row[:length])
@@ -151,6 +157,47 @@ class ASR(sb.Brain):
         )
         with open(self.hparams.wer_file, "w", encoding="utf-8") as fout:
             self.wer_stats.write_stats(fout)
+
+
+class Supernet(ASR):
+    """Training of all candidate bottlenecks, and search for the best ones."""
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Draw the candidates of this step as well."""
+        super().on_fit_batch_start(batch, should_step)
+        self.hparams.bottleneck_search.draw(
+            self.modules.model, self.optimizer_step
+        )
+
+    def on_stage_start(self, stage, epoch):
+        """Validate the largest network."""
+        super().on_stage_start(stage, epoch)
+        self.hparams.bottleneck_search.widest(self.modules.model)
+        use_batch_statistics(self.modules.model, stage != sb.Stage.TRAIN)
+
+    def search(self, held_out):
+        """Look for the architecture on utterances that were held out."""
+        loader = self.make_dataloader(
+            held_out,
+            sb.Stage.VALID,
+            ckpt_prefix=None,
+            batch_size=self.hparams.search_batch_size,
+        )
+
+        def batches(epoch):
+            # Other noise than in all epochs of the training
+            counter = self.hparams.epoch_counter
+            counter.current = counter.limit + 1 + epoch
+            return loader
+
+        def loss(batch):
+            predictions = self.compute_forward(batch, sb.Stage.VALID)
+            return self.loss(predictions, batch)
+
+        folder = Path(self.hparams.output_folder)
+        self.hparams.bottleneck_search.run(
+            self.modules.model, batches, loss, folder, not self.noprogressbar
+        )
 
 
 class Graphs:
@@ -362,7 +409,13 @@ def main(arguments):
                 ],
             )
     data, graphs = dataio_prep(hparams)
-    brain = ASR(
+    if hparams["search"]:
+        hparams["bottleneck_search"].prepare(hparams["model"])
+        data["train"], held_out = (
+            FilteredSortedDynamicItemDataset(data["train"], keys)
+            for keys in hparams["bottleneck_search"].split(data["train"].data)
+        )
+    brain = (Supernet if hparams["search"] else ASR)(
         modules=hparams["modules"],
         opt_class=hparams["optimizer"],
         hparams=hparams,
@@ -380,6 +433,9 @@ def main(arguments):
         train_loader_kwargs=train_loader_options(data["train"], hparams),
         valid_loader_kwargs=hparams["test_loader_options"],
     )
+    if hparams["search"]:
+        brain.search(held_out)
+        return
     brain.evaluate(
         data["test"],
         min_key="WER",
