@@ -44,6 +44,7 @@ import yaml
 from speechbrain_mpq import pack_results
 from speechbrain_mpq import run as runner
 from speechbrain_mpq.quantization.packing import load_packed_, save_packed
+from speechbrain_mpq.quantization.parametrized import copies_apart
 from speechbrain_mpq.quantization.quant_api import dequantize_
 from speechbrain_mpq.quantization.state import module_states
 from speechbrain_mpq.utils import write_json
@@ -276,6 +277,8 @@ class Watch:
         ):
             if self.data is None:  # a GAN's Brain calls `fit` in its own
                 self.brain = brain
+                # Where torch's own breaks the model that a copy is made of
+                copies_apart(brain.modules)
                 kind = "train" if valid_set is None else "valid"
                 loading = options.get(f"{kind}_loader_kwargs", {})
                 data = train_set if valid_set is None else valid_set

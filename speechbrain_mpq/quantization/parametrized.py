@@ -150,6 +150,35 @@ def _unshare_class_(module):
     module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
 
 
+def copies_apart(model):
+    """Lets what is done to deep copies of a model be done to these only.
+
+    ``remove_parametrizations`` of a copy would edit the class that it shares
+    with the module, whose weight would be gone: SpeechBrain's HiFiGAN recipe
+    makes such copies to listen to.
+    """
+    for module in model.modules():
+        kind = type(module)
+        plain = vars(kind).get("__deepcopy__")  # torch's, made for this class
+        if chains(module) and plain and not hasattr(plain, "plain"):
+            kind.__deepcopy__ = _apart(plain)
+
+
+def _apart(plain):
+    """A deep copy that has a class of its own."""
+
+    @wraps(plain)
+    def copied(self, memo):
+        known = id(self) in memo
+        copy = plain(self, memo)
+        if not known and type(copy) is type(self):
+            _unshare_class_(copy)
+        return copy
+
+    copied.plain = plain
+    return copied
+
+
 def fix_(module, attribute, value):
     """Replaces a module's own parametrizations of a weight by their result."""
     old = module.parametrizations[attribute]

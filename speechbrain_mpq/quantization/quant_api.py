@@ -28,6 +28,7 @@ from .parametrized import (
     attach,
     computed_always,
     computed_once,
+    copies_apart,
     detach,
 )
 from .plan import (
@@ -304,6 +305,7 @@ def quantize_(
         for module, attribute in pieces[0].owners:
             attach(module, attribute, quantizer)
     computed_once(model)
+    copies_apart(model)
     for name, why in unpackable(model).items():
         logger.warning(f"{name} cannot be packed: {why}")
     return bit_plan(model)

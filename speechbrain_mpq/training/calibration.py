@@ -9,7 +9,7 @@ searches and metrics, which must not run or change meanwhile.
 """
 
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from unittest.mock import patch
 
 import speechbrain as sb
@@ -20,16 +20,10 @@ from speechbrain.utils.logger import get_logger
 from speechbrain.utils.metric_stats import MetricStats
 from torch.utils.data import DataLoader
 
-from ..allocation.output_scores import FORMS, KLScores, OutputErrorScores
 from ..allocation.sweep import evaluating, quantized_values, tensor_of
 from ..quantization.packing import packed_file_bytes
-from .distributions import (
-    NoDistributionError,
-    find_distributions,
-    find_output,
-    tensors_in,
-    to_log_probs,
-)
+from .distributions import NoGradientError, ObjectiveNetwork, network_for
+from .rehearsal import Rehearsal
 
 logger = get_logger(__name__)
 SEED = 0  # of whatever is random in a forward pass, the same for all passes
@@ -170,6 +164,7 @@ class BrainCalibration(Calibration):
         self.output = output
         self.prototypes = prototypes
         self._searched = {}  # (searcher, batch) -> what it found
+        self._rehearsal = Rehearsal(brain, stage)
 
     @cached_property
     def batches(self):
@@ -196,8 +191,7 @@ class BrainCalibration(Calibration):
     @contextmanager
     def ready(self):
         """Eval mode as in a stage that the Brain has started."""
-        with evaluating(self.brain.modules):
-            self.brain.on_stage_start(self.stage, 1)
+        with evaluating(self.brain.modules), self._rehearsal.started():
             yield  # evaluate_batch itself sees to autocast
 
     def run(self, index, objective=False):
@@ -208,9 +202,31 @@ class BrainCalibration(Calibration):
             stack.enter_context(without_metrics())
             for searcher in searchers_of(self.brain):
                 stack.enter_context(self._search_once(searcher, index))
-            return _result_of(
-                self.brain, wanted, self.batches[index], self.stage
+            result_of = partial(
+                _result_of, self.brain, wanted, self.batches[index], self.stage
             )
+            try:
+                return result_of()
+            except AttributeError as error:
+                return self._completed_start(error, result_of)
+
+    def _completed_start(self, error, result_of):
+        """What a pass returns once a training stage has started, too."""
+        own = self.brain, getattr(self.brain, "hparams", None)
+        if error.obj is None or not any(error.obj is x for x in own):
+            raise error
+        if self._rehearsal.start_training():
+            try:
+                return result_of()
+            except AttributeError as again:
+                return self._completed_start(again, result_of)
+        raise ValueError(
+            f"{type(self.brain).__name__} reads {error.name!r} when it "
+            f"evaluates a batch, which it does not have before it trains: set "
+            "it in __init__, on_fit_start or on_stage_start, or use scores "
+            'that look at weights only, such as "weight_error", with '
+            'rounding="nearest"'
+        ) from error
 
     def prepared(self, scorer):
         """See `Calibration.prepared`."""
@@ -218,11 +234,9 @@ class BrainCalibration(Calibration):
             return scorer, self.model, {}
         scorer = scorer.one_by_one()
         if "loss" in scorer.needs:
-            network = _Objective(self)
+            network = ObjectiveNetwork(self)
         else:
-            network = _Distribution(self)
-            if isinstance(scorer.base, KLScores):
-                scorer, network = _for_outputs(scorer, network)
+            scorer, network = network_for(scorer, self)
         values = {
             "inputs": torch.arange(self.passes),
             "loss": _sum_of_losses,
@@ -277,26 +291,35 @@ class BrainCalibration(Calibration):
             for name, tensors in clusters.items()
         }
         flat = [weight for row in weights.values() for weight in row]
-        flags = [weight.requires_grad for weight in flat]
-        with self.ready(), torch.enable_grad():
-            for weight in flat:
-                weight.requires_grad_(True)
-            try:
-                loss = _Objective(self)(0)
-                gradients = torch.autograd.grad(loss, flat, allow_unused=True)
-            finally:
-                for weight, flag in zip(flat, flags):
-                    weight.requires_grad_(flag)
-        reached = {
-            id(weight)
-            for weight, gradient in zip(flat, gradients)
-            if gradient is not None and gradient.any()
-        }
+        reached = self.reached(ObjectiveNetwork(self), flat)
         return [
             name
             for name, row in weights.items()
             if not any(id(weight) in reached for weight in row)
         ]
+
+    def reached(self, network, weights):
+        """Ids of those weights that what a network puts out depends on."""
+        flags = [weight.requires_grad for weight in weights]
+        # Its recurrent networks have no backward pass in eval mode.
+        plain = torch.backends.cudnn.flags(enabled=False)
+        with self.ready(), torch.enable_grad(), plain:
+            for weight in weights:
+                weight.requires_grad_(True)
+            try:
+                output = network(torch.tensor(0))
+                total = (output + output.square() / 2).sum()
+                gradients = torch.autograd.grad(
+                    total, weights, allow_unused=True
+                )
+            finally:
+                for weight, flag in zip(weights, flags):
+                    weight.requires_grad_(flag)
+        return {
+            id(weight)
+            for weight, gradient in zip(weights, gradients)
+            if gradient is not None and gradient.any()
+        }
 
     @contextmanager
     def _search_once(self, searcher, index):
@@ -310,10 +333,6 @@ class BrainCalibration(Calibration):
 
         with patch.object(searcher, "forward", search):
             yield
-
-
-class NoGradientError(ValueError):
-    """A Brain's validation cannot be differentiated."""
 
 
 class _Enough(Exception):
@@ -382,154 +401,10 @@ def _numpy_without_gradients():
         yield
 
 
-class _BrainNetwork(torch.nn.Module):
-    """A model whose forward is the Brain's pass over one of its batches."""
-
-    def __init__(self, calibration):
-        super().__init__()
-        model = calibration.model
-        self._modules, self._parameters = model._modules, model._parameters
-        # Past Module's own setter: a child may have any of these names.
-        self.__dict__["calibration"] = calibration
-
-
-class _Distribution(_BrainNetwork):
-    """Puts out the distributions of a batch, side by side in one row."""
-
-    def __init__(self, calibration):
-        super().__init__(calibration)
-        self.__dict__.update(forms=None, parts={})
-
-    def forward(self, index):
-        """Logs of one batch's distributions, [1, ...] or [1, values]."""
-        index = int(index)
-        predictions = self.calibration.run(index)
-        if self.calibration.output:
-            found = [self.calibration.output(predictions)]
-        else:
-            found = find_distributions(predictions)
-        logs, forms = zip(*map(to_log_probs, found))
-        if forms != (self.forms or forms):
-            raise ValueError(
-                f"the output of batch {index} looks {', '.join(forms)}, that "
-                f"of the batches before {', '.join(self.forms)}: name it with "
-                "output="
-            )
-        self.__dict__["forms"] = forms
-        if len(logs) == 1:
-            return logs[0][None]
-        self.parts[index] = [tuple(tensor.shape) for tensor in logs]
-        return torch.cat([tensor.double().flatten() for tensor in logs])[None]
-
-
-class _Output(_BrainNetwork):
-    """Puts out what is first in the Brain's predictions, [1, ...]."""
-
-    def forward(self, index):
-        """The output of one batch."""
-        with torch.enable_grad():
-            output = find_output(self.calibration.run(int(index)))
-        return (
-            output[None] if torch.is_grad_enabled() else output.detach()[None]
-        )
-
-
-class _Objective(_BrainNetwork):
-    """Puts out the Brain's own loss of a batch, [1]."""
-
-    def forward(self, index):
-        """The loss of one batch."""
-        loss = self.calibration.run(int(index), objective=True)
-        if isinstance(loss, tuple | list) and loss:  # and what is logged of it
-            loss = loss[0]
-        if isinstance(loss, torch.Tensor) and loss.numel() == 1:
-            return loss.reshape(1)
-        sizes = [tuple(tensor.shape) for tensor in tensors_in(loss)]
-        raise ValueError(
-            "compute_objectives must return one tensor of one value to score "
-            f"by the loss, not {type(loss).__name__} with tensors of {sizes}"
-        )
-
-
 def _sum_of_losses(output, items):
     """The loss that scores ask for: the network has computed it."""
     del items
     return output.sum()
-
-
-class _JointKLScores(KLScores):
-    """KL divergence of several distributions that a model puts out together."""
-
-    # The network has their shapes in `parts` and their forms in `forms`. Each
-    # counts the same, however many frames or tokens it has.
-    method, signed = "joint_kl", False
-
-    def __init__(self, network, **options):
-        super().__init__(**options)
-        self.network = network
-
-    def comparison(self, inputs):
-        """How outputs are compared, see `KLScores.comparison`."""
-
-        def error(reference, output, items):
-            shapes = self.network.parts[int(inputs[items.start])]
-            sizes = [torch.Size(shape).numel() for shape in shapes]
-            pairs = zip(reference[0].split(sizes), output[0].split(sizes))
-            total = 0.0
-            for (p, q), shape, form in zip(pairs, shapes, self.network.forms):
-                last = shape[-1] if form == "categorical" else 1
-                total += FORMS[form](p, q).sum().clamp(min=0) * last / len(p)
-            return total
-
-        return inputs, error, lambda reference, items: len(reference)
-
-
-def _for_outputs(scorer, network):
-    """KL scores in the form of a Brain's outputs, and what puts those out."""
-    base, calibration = scorer.base, network.calibration
-    options = {
-        "candidate_bits": base.candidate_bits,
-        "scheme": base.scheme,
-        "chunk": base.chunk,
-        "given": base.given,
-    }
-    with torch.no_grad(), calibration.ready():
-        try:
-            network(torch.tensor(0))
-        except NoDistributionError:
-            if calibration.output or not _has_output(calibration):
-                raise
-            network = _Output(calibration)
-    forms = getattr(network, "forms", ())
-    if not forms:
-        logger.info(
-            "The predictions hold no distribution: outputs are compared by "
-            'their squared error; output= names a distribution, scores="loss" '
-            "goes by the loss"
-        )
-        adapted = OutputErrorScores(**options)
-    elif len(forms) > 1:
-        shapes = ", ".join(str(list(s)) for s in network.parts[0])
-        logger.info(
-            f"The model puts out {len(forms)} distributions ({shapes}): the "
-            "score is the sum of their divergences; output= compares one"
-        )
-        adapted = _JointKLScores(network, **options)
-    elif forms[0] == "categorical" or base.form == "categorical":
-        adapted = base.with_form(forms[0])
-    else:
-        adapted = base
-    return adapted if base is scorer else scorer._of(adapted), network
-
-
-def _has_output(calibration):
-    """Whether predictions hold finite values that the model has put out."""
-    try:
-        with torch.enable_grad():
-            output = find_output(calibration.run(0))
-    except NoGradientError:  # by which outputs are told from inputs
-        return False
-    return output is not None and bool(output.isfinite().all())
 
 
 def calibration_batches(brain, dataset, count, loader_kwargs=None):

@@ -212,7 +212,8 @@ def choose_bits(
     scores : str, Scorer or None
         "kl", the default: divergence of all of the model's own output
         distributions, or the squared error of its outputs where they are
-        none. "output_error": that error. "hessian": curvature of its loss.
+        none or do not depend on all that the loss needs. "output_error": that
+        error, relative, summed over outputs. "hessian": curvature of its loss.
         "loss": increase of its loss. "nas": search in a super-network.
         "weight_error", "size" and "random" look at weights only. "uniform":
         the same bits for all. Or an object such as `KLScores`.

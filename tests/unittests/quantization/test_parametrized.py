@@ -7,7 +7,7 @@ import torch
 from speechbrain.nnet.linear import Linear
 from speechbrain.nnet.RNN import LiGRU
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from speechbrain_mpq.quantization import parametrized
 from speechbrain_mpq.quantization.fake_quant import (
@@ -281,3 +281,25 @@ def test_scores_overwrite_weights_behind_their_norms():
     with cluster_quantized(model, "a", 2):
         assert len(norm.weight.unique()) <= 3
     assert torch.equal(norm.weight, full)
+
+
+@pytest.mark.parametrize("pattern", ["0.*", "*"])
+def test_what_is_removed_from_a_copy_stays_in_the_model(pattern):
+    """As SpeechBrain's HiFiGAN recipe does to listen to its generator."""
+    model = torch.nn.Sequential(
+        parametrizations.weight_norm(nn.Conv1d(2, 3, 3)),
+        parametrizations.weight_norm(nn.Conv1d(3, 2, 3)),
+    )
+    quantize_(model, 3, include=[pattern])
+    given = torch.randn(1, 2, 9)
+    before = model(given)
+    copied = copy.deepcopy(model)
+    for layer in copied:
+        parametrize.remove_parametrizations(layer, "weight")
+        assert "weight" in layer._parameters
+    assert torch.equal(copied(given), before)
+    assert torch.equal(model(given), before)
+    again = copy.deepcopy(copy.deepcopy(model))
+    parametrize.remove_parametrizations(again[0], "weight")
+    model(given).sum().backward()  # which still trains
+    assert all(p.grad is not None for p in model.parameters())

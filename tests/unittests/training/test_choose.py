@@ -232,6 +232,54 @@ def test_no_distribution(brain, data):
         choose_bits(brain, data, **wrong)
 
 
+class Synthesizer(script().TinyASR):
+    """Puts out attention weights, which the last layer does not change."""
+
+    def compute_forward(self, batch, stage):
+        """A spectrogram, one ten times as loud, attention weights."""
+        batch = batch.to(self.device)
+        hidden, _ = self.modules.encoder(batch.feats[0])
+        return self.modules.output(hidden), 10 * hidden, hidden.softmax(-1)
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Energy."""
+        return predictions[0].square().mean()
+
+
+def relative_errors(brain, data, cluster, bits):
+    """Of both outputs and the attention weights, the slow and obvious way."""
+    brain.modules.eval()
+    loader = brain.make_dataloader(
+        data, sb.Stage.VALID, ckpt_prefix=None, **LOADER
+    )
+    (batch,) = loader
+    with torch.no_grad():
+        plain = brain.compute_forward(batch, sb.Stage.VALID)
+        with cluster_quantized(brain.modules, cluster, bits):
+            other = brain.compute_forward(batch, sb.Stage.VALID)
+    return [
+        ((q - p).square().sum() / p.square().sum()).item()
+        for p, q in zip(plain, other)
+    ]
+
+
+@pytest.mark.parametrize("scores", ["kl", "output_error"])
+def test_all_outputs_count_where_distributions_do_not_tell_all(
+    brain, data, tmp_path, scores
+):
+    brain.__class__ = Synthesizer
+    errors = {
+        cluster: relative_errors(brain, data, cluster, 3)
+        for cluster in ("encoder.rnn", "output.w")
+    }
+    assert errors["output.w"][1:] == [0, 0] and all(errors["encoder.rnn"])
+    table = scored(brain, data, scores, tmp_path)
+    for cluster, expected in errors.items():
+        # The mean, as the energies of all three are 1.
+        mean = sum(expected) / 3
+        assert table.scores[cluster][3] == pytest.approx(mean, rel=1e-4)
+
+
 def test_masks_are_compared_as_bernoulli(brain, data, tmp_path):
     """Any function of the predictions is compared, in its own kind."""
     table = scored(
