@@ -35,14 +35,16 @@ from speechbrain_mpq.ptq.pretrained import (
     InterfaceCalibration,
     chosen_names,
 )
-from speechbrain_mpq.ptq.pretrained_folder import packable
-from speechbrain_mpq.ptq.pretrained_interfaces import (
-    CTCOutputs,
-    divergence,
+from speechbrain_mpq.ptq.pretrained_folder import (
     find_class,
     load_interface,
+    packable,
 )
-from speechbrain_mpq.ptq.task_metrics import WordErrorRate
+from speechbrain_mpq.ptq.task_metrics import (
+    CTCOutputs,
+    WordErrorRate,
+    divergence,
+)
 from speechbrain_mpq.quantization.plan import BitPlan, Scheme, Selection
 from speechbrain_mpq.quantization.quant_api import dequantize_, quantize_
 from speechbrain_mpq.simulation.rooms import RoomBank

@@ -76,7 +76,7 @@ def run(options) -> int:
 def _interface(options):
     """Write the ONNX file of a SpeechBrain interface."""
     from ..inference.onnx_interfaces import export_interface
-    from ..ptq.pretrained_interfaces import check_source, find_class
+    from ..ptq.pretrained_folder import check_source, find_class
 
     folder = Path(options.folder)
     if options.engine != "onnx" or options.calibration:

@@ -52,8 +52,7 @@ def run(options) -> int:
     Exit status: 0, or 2 where there is no such source.
     """
     from ..ptq.pretrained import quantize_pretrained
-    from ..ptq.pretrained_folder import outcome_table
-    from ..ptq.pretrained_interfaces import SourceNotFoundError
+    from ..ptq.pretrained_folder import SourceNotFoundError, outcome_table
 
     check_device(options.device)
     asked = vars(options).copy()

@@ -108,8 +108,7 @@ def run(options):
         check_output(options.best, options.nbest, options.ngram)
     lists = read_nbest(options.nbest, options.scores)
     from ..decoders.ngram import Ngram
-    from ..inference.language_model import LanguageModel
-    from ..inference.rescoring import rescore
+    from ..inference.language_model import LanguageModel, rescore
 
     ngram = Ngram(options.ngram) if options.ngram else None
     lm = LanguageModel.from_pretrained(

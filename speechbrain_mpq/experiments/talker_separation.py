@@ -18,7 +18,7 @@ from ..evaluation.separation_task import SEPARATION
 from ..evaluation.signal_quality import si_snr
 from ..inference.card import write_sample
 from ..inference.folder import write_card, write_hyperparams
-from ..inference.language_model import LanguageModel
+from ..inference.language_model import LanguageModel, RescoringRecognizer
 from ..inference.loading import (
     check_describable,
     initial_separator,
@@ -26,7 +26,6 @@ from ..inference.loading import (
     weights_file,
 )
 from ..inference.registry import describe
-from ..inference.rescoring import RescoringRecognizer
 from ..inference.speech_recognition import Recognizer
 from ..lobes.models.separator import apply_mask
 from ..lobes.models.tcn import fold_norms_

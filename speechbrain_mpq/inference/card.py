@@ -23,7 +23,10 @@ from ..evaluation.separation_task import SEPARATION
 from ..lobes.models.spatial_features import LINEAR_15_SPACINGS, used_microphones
 from ..utils import SAMPLE_RATE, atomic_write
 from .audio import system_path
-from .hub import SAMPLE_FILE, SEPARATED_FILE
+
+SAMPLE_FILE = "sample.flac"  # a recording of the microphones
+SEPARATED_FILE = "sample_separated.flac"  # one talker of it
+
 
 CARDS = {}  # class of a network -> its `CardText`, where it has one of its own
 COLUMNS = 56  # of the drawing at most; the shipped array has one a centimetre

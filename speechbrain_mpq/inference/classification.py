@@ -19,7 +19,7 @@ from ..quantization.plan import BitPlan, ClusterBits
 from ..utils import write_json, write_text
 from .audio import read_segment
 from .card import model_card
-from .hub import CARD_FILE, fetch_folder
+from .folder import CARD_FILE, fetch_folder
 
 CLASSIFIER_BITS = 8  # of the linear classifier
 

@@ -14,19 +14,12 @@ import torch
 from tqdm import tqdm
 
 from ..evaluation.enhancement_task import ENHANCEMENT
-from ..lobes.models.nsnet2 import (
-    BINS,
-    LAST,
-    EarlyExitNsNet2,
-    EnhancerStream,
-    NsNet2,
-    exit_rule,
-)
+from ..lobes.models.exit_rules import EnhancerStream, exit_rule
+from ..lobes.models.nsnet2 import BINS, LAST, EarlyExitNsNet2, NsNet2
 from ..utils import BUNDLED_ENHANCER, SAMPLE_RATE, atomic_write
 from .audio import AudioFile, as_waveforms, audio_format, system_path
 from .chunks import check_finite
-from .folder import save_separator
-from .hub import fetch_folder
+from .folder import fetch_folder, save_separator
 from .loading import load
 from .output import UNLIMITED, output_paths
 from .registry import flag, number, optional, register, several, whole

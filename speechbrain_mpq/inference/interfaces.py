@@ -18,7 +18,7 @@ from ..utils import SAMPLE_RATE
 from .audio import AudioError, AudioFile, as_waveforms, used_channels
 from .chunks import ChunkedSeparator, SeparationStream, check_finite
 from .engines.engine import load_network
-from .hub import fetch_folder
+from .folder import fetch_folder
 from .loading import load
 from .localization import Localizer
 from .output import TargetOutput, output_paths

@@ -18,8 +18,9 @@ from ..quantization.container import PackedModelError
 from ..quantization.packing import MODEL_FILE, load_packed_, read_model
 from ..quantization.tensors import named_tensors
 from ..quantization.unpacking import check_declared
-from .hub import HYPERPARAMS_FILE
 from .registry import build, describe
+
+HYPERPARAMS_FILE = "hyperparams.yaml"
 
 
 def load(folder, trusted=False):

@@ -15,8 +15,7 @@ from ..evaluation.quality_task import SPEECH_QUALITY
 from ..lobes.models.dnsmos import DNSMOS, BinaryDNSMOS, BitDNSMOS, LogMel
 from ..utils import BUNDLED_QUALITY_MODEL, SAMPLE_RATE
 from .audio import AudioError, AudioFile, as_waveforms
-from .folder import save_separator
-from .hub import fetch_folder
+from .folder import fetch_folder, save_separator
 from .loading import load
 from .registry import flag, number, register, several, whole
 

@@ -21,8 +21,7 @@ from ..quantization.packing import (
     read_model,
 )
 from ..utils import BUNDLED_MODEL
-from .folder import copy_folder
-from .hub import fetch_folder, push_folder
+from .folder import copy_folder, fetch_folder, push_folder
 from .interfaces import EngineNetwork, SeparationInterface, load_for_engine
 
 

@@ -20,8 +20,7 @@ from ..evaluation.recognition_task import RECOGNITION
 from ..lobes.models.tdnnf import TDNNF
 from ..utils import SAMPLE_RATE
 from .audio import BlockResampler, read_segment
-from .folder import save_separator
-from .hub import LEXICON_FILE, NGRAM_FILE, fetch_folder
+from .folder import LEXICON_FILE, NGRAM_FILE, fetch_folder, save_separator
 from .loading import load
 from .registry import flag, number, optional, register, several, whole
 

@@ -13,6 +13,7 @@ from ..quantization.packing import (
     readable_config,
 )
 from ..utils import strict_json
+from .card import SAMPLE_FILE, SEPARATED_FILE
 from .engines.activations import RANGES_FILE, read_ranges
 from .engines.engine import check_engine, probe_inputs
 from .engines.lowered import lower, rounding, run
@@ -22,18 +23,16 @@ from .exporting import (
     export_problems,
     exported_names,
 )
-from .folder import hyperparams, with_current_names
-from .hub import (
+from .folder import (
     CARD_FILE,
     FILES,
-    HYPERPARAMS_FILE,
     LEXICON_FILE,
     NGRAM_FILE,
-    SAMPLE_FILE,
-    SEPARATED_FILE,
     VOCABULARY_FILE,
+    hyperparams,
+    with_current_names,
 )
-from .loading import load, read_described
+from .loading import HYPERPARAMS_FILE, load, read_described
 from .registry import registered
 
 # Kinds of files that can execute code when they are loaded.

@@ -12,8 +12,8 @@ One step of a cell (torch's GRU), with the name of each operation:
         complement, new_part, old_part, state
 
 Here they are computed in floating point: observed, to learn which values each
-takes (`gru_calibration.py`), or rounded as the integers will be, with a
-gradient (`fake_quantized_gru.py`). `integer_gru.py` computes with integers.
+takes (`gru_conversion.py`), or rounded as the integers will be, with a
+gradient (`gru_simulation.py`). `integer_gru.py` computes with integers.
 
 The width of a product with a matrix is that of its weights; its result keeps
 `RESULT_BITS` until an addition or a product rounds it to a width of its own,
@@ -22,6 +22,7 @@ or has the width of the weights too where that is asked for.
 Shapes: inputs [batch, time, features], as everywhere in SpeechBrain.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -320,3 +321,48 @@ def _step(from_input, state, cell, observe, valid):
     new_part = observe("new_part", rest * n, valid)
     old_part = observe("old_part", z * state, valid)
     return observe("state", new_part + old_part, valid)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Signed integers that stand for real values.
+
+    A code q stands for scale * (q - zero_point).
+
+    Example
+    -------
+    >>> unit = Affine(scale=1 / 3, zero_point=-2, bits=2)
+    >>> unit.quantize(torch.tensor([0.0, 0.3, 1.0, 9.0]))
+    tensor([-2, -1,  1,  1], dtype=torch.int32)
+    """
+
+    scale: float  # distance of two neighbours
+    zero_point: int  # code of zero; it may lie outside the codes
+    bits: int  # codes run from -2^(bits - 1) to 2^(bits - 1) - 1
+
+    @property
+    def lowest(self):
+        """The smallest code."""
+        return -(2 ** (self.bits - 1))
+
+    @property
+    def highest(self):
+        """The largest code."""
+        return 2 ** (self.bits - 1) - 1
+
+    def quantize(self, values):
+        """Codes, int32, of real values."""
+        codes = torch.round(values.double() / self.scale) + self.zero_point
+        return codes.clamp(self.lowest, self.highest).to(torch.int32)
+
+    def dequantize(self, codes):
+        """Real values, float32, of codes."""
+        return (codes - self.zero_point).float() * self.scale
+
+    def fake_quantize(self, values):
+        """Real values rounded to those of codes; the gradient passes inside."""
+        lowest = self.lowest - self.zero_point
+        inside = (values / self.scale).clamp(
+            lowest, self.highest - self.zero_point
+        )
+        return (inside + (inside.round() - inside).detach()) * self.scale

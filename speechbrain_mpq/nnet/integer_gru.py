@@ -14,8 +14,7 @@ tables with an entry for each code of the sum before them.
 
 import torch
 
-from .gru_calibration import Affine
-from .gru_operations import ELEMENTWISE, INPUT_BITS, LINEAR, valid_steps
+from .gru_operations import ELEMENTWISE, INPUT_BITS, LINEAR, Affine, valid_steps
 
 FORMAT = "integer_gru"
 VERSION = 1
@@ -236,8 +235,8 @@ class IntegerGRU(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_mpq.nnet.gru_calibration import calibrate
     >>> from speechbrain_mpq.nnet.gru_conversion import (
+    ...     calibrate,
     ...     convert,
     ...     homogeneous_plan,
     ... )

@@ -48,10 +48,9 @@ def save_integer_gru(path, integer):
     Example
     -------
     >>> from speechbrain_mpq.nnet import gru_conversion
-    >>> from speechbrain_mpq.nnet.gru_calibration import calibrate
     >>> gru, inputs = torch.nn.GRU(2, 3), torch.zeros(4, 5, 2)
     >>> plan = gru_conversion.homogeneous_plan(gru, 4)
-    >>> calibration = calibrate(gru, [inputs])
+    >>> calibration = gru_conversion.calibrate(gru, [inputs])
     >>> integer = gru_conversion.convert(gru, plan, calibration)
     >>> path = getfixture("tmp_path") / "gru.safetensors"
     >>> save_integer_gru(path, integer)

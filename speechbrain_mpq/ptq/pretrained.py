@@ -37,6 +37,9 @@ from .calibration_data import (
 )
 from .pretrained_folder import (
     PTQReport,
+    check_source,
+    find_class,
+    load_interface,
     model_card,
     packable,
     read_front_matter,
@@ -44,14 +47,7 @@ from .pretrained_folder import (
     source_bytes,
     write_folder,
 )
-from .pretrained_interfaces import (
-    InterfaceOutputs,
-    check_source,
-    divergence,
-    find_class,
-    load_interface,
-    task_of,
-)
+from .task_metrics import InterfaceOutputs, divergence, task_of
 
 
 class _InterfaceScores(OutputScores):

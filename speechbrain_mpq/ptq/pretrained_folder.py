@@ -1,15 +1,21 @@
-"""Folders that SpeechBrain's own ``from_hparams`` loads, packed.
+"""Folders that SpeechBrain's own ``from_hparams`` loads: found, and packed.
 
-And what is said of them: a table of what quantization did, and a model card.
+`from_hparams` takes whatever is no folder for a name on the Hugging Face hub,
+whose client repeats its attempts for minutes where it has no connection. One
+question first, so that a mistyped folder is told at once.
 
 A source folder names what is loaded, and from where, in the `pretrainer` of
 its hyperparams.yaml. In the packed folder each quantized loadable is a packed
 model under the name that the Pretrainer looks for, <name>.ckpt, and a custom
-hook reads it; all else stays as it was.
+hook reads it; all else stays as it was. Beside it stands what is said of it: a
+table of what quantization did, and a model card.
 """
 
+import importlib
+import inspect
 import io
 import json
+import pkgutil
 import re
 import shutil
 import tempfile
@@ -17,20 +23,146 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import speechbrain.inference
 import yaml as pyyaml
+from huggingface_hub import (
+    get_hf_file_metadata,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, TaggedScalar
+from speechbrain.inference.interfaces import Pretrained
 from speechbrain.utils.checkpoints import (
     get_default_hook,
     torch_parameter_transfer,
 )
+from speechbrain.utils.fetching import fetch
 from speechbrain.utils.parameter_transfer import DEFAULT_TRANSFER_HOOKS
 
 from ..inference.card import size_word, table, write_card
 from ..quantization.packing import CONFIG_FILE, save_packed
-from ..quantization.tensors import named_tensors
+from ..quantization.tensors import named_tensors, near_misses
 from ..utils import read_json, write_text
-from .pretrained_interfaces import HPARAMS_FILE
+from .task_metrics import task_of
+
+HPARAMS_FILE = "hyperparams.yaml"
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+
+
+class SourceNotFoundError(FileNotFoundError):
+    """There is no pretrained model where one was named."""
+
+
+def check_source(source):
+    """Refuses what is neither a model's folder nor one on the hub."""
+    folder = Path(source)
+    if folder.is_file():
+        raise SourceNotFoundError(
+            f"{source} is a file: name the folder that it is in"
+        )
+    if folder.is_dir():
+        if not (folder / HPARAMS_FILE).is_file():
+            raise SourceNotFoundError(
+                f"{source} has no {HPARAMS_FILE}: name a folder that "
+                f"from_hparams loads{_near_folders(folder)}"
+            )
+    elif HUB_NAME.fullmatch(str(source)):
+        _ask_hub(str(source), _near_folders(folder))
+    else:
+        raise SourceNotFoundError(
+            f"{source}: no such folder, and no name on the Hugging Face hub, "
+            "which would be user/name: check the folder's name"
+            f"{_near_folders(folder)}"
+        )
+
+
+def _near_folders(folder):
+    """The end of a message: models beside a folder that is none."""
+    models = folder.parent.glob(f"*/{HPARAMS_FILE}")
+    return near_misses(str(folder), [str(path.parent) for path in models])
+
+
+def _ask_hub(name, near):
+    """Refuse a name that the hub does not know; it may be in the cache."""
+    if isinstance(try_to_load_from_cache(name, HPARAMS_FILE), str):
+        return
+    try:
+        # SpeechBrain uses no token either, and downloads public models only.
+        get_hf_file_metadata(hf_hub_url(name, HPARAMS_FILE), token=False)
+    except (RepositoryNotFoundError, EntryNotFoundError) as error:
+        raise SourceNotFoundError(
+            f"{name}: no such folder here, and no public model of this name "
+            f"with a {HPARAMS_FILE} on the Hugging Face hub: check the name"
+            f"{near}"
+        ) from error
+    except Exception as error:  # of whichever HTTP library the client has
+        raise SourceNotFoundError(
+            f"{name}: no such folder here, and the Hugging Face hub, which "
+            f"may have it, cannot be reached ({_first_line(error)}): check "
+            f"the folder's name or the connection{near}"
+        ) from error
+
+
+def _first_line(error):
+    """What went wrong, in few words."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0]
+
+
+def find_class(name):
+    """The interface class of a name."""
+    module, _, own = name.rpartition(".")
+    if module:
+        try:
+            found = getattr(importlib.import_module(module), own)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"no class {name!r}: {error}") from error
+    else:
+        classes = _interface_classes()
+        if name not in classes:
+            raise ValueError(
+                f"no class {name!r} in speechbrain.inference"
+                f"{near_misses(name, classes)}"
+            )
+        found = classes[name]
+    task_of(found)  # is it one that is served?
+    return found
+
+
+def load_interface(cls, source, device="cpu"):
+    """An interface, and where its hyperparams.yaml is."""
+    source = str(source)
+    check_source(source)
+    interface = cls.from_hparams(source=source, run_opts={"device": device})
+    if not hasattr(interface.hparams, "pretrainer"):
+        raise ValueError(f"{source}: its {HPARAMS_FILE} has no pretrainer")
+    hooks = interface.hparams.pretrainer.custom_hooks.values()
+    if any(getattr(h, "func", h).__name__ == "load_packed_" for h in hooks):
+        raise ValueError(
+            f"{source} is quantized already: quantize the model that it was "
+            "made from"
+        )
+    return interface, Path(fetch(HPARAMS_FILE, source))
+
+
+def _interface_classes():
+    """Name -> class, of all modules in speechbrain.inference that import."""
+    found = {}
+    for entry in pkgutil.iter_modules(speechbrain.inference.__path__):
+        try:
+            module = importlib.import_module(
+                f"speechbrain.inference.{entry.name}"
+            )
+        except ImportError:  # its optional packages are not here
+            continue
+        for name, member in vars(module).items():
+            if inspect.isclass(member) and issubclass(member, Pretrained):
+                found[name] = member
+    del found["Pretrained"]
+    return found
+
 
 CARD_FILE = "README.md"
 

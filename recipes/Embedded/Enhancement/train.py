@@ -29,19 +29,15 @@ from speechbrain_mpq.evaluation.signal_quality import P808, pesq_many, si_snr
 from speechbrain_mpq.inference.enhancement import save_enhancer
 from speechbrain_mpq.inference.folder import coverage_rows
 from speechbrain_mpq.inference.loading import load
-from speechbrain_mpq.lobes.models.nsnet2 import (
-    HOP,
+from speechbrain_mpq.lobes.models.exit_rules import (
     EnhancerStream,
-    frame_rule,
-    log_power,
-    stft,
-    threshold_for,
-)
-from speechbrain_mpq.nnet.exit_rules import (
     FixedExit,
     RandomExit,
     UncertainMask,
+    frame_rule,
+    threshold_for,
 )
+from speechbrain_mpq.lobes.models.nsnet2 import HOP, log_power, stft
 from speechbrain_mpq.quantization.packing import read_model
 from speechbrain_mpq.simulation.noise import NoiseFolder, NoiseMaker
 from speechbrain_mpq.simulation.noisy_speech import NoisySpeech, Voices

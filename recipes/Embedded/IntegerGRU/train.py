@@ -31,9 +31,16 @@ from speechbrain_mpq.inference.classification import (
     matrix_plan,
     save_classifier,
 )
-from speechbrain_mpq.nnet.gru_calibration import FakeQuantizedGRU, calibrate
-from speechbrain_mpq.nnet.gru_conversion import convert, homogeneous_plan
-from speechbrain_mpq.nnet.gru_simulation import PackedCodes, SimulatedGRU
+from speechbrain_mpq.nnet.gru_conversion import (
+    calibrate,
+    convert,
+    homogeneous_plan,
+)
+from speechbrain_mpq.nnet.gru_simulation import (
+    FakeQuantizedGRU,
+    PackedCodes,
+    SimulatedGRU,
+)
 from speechbrain_mpq.nnet.integer_gru_file import (
     load_integer_gru,
     save_integer_gru,

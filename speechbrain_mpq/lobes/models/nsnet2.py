@@ -9,19 +9,28 @@ Spectra are [batch, frames, bins], waveforms [batch, samples]. The exits are
 numbered as the layers: 0 FC, 1 GRU, 2 GRU, 3 FC, 4 FC, 5 FC.
 
 References: Braun and Tashev, "Data augmentation and loss normalization for
-deep noise suppression", 2020; Miccini et al., "Dynamic nsNet2: Efficient Deep
-Noise Suppression with Early Exiting", 2023, https://arxiv.org/abs/2308.16678
+deep noise suppression", 2020, https://arxiv.org/abs/2008.06412 (network and
+loss); Miccini et al., "Dynamic nsNet2: Efficient Deep Noise Suppression with
+Early Exiting", 2023, https://arxiv.org/abs/2308.16678
 """
+
+from importlib import import_module
 
 import torch
 import torch.nn as nn
-
-from ...nnet.exit_rules import FixedExit, MovingMask
 
 N_FFT = 512  # samples, 32 ms at 16 kHz
 HOP = 256
 BINS = N_FFT // 2 + 1
 POWER_FLOOR = 1e-12  # of a silent bin
+_IN_EXIT_RULES = ("EnhancerStream", "exit_rule", "frame_rule", "threshold_for")
+
+
+def __getattr__(name):
+    """Streams and the choice of exits, which stood here."""
+    if name not in _IN_EXIT_RULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__package__}.exit_rules"), name)
 
 
 def stft(waveform):
@@ -46,7 +55,7 @@ def stft(waveform):
     frames = -(-waveform.shape[-1] // HOP) + 1
     missing = frames * HOP - waveform.shape[-1]
     padded = nn.functional.pad(waveform, (HOP, missing))
-    return _spectrum(padded.unfold(-1, N_FFT, HOP))
+    return windowed_spectra(padded.unfold(-1, N_FFT, HOP))
 
 
 def istft(spectrum, samples):
@@ -64,7 +73,8 @@ def istft(spectrum, samples):
     torch.Tensor
         [B, samples].
     """
-    first, second = _frames(spectrum).split(HOP, dim=-1)  # [B, frames, 256]
+    # [B, frames, 256] both
+    first, second = windowed_frames(spectrum).split(HOP, dim=-1)
     blocks = second[:, :-1] + first[:, 1:]
     return blocks.flatten(1)[:, :samples]
 
@@ -188,7 +198,7 @@ class _Enhancer(nn.Module):
 
     def enhance(self, waveform, exit=LAST):
         """Suppress noise."""
-        _check_waveform(waveform)
+        check_waveform(waveform)
         spectrum = stft(waveform)
         mask = self(log_power(spectrum), exits=(exit,))[exit]
         return istft(mask * spectrum, waveform.shape[-1])
@@ -404,248 +414,7 @@ def suppression_network(split=True, side=128, concat=True, **options):
     return NsNet2(**options)
 
 
-class EnhancerStream:
-    """Noise suppression of one signal, as its samples come.
-
-    Gives what `enhance` gives for the same exit, 256 samples later, and takes
-    blocks of any size.
-
-    Arguments
-    ---------
-    network : NsNet2 or EarlyExitNsNet2
-        In eval mode.
-    rule : callable or None
-        Takes (exit, mask [1, bins], spectrum [1, bins]) and says whether to
-        stop; None: the last exit in every frame.
-
-    Example
-    -------
-    >>> stream = EnhancerStream(EarlyExitNsNet2().eval(), FixedExit(1))
-    >>> [len(stream.feed(torch.randn(400))) for _ in range(3)]
-    [0, 512, 256]
-    >>> len(stream.flush()), stream.exits
-    (432, [1, 1, 1, 1, 1, 1])
-    """
-
-    def __init__(self, network, rule=None):
-        self.network = network
-        self.rule = rule or FixedExit(network.exits[-1])
-        self.exits = []
-        self._begin()
-
-    @torch.no_grad()
-    def feed(self, samples):
-        """Take a block, give what is finished.
-
-        Arguments
-        ---------
-        samples : torch.Tensor
-            [samples] at 16 kHz, any number.
-
-        Returns
-        -------
-        torch.Tensor
-            [samples], a multiple of 256.
-        """
-        if len(samples):
-            _check_waveform(samples[None])
-        if not self._fed:
-            self.exits = []
-            # half a window of silence before the signal, as in `stft`
-            self._kept = samples.new_zeros(HOP)
-            self._tail = None
-        self._fed += len(samples)
-        self._kept = torch.cat([self._kept, samples])
-        finished = [samples.new_zeros(0)]
-        if len(self._kept) >= N_FFT:
-            frames = self._kept.unfold(-1, N_FFT, HOP)
-            self._kept = self._kept[HOP * len(frames) :]
-            first, second = self._enhanced(frames).split(HOP, dim=-1)
-            begin = [] if self._tail is None else [self._tail + first[0]]
-            finished += [*begin, (second[:-1] + first[1:]).flatten()]
-            self._tail = second[-1]
-        finished = torch.cat(finished)
-        self._given += len(finished)
-        return finished
-
-    def flush(self):
-        """End the signal, give what is left of it; another one may begin.
-
-        Returns
-        -------
-        torch.Tensor
-            [samples].
-        """
-        if not self._fed:
-            return torch.zeros(0)
-        left = self._fed - self._given
-        silence = self._kept.new_zeros(-self._fed % HOP + HOP)
-        last = self.feed(silence)[:left]
-        self._begin()
-        return last
-
-    def mean_macs(self) -> float:
-        """Multiplications for a frame of the signal, on average."""
-        counts = [self.network.macs(exit) for exit in self.exits]
-        return sum(counts) / max(len(counts), 1)
-
-    def _begin(self):
-        """Forget the signal."""
-        self._fed = self._given = 0
-        self._state = {}
-        self.rule.reset()
-
-    def _enhanced(self, frames):
-        """[frames, 512] -> [frames, 512]."""
-        spectra = _spectrum(frames)  # [frames, bins]
-        if type(self.rule) is FixedExit:
-            # nothing to be asked: many frames at once take less time
-            exit = self.network.exit_at(self.rule.exit)
-            features = log_power(spectra)[None]
-            mask = self.network(features, (exit,), self._state)[exit][0]
-            self.exits += [exit] * len(frames)
-        else:
-            mask = torch.cat([self._mask(one[None]) for one in spectra])
-        return _frames(mask * spectra)
-
-    def _mask(self, spectrum):
-        """Mask of a frame, [1, bins] both."""
-        mask, exit = self.network.step(
-            log_power(spectrum),
-            self._state,
-            lambda exit, mask: self.rule(exit, mask, spectrum),
-        )
-        self.exits.append(exit)
-        return mask
-
-
-def frame_rule(network, threshold, kind=MovingMask):
-    """A rule that chooses an exit for each frame.
-
-    The first exit never is: it does little for a network that has others.
-
-    Arguments
-    ---------
-    network : NsNet2 or EarlyExitNsNet2
-    threshold : float
-    kind : type
-        `MovingMask` or `UncertainMask`.
-
-    Example
-    -------
-    >>> rule = frame_rule(EarlyExitNsNet2(deepest=3), 0.1)
-    >>> rule.first, rule.last
-    (1, 3)
-    """
-    first, deepest = network.exits[:2][-1], network.deepest
-    first = first if deepest is None else min(first, deepest)
-    return kind(threshold, first, last=deepest)
-
-
-def threshold_for(network, waveforms, macs, kind=MovingMask, steps=8) -> float:
-    """Threshold of `frame_rule` that spends a number of multiplications.
-
-    Arguments
-    ---------
-    network : NsNet2 or EarlyExitNsNet2
-        In eval mode.
-    waveforms : list of torch.Tensor
-        [samples], as the network is going to hear.
-    macs : float
-        For a frame, on average; not to be exceeded where that is possible.
-    kind : type
-        `MovingMask` or `UncertainMask`.
-    steps : int
-        How often the interval is halved, once a power of 4 is found.
-
-    Example
-    -------
-    >>> network = EarlyExitNsNet2(side=8).eval()
-    >>> macs = network.macs(3)
-    >>> threshold_for(network, [torch.randn(2000)], macs) > 0
-    True
-    """
-
-    def spent(threshold):
-        rule = frame_rule(network, threshold, kind)
-        return _mean_macs(network, waveforms, rule)
-
-    low, high = 0.0, 2.0**-8
-    while spent(high) > macs:
-        low, high = high, 4 * high
-        if high > 1e6:
-            raise ValueError(
-                f"no threshold of {kind.__name__} keeps to {macs:.0f} "
-                f"multiplications a frame: exits {network.exits} take "
-                f"{[network.macs(exit) for exit in network.exits]}"
-            )
-    for _ in range(steps):
-        middle = (low + high) / 2
-        if spent(middle) > macs:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-AUTO = "auto"
-AUTO_SHARE = 0.5  # of the last exit's multiplications, where none are named
-
-
-def exit_rule(network, exit=None, macs=None):
-    """The rule that an exit or a budget asks for.
-
-    Arguments
-    ---------
-    network : NsNet2 or EarlyExitNsNet2
-    exit : int, "auto" or None
-        "auto": for each frame, by `MovingMask`. None: the last one, or
-        the latest within the budget.
-    macs : float or None
-        Multiplications for a frame: at most or, with "auto", on average of
-        what the network's thresholds were found on (half the last exit's if
-        not given).
-
-    Returns
-    -------
-    callable
-        For `EnhancerStream`.
-
-    Example
-    -------
-    >>> network = EarlyExitNsNet2(thresholds=[[500e3, 0.4], [900e3, 0.2]])
-    >>> exit_rule(network, macs=700e3).exit
-    1
-    >>> exit_rule(network, "auto", macs=700e3).threshold
-    0.4
-    """
-    if exit == AUTO:
-        if macs is None:
-            macs = AUTO_SHARE * network.macs(network.exits[-1])
-        deepest = network.exits[-1]
-        if network.deepest is not None:
-            deepest = network.deepest
-        if macs >= network.macs(deepest):
-            return FixedExit(deepest)
-        if not network.thresholds:
-            raise ValueError(
-                "this network has no thresholds for exits chosen frame by "
-                "frame: name an exit, or find some with threshold_for"
-            )
-        within = [value for cost, value in network.thresholds if cost <= macs]
-        if within:
-            return frame_rule(network, within[-1])
-        return FixedExit(network.exit_within(macs))
-    if exit is not None and macs is not None:
-        raise ValueError('give an exit, or a budget with exit="auto" or none')
-    if macs is not None:
-        exit = network.exit_within(macs)
-    exit = network.exits[-1] if exit is None else exit
-    network.macs(exit)  # refuses exits that there are not
-    return FixedExit(exit)
-
-
-def _check_waveform(waveform):
+def check_waveform(waveform):
     """Refuse what is no waveform, [B, samples]."""
     if waveform.ndim != 2 or not waveform.shape[-1]:
         raise ValueError(
@@ -676,27 +445,81 @@ def _checked_thresholds(thresholds):
     return tuple(pairs)
 
 
-def _mean_macs(network, waveforms, rule):
-    """Multiplications for a frame of some signals, on average."""
-    exits = []
-    for waveform in waveforms:
-        stream = EnhancerStream(network, rule)
-        stream.feed(waveform)
-        stream.flush()
-        exits += stream.exits
-    return sum(map(network.macs, exits)) / len(exits)
-
-
 def _window(like):
     """Square-root Hann: twice applied, windows add up to one."""
     return torch.hann_window(N_FFT, dtype=like.dtype, device=like.device).sqrt()
 
 
-def _spectrum(frames):
+def windowed_spectra(frames):
     """[..., 512] -> complex [..., 257]."""
     return torch.fft.rfft(frames * _window(frames))
 
 
-def _frames(spectrum):
+def windowed_frames(spectrum):
     """Complex [..., 257] -> [..., 512], to be overlapped and added."""
     return torch.fft.irfft(spectrum, N_FFT) * _window(spectrum.real)
+
+
+def compressed_loss(estimate, target, alpha=0.3, compression=0.3):
+    """Distance of compressed spectra, partly with their phases.
+
+    alpha | |S|^c e^(j arg S) - |E|^c e^(j arg E) |^2
+    + (1 - alpha) (|S|^c - |E|^c)^2, of spectra at the target's level 1.
+
+    Arguments
+    ---------
+    estimate, target : torch.Tensor
+        Complex [B, frames, bins].
+    alpha : float
+        Share of the term with phases.
+    compression : float
+        c.
+
+    Returns
+    -------
+    torch.Tensor
+        [B], the mean over frames and bins. A silent target has no level: the
+        estimate's own takes its place.
+
+    Example
+    -------
+    >>> target = torch.randn(2, 5, 257, dtype=torch.cfloat)
+    >>> bool((compressed_loss(target, target).abs() < 1e-5).all())
+    True
+    >>> bool((compressed_loss(-target, target) > 0.1).all())
+    True
+    """
+    target, estimate = torch.view_as_real(target), torch.view_as_real(estimate)
+    wanted, found = target.square().sum(-1), estimate.square().sum(-1)
+    level = _mean(wanted)
+    # a silent target has no level: then it is the estimate's
+    level = torch.where(level > 0, level, _mean(found.detach()))
+    level = level.clamp(min=1e-16)
+    wanted, found = wanted / level, found / level
+    common = (target * estimate).sum(-1) / level
+    # Real numbers only, |a - b|^2 = |a|^2 + |b|^2 - 2 Re(a b*): the complex
+    # products take twice as long
+    wanted_size, wanted_gain = _compress(wanted, compression)
+    found_size, found_gain = _compress(found, compression)
+    with_phase = (
+        wanted * wanted_gain.square()
+        + found * found_gain.square()
+        - 2 * common * wanted_gain * found_gain
+    )
+    without = (wanted_size - found_size).square()
+    return (alpha * with_phase + (1 - alpha) * without).mean((1, 2))
+
+
+def _mean(power):
+    """Mean of a spectrum's power, [B, 1, 1]."""
+    return power.mean((1, 2), keepdim=True)
+
+
+def _compress(power, compression):
+    """Compressed magnitudes, and what a spectrum is multiplied by for them."""
+    # no gradient at zero: 60 dB below the level is near enough
+    exponent = 0.5 * (power + 1e-6).log()
+    return (
+        (compression * exponent).exp(),
+        ((compression - 1) * exponent).exp(),
+    )

@@ -18,7 +18,7 @@ from helpers import (
 )
 
 from speechbrain_mpq.__main__ import main
-from speechbrain_mpq.ptq.pretrained_interfaces import find_class
+from speechbrain_mpq.ptq.pretrained_folder import find_class
 from speechbrain_mpq.ptq.task_metrics import frame_divergence
 from speechbrain_mpq.quantization.packing import read_packed
 

@@ -14,8 +14,11 @@ from speechbrain_mpq.inference.classification import (
 )
 from speechbrain_mpq.inference.verification import check_folder
 from speechbrain_mpq.lobes.models.gru_classifier import LogMel
-from speechbrain_mpq.nnet.gru_calibration import calibrate
-from speechbrain_mpq.nnet.gru_conversion import convert, homogeneous_plan
+from speechbrain_mpq.nnet.gru_conversion import (
+    calibrate,
+    convert,
+    homogeneous_plan,
+)
 
 
 def made(**options):

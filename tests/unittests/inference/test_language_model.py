@@ -5,16 +5,22 @@ import json
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
+from speechbrain.dataio.encoder import CTCTextEncoder
 from speechbrain.decoders.scorer import RescorerBuilder
 
+from speechbrain_mpq.decoders.nbest import NBest
 from speechbrain_mpq.decoders.vocabulary import Vocabulary
 from speechbrain_mpq.evaluation.task import find_task
 from speechbrain_mpq.inference.language_model import (
     LanguageModel,
+    RescoringRecognizer,
+    RescoringWeights,
+    rescore,
     save_language_model,
 )
 from speechbrain_mpq.inference.loading import load
@@ -216,3 +222,79 @@ def test_a_folder_is_whole_with_its_own_vocabulary_only(tmp_path):
     path.unlink()
     (problem,) = check_folder(folder)
     assert "needs the vocabulary beside it" in problem
+
+
+FEW_WORDS = "so be it bee".split()
+TOKENS = "_ abceiost"  # the blank first
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model that likes every word better than "bee"."""
+    torch.manual_seed(0)
+    model = TiedRNNLM(len(Vocabulary(FEW_WORDS)), 8)
+    with torch.no_grad():
+        model.out.w.bias[Vocabulary(FEW_WORDS).numbers["bee"]] = -20.0
+    return save_language_model(model, tmp_path / "lm", Vocabulary(FEW_WORDS))
+
+
+def recognizer(folder, spelled, lm_weight=0.5):
+    """One that has heard what is spelled, in a posterior's columns."""
+    made = RescoringRecognizer.__new__(RescoringRecognizer)
+    made.device, made.rescorer = "cpu", folder
+    made.lm = LanguageModel.from_pretrained(folder)
+    made.weights = RescoringWeights(lm_weight)
+    made._searcher, made._unknown, made._words = None, 0, 0
+    tokenizer = CTCTextEncoder()
+    tokenizer.update_from_iterable(TOKENS)
+    probabilities = torch.full((1, len(spelled), len(TOKENS)), 1e-4)
+    for frame, column in enumerate(spelled):
+        for token, probability in column.items():
+            probabilities[0, frame, TOKENS.index(token)] = probability
+    made.model = SimpleNamespace(
+        tokenizer=tokenizer,
+        hparams=SimpleNamespace(blank_index=0),
+        encode_batch=lambda wavs, lengths: probabilities.log(),
+    )
+    return made
+
+
+# "so be it" or "so bee it": a blank between two e, or one long e
+SPELLED = [
+    *({"s": 1}, {"o": 1}, {" ": 1}, {"b": 1}, {"e": 1}),
+    *({"_": 0.55, "e": 0.45}, {"e": 1}, {" ": 1}, {"i": 1}, {"t": 1}),
+]
+
+
+def test_the_language_model_has_the_last_word(folder):
+    alone = recognizer(folder, SPELLED, lm_weight=0.0)
+    assert alone(torch.zeros(100)) == "so bee it"
+    assert recognizer(folder, SPELLED)(torch.zeros(100)) == "so be it"
+
+
+def test_another_language_is_refused(folder):
+    spelled = [{"c": 1}, {" ": 1}] * 300
+    with pytest.raises(ValueError, match="words are not in the vocabulary"):
+        recognizer(folder, spelled)(torch.zeros(100))
+
+
+def test_scores_are_sums(folder):
+    lm = LanguageModel.from_pretrained(folder)
+    lists = [NBest("u", ["so bee it", "so it", ""], [-1.0, -2.0, -9.0])]
+    weights = RescoringWeights(lm_weight=0.7, word_bonus=0.3)
+    (ranked,) = rescore(lists, lm, weights)
+    for text, score, parts in zip(
+        ranked.hypotheses, ranked.scores, ranked.details
+    ):
+        own = parts["recognizer_scores"] + 0.7 * parts["lm_scores"]
+        assert score == pytest.approx(own + 0.3 * len(text.split()))
+        (words,) = lm.score([text])
+        assert parts["lm_scores"] == pytest.approx(words.total)
+    assert ranked.scores == sorted(ranked.scores, reverse=True)
+
+
+def test_infinite_scores_are_refused(folder):
+    lm = LanguageModel.from_pretrained(folder)
+    lists = [NBest("u", ["so"], [-1.0])]
+    with pytest.raises(ValueError, match="u: 'so' has a score of"):
+        rescore(lists, lm, RescoringWeights(word_bonus=math.inf))

@@ -10,8 +10,11 @@ from speechbrain_mpq.lobes.models.gru_classifier import (
     LogMel,
     check_features,
 )
-from speechbrain_mpq.nnet.gru_calibration import calibrate
-from speechbrain_mpq.nnet.gru_conversion import convert, homogeneous_plan
+from speechbrain_mpq.nnet.gru_conversion import (
+    calibrate,
+    convert,
+    homogeneous_plan,
+)
 from speechbrain_mpq.nnet.integer_gru_file import save_integer_gru
 
 

@@ -3,25 +3,25 @@
 import pytest
 import torch
 
-from speechbrain_mpq.lobes.models.nsnet2 import (
-    EarlyExitNsNet2,
+from speechbrain_mpq.lobes.models.exit_rules import (
     EnhancerStream,
-    NsNet2,
-    exit_rule,
-    frame_rule,
-    istft,
-    log_power,
-    stft,
-    suppression_network,
-    threshold_for,
-)
-from speechbrain_mpq.nnet.exit_rules import (
     FixedExit,
     MovingMask,
     RandomExit,
     UncertainMask,
+    exit_rule,
+    frame_rule,
+    threshold_for,
 )
-from speechbrain_mpq.nnet.spectral_loss import compressed_loss
+from speechbrain_mpq.lobes.models.nsnet2 import (
+    EarlyExitNsNet2,
+    NsNet2,
+    compressed_loss,
+    istft,
+    log_power,
+    stft,
+    suppression_network,
+)
 
 
 def parameters(network):
@@ -263,3 +263,20 @@ def test_rules_go_no_deeper_than_the_best_exit():
     network = EarlyExitNsNet2(side=8, deepest=0)
     rule = frame_rule(network, 0.0)  # never content
     assert (rule.first, rule.last) == (0, 0)
+
+
+def test_loss_is_the_formula():
+    torch.manual_seed(0)
+    target, estimate = torch.randn(2, 3, 6, 257, dtype=torch.cdouble)
+    level = target.abs().square().mean((1, 2), keepdim=True).sqrt()
+    s, e = target / level, estimate / level
+    s_c, e_c = s.abs() ** 0.3, e.abs() ** 0.3
+    phases = (s_c * s / s.abs() - e_c * e / e.abs()).abs().square()
+    expected = 0.3 * phases + 0.7 * (s_c - e_c).square()
+    found = compressed_loss(estimate, target)
+    assert torch.allclose(found, expected.mean((1, 2)), rtol=1e-3)
+    louder = compressed_loss(10 * estimate, 10 * target)
+    assert torch.allclose(found, louder)
+    silent = torch.zeros_like(target)
+    for pair in ((silent, silent), (estimate, silent), (silent, target)):
+        assert compressed_loss(*pair).isfinite().all()

@@ -7,8 +7,11 @@ import torch
 from speechbrain.nnet.RNN import GRU, LSTM, LiGRU
 from torch.utils.data import DataLoader, TensorDataset
 
-from speechbrain_mpq.nnet.gru_calibration import calibrate
-from speechbrain_mpq.nnet.gru_conversion import convert, homogeneous_plan
+from speechbrain_mpq.nnet.gru_conversion import (
+    calibrate,
+    convert,
+    homogeneous_plan,
+)
 from speechbrain_mpq.nnet.integer_gru_file import (
     load_integer_gru,
     save_integer_gru,

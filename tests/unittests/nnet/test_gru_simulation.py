@@ -5,8 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from speechbrain_mpq.nnet.gru_calibration import calibrate
-from speechbrain_mpq.nnet.gru_conversion import convert, homogeneous_plan
+from speechbrain_mpq.nnet.gru_conversion import (
+    calibrate,
+    convert,
+    homogeneous_plan,
+)
 from speechbrain_mpq.nnet.gru_operations import gru_cells, operations
 from speechbrain_mpq.nnet.gru_simulation import (
     PackedCodes,

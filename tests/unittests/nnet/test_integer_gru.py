@@ -7,14 +7,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from speechbrain_mpq.nnet.gru_calibration import FakeQuantizedGRU, calibrate
-from speechbrain_mpq.nnet.gru_conversion import convert, homogeneous_plan
+from speechbrain_mpq.nnet.gru_conversion import (
+    calibrate,
+    convert,
+    homogeneous_plan,
+)
 from speechbrain_mpq.nnet.gru_operations import (
     ELEMENTWISE,
     LINEAR,
     gru_cells,
     operations,
 )
+from speechbrain_mpq.nnet.gru_simulation import FakeQuantizedGRU
 from speechbrain_mpq.nnet.integer_gru import (
     FORMAT,
     MULTIPLIERS,

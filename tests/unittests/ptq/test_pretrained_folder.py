@@ -1,13 +1,21 @@
 """What is said of a quantized interface: table, notes and model card."""
 
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from huggingface_hub import constants
 
+from speechbrain_mpq.__main__ import main
+from speechbrain_mpq.ptq import pretrained_folder
 from speechbrain_mpq.ptq.pretrained_folder import (
     PTQReport,
+    SourceNotFoundError,
+    check_source,
     model_card,
     outcome_table,
 )
@@ -57,3 +65,105 @@ def test_card_is_one_that_the_hub_reads(outcome):
     assert "* 4 parameters stay in float: biases." in text
     assert 'Linear.from_hparams(source="asr_4bit")' in text
     assert "| 4 | 1 | 32 | 88.9 % |" in text
+
+
+class NoModels(BaseHTTPRequestHandler):
+    """A hub that has nothing."""
+
+    def do_HEAD(self):
+        """As the hub answers for a name that it does not know."""
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.end_headers()
+
+    def log_message(self, *message):
+        """Be silent."""
+
+
+@pytest.fixture
+def empty_hub(monkeypatch):
+    """The client asks a server on this machine."""
+    with HTTPServer(("127.0.0.1", 0), NoModels) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        use_hub(monkeypatch, address)
+        yield address
+        server.shutdown()
+        thread.join()
+
+
+def use_hub(monkeypatch, address):
+    """Ask the hub at this address."""
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def no_connection(monkeypatch):
+    """Whoever asks the hub fails."""
+
+    def asked(*arguments, **options):
+        raise AssertionError("must not be asked")
+
+    monkeypatch.setattr(pretrained_folder, "get_hf_file_metadata", asked)
+
+
+@pytest.mark.parametrize(
+    "source", ["nosuch", "/no/folder", "a/b/c", "../up", "https://a.b/model"]
+)
+def test_what_cannot_be_a_name_is_not_asked_for(source, no_connection):
+    with pytest.raises(SourceNotFoundError, match="no name on the Hugging"):
+        check_source(source)
+
+
+def test_folders_without_a_model(tmp_path, no_connection):
+    model, empty = tmp_path / "asr_mini", tmp_path / "asr"
+    for folder in (model, empty):
+        folder.mkdir()
+    (model / "hyperparams.yaml").touch()
+    check_source(model)
+    near = f"near misses: {model}"
+    with pytest.raises(SourceNotFoundError, match=f"has no hyper.*{near}"):
+        check_source(empty)
+    with pytest.raises(SourceNotFoundError, match=f"no such folder.*{near}"):
+        check_source(tmp_path / "asr_minni")
+    with pytest.raises(SourceNotFoundError, match="is a file: name the folder"):
+        check_source(model / "hyperparams.yaml")
+
+
+def test_name_that_the_hub_does_not_know(empty_hub):
+    with pytest.raises(SourceNotFoundError, match="no public model of this"):
+        check_source("nobody/nothing")
+
+
+def test_hub_that_does_not_answer(monkeypatch):
+    use_hub(monkeypatch, "http://127.0.0.1:9")  # discard: nobody listens
+    with pytest.raises(SourceNotFoundError, match="cannot be reached"):
+        check_source("nobody/nothing")
+
+
+def test_downloaded_models_need_no_connection(
+    tmp_path, monkeypatch, no_connection
+):
+    snapshot = tmp_path / "models--nobody--something/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "hyperparams.yaml").touch()
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    check_source("nobody/something")
+
+
+def test_command_tells_it_in_one_line(tmp_path, capsys, no_connection):
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"a": {"wav": "a.wav"}}))
+    line = ["quantize", "--source", "nosuch", "--class", "EncoderASR"]
+    line += ["--calibration", str(manifest), "--budget", "4bit"]
+    assert main([*line, "-o", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("nosuch: no such folder, and no name on")
+    assert printed.err.count("\n") == 1 and not printed.out
+    assert not (tmp_path / "out").exists()

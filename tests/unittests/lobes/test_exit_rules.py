@@ -2,7 +2,7 @@
 
 import torch
 
-from speechbrain_mpq.nnet.exit_rules import (
+from speechbrain_mpq.lobes.models.exit_rules import (
     MovingMask,
     RandomExit,
     UncertainMask,

@@ -1,4 +1,4 @@
-"""Packed folders through the hub's own client, against a local stand-in."""
+"""Packed folders on the Hugging Face hub."""
 
 import base64
 import hashlib
@@ -15,7 +15,7 @@ import pytest
 import torch
 from helpers import published
 
-from speechbrain_mpq.inference.hub import FILES, fetch_folder, push_folder
+from speechbrain_mpq.inference.folder import FILES, fetch_folder, push_folder
 from speechbrain_mpq.inference.separation import QuantizedSeparator
 from speechbrain_mpq.quantization.container import PackedModelError
 from speechbrain_mpq.quantization.packing import read_model, save_packed
