@@ -65,7 +65,7 @@ class WordDecoder:
 
     Example
     -------
-    >>> from .lexicon import Lexicon
+    >>> from .vocabulary import Lexicon
     >>> from .ngram import Ngram, estimate_arpa
     >>> path = getfixture("tmp_path") / "lm.arpa"
     >>> estimate_arpa(path, ["tea eat", "eat"])

@@ -36,7 +36,7 @@ def word_graph(lexicon, words, ngram, scale=1.0, silence_weight=0.5):
     Example
     -------
     >>> from .chain_graphs import estimate_ngram, phone_lattice
-    >>> from .lexicon import Lexicon
+    >>> from .vocabulary import Lexicon
     >>> lexicon = Lexicon({"a": [["x"]], "b": [["y", "x"]]})
     >>> said = [phone_lattice([[[0]], [[1]]])]  # a b
     >>> graph, labels = word_graph(
