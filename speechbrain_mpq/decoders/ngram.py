@@ -126,7 +126,9 @@ class Ngram:
         )
 
 
-def estimate_arpa(path, sentences, order=2, smoothing=1.0):
+def estimate_arpa(
+    path, sentences, order=2, smoothing=1.0, vocabulary=None, min_count=1
+):
     """Write the n-gram of some sentences as an ARPA file.
 
     Each history gets `smoothing` counts beside its own, spread as the shorter
@@ -140,8 +142,13 @@ def estimate_arpa(path, sentences, order=2, smoothing=1.0):
         Words between white space.
     order : int
         2 for a bigram.
-    smoothing : float
-        Above 0.
+    smoothing : float or None
+        Above 0. None: as many as different words have followed the history
+        (Witten-Bell), for large texts.
+    vocabulary : collection of str, optional
+        Other words count as <unk>.
+    min_count : int
+        Pairs and longer n-grams that occur less often are left to the back-off.
 
     Example
     -------
@@ -150,39 +157,18 @@ def estimate_arpa(path, sentences, order=2, smoothing=1.0):
     >>> [round(math.exp(x), 2) for x in Ngram(path).score(["a", "b"])]
     [0.79, 0.42, 0.69]
     """
-    if order < 1 or not smoothing > 0:
+    if order < 1 or not (smoothing is None or smoothing > 0) or min_count < 1:
         raise ValueError(
-            f"order {order} and smoothing {smoothing}: at least 1, above 0"
+            f"order {order}, smoothing {smoothing}, min_count {min_count}: at "
+            "least 1, above 0 or None, at least 1"
         )
-    counts = defaultdict(Counter)  # history -> next words
-    for sentence in sentences:
-        words = (BOS, *sentence.split(), EOS)
-        for end in range(1, len(words)):
-            for begin in range(max(end - order + 1, 0), end + 1):
-                counts[words[begin:end]][words[end]] += 1
-    if not counts:
-        raise ValueError("an n-gram needs at least one sentence")
-    singles = counts[()]
-    total = sum(singles.values()) + len(singles)
-
-    def probability(history, word):
-        """Interpolated with all shorter histories."""
-        if not history:
-            return (singles[word] + 1) / total
-        shorter = smoothing * probability(history[1:], word)
-        seen = counts[history]
-        return (seen[word] + shorter) / (seen.total() + smoothing)
-
-    def backoff(gram):
-        """Weight of what has not been seen after it."""
-        seen = counts[gram].total() if gram in counts else 0
-        return math.log10(smoothing / (seen + smoothing))
-
+    counts = _counted(sentences, order, vocabulary)
+    model = _Interpolated(counts, smoothing, min_count)
     grams = {length: [] for length in range(1, order + 1)}
     grams[1].append((-99.0, (BOS,)))
     for history in sorted(counts):
-        for word in sorted(counts[history]):
-            weight = math.log10(probability(history, word))
+        for word in model.kept(history):
+            weight = math.log10(model.probability(history, word))
             grams[len(history) + 1].append((weight, (*history, word)))
     lines = ["\\data\\"]
     lines += [f"ngram {n}={len(rows)}" for n, rows in grams.items()]
@@ -191,9 +177,67 @@ def estimate_arpa(path, sentences, order=2, smoothing=1.0):
         for weight, gram in rows:
             line = f"{weight:.7f}\t{' '.join(gram)}"
             if length < order and gram[-1] != EOS:
-                line += f"\t{backoff(gram):.7f}"
+                line += f"\t{math.log10(model.backoff(gram)):.7f}"
             lines.append(line)
     write_text(path, "\n".join([*lines, "", "\\end\\", ""]))
+
+
+def _counted(sentences, order, vocabulary):
+    """History -> how often each word follows it."""
+    counts = defaultdict(Counter)
+    for sentence in sentences:
+        said = sentence.split()
+        if vocabulary is not None:
+            said = [w if w in vocabulary else _UNKNOWN[0] for w in said]
+        words = (BOS, *said, EOS)
+        for end in range(1, len(words)):
+            for begin in range(max(end - order + 1, 0), end + 1):
+                counts[words[begin:end]][words[end]] += 1
+    if not counts:
+        raise ValueError("an n-gram needs at least one sentence")
+    return counts
+
+
+class _Interpolated:
+    """Probabilities and back-off weights of counts."""
+
+    def __init__(self, counts, smoothing, min_count):
+        self.counts, self.smoothing = counts, smoothing
+        self.min_count = min_count
+        self.singles = counts[()]
+        self.total = sum(self.singles.values()) + len(self.singles)
+        self.weights = {}
+
+    def kept(self, history):
+        """Words whose n-gram with a history is written."""
+        seen = self.counts[history] if history in self.counts else {}
+        least = self.min_count if history else 1
+        return sorted(word for word, count in seen.items() if count >= least)
+
+    def probability(self, history, word):
+        """Interpolated with all shorter histories."""
+        if not history:
+            return (self.singles[word] + 1) / self.total
+        seen = self.counts[history]
+        extra = self.smoothing or len(seen)
+        shorter = extra * self.probability(history[1:], word)
+        return (seen[word] + shorter) / (seen.total() + extra)
+
+    def backoff(self, history):
+        """Weight of what is not written after a history."""
+        if history not in self.weights:
+            words = self.kept(history)
+            here = sum(self.probability(history, word) for word in words)
+            below = sum(self._read(history[1:], word) for word in words)
+            self.weights[history] = (1 - here) / (1 - below)
+        return self.weights[history]
+
+    def _read(self, history, word):
+        """Probability that a reader of the file finds."""
+        seen = self.counts[history]
+        if not history or seen[word] >= self.min_count:
+            return self.probability(history, word)
+        return self.backoff(history) * self._read(history[1:], word)
 
 
 def _lines(file):

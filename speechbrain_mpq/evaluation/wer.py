@@ -121,6 +121,30 @@ def word_errors(reference, hypothesis):
     )
 
 
+def oracle_errors(pairs):
+    """Count the errors of the best hypotheses of N-best lists.
+
+    Arguments
+    ---------
+    pairs : iterable of (str, sequence of str)
+        Reference and hypotheses of each list.
+
+    Returns
+    -------
+    WordErrors
+
+    Example
+    -------
+    >>> oracle_errors([("so be it", ["so bee it", "so be it"])]).rate
+    0.0
+    """
+    total = WordErrors()
+    for reference, hypotheses in pairs:
+        found = [word_errors(reference, words) for words in hypotheses]
+        total += min(found, key=lambda counts: counts.errors)
+    return total
+
+
 def _words(text):
     """Words of a string, or the sequence itself."""
     return text.split() if isinstance(text, str) else list(text)

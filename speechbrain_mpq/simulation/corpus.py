@@ -12,7 +12,7 @@ letters. No spelling could be confused by chance (the letters of the rhyming
 sets b, c, d, e, ... and a, j, k are left out), so that errors measure the
 acoustics and not the language. Utterance i of a split depends on (seed, split,
 i) alone: a larger corpus extends a smaller one, and an interrupted preparation
-continues.
+continues. Other sentences than the grammar's can be given.
 """
 
 import ctypes
@@ -410,6 +410,7 @@ def prepare_speech(
     seed=1234,
     workers=2,
     progress=None,
+    sentences=None,
 ):
     """Synthesize the corpus into `data_folder`, or what is missing of it.
 
@@ -428,21 +429,27 @@ def prepare_speech(
         Processes to use.
     progress : bool or None
         Show a progress bar; None shows it on terminals only.
+    sentences : dict or None
+        Split -> sentences to speak, one for each utterance and more; None: the
+        grammar's.
 
     Example
     -------
     >>> prepare_speech("data/embedded", train=4000)  # doctest: +SKIP
     """
     data_folder = Path(data_folder)
-    _check_parameters(data_folder / "speech" / "parameters.json", seed)
     counts = dict(zip(SPLITS, (train, valid, test)))
+    if sentences is not None:
+        _check_sentences(sentences, counts)
+    parameters = data_folder / "speech" / "parameters.json"
+    _check_parameters(parameters, seed, sentences)
     todo = [
         (split, start, min(start + CHUNK, count))
         for split, count in counts.items()
         for start in range(0, count, CHUNK)
         if not _is_complete(data_folder, split, start, count)
     ]
-    speak = functools.partial(_speak_chunk, data_folder, seed)
+    speak = functools.partial(_speak_chunk, data_folder, seed, sentences)
     if todo:
         library()  # a missing library is reported before any work
         remove_partial(data_folder)
@@ -462,7 +469,7 @@ def prepare_speech(
         _write_manifest(data_folder, split, count)
 
 
-def utterance(split, index, seed=1234):
+def utterance(split, index, seed=1234, sentences=None):
     """Synthesize one utterance of the corpus, without any file.
 
     Arguments
@@ -473,6 +480,8 @@ def utterance(split, index, seed=1234):
         Number of the utterance.
     seed : int
         Seed of the corpus.
+    sentences : dict or None
+        As `prepare_speech` has them.
 
     Returns
     -------
@@ -490,7 +499,7 @@ def utterance(split, index, seed=1234):
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     people = speakers(split, seed)
     speaker = vary(people[rng.integers(len(people))], rng)
-    words = sentence(rng)
+    words = sentences[split][index] if sentences else sentence(rng)
     waveform, phonemes = synthesize(words, speaker)
     waveform = waveform.astype(np.float64)
     level = np.sqrt(np.mean(waveform**2))
@@ -504,11 +513,27 @@ def utterance(split, index, seed=1234):
     }
 
 
-def _check_parameters(path, seed):
+def _check_sentences(sentences, counts):
+    """Refuse fewer sentences than utterances, and what is no sentence."""
+    for split, count in counts.items():
+        given = sentences.get(split, [])
+        if len(given) < count:
+            raise ValueError(
+                f"{count} utterances of {split} and {len(given)} sentences: "
+                "ask for fewer, or give more text"
+            )
+        for text in given[:count]:
+            if not text or text.split() != text.split(" "):
+                raise ValueError(
+                    f"{split}: {text!r} is no sentence of words with one "
+                    "blank between them"
+                )
+
+
+def _check_parameters(path, seed, sentences):
     """Write what the folder is made of, or refuse another corpus."""
     made_of = [
-        WORDS,
-        PATTERNS,
+        *([WORDS, PATTERNS] if sentences is None else [sentences]),
         [speakers(split, seed) for split in SPLITS],
         [RMS, PEAK, CHUNK],
     ]
@@ -519,7 +544,8 @@ def _check_parameters(path, seed):
         if found != parameters:
             raise ValueError(
                 f"{path} belongs to another corpus (seed {found['seed']}, "
-                f"asked: {seed}, or another version of the generator); "
+                f"asked: {seed}, other sentences, or another version of the "
+                "generator); "
                 "choose another data_folder or delete its speech folder."
             )
     else:
@@ -548,13 +574,13 @@ def _is_complete(data_folder, split, start, count):
     )
 
 
-def _speak_chunk(data_folder, seed, chunk):
+def _speak_chunk(data_folder, seed, sentences, chunk):
     """Speak a chunk of a split; its entries are written last."""
     split, start, stop = chunk
     entries = {}
     for index in range(start, stop):
         key = f"{split}_{index:06d}"
-        samples, entries[key] = utterance(split, index, seed)
+        samples, entries[key] = utterance(split, index, seed, sentences)
         path = _audio_file(data_folder, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as part:

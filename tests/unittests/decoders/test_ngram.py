@@ -3,6 +3,7 @@
 import math
 import os
 import threading
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -43,6 +44,44 @@ def test_probabilities_sum_to_one(order, tmp_path):
         for word in WORDS:
             total += math.exp(ngram.score([*history, word])[-2])
         assert total == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [1.0, None])
+@pytest.mark.parametrize("order", [2, 3])
+def test_what_is_left_to_the_back_off(order, smoothing, tmp_path):
+    options = {"smoothing": smoothing, "vocabulary": {"a", "b"}}
+    text = [*SENTENCES, "a b a b"]
+    estimate_arpa(tmp_path / "all", text, order, **options)
+    estimate_arpa(tmp_path / "lm", text, order, min_count=2, **options)
+    ngram, whole = Ngram(tmp_path / "lm"), Ngram(tmp_path / "all")
+    assert ngram.vocabulary == ["a", "b"]  # c is <unk>
+    pairs = Counter(
+        pair
+        for line in text
+        for words in [f"<s> {line} </s>".replace("c", "<unk>").split()]
+        for pair in zip(words, words[1:])
+    )
+    kept = {(h[0], w) for h, ws in ngram.model.ngrams[2].items() for w in ws}
+    assert kept == {pair for pair, count in pairs.items() if count > 1}
+    for history in ([], ["a"], ["b", "a"], ["c", "b"]):
+        total = math.exp(ngram.score(history)[-1])  # the end
+        for word in ("a", "b", "c"):
+            score = ngram.score([*history, word])[-2]
+            total += math.exp(score)
+            if order == 2 and ((history or ["<s>"])[-1], word) in kept:
+                assert score == whole.score([*history, word])[-2]
+        assert total == pytest.approx(1, abs=1e-5)
+
+
+def test_witten_bell(tmp_path):
+    estimate_arpa(tmp_path / "lm", ["a a b", "a"], smoothing=None)
+    # After a: a, b and the end once each; three words have followed.
+    # Alone: 3 of a, 1 of b, 2 ends and one more each, of 9.
+    expected = [(1 + 3 * p / 9) / (3 + 3) for p in (4, 3)]
+    found = Ngram(tmp_path / "lm").score(["a", "a", "b"])[1:]
+    assert [math.exp(x) for x in found[:1]] == pytest.approx(expected[:1])
+    found = Ngram(tmp_path / "lm").score(["a"])[1:]
+    assert [math.exp(x) for x in found] == pytest.approx(expected[1:])
 
 
 def test_trigram_is_too_long_for_the_exact_search(tmp_path):

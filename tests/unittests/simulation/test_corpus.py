@@ -249,3 +249,25 @@ def test_missing_library_names_the_extra(monkeypatch):
     corpus.library.cache_clear()
     with pytest.raises(ImportError, match=r"speechbrain_mpq\[simulate\]"):
         corpus.synthesize("seven", ANNA)
+
+
+def test_sentences_of_ones_own(tmp_path):
+    texts = {
+        split: [f"{word} is spoken", "so be it"]
+        for split, word in (("train", "one"), ("valid", "two"), ("test", "six"))
+    }
+    sizes = {"train": 2, "valid": 1, "test": 1, "workers": 1}
+    corpus.prepare_speech(tmp_path, **sizes, sentences=texts)
+    said = [e["words"] for e in manifest(tmp_path, "train").values()]
+    assert said == ["one is spoken", "so be it"]
+    assert manifest(tmp_path, "test").popitem()[1]["words"] == "six is spoken"
+    with pytest.raises(ValueError, match="3 utterances of train and 2 sent"):
+        corpus.prepare_speech(
+            tmp_path, **{**sizes, "train": 3}, sentences=texts
+        )
+    texts["valid"][0] = "two  blanks"
+    with pytest.raises(ValueError, match="'two  blanks' is no sentence"):
+        corpus.prepare_speech(tmp_path, **sizes, sentences=texts)
+    texts["valid"][0] = "another one"
+    with pytest.raises(ValueError, match="another corpus"):
+        corpus.prepare_speech(tmp_path, **sizes, sentences=texts)

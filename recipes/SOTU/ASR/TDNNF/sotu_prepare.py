@@ -1,0 +1,1 @@
+../../sotu_prepare.py

@@ -1,0 +1,1 @@
+../../sotu_speech_prepare.py

@@ -1,0 +1,66 @@
+"""The reading task at tiny size: lists of two test sets, from one network."""
+
+import json
+
+import pytest
+from helpers import ROOT, read_rows, run_row
+
+from speechbrain_mpq import HybridASR
+from speechbrain_mpq.decoders.nbest import read_nbest
+from speechbrain_mpq.evaluation.wer import oracle_errors, word_errors
+
+ROW = next(row for row in read_rows("SOTU") if row["Task"] == "ASR")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """The folder in the place of tests/tmp."""
+    pytest.importorskip("espeakng_loader")
+    pytest.importorskip("kaldi_decoder")
+    return tmp_path_factory.mktemp("reading")
+
+
+@pytest.fixture(scope="module")
+def trained(shared):
+    """Output folder of the row."""
+    return run_row(ROW, shared)
+
+
+def test_lists_references_and_results_agree(trained):
+    for name in ("clean", "noisy"):
+        lists = read_nbest(trained / f"{name}_nbest.json")
+        lines = (trained / f"{name}_refs.txt").read_text().splitlines()
+        references = dict(line.split(" ", 1) for line in lines)
+        assert [row.id for row in lists] == list(references)
+        assert len(lists) == 3
+        metrics = json.loads((trained / name / "metrics.json").read_text())
+        found = [
+            word_errors(references[row.id], row.hypotheses[0]) for row in lists
+        ]
+        errors = sum(counts.errors for counts in found)
+        words = sum(counts.words for counts in found)
+        assert metrics["average"]["wer"] == pytest.approx(100 * errors / words)
+        pairs = [(references[row.id], row.hypotheses) for row in lists]
+        assert oracle_errors(pairs).errors <= errors
+    assert (trained / "wer_noisy.txt").read_text()
+
+
+def test_published_folder_makes_the_lists(trained, shared):
+    data = shared / "sotu_speech"
+    test = json.loads((data / "test_speech.json").read_text())
+    model = HybridASR.from_pretrained(trained / "published")
+    assert model.vocabulary == model.ngram.vocabulary
+    # Alone as in its batch: the longest one, which nothing was put behind
+    key = max(test, key=lambda name: test[name]["length"])
+    path = test[key]["wav"].replace("{data_root}", str(data))
+    found = model.nbest(model.read(path)[None], count=3, ids=[key])[0]
+    lists = read_nbest(trained / "clean_nbest.json")
+    (there,) = [row for row in lists if row.id == key]
+    assert found.hypotheses == there.hypotheses
+    assert found.scores == pytest.approx(there.scores, abs=0.01)
+
+
+def test_table_lists_every_file():
+    folder = ROOT / "recipes/SOTU/ASR"
+    found = {p.relative_to(ROOT).as_posix() for p in folder.rglob("*.yaml")}
+    assert found == {ROW["Hparam_file"]}
