@@ -440,12 +440,14 @@ def _add_choices(add):
     add(
         "--scores",
         help="what bits are chosen by: kl (the default), output_error, "
-        "hessian, loss, nas, weight_error, size, random, uniform",
+        "hessian, loss, nas, weight_error, size, random, reversed, uniform; "
+        "settings behind a colon: random:seed=3, hessian:probes=50",
     )
     add(
         "--method",
         help="how weights are found: log_step (the default), learned_step, "
-        "straight_through, admm, one_stage, or post_training, without fit",
+        "straight_through, admm, one_stage, or post_training, without fit; "
+        "settings behind a colon: admm:penalty=0.01,growth=1.2",
     )
     add(
         "--prototypes",

@@ -5,8 +5,9 @@
 
 Lists of 20 hypotheses are made of the sentences of a text: each, and 19 copies
 in which one word in five is another. One thread; each system in a process of
-its own, in turn for some rounds; the median of the processor's time, the time
-to load and the most memory beyond what importing the libraries takes.
+its own, turn by turn; medians over the rounds of the processor's time and of
+the ratio of a turn, the time to load and the most memory beyond what importing
+the libraries takes.
 Perplexity is that of the sentences themselves.
 """
 
@@ -17,6 +18,7 @@ import random
 import resource
 import statistics
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 HYPOTHESES = 20
@@ -40,8 +42,11 @@ def lists_of(sentences, vocabulary):
     return lists
 
 
-def measured(folder, engine, sentences, rounds):
-    """What one system takes, in this process."""
+_held = {}  # what this process measures
+
+
+def load(folder, engine, sentences):
+    """Load a system in this process; what that took, and its perplexity."""
     import torch
 
     from speechbrain_mpq import LanguageModel
@@ -56,22 +61,53 @@ def measured(folder, engine, sentences, rounds):
     start = time.perf_counter()
     lm = LanguageModel.from_pretrained(folder, engine=engine)
     loaded = time.perf_counter() - start
-    lists = lists_of(sentences, lm.vocabulary.words)
-    words = sum(len(text.split()) + 1 for row in lists for text in row)
-    lm.score(lists[0])
-    times = []
-    for _ in range(rounds):
-        start = time.process_time()
-        for row in lists:
-            lm.score(row, batch=HYPOTHESES)
-        times.append(time.process_time() - start)
+    _held["lm"] = lm
+    _held["lists"] = lists_of(sentences, lm.vocabulary.words)
+    lm.score(_held["lists"][0])
     return {
-        "engine": engine,
-        "ms_a_word": 1000 * statistics.median(times) / words,
         "load_seconds": loaded,
-        "peak_mib": peak_mib() - imported,
         "ppl": lm.perplexity(sentences)["ppl"],
+        "imported_mib": imported,
     }
+
+
+def score():
+    """Score all lists once; milliseconds a word and the most memory so far."""
+    words = sum(len(text.split()) + 1 for row in _held["lists"] for text in row)
+    start = time.process_time()
+    for row in _held["lists"]:
+        _held["lm"].score(row, batch=HYPOTHESES)
+    return 1000 * (time.process_time() - start) / words, peak_mib()
+
+
+def measured(folder, sentences, rounds):
+    """What the engines take for a model, a process each, turn by turn.
+
+    Returns
+    -------
+    dict
+        engine -> what it took; "times", the median over the rounds of what
+        the first engine took over what this one did.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        pools = {e: stack.enter_context(spawn.Pool(1)) for e in ENGINES}
+        rows = {
+            engine: pool.apply(load, (folder, engine, sentences))
+            for engine, pool in pools.items()
+        }
+        turns = [
+            {engine: pool.apply(score) for engine, pool in pools.items()}
+            for _ in range(rounds)
+        ]
+    for engine, row in rows.items():
+        took = [turn[engine][0] for turn in turns]
+        row["ms_a_word"] = statistics.median(took)
+        row["peak_mib"] = turns[-1][engine][1] - row["imported_mib"]
+        row["times"] = statistics.median(
+            turn[ENGINES[0]][0] / turn[engine][0] for turn in turns
+        )
+    return rows
 
 
 def peak_mib():
@@ -92,19 +128,14 @@ def main():
     lines = options.text.read_text(encoding="utf-8").splitlines()
     sentences = [x for x in lines if least <= len(x.split()) <= most]
     sentences = sentences[: options.lists]
-    spawn = multiprocessing.get_context("spawn")
     print("| model | engine | ms a word | times | load s | MiB | PPL |")
     print("|---|---|---|---|---|---|---|")
     for folder in options.folders:
-        first = None
-        for engine in ENGINES:
-            with spawn.Pool(1) as pool:
-                given = (folder, engine, sentences, options.rounds)
-                row = pool.apply(measured, given)
-            first = first or row["ms_a_word"]
+        rows = measured(folder, sentences, options.rounds)
+        for engine, row in rows.items():
             print(
                 f"| {Path(folder).name} | {engine} | {row['ms_a_word']:.4f} | "
-                f"{first / row['ms_a_word']:.1f} | {row['load_seconds']:.1f} | "
+                f"{row['times']:.1f} | {row['load_seconds']:.1f} | "
                 f"{row['peak_mib']:.0f} | {row['ppl']:.2f} |",
                 flush=True,
             )

@@ -1,12 +1,17 @@
-"""Baselines: scores that look at no data, which a good score has to beat.
+"""Baselines, which a good score has to beat.
 
-They go through the same solver to the same bytes as any other score, so that
-a difference between two plans is one between the scores alone.
+Scores that look at no data, and good ones dealt out in reverse. They go
+through the same solver to the same bytes as any other score, so that a
+difference between two plans is one between the scores alone.
 """
+
+import copy
+from dataclasses import replace
 
 import torch
 from tqdm import tqdm
 
+from .output_scores import KLScores
 from .scores import Scorer, ScoreTable
 from .sweep import quantized_values, scored_clusters, table_sizes, tensor_of
 
@@ -203,3 +208,96 @@ class WeightErrorScores(WeightScores):
             )
             row[bits] = error / scale
         return row
+
+
+class ReversedScores(Scorer):
+    """Good scores dealt out in reverse: the worst plan that they can make.
+
+    What the cluster with the largest score per parameter has goes to the one
+    with the smallest, and so on inwards.
+
+    Arguments
+    ---------
+    candidate_bits : sequence of int
+        Bits to score.
+    scores : Scorer or None
+        What is reversed; None: `KLScores`.
+    **scheme : dict
+        As for `Scorer`.
+
+    Example
+    -------
+    >>> network = torch.nn.Sequential(torch.nn.PReLU(), torch.nn.PReLU(4))
+    >>> scores = ReversedScores((2, 3), SizeScores((2, 3)))
+    >>> scores(network).method
+    'reversed_largest_first'
+    """
+
+    additive = False  # the scores are another cluster's
+    base = None  # the scores that are reversed
+
+    def __init__(self, candidate_bits=(2, 4, 8, 16), scores=None, **scheme):
+        super().__init__(candidate_bits, **scheme)
+        self.base = scores or KLScores(candidate_bits, **scheme)
+
+    @property
+    def needs(self):
+        """What a calibration has to provide."""
+        return self.base.needs
+
+    def with_scheme(self, scheme):
+        """A copy that scores a model's scheme, see `Scorer.with_scheme`."""
+        scorer = super().with_scheme(scheme)
+        return scorer._of(self.base.with_scheme(scheme))
+
+    def one_by_one(self):
+        """A copy that passes single items."""
+        return self._of(self.base.one_by_one())
+
+    def _of(self, base):
+        """A copy that reverses other scores."""
+        scorer = copy.copy(self)
+        scorer.base = base
+        return scorer
+
+    def score(self, network, values, selection, progress=True):
+        """Score a network, see `Scorer.score`."""
+        table = self.base.score(network, values, selection, progress)
+        return replace(
+            table,
+            scores=reversed_scores(table),
+            method=f"reversed_{table.method}",
+        )
+
+
+def reversed_scores(table):
+    """Scores of a table, dealt out in reverse order of those per parameter.
+
+    Arguments
+    ---------
+    table : ScoreTable
+
+    Returns
+    -------
+    scores : dict
+        scores[cluster][bits]
+
+    Example
+    -------
+    >>> scores = {"small": {2: 8.0, 4: 1.0}, "large": {2: 4.0, 4: 2.0}}
+    >>> tensors = {"small": {"a": 1}, "large": {"b": 2}}
+    >>> reversed_scores(ScoreTable(scores, tensors))
+    {'small': {2: 2.0, 4: 1.0}, 'large': {2: 16.0, 4: 2.0}}
+    """
+    counts, least = table.parameters, min(table.candidate_bits)
+    order = sorted(
+        table.scores, key=lambda name: table.scores[name][least] / counts[name]
+    )
+    donors = dict(zip(order, reversed(order)))
+    return {
+        cluster: {
+            bits: score / counts[donors[cluster]] * counts[cluster]
+            for bits, score in table.scores[donors[cluster]].items()
+        }
+        for cluster in table.scores
+    }

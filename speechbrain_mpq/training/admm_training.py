@@ -15,6 +15,7 @@ copies.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import speechbrain as sb
@@ -240,6 +241,7 @@ class AdamExtraGradient(ExtraGradient):
 
 
 STEP = 0.03  # of a codebook's level, where a recipe's optimizer is replaced
+PRINTED_STEP = 0.001  # eta2 of the paper
 
 
 @register_checkpoint_hooks
@@ -260,6 +262,12 @@ class ADMMTraining(EstimationMethod):
         Factor on it after each outer iteration; 1 as in the paper.
     largest_penalty : float
         What it grows to at most.
+    step : float
+        Where the Brain's optimizer is replaced: step in units of the
+        codebook's levels at the largest learning rate of the recipe.
+    printed : bool
+        Replaces it by the paper's `ExtraGradient` with steps of 0.001 behind
+        a look-ahead of 0.02, and starts scales at 1, as printed there.
 
     Example
     -------
@@ -292,8 +300,10 @@ class ADMMTraining(EstimationMethod):
         penalty=1e-3,
         growth=1.0,
         largest_penalty=1.0,
+        step=STEP,
+        printed=False,
     ):
-        super().__init__(ADMM)
+        super().__init__(partial(ADMM, first_alpha=1.0) if printed else ADMM)
         if iteration_steps < 1 or penalty <= 0 or growth < 1:
             raise ValueError(
                 "ADMM needs iteration_steps >= 1, penalty > 0 and growth >= "
@@ -305,6 +315,8 @@ class ADMMTraining(EstimationMethod):
         self.first_penalty = penalty
         self.growth = growth
         self.largest_penalty = max(penalty, largest_penalty)
+        self.step = PRINTED_STEP if printed else step
+        self.kind = ExtraGradient if printed else AdamExtraGradient
         self.history = []
         self.steps = 0
         self._tensors = []
@@ -352,8 +364,8 @@ class ADMMTraining(EstimationMethod):
 
         def make(parameters):
             parameters = list(parameters)
-            lr = plain(parameters).param_groups[0].get("lr", STEP)
-            return AdamExtraGradient(parameters, lr=float(lr), step=STEP)
+            lr = plain(parameters).param_groups[0].get("lr", self.step)
+            return self.kind(parameters, lr=float(lr), step=self.step)
 
         brain.opt_class = make
         folder = getattr(brain.hparams, "output_folder", None)

@@ -6,10 +6,16 @@ from functools import partial
 from pathlib import Path
 
 import speechbrain as sb
+import yaml
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.logger import get_logger
 
-from ..allocation.baselines import RandomScores, SizeScores, WeightErrorScores
+from ..allocation.baselines import (
+    RandomScores,
+    ReversedScores,
+    SizeScores,
+    WeightErrorScores,
+)
 from ..allocation.hessian import HessianScores
 from ..allocation.nas import NASScores
 from ..allocation.output_scores import KLScores, LossScores, OutputErrorScores
@@ -55,6 +61,7 @@ SCORERS = {
     "weight_error": WeightErrorScores,
     "size": SizeScores,
     "random": RandomScores,
+    "reversed": ReversedScores,
 }
 SCORES = (*SCORERS, "uniform")
 METHODS = {
@@ -63,19 +70,54 @@ METHODS = {
     "learned_step": partial(EstimationMethod, LearnedStep),
     "log_step": EstimationMethod,
     "admm": partial(ADMMTraining, penalty=0.03, growth=1.09),
+    "admm_printed": partial(ADMMTraining, penalty=1e-3, printed=True),
     "one_stage": partial(OneStage, shrinks=True),
 }
 # As ruamel.yaml names them, in lists and tables too: [*id001, *id002].
 ANCHOR = re.compile(r"(?<=[\s\[{,])([&*])id(\d+)\b")
 
 
+def parse_name(text):
+    """Name and settings of a way that is asked for as `name:key=value,...`.
+
+    Example
+    -------
+    >>> parse_name("random:seed=3")
+    ('random', {'seed': 3})
+    >>> parse_name("kl")
+    ('kl', {})
+    """
+    name, _, rest = text.partition(":")
+    pairs = [pair.partition("=") for pair in rest.split(",") if pair]
+    if not all(equals for _, equals, _ in pairs):
+        raise ValueError(
+            f"{text!r} is not name:key=value,key=value, such as random:seed=3"
+        )
+    return name, {key: yaml.safe_load(value) for key, _, value in pairs}
+
+
+def _made(kind, text, *given):
+    """What a class makes of the settings behind its name."""
+    name, settings = parse_name(text)
+    try:
+        return kind(*given, **settings)
+    except TypeError as error:
+        if not settings:
+            raise
+        raise ValueError(
+            f"{text!r}: {error}; see its class for {name}'s settings"
+        ) from error
+
+
 def method_of(name):
-    """An estimation method by its name.
+    """An estimation method by its name, with settings behind a colon or not.
 
     Example
     -------
     >>> method_of("straight_through").estimator.__name__
     'FakeQuantize'
+    >>> method_of("admm:penalty=0.1").penalty
+    0.1
     >>> method_of("adm")
     Traceback (most recent call last):
     ...
@@ -83,9 +125,10 @@ def method_of(name):
     """
     if isinstance(name, EstimationMethod):
         return name
-    if name not in METHODS:
+    kind = METHODS.get(parse_name(name)[0])
+    if kind is None:
         raise ValueError(f"method {name!r} is none of {tuple(METHODS)}")
-    return METHODS[name]()
+    return _made(kind, name)
 
 
 def _check_scripting(brain, quantizer):
@@ -145,7 +188,9 @@ def check_scores(scores):
     ...
     ValueError: scores must be one of ('kl', ...) or an object such as ...
     """
-    named = isinstance(scores, str) and scores in SCORES
+    named = isinstance(scores, str) and (
+        scores == "uniform" or parse_name(scores)[0] in SCORERS
+    )
     if not named and not isinstance(scores, Scorer):
         raise ValueError(
             f"scores must be one of {SCORES} or an object such as KLScores(), "
@@ -166,7 +211,8 @@ def scorer_of(scores, scheme, candidate_bits=CANDIDATES):
     if scores == "uniform":
         return None
     if isinstance(scores, str):
-        scores = SCORERS[scores](candidate_bits)
+        kind = SCORERS[parse_name(scores)[0]]
+        scores = _made(kind, scores, candidate_bits)
     return scores.with_scheme(scheme)
 
 

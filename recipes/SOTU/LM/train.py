@@ -19,6 +19,7 @@ from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_mpq.decoders.vocabulary import Vocabulary
 from speechbrain_mpq.evaluation.language_task import Perplexity
+from speechbrain_mpq.training.checkpoints import load_best_
 
 
 class LM(sb.Brain):
@@ -105,6 +106,8 @@ def dataio_prep(hparams):
             dynamic_items=[text_pipeline],
             output_keys=["id", "tokens_bos", "tokens_eos"],
         )
+    # Alike lengths together: little padding.
+    datasets["test"] = datasets["test"].filtered_sorted(sort_key="length")
     return datasets, vocabulary
 
 
@@ -138,6 +141,14 @@ def main(arguments):
             kwargs={"vocabulary": hparams["vocabulary"]},
         )
     data, vocabulary = dataio_prep(hparams)
+    if hparams["start_from"]:
+        load_best_(
+            hparams["modules"]["model"],
+            hparams["start_from"],
+            "give the same sizes and --vocabulary",
+            name="model",
+            key="PPL",
+        )
     brain = LM(
         modules=hparams["modules"],
         opt_class=hparams["optimizer"],

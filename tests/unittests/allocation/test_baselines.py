@@ -8,6 +8,7 @@ import torch.nn as nn
 
 from speechbrain_mpq.allocation.baselines import (
     RandomScores,
+    ReversedScores,
     SizeScores,
     WeightErrorScores,
     expected_noise,
@@ -156,3 +157,27 @@ def test_same_call_as_other_scores(network, scores):
         scores((2, 4.5))
     with pytest.raises(ValueError, match="net_mask"):
         scorer(network, include=["net_mask.*"], progress=False)
+
+
+def test_reversed_scores_give_the_least_needy_the_most_bits(network):
+    scores = RandomScores(BITS, seed=3)
+    forward, backward = scores(network), ReversedScores(BITS, scores)(network)
+    plans = [
+        bits_of(allocate_bits(table, average_bits=4))
+        for table in (forward, backward)
+    ]
+    rank = sorted(
+        forward.scores,
+        key=lambda n: forward.scores[n][2] / forward.parameters[n],
+    )
+
+    def mean_bits(plan, names):
+        return statistics.fmean(plan[name] for name in names)
+
+    least, most = rank[:10], rank[-10:]
+    assert mean_bits(plans[0], least) < mean_bits(plans[0], most) - 1
+    assert mean_bits(plans[1], least) > mean_bits(plans[1], most) + 1
+    # Twice around is where it began.
+    twice = ReversedScores(BITS, ReversedScores(BITS, scores))(network)
+    for name, row in twice.scores.items():
+        assert row == pytest.approx(forward.scores[name])

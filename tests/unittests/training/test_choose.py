@@ -20,7 +20,8 @@ from speechbrain_mpq import (
 )
 from speechbrain_mpq.allocation.scores import ScoreTable
 from speechbrain_mpq.quantization.quant_api import cluster_quantized
-from speechbrain_mpq.training.choose import ANCHOR
+from speechbrain_mpq.quantization.scheme import Scheme
+from speechbrain_mpq.training.choose import ANCHOR, method_of, scorer_of
 from speechbrain_mpq.training.quantizer import quantizer_of
 
 LOADER = {"batch_size": 4}
@@ -422,3 +423,19 @@ def test_anchors_cannot_be_taken_for_those_of_another_loading():
 def test_folders_without_a_training(tmp_path):
     with pytest.raises(FileNotFoundError, match="finished training"):
         pack_results(tmp_path)
+
+
+def test_names_take_settings():
+    scheme = Scheme()
+    assert scorer_of("random:seed=3", scheme).seed == 3
+    assert scorer_of("hessian:probes=50", scheme, (2, 4)).probes == 50
+    method = method_of("admm:penalty=0.5,growth=2")
+    assert (method.penalty, method.growth) == (0.5, 2)
+    printed = method_of("admm_printed")
+    assert (printed.penalty, printed.growth, printed.step) == (1e-3, 1, 1e-3)
+    for text in ("random:sed=3", "random:3", "randm:seed=3", "uniform:a=1"):
+        with pytest.raises(ValueError):
+            scorer_of(text, scheme)
+    for text in ("admm:penalt=1", "admm:1", "adm:penalty=1"):
+        with pytest.raises(ValueError):
+            method_of(text)

@@ -1,0 +1,363 @@
+"""Language models at few bits: every method of the paper, one command a row.
+
+> cd recipes/SOTU/LM
+> python train.py hparams/lstm.yaml --data_folder data/sotu
+> python ../../../benchmarks/quality/language_models.py hparams/lstm.yaml \
+    --data_folder data/sotu --start_from results/lm_lstm/1234
+
+Each row is what `python -m speechbrain_mpq.run train.py ...` does, in this
+process, which does not import everything again for each; `--commands` prints
+them instead. Results are kept in `benchmarks/results/language_models`, rows
+that are there are not run again. `--only` names rows by patterns.
+
+Post-training rows need no training. The others take some 200 steps on every
+eighth sentence of the training text, and so does the model in full precision
+that they are compared with (`longer`).
+"""
+
+import argparse
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from speechbrain_mpq.utils import read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT = ROOT / "benchmarks/results/language_models"
+EQUAL = (1, 2, 4, 8)
+BUDGETS = (2, 4)
+EVERY = 8  # of the training sentences, one is trained on again
+BATCH = 32  # validation sentences that scores look at, always the first
+FULL = "full"  # the row that others are compared with
+MODEL_FILE = "model.safetensors"
+COMMON = (
+    *("--float_vectors", "--gates", "--batches", "1", "--min_bits", "1"),
+    *("--candidate_bits", "1", "2", "4", "8", "--rounding", "nearest"),
+)
+TRAINING = (
+    *("--lr", "0.001", "--number_of_epochs", "1"),
+    *("--training_steps", "220", "--warmup_steps", "20"),
+)
+SCORES = {
+    "kl": "kl",
+    "hessian": "hessian:probes=50",
+    "nas": "nas",
+    "reversed": "reversed",
+    **{f"random{seed}": f"random:seed={seed}" for seed in range(3)},
+}
+METHODS = {
+    "rounded": "post_training",
+    "ste": "straight_through",
+    "step": "log_step",
+    "admm": "admm",
+    "printed": "admm_printed",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system of the table.
+
+    Arguments
+    ---------
+    method : str
+        A key of `METHODS`.
+    bits : float
+        That are asked for, on average.
+    scores : str
+        A key of `SCORES`, or "uniform".
+    options : tuple of str
+        More of them.
+    kind : str
+        What they are called in the row's name.
+    prototypes : str
+        Method whose uniform systems it begins with, if any.
+    """
+
+    method: str
+    bits: float
+    scores: str = "uniform"
+    options: tuple = ()
+    kind: str = ""
+    prototypes: str = ""
+
+    @property
+    def name(self):
+        """A name for its folder."""
+        parts = [self.method, self.kind, self.scores, f"{self.bits:g}"]
+        if self.prototypes:
+            parts.insert(1, f"from_{self.prototypes}")
+        return "_".join(part for part in parts if part)
+
+    @property
+    def trains(self):
+        """Whether it takes steps of training."""
+        return self.method != "rounded"
+
+    def arguments(self, setting):
+        """What `speechbrain_mpq.run` is given.
+
+        Arguments
+        ---------
+        setting : Setting
+        """
+        begin = ()
+        if self.prototypes:
+            begin = [
+                f"{bits}={setting.folder(Row(self.prototypes, bits))}/packed"
+                for bits in EQUAL
+            ]
+            begin = ("--prototypes", *begin)
+        return [
+            *("train.py", setting.hparams, *COMMON, *begin),
+            *("--weights", str(setting.start / "save")),
+            *("--bits", f"{self.bits:g}", "--method", METHODS[self.method]),
+            *("--scores", SCORES.get(self.scores, self.scores)),
+            *self.options,
+            *setting.recipe_options(self.name, self.trains),
+        ]
+
+
+NODE = {"options": ("--granularity", "channel"), "kind": "node"}
+ENTROPY = {"options": ("--codebook", "entropy"), "kind": "entropy"}
+ROWS = (
+    *(Row("rounded", bits) for bits in EQUAL),
+    *(Row("rounded", bits, **NODE) for bits in EQUAL),
+    *(Row("rounded", bits, **ENTROPY) for bits in (1, 1.5, 2, 4)),
+    *(Row("rounded", 2, name) for name in SCORES),
+    *(Row("rounded", 4, name) for name in ("kl", "hessian", "nas")),
+    *(Row("ste", bits) for bits in EQUAL),
+    *(Row("ste", bits, "kl") for bits in BUDGETS),
+    *(Row("step", bits) for bits in (1, 2)),
+    *(Row("ste", bits, **ENTROPY) for bits in (1, 1.5, 2)),
+    *(Row("admm", bits) for bits in EQUAL),
+    Row("printed", 2),
+    *(Row("admm", bits, **NODE) for bits in (1, 2)),
+    *(Row("ste", bits, "hessian") for bits in BUDGETS),
+    *(Row("ste", bits, "nas", prototypes="admm") for bits in BUDGETS),
+    Row("ste", 2, "reversed"),
+    Row("ste", 2, "random0"),
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all rows have in common."""
+
+    hparams: str
+    data: Path
+    start: Path
+    results: Path
+    seed: int
+
+    def folder(self, name):
+        """Output folder of a row."""
+        name = name.name if isinstance(name, Row) else name
+        return self.results / f"{name}_{self.seed}"
+
+    def recipe_options(self, name, trains):
+        """Arguments of the recipe itself."""
+        data = few_sentences(self.data) if trains else self.data
+        return [
+            *("--data_folder", str(data), "--skip_prep", "True"),
+            *("--output_folder", str(self.folder(name))),
+            *("--seed", str(self.seed), "--noprogressbar", "--device=cpu"),
+            *(TRAINING if trains else ()),
+        ]
+
+    def longer(self):
+        """Arguments of train.py for full precision with the same steps."""
+        return [
+            *("train.py", self.hparams, "--start_from", str(self.start)),
+            *self.recipe_options("longer", True),
+        ]
+
+
+def few_sentences(data):
+    """A folder with one training sentence in `EVERY`, and the same test.
+
+    Of validation, which is no more than looked at, it has the beginning.
+
+    Arguments
+    ---------
+    data : Path
+        Prepared corpus.
+
+    Returns
+    -------
+    Path
+    """
+    folder = data.with_name(f"{data.name}_{EVERY}")
+    if folder.exists():
+        return folder
+    folder.mkdir()
+    for path in data.iterdir():
+        content = path.read_bytes()
+        lines = content.splitlines(keepends=True)
+        if path.name == "train.txt":
+            content = b"".join(lines[::EVERY])
+        elif path.name == "valid.txt":
+            content = b"".join(lines[: max(BATCH, len(lines) // EVERY)])
+        (folder / path.name).write_bytes(content)
+    return folder
+
+
+def result_of(folder):
+    """What the table says of a published folder.
+
+    Arguments
+    ---------
+    folder : Path
+        Output folder of the recipe.
+
+    Returns
+    -------
+    dict
+    """
+    published = folder / "published"
+    config = read_json(published / "quantization_config.json")
+    test = config["metadata"]["test"]
+    tensors = config.get("tensors", {}).values()
+    size = (published / MODEL_FILE).stat().st_size
+    plan = folder / "plan.json"
+    average = read_json(plan)["average_bits"] if plan.exists() else 32.0
+    return {
+        "ppl": test["PPL"],
+        "ppl_known": test["PPL_known"],
+        "bytes": size,
+        "average_bits": average,
+        "tensors": len(tensors),
+    }
+
+
+def in_recipe(arguments, main):
+    """Run a script's main under its own command line."""
+    before = sys.argv
+    sys.argv = arguments
+    try:
+        return main(arguments)
+    finally:
+        sys.argv = before
+
+
+def run_row(row, setting):
+    """Run one row; returns its result."""
+    if isinstance(row, Row):
+        from speechbrain_mpq.run import main
+
+        arguments = row.arguments(setting)
+        command = ["python", "-m", "speechbrain_mpq.run", *arguments]
+    else:
+        import runpy
+
+        arguments = setting.longer()
+        command = ["python", *arguments]
+
+        def main(arguments):
+            return runpy.run_path(arguments[0], run_name="__main__")
+
+    folder = setting.folder(row)
+    started = time.process_time()
+    if not (folder / "published" / MODEL_FILE).exists():
+        in_recipe(arguments, main)
+    result = result_of(folder)
+    result["cpu_seconds"] = round(time.process_time() - started)
+    result["command"] = " ".join(command)
+    return result
+
+
+def wanted_rows(patterns):
+    """Rows whose names fit a pattern; all of them for none."""
+    every = ["longer", *ROWS]
+    return [
+        row
+        for row in every
+        if not patterns
+        or any(fnmatch(getattr(row, "name", row), p) for p in patterns)
+    ]
+
+
+def table(results):
+    """The results as a table in Markdown.
+
+    Arguments
+    ---------
+    results : dict
+        Of one model: row -> result.
+
+    Returns
+    -------
+    str
+    """
+    full = results[FULL]
+    weights = full["bytes"] * 8 / 32
+    lines = [
+        "| system | asked | in the file | PPL | PPL of known words | bytes | "
+        "smaller |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in results.items():
+        more = 100 * (row["ppl"] / full["ppl"] - 1)
+        change = "" if name == FULL else f" ({more:+.1f} %)"
+        lines.append(
+            f"| {name} | {row['average_bits']:.2f} | "
+            f"{8 * row['bytes'] / weights:.2f} | {row['ppl']:.1f}{change} | "
+            f"{row['ppl_known']:.1f} | {row['bytes']:,} | "
+            f"{full['bytes'] / row['bytes']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main():
+    """Run the rows that are asked for and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("hparams", help="of recipes/SOTU/LM, run from there")
+    parser.add_argument("--data_folder", type=Path, required=True)
+    parser.add_argument("--start_from", type=Path, required=True)
+    parser.add_argument("--results_folder", type=Path, default="results/rows")
+    parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument("--only", nargs="+", metavar="PATTERN")
+    parser.add_argument("--commands", action="store_true")
+    options = parser.parse_args()
+    name = Path(options.hparams).stem
+    setting = Setting(
+        options.hparams,
+        options.data_folder,
+        options.start_from,
+        options.results_folder / name,
+        options.seed,
+    )
+    rows = wanted_rows(options.only)
+    if options.commands:
+        for row in rows:
+            own = isinstance(row, Row)
+            words = row.arguments(setting) if own else setting.longer()
+            print("python", "-m speechbrain_mpq.run " * own + " ".join(words))
+        return 0
+    kept = KEPT / f"{name}_{options.seed}.json"
+    results = read_json(kept) if kept.exists() else {}
+    results[FULL] = result_of(setting.start)
+    failed = []
+    for row in rows:
+        own = getattr(row, "name", row)
+        if own in results:
+            continue
+        try:
+            results[own] = run_row(row, setting)
+        except Exception:  # one row must not cost the others
+            traceback.print_exc()
+            failed.append(own)
+            continue
+        write_json(kept, results)
+        print(f"{own}: PPL {results[own]['ppl']:.2f}", flush=True)
+    print(table(results))
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""Word errors of N-best lists that many language models have rescored.
+
+> python benchmarks/quality/rescoring.py --tune valid.json valid.txt \
+    --test clean clean.json clean.txt --test rooms rooms.json rooms.txt \
+    --ngram lm.arpa --lm full results/lm_lstm/1234/published \
+    --lm ste_2 results/rows/lstm/ste_uniform_2_1234/published
+
+Lists are those that `speechbrain-mpq rescore` reads, references `id word word
+...` on each line. What the language model counts and the bonus of a word are
+chosen once, on the lists of --tune, for the first model, and are the same for
+all. Models are mixed with the n-gram half and half. p is that of MAPSSWE
+against the first model. Milliseconds a word are the processor's, of the
+network alone.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from speechbrain_mpq import LanguageModel
+from speechbrain_mpq.decoders.nbest import (
+    NBest,
+    RescoringWeights,
+    read_nbest,
+)
+from speechbrain_mpq.decoders.ngram import Ngram
+from speechbrain_mpq.evaluation.significance import mapsswe
+from speechbrain_mpq.evaluation.wer import WordErrors, word_errors
+from speechbrain_mpq.inference.rescoring import rescore
+from speechbrain_mpq.utils import read_json, write_json
+
+LM_WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.3)
+BONUSES = (-1.0, 0.0, 1.0, 2.0, 3.0)
+errors_of = lru_cache(maxsize=None)(word_errors)
+
+
+def read_references(path, lists):
+    """References of some lists.
+
+    Arguments
+    ---------
+    path : str or Path
+        `id word word ...` on each line.
+    lists : list of NBest
+
+    Returns
+    -------
+    dict
+        id -> words; every list has one.
+    """
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    references = {}
+    for line in lines:
+        key, _, words = line.partition(" ")
+        references[key] = words
+    missing = [row.id for row in lists if row.id not in references]
+    if missing:
+        raise ValueError(f"{path} has no reference of {missing[0]!r}")
+    return references
+
+
+def chosen(lists, weights=None):
+    """Best hypothesis of each list.
+
+    Arguments
+    ---------
+    lists : list of NBest
+        With "recognizer_scores" and "lm_scores" where there are weights.
+    weights : tuple of float or None
+        What the language model counts and the bonus of a word; None: the
+        scores of the lists.
+
+    Returns
+    -------
+    dict
+        id -> hypothesis
+    """
+    if weights is None:
+        return {row.id: row.ranked().hypotheses[0] for row in lists}
+    scale, bonus = weights
+    best = {}
+    for row in lists:
+        scores = [
+            part["recognizer_scores"]
+            + scale * part["lm_scores"]
+            + bonus * len(text.split())
+            for text, part in zip(row.hypotheses, row.details)
+        ]
+        best[row.id] = NBest(row.id, row.hypotheses, scores).ranked()
+        best[row.id] = best[row.id].hypotheses[0]
+    return best
+
+
+def oracle(lists, references):
+    """The hypothesis of each list with the fewest errors."""
+    return {
+        row.id: min(
+            row.hypotheses,
+            key=lambda text: errors_of(references[row.id], text).errors,
+        )
+        for row in lists
+    }
+
+
+def error_rate(hypotheses, references):
+    """Word error rate in percent."""
+    errors = (errors_of(references[k], t) for k, t in hypotheses.items())
+    return sum(errors, WordErrors()).rate
+
+
+def tuned(lists, references):
+    """The weights with the fewest errors on some rescored lists."""
+    return min(
+        itertools.product(LM_WEIGHTS, BONUSES),
+        key=lambda weights: error_rate(chosen(lists, weights), references),
+    )
+
+
+class Bench:
+    """Lists, references and the n-gram.
+
+    Arguments
+    ---------
+    sets : dict
+        name -> (lists, references); "tune" is one of them.
+    ngram : Ngram or None
+    """
+
+    def __init__(self, sets, ngram=None):
+        self.sets = sets
+        self.ngram = ngram
+        self.weights = None  # chosen for the first model
+        self.first = {}  # its hypotheses, by set
+
+    def rescored(self, lm, name, share=0.5):
+        """Lists of a set with the scores of a model mixed with the n-gram."""
+        lists, _ = self.sets[name]
+        weights = RescoringWeights(interpolation=share)
+        return rescore(lists, lm, weights, self.ngram)
+
+    def choose_weights(self, lm):
+        """Choose what all models count."""
+        self.weights = tuned(self.rescored(lm, "tune"), self.sets["tune"][1])
+        return self.weights
+
+    def wer_row(self, best):
+        """Error rates of hypotheses by set, and p against the first model."""
+        row = {}
+        for name, own in best.items():
+            _, references = self.sets[name]
+            row[name] = {"wer": error_rate(own, references)}
+            if name in self.first:
+                test = mapsswe(
+                    (references[k], self.first[name][k], own[k]) for k in own
+                )
+                row[name]["p"] = test.p
+        return row
+
+    def passes(self):
+        """Rows of the first pass and of the oracle."""
+        tests = {n: s for n, s in self.sets.items() if n != "tune"}
+        return {
+            "first pass": self.wer_row(
+                {n: chosen(lists) for n, (lists, _) in tests.items()}
+            ),
+            "oracle": self.wer_row(
+                {n: oracle(*pair) for n, pair in tests.items()}
+            ),
+        }
+
+    def row(self, lm, share=0.5):
+        """Error rates of a model."""
+        best = {
+            name: chosen(self.rescored(lm, name, share), self.weights)
+            for name in self.sets
+            if name != "tune"
+        }
+        self.first = self.first or best
+        return self.wer_row(best)
+
+    def milliseconds(self, lm):
+        """Processor time a word of the network alone."""
+        texts = [
+            text
+            for name, (lists, _) in self.sets.items()
+            if name != "tune"
+            for row in lists
+            for text in row.hypotheses
+        ]
+        started = time.process_time()
+        lm.score(texts)
+        words = sum(len(text.split()) + 1 for text in texts)
+        return 1000 * (time.process_time() - started) / words
+
+
+def table(rows):
+    """Results as a table in Markdown."""
+    names = list(next(iter(rows.values()))["sets"])
+    heads = [f"WER {name} | p" for name in names]
+    lines = [
+        "| system | " + " | ".join(heads) + " | ms a word | bytes |",
+        "|---" * (3 + 2 * len(names)) + "|",
+    ]
+    for name, row in rows.items():
+        cells = []
+        for own in row["sets"].values():
+            p = own.get("p")
+            cells += [f"{own['wer']:.2f}", "" if p is None else f"{p:.3f}"]
+        time_a_word = row.get("ms")
+        cells.append("" if time_a_word is None else f"{time_a_word:.3f}")
+        size = row.get("bytes")
+        cells.append("" if size is None else f"{size:,}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def read_options():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    lists = {"metavar": ("LISTS", "REFERENCES"), "nargs": 2}
+    add("--tune", required=True, **lists)
+    lists = {"metavar": ("NAME", "LISTS", "REFERENCES"), "nargs": 3}
+    add("--test", required=True, action="append", **lists)
+    folder = {"metavar": ("NAME", "FOLDER"), "nargs": 2}
+    add("--lm", required=True, action="append", **folder)
+    add("--ngram", help="ARPA file, in the same half-and-half mixture for all")
+    add("--scores", default="log_probs", help="as for speechbrain-mpq rescore")
+    add("--out", type=Path, help="JSON of results; models in it are not rerun")
+    return parser.parse_args()
+
+
+def read_sets(options):
+    """Lists and references of the command line."""
+    named = [("tune", *options.tune), *options.test]
+    sets = {}
+    for name, lists, references in named:
+        lists = read_nbest(lists, options.scores)
+        sets[name] = lists, read_references(references, lists)
+    return sets
+
+
+def main():
+    """Rescore with all models and print the table."""
+    options = read_options()
+    torch.set_num_threads(1)
+    bench = Bench(
+        read_sets(options), Ngram(options.ngram) if options.ngram else None
+    )
+    kept = {}
+    if options.out and options.out.exists():
+        kept = read_json(options.out)["rows"]
+    rows = {name: {"sets": row} for name, row in bench.passes().items()}
+    for number, (name, folder) in enumerate(options.lm):
+        if number and name in kept:
+            rows[name] = kept[name]
+            continue
+        lm = LanguageModel.from_pretrained(folder)
+        if not number:
+            weights = bench.choose_weights(lm)
+        rows[name] = {
+            "sets": bench.row(lm),
+            "ms": bench.milliseconds(lm),
+            "bytes": Path(folder, "model.safetensors").stat().st_size,
+        }
+        if bench.ngram and not number:
+            rows["n-gram alone"] = {"sets": bench.row(lm, share=0.0)}
+        if options.out:
+            content = {"weights": weights, "rows": {**kept, **rows}}
+            write_json(options.out, content)
+        print(name, json.dumps(rows[name]["sets"]), file=sys.stderr, flush=True)
+    print(f"language model x {weights[0]}, {weights[1]:+} a word\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The language models' tables: rows, commands, word errors of the chosen."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from speechbrain_mpq.decoders.nbest import NBest
+from speechbrain_mpq.decoders.vocabulary import Vocabulary
+from speechbrain_mpq.inference.language_model import LanguageModel
+from speechbrain_mpq.lobes.models.language_models import TiedRNNLM
+from speechbrain_mpq.quantization.scheme import Scheme
+from speechbrain_mpq.run import _parser
+from speechbrain_mpq.training.choose import method_of, scorer_of
+
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+
+
+def script(name):
+    """A benchmark, which is in no package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS / Path(name).parent)
+        return importlib.import_module(Path(name).name)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return script("quality/language_models")
+
+
+@pytest.fixture(scope="module")
+def rescoring():
+    return script("quality/rescoring")
+
+
+@pytest.fixture(scope="module")
+def setting(rows, tmp_path_factory):
+    root = tmp_path_factory.mktemp("rows")
+    data = root / "sotu"
+    data.mkdir()
+    (data / "train.txt").write_text("".join(f"{i}\n" for i in range(20)))
+    (data / "vocab.txt").write_text("words\n")
+    (data / "valid.txt").write_text("".join(f"{i}\n" for i in range(400)))
+    start, results = root / "start", root / "results"
+    return rows.Setting("hparams/lstm.yaml", data, start, results, 7)
+
+
+def test_every_row_is_a_command_that_the_runner_takes(rows, setting):
+    names = [row.name for row in rows.ROWS]
+    assert len(set(names)) == len(names)
+    for bits in rows.EQUAL:
+        folder = setting.folder(rows.Row("admm", bits)) / "packed"
+        folder.mkdir(parents=True)
+    for row in rows.ROWS:
+        options, rest = _parser().parse_known_args(row.arguments(setting))
+        assert float(options.bits) == row.bits
+        assert options.gates and not options.vectors
+        method_of(options.method)
+        scheme = Scheme(gates=True)
+        scorer_of(options.scores, scheme, options.candidate_bits)
+        assert "--number_of_epochs" in rest or row.method == "rounded"
+
+
+def test_fine_tuning_sees_every_eighth_sentence(rows, setting):
+    folder = rows.few_sentences(setting.data)
+    assert (folder / "train.txt").read_text().split() == ["0", "8", "16"]
+    assert (folder / "vocab.txt").read_text() == "words\n"
+    # Scores look at the same sentences.
+    assert len((folder / "valid.txt").read_text().split()) == 50
+
+
+def test_bits_in_the_file_are_of_all_its_bytes(rows):
+    full = {"ppl": 80.0, "ppl_known": 90.0, "bytes": 4000, "average_bits": 32}
+    small = {"ppl": 84.0, "ppl_known": 95.0, "bytes": 250, "average_bits": 1.9}
+    text = rows.table({"full": full, "kl": small})
+    assert "| kl | 1.90 | 2.00 | 84.0 (+5.0 %) | 95.0 | 250 | 16.0 |" in text
+
+
+LISTS = [
+    NBest("a", ["the cat", "the cad"], [-2.0, -1.0]),
+    NBest("b", ["a dog", "a dog of"], [-1.0, -3.0]),
+]
+REFERENCES = {"a": "the cat", "b": "a dog"}
+
+
+def with_scores(lists, scores):
+    """Lists as `rescore` leaves them."""
+    return [
+        NBest(
+            row.id,
+            row.hypotheses,
+            row.scores,
+            [
+                {"recognizer_scores": own, "lm_scores": lm}
+                for own, lm in zip(row.scores, part)
+            ],
+        )
+        for row, part in zip(lists, scores)
+    ]
+
+
+def test_weights_are_those_with_the_fewest_errors(rescoring):
+    assert rescoring.error_rate(
+        rescoring.chosen(LISTS), REFERENCES
+    ) == pytest.approx(25)
+    lists = with_scores(LISTS, [(-1.0, -9.0), (-4.0, -4.0)])
+    weights = rescoring.tuned(lists, REFERENCES)
+    assert weights[0] >= 0.2  # 8 nats have to outweigh 1
+    best = rescoring.chosen(lists, weights)
+    assert best == REFERENCES
+    # A bonus that outweighs all takes the longest.
+    assert rescoring.chosen(lists, (0.0, 9.0))["b"] == "a dog of"
+
+
+def test_oracle_has_the_fewest_errors(rescoring):
+    assert rescoring.oracle(LISTS, REFERENCES) == REFERENCES
+
+
+def test_references_must_be_there(rescoring, tmp_path):
+    path = tmp_path / "text"
+    path.write_text("a the cat\n")
+    with pytest.raises(ValueError, match="no reference of 'b'"):
+        rescoring.read_references(path, LISTS)
+    path.write_text("a the cat\nb a dog\n")
+    assert rescoring.read_references(path, LISTS) == REFERENCES
+
+
+def test_bench_compares_with_the_first_model(rescoring):
+    torch.manual_seed(0)
+    vocabulary = Vocabulary(["the", "cat", "cad", "a", "dog", "of"])
+    lm = LanguageModel(TiedRNNLM(vocab=10, size=4, layers=1), vocabulary)
+    sets = {"tune": (LISTS, REFERENCES), "test": (LISTS, REFERENCES)}
+    bench = rescoring.Bench(sets)
+    passes = bench.passes()
+    assert passes["first pass"]["test"] == {"wer": pytest.approx(25)}
+    assert passes["oracle"]["test"] == {"wer": 0}
+    bench.choose_weights(lm)
+    first, again = bench.row(lm), bench.row(lm)
+    assert again["test"]["p"] == 1
+    assert again["test"]["wer"] == first["test"]["wer"]
+    assert bench.milliseconds(lm) > 0
+    rows = {
+        **{name: {"sets": row} for name, row in passes.items()},
+        "lstm": {"sets": again, "ms": 0.5, "bytes": 1234},
+    }
+    last = rescoring.table(rows).splitlines()[-1]
+    assert last.startswith("| lstm | ") and last.endswith("0.500 | 1,234 |")
