@@ -446,8 +446,8 @@ def _add_choices(add):
     add(
         "--method",
         help="how weights are found: log_step (the default), learned_step, "
-        "straight_through, admm, one_stage, or post_training, without fit; "
-        "settings behind a colon: admm:penalty=0.01,growth=1.2",
+        "straight_through, admm, admm_printed, one_stage, or post_training, "
+        "without fit; settings behind a colon: admm:penalty=0.01,growth=1.2",
     )
     add(
         "--prototypes",

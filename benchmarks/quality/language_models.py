@@ -123,15 +123,18 @@ class Row:
 
 NODE = {"options": ("--granularity", "channel"), "kind": "node"}
 ENTROPY = {"options": ("--codebook", "entropy"), "kind": "entropy"}
+MIDRISE = {"options": ("--codebook", "midrise"), "kind": "midrise"}
 ROWS = (
     *(Row("rounded", bits) for bits in EQUAL),
     *(Row("rounded", bits, **NODE) for bits in EQUAL),
+    Row("rounded", 2, **MIDRISE),
     *(Row("rounded", bits, **ENTROPY) for bits in (1, 1.5, 2, 4)),
     *(Row("rounded", 2, name) for name in SCORES),
     *(Row("rounded", 4, name) for name in ("kl", "hessian", "nas")),
     *(Row("ste", bits) for bits in EQUAL),
     *(Row("ste", bits, "kl") for bits in BUDGETS),
     *(Row("step", bits) for bits in (1, 2)),
+    Row("ste", 2, **MIDRISE),
     *(Row("ste", bits, **ENTROPY) for bits in (1, 1.5, 2)),
     *(Row("admm", bits) for bits in EQUAL),
     Row("printed", 2),
