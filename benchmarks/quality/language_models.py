@@ -1,9 +1,10 @@
 """Language models at few bits: every method of the paper, one command a row.
 
-> cd recipes/SOTU/LM
-> python train.py hparams/lstm.yaml --data_folder data/sotu
-> python ../../../benchmarks/quality/language_models.py hparams/lstm.yaml \
-    --data_folder data/sotu --start_from results/lm_lstm/1234
+> python recipes/SOTU/LM/train.py recipes/SOTU/LM/hparams/lstm.yaml \
+    --data_folder data/sotu
+> python benchmarks/quality/language_models.py \
+    recipes/SOTU/LM/hparams/lstm.yaml --data_folder data/sotu \
+    --start_from results/lm_lstm/1234
 
 Each row is what `python -m speechbrain_mpq.run train.py ...` does, in this
 process, which does not import everything again for each; `--commands` prints
@@ -112,7 +113,7 @@ class Row:
             ]
             begin = ("--prototypes", *begin)
         return [
-            *("train.py", setting.hparams, *COMMON, *begin),
+            *(setting.script, setting.hparams, *COMMON, *begin),
             *("--weights", str(setting.start / "save")),
             *("--bits", f"{self.bits:g}", "--method", METHODS[self.method]),
             *("--scores", SCORES.get(self.scores, self.scores)),
@@ -156,6 +157,11 @@ class Setting:
     results: Path
     seed: int
 
+    @property
+    def script(self):
+        """The recipe."""
+        return str(Path(self.hparams).parents[1] / "train.py")
+
     def folder(self, name):
         """Output folder of a row."""
         name = name.name if isinstance(name, Row) else name
@@ -174,7 +180,7 @@ class Setting:
     def longer(self):
         """Arguments of train.py for full precision with the same steps."""
         return [
-            *("train.py", self.hparams, "--start_from", str(self.start)),
+            *(self.script, self.hparams, "--start_from", str(self.start)),
             *self.recipe_options("longer", True),
         ]
 
@@ -317,7 +323,7 @@ def table(results):
 def main():
     """Run the rows that are asked for and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("hparams", help="of recipes/SOTU/LM, run from there")
+    parser.add_argument("hparams", help="recipes/SOTU/LM/hparams/...")
     parser.add_argument("--data_folder", type=Path, required=True)
     parser.add_argument("--start_from", type=Path, required=True)
     parser.add_argument("--results_folder", type=Path, default="results/rows")

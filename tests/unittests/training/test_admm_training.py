@@ -19,6 +19,7 @@ from speechbrain_mpq.quantization.fake_quant import FakeQuantize
 from speechbrain_mpq.quantization.packing import load_packed_, save_packed
 from speechbrain_mpq.quantization.plan import BitPlan
 from speechbrain_mpq.quantization.quant_api import bit_plan, quantize_
+from speechbrain_mpq.quantization.tensors import named_tensors
 from speechbrain_mpq.training.admm_training import (
     AdamExtraGradient,
     ADMMTraining,
@@ -353,3 +354,34 @@ def test_weights_that_result_from_others_are_refused_before_scoring():
     )
     with pytest.raises(ValueError, match="pulls a parameter itself.* normed"):
         choose_bits(brain, None, "kl", method="admm")  # no data to score on
+
+
+@pytest.mark.parametrize("ratio, changes", [(1.5, True), (2.5, False)])
+def test_levels_freeze_at_a_penalty_of_twice_the_step(ratio, changes, tmp_path):
+    """What docs/language-models.md says of ADMM's penalty.
+
+    T + lam settles step / penalty levels from f where the gradient always
+    has the same sign, and has to come half a level far.
+    """
+    step = 0.03
+    layer = torch.nn.Linear(64, 1, bias=False)
+    layer.weight.data.copy_((torch.arange(64) % 3 - 1.0)[None])
+    quantize_(layer, 2, estimator=ADMM)
+    admm = ADMMTraining(
+        tmp_path / "admm.json", iteration_steps=40, penalty=ratio * step
+    )
+    optimizer = AdamExtraGradient(layer.parameters(), lr=step)
+    brain = sb.Brain({"layer": layer})
+    brain.optimizers_dict = {"opt_class": optimizer}
+    admm.start(brain, layer)
+    (tensor,) = named_tensors(layer).values()
+    before = tensor.fake_quantize.projection.clone()
+    for _ in range(40 * 30):
+        optimizer.zero_grad()
+        layer.weight[0, 1].backward()  # always down, of one weight
+        optimizer.step()
+        admm.after_step(brain)
+    after = tensor.fake_quantize.projection
+    assert (before[0, 1] != after[0, 1]).item() == changes
+    kept = torch.arange(64) != 1
+    assert torch.equal(before[0, kept].sign(), after[0, kept].sign())
