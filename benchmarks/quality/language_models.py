@@ -258,12 +258,10 @@ def run_row(row, setting):
         from speechbrain_mpq.run import main
 
         arguments = row.arguments(setting)
-        command = ["python", "-m", "speechbrain_mpq.run", *arguments]
     else:
         import runpy
 
         arguments = setting.longer()
-        command = ["python", *arguments]
 
         def main(arguments):
             return runpy.run_path(arguments[0], run_name="__main__")
@@ -274,7 +272,6 @@ def run_row(row, setting):
         in_recipe(arguments, main)
     result = result_of(folder)
     result["cpu_seconds"] = round(time.process_time() - started)
-    result["command"] = " ".join(command)
     return result
 
 
@@ -348,6 +345,7 @@ def main():
         return 0
     kept = KEPT / f"{name}_{options.seed}.json"
     results = read_json(kept) if kept.exists() else {}
+    kept.parent.mkdir(parents=True, exist_ok=True)
     results[FULL] = result_of(setting.start)
     failed = []
     for row in rows:
