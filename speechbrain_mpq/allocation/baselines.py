@@ -290,14 +290,13 @@ def reversed_scores(table):
     {'small': {2: 2.0, 4: 1.0}, 'large': {2: 16.0, 4: 2.0}}
     """
     counts, least = table.parameters, min(table.candidate_bits)
-    order = sorted(
-        table.scores, key=lambda name: table.scores[name][least] / counts[name]
-    )
-    donors = dict(zip(order, reversed(order)))
-    return {
-        cluster: {
-            bits: score / counts[donors[cluster]] * counts[cluster]
-            for bits, score in table.scores[donors[cluster]].items()
-        }
-        for cluster in table.scores
-    }
+    # What the network does not use has no part in it.
+    used = [name for name, row in table.scores.items() if any(row.values())]
+    used.sort(key=lambda name: table.scores[name][least] / counts[name])
+    donors = dict(zip(used, reversed(used)))
+    scores = dict(table.scores)
+    for cluster, donor in donors.items():
+        share = counts[cluster] / counts[donor]
+        row = table.scores[donor]
+        scores[cluster] = {bits: share * x for bits, x in row.items()}
+    return scores

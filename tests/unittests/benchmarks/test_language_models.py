@@ -130,6 +130,7 @@ def test_bench_compares_with_the_first_model(rescoring):
     torch.manual_seed(0)
     vocabulary = Vocabulary(["the", "cat", "cad", "a", "dog", "of"])
     lm = LanguageModel(TiedRNNLM(vocab=10, size=4, layers=1), vocabulary)
+    lm = rescoring.Timed(lm)
     sets = {"tune": (LISTS, REFERENCES), "test": (LISTS, REFERENCES)}
     bench = rescoring.Bench(sets)
     passes = bench.passes()
@@ -139,7 +140,9 @@ def test_bench_compares_with_the_first_model(rescoring):
     first, again = bench.row(lm), bench.row(lm)
     assert again["test"]["p"] == 1
     assert again["test"]["wer"] == first["test"]["wer"]
-    assert bench.milliseconds(lm) > 0
+    # Words and ends of the lists: for the weights, and twice for the row.
+    assert lm.words == 3 * (3 + 3 + 3 + 4)
+    assert lm.milliseconds > 0
     rows = {
         **{name: {"sets": row} for name, row in passes.items()},
         "lstm": {"sets": again, "ms": 0.5, "bytes": 1234},
