@@ -220,11 +220,12 @@ class Runner:
 def _check_numbers(candidate_bits=None, min_bits=None, batches=None, **_):
     """Refuse what `choose_bits` would, before the script runs."""
     from .allocation.scores import check_candidates
+    from .quantization.codebook import MAX_BITS
 
     if candidate_bits is not None:
         check_candidates(candidate_bits)
-    if min_bits is not None and not 1 <= min_bits <= 16:
-        raise ValueError(f"--min_bits is {min_bits}: take 1 to 16")
+    if min_bits is not None and not 1 <= min_bits <= MAX_BITS:
+        raise ValueError(f"--min_bits is {min_bits}: take 1 to {MAX_BITS}")
     if batches is not None and batches < 1:
         raise ValueError(f"--batches is {batches}: take at least 1")
 

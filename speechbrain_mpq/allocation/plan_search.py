@@ -131,12 +131,11 @@ class PlanObjectives:
             For `quantize_`, `choose_bits`' folder, or plan.json.
         """
         self._check(plan)
-        clusters = {}
-        for name, tensors in self.sizes["tensors"].items():
-            count = sum(tensors.values())
-            clusters[name] = ClusterBits(
-                plan[name], count, tuple(tensors), self.sizes["scales"][name]
-            )
+        scales = self.sizes["scales"]
+        clusters = {
+            name: ClusterBits.of(tensors, scales[name], plan[name])
+            for name, tensors in self.sizes["tensors"].items()
+        }
         rest = self.sizes["rest_parameters"]
         return BitPlan(clusters, rest, self.scheme.codebook)
 

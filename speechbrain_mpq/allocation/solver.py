@@ -249,9 +249,7 @@ def _usable_bits(table, min_bits, candidate_bits):
 
 def _cluster(table, cluster, bits):
     """A cluster at some bits; it knows its bytes."""
-    tensors = table.tensors[cluster]
-    parameters = sum(tensors.values())
-    return ClusterBits(bits, parameters, tensors, table.scales[cluster])
+    return ClusterBits.of(table.tensors[cluster], table.scales[cluster], bits)
 
 
 def _budget(table, average_bits, budget_bytes):

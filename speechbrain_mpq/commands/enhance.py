@@ -39,6 +39,29 @@ def add_arguments(parser):
         "or more, 16 kHz come out: files, folders, patterns, a pipe, or - for "
         "standard input",
     )
+    _add_exit_options(parser)
+    parser.add_argument(
+        "--model",
+        default=BUNDLED_ENHANCER,
+        metavar="FOLDER",
+        help="packed folder, or its name on the Hugging Face hub (default: "
+        "the 4-bit model that comes with the package)",
+    )
+    _add_output_options(parser)
+    parser.add_argument(
+        "--threads",
+        type=whole_number(1, MAX_THREADS),
+        default=1,
+        help="of PyTorch (default: 1)",
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="of PyTorch (default: %(default)s)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def _add_exit_options(parser):
+    """How many multiplications a frame may take."""
     parser.add_argument(
         "--exit",
         type=_exit,
@@ -54,13 +77,10 @@ def add_arguments(parser):
         help="multiplications a frame of 16 ms, as 600k or 1.2M: at most or, "
         "with --exit auto, on average",
     )
-    parser.add_argument(
-        "--model",
-        default=BUNDLED_ENHANCER,
-        metavar="FOLDER",
-        help="packed folder, or its name on the Hugging Face hub (default: "
-        "the 4-bit model that comes with the package)",
-    )
+
+
+def _add_output_options(parser):
+    """Where the enhanced speech goes, and in which samples."""
     parser.add_argument(
         "-o",
         "--out",
@@ -70,18 +90,8 @@ def add_arguments(parser):
         "current one does by default",
     )
     parser.add_argument(
-        "--threads",
-        type=whole_number(1, MAX_THREADS),
-        default=1,
-        help="of PyTorch (default: 1)",
-    )
-    parser.add_argument(
-        "--device", default="cpu", help="of PyTorch (default: %(default)s)"
-    )
-    parser.add_argument(
         "--float", action="store_true", help="write 32-bit float samples"
     )
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def run(options) -> int:

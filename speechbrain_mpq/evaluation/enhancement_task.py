@@ -7,7 +7,15 @@ measured. The card shows the other exits where the metadata of a packed folder
 has "exits", {exit: averages}, and "noisy".
 """
 
-from .task import CardText, ItemField, Measure, Task, mean, register_task
+from .task import (
+    CardText,
+    ItemField,
+    Measure,
+    Task,
+    markdown_table,
+    mean,
+    register_task,
+)
 
 _USE = """\
 ## How to use
@@ -60,15 +68,13 @@ def _exits_table(metadata):
         ),
     ]
     header = ("exit", "multiplications a frame", "PESQ", "SI-SNR dB", "DNSMOS")
-    lines = [header, ["---"] * len(header), *rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"## What each exit does\n\n{table}\n\n"
+    return f"## What each exit does\n\n{markdown_table(header, rows)}\n"
 
 
 def _cells(scores):
     """Cells of the measures."""
-    found = [scores.get(key) for key in ("pesq", "si_snr", "dnsmos")]
-    return ["-" if value is None else f"{value:.2f}" for value in found]
+    values = [scores.get(key) for key in ("pesq", "si_snr", "dnsmos")]
+    return ["-" if value is None else f"{value:.2f}" for value in values]
 
 
 def _card(config):

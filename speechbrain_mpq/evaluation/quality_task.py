@@ -6,9 +6,8 @@ heard the clip's type of noise.
 """
 
 import math
-from statistics import fmean, stdev
 
-from .significance import mse, pcc, srcc
+from .significance import mse, paired_z_test, pcc, srcc
 from .task import (
     CardText,
     Conditions,
@@ -55,8 +54,8 @@ def _summarise(items):
         return {"n": 0, "pcc": None, "srcc": None, "mse": None}
     scores = [item["score"] for item in items]
     labels = [item["label"] for item in items]
-    found = {f.__name__: f(scores, labels) for f in (pcc, srcc, mse)}
-    defined = {k: v if math.isfinite(v) else None for k, v in found.items()}
+    values = {f.__name__: f(scores, labels) for f in (pcc, srcc, mse)}
+    defined = {k: v if math.isfinite(v) else None for k, v in values.items()}
     return {"n": len(items), **defined}
 
 
@@ -67,11 +66,8 @@ def _test_errors(pairs):
         - (other["score"] - other["label"]) ** 2
         for own, other in pairs
     ]
-    spread = stdev(differences) if len(differences) > 1 else 0.0
-    error = spread / math.sqrt(len(differences))
-    z = fmean(differences) / error if error else 0.0
-    p = math.erfc(abs(z) / math.sqrt(2))
-    return {"z": z, "p": p, "clips": len(differences)}
+    z, p, clips, *_ = paired_z_test(differences)
+    return {"z": z, "p": p, "clips": clips}
 
 
 def _card(config):

@@ -115,11 +115,33 @@ def mapsswe(pairs, min_good=2):
         for pair in pairs
         for segment in segments(*pair, min_good)
     ]
+    return MapssweResult(*paired_z_test(differences))
+
+
+def paired_z_test(differences):
+    """Test whether the mean of paired differences is zero, two-tailed.
+
+    Arguments
+    ---------
+    differences : list of float
+
+    Returns
+    -------
+    tuple
+        (z, p, number, mean, standard deviation); z is 0 where the differences
+        do not vary or there are fewer than two.
+
+    Example
+    -------
+    >>> z, p, *_ = paired_z_test([1.0, 2.0, 3.0])
+    >>> round(z, 4), round(p, 5)
+    (3.4641, 0.00053)
+    """
     n = len(differences)
     mean = fmean(differences) if n else 0.0
     std = stdev(differences) if n > 1 else 0.0
     z = mean / (std / math.sqrt(n)) if std else 0.0
-    return MapssweResult(z, math.erfc(abs(z) / math.sqrt(2)), n, mean, std)
+    return z, math.erfc(abs(z) / math.sqrt(2)), n, mean, std
 
 
 def _words(text):

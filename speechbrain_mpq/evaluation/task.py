@@ -273,6 +273,26 @@ def find_task(name=None):
     return _TASKS[name]
 
 
+def markdown_table(header, rows):
+    """Write a table in Markdown.
+
+    Arguments
+    ---------
+    header : sequence of str
+    rows : iterable of sequence
+
+    Example
+    -------
+    >>> print(markdown_table(("bits", "WER"), [(4, "5.2 %")]), end="")
+    | bits | WER |
+    | --- | --- |
+    | 4 | 5.2 % |
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    cells = [[str(c).replace("|", "\\|") for c in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n"
+
+
 def mean(values):
     """Average values; None where there is no value or one is None."""
     if not values or None in values:

@@ -20,6 +20,7 @@ import soundfile
 import yaml
 
 from ..evaluation.separation_task import SEPARATION
+from ..evaluation.task import markdown_table
 from ..lobes.models.spatial_features import LINEAR_15_SPACINGS, used_microphones
 from ..utils import SAMPLE_RATE, atomic_write
 from .audio import system_path
@@ -155,7 +156,7 @@ def _results(task, metrics, reference):
         bits = bits_word(system.get("average_bits", 32))
         rows.append((name, bits, size, *_quality(task, system["average"])))
     parts = ["## Results\n"]
-    overall = table(("system", "bits", title, *titles), rows)
+    overall = markdown_table(("system", "bits", title, *titles), rows)
     if task.conditions:
         parts[0] += f"\nMean of {task.conditions.together} below.\n"
         parts += [overall, *_by_condition(task, systems, titles)]
@@ -182,7 +183,7 @@ def _by_condition(task, systems, titles):
         if name in metrics["buckets"]
     ]
     header = (task.conditions.column, "system", *titles)
-    return [f"{task.conditions.note}\n", table(header, rows)]
+    return [f"{task.conditions.note}\n", markdown_table(header, rows)]
 
 
 def _quality(task, scores):
@@ -376,7 +377,7 @@ def write_card(
     | bits | 32 |
     <BLANKLINE>
     """
-    head = f"# {title}\n\n{about}\n\n{table(('', ''), numbers)}"
+    head = f"# {title}\n\n{about}\n\n{markdown_table(('', ''), numbers)}"
     parts = [_front_matter(plan, tags, **matter), head, *sections]
     parts += [_plan_table(plan)] if plan else []
     return "\n".join([*parts, *([end] if end else [])])
@@ -392,13 +393,6 @@ def size_word(count):
     if count < SMALL:
         return f"{count:,} bytes ({count / KIB:.1f} KiB)"
     return f"{count:,} bytes ({count / MIB:.2f} MiB)"
-
-
-def table(header, rows):
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    cells = [[str(c).replace("|", "\\|") for c in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n"
 
 
 def _front_matter(plan, tags, base_model=None, **matter):
@@ -438,7 +432,7 @@ def _plan_table(plan):
     ]
     if rest:
         rows.append(("32 (left alone)", "-", f"{rest:,}", _share(rest, total)))
-    return "## Bit plan\n\n" + table(
+    return "## Bit plan\n\n" + markdown_table(
         ("bits", "clusters", "weights", "share"), rows
     )
 

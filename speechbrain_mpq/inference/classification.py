@@ -152,7 +152,7 @@ def save_classifier(integer, folder, features, metadata=None, **card):
     folder : str or Path
         Made if it is not there.
     features : dict
-        Settings of its `LogMel`.
+        Settings of its `NormalizedFbank`.
     metadata : dict or None
         Anything that JSON can hold, for quantization_config.json.
     **card

@@ -25,8 +25,10 @@ import torch.nn.functional as F
 
 from ..evaluation.signal_quality import si_snr
 from ..quantization.packing import read_model
+from ..quantization.plan import mean_bits
 from ..utils import SAMPLE_RATE, strict_json
 from .audio import AudioError
+from .folder import FLOAT_BITS
 from .localization import MIN_MICROPHONES
 from .output import TargetOutput
 
@@ -292,14 +294,12 @@ def _in_the_plane(positions):
 def _facts(name, model):
     """What the page says of a model."""
     packed = read_model(model.model_file)
-    tensors = packed.quantized.values()
-    values = sum(t.numel() for t in tensors)
-    bits = sum(t.bits * t.numel() for t in tensors)
-    floats = sum(t.numel() for t in packed.floats.values())
+    sizes = [(t.bits, t.numel()) for t in packed.quantized.values()]
+    sizes += [(FLOAT_BITS, t.numel()) for t in packed.floats.values()]
     return {
         "name": name,
         "bytes": packed.path.stat().st_size,
-        "bits": round((bits + 32 * floats) / (values + floats), 2),
+        "bits": round(mean_bits(sizes), 2),
     }
 
 

@@ -9,7 +9,6 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from tqdm import tqdm
 
@@ -17,11 +16,11 @@ from ..evaluation.enhancement_task import ENHANCEMENT
 from ..lobes.models.exit_rules import EnhancerStream, exit_rule
 from ..lobes.models.nsnet2 import BINS, LAST, EarlyExitNsNet2, NsNet2
 from ..utils import BUNDLED_ENHANCER, SAMPLE_RATE, atomic_write
-from .audio import AudioFile, as_waveforms, audio_format, system_path
+from .audio import AudioFile, as_waveforms
 from .chunks import check_finite
 from .folder import fetch_folder, save_separator
 from .loading import load
-from .output import UNLIMITED, output_paths
+from .output import UNLIMITED, check_subtype, output_paths, write_blocks
 from .registry import flag, number, optional, register, several, whole
 
 logger = logging.getLogger(__name__)
@@ -237,36 +236,20 @@ def save_enhancer(model, folder, metadata=None, **card):
 
 def _write(blocks, path, channels, subtype):
     """Blocks [samples, channels] as an audio file."""
-    kind = audio_format(path)
-    if not soundfile.check_format(kind, subtype):
-        raise ValueError(
-            f"{path}: {kind} has no samples of type {subtype}, only "
-            + ", ".join(soundfile.available_subtypes(kind))
-        )
+    check_subtype(path, subtype)
     clipped = 0
-    try:
-        with (
-            atomic_write(path) as part,
-            soundfile.SoundFile(
-                system_path(part),
-                "w",
-                SAMPLE_RATE,
-                channels,
-                subtype,
-                format=kind,
-            ) as file,
-        ):
-            for block in blocks:
-                block = block.numpy()
-                if subtype not in UNLIMITED:
-                    clipped += int((np.abs(block) > 1).sum())
-                    block = block.clip(-1, 1)
-                file.write(block)
-    except soundfile.LibsndfileError as error:
-        raise OSError(
-            f"{path} cannot be written ({error.error_string}): is the disk "
-            "full?"
-        ) from error
+
+    def limited():
+        nonlocal clipped
+        for block in blocks:
+            block = block.numpy()
+            if subtype not in UNLIMITED:
+                clipped += int((np.abs(block) > 1).sum())
+                block = block.clip(-1, 1)
+            yield block
+
+    with atomic_write(path) as part:
+        write_blocks(limited(), path, part, subtype, channels)
     if clipped:
         logger.warning(
             f"{path}: {clipped} samples above full scale were clipped: ask "

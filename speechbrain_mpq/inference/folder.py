@@ -26,7 +26,7 @@ from ..quantization.packing import (
     save_packed,
     with_coding,
 )
-from ..quantization.plan import packed_bytes
+from ..quantization.plan import mean_bits, packed_bytes
 from ..quantization.unpacking import CODING, without_coding
 from ..utils import read_json, write_chunks, write_text
 from .card import SAMPLE_FILE, SEPARATED_FILE, model_card, read_sample
@@ -278,7 +278,7 @@ def summarise(model, rows):
     """Summarise the sizes of a packed model."""
     quantized = [row for row in rows if not row["reason"]]
     count = sum(row["parameters"] for row in quantized)
-    bits = sum(row["parameters"] * row["stored_bits"] for row in quantized)
+    bits = [(row["stored_bits"], row["parameters"]) for row in quantized]
     by_bits = Counter()
     for row in quantized:
         by_bits[f"{row['stored_bits']:g}"] += row["parameters"]
@@ -291,7 +291,7 @@ def summarise(model, rows):
         "payload_bytes": sum(row["bytes"] for row in rows),
         "parameters": total,
         "quantized_parameters": count,
-        "average_bits": round(bits / count, 4) if count else FLOAT_BITS,
+        "average_bits": round(mean_bits(bits), 4) if count else FLOAT_BITS,
         "compression": round(total * FLOAT_BITS / 8 / size, 2),
         "parameters_by_bits": dict(
             sorted(by_bits.items(), key=lambda item: float(item[0]))

@@ -69,6 +69,49 @@ def _check_path(path, source):
         )
 
 
+def check_subtype(path, subtype):
+    """Raise ValueError where a file has no samples of some format."""
+    kind = audio_format(path)
+    if not soundfile.check_format(kind, subtype):
+        raise ValueError(
+            f"{path}: {kind} has no samples of type {subtype}, only "
+            + ", ".join(soundfile.available_subtypes(kind))
+        )
+
+
+def write_blocks(blocks, path, part, subtype=None, channels=1):
+    """Write an audio file as its samples come.
+
+    Arguments
+    ---------
+    blocks : iterable of numpy.ndarray
+        [samples], or [samples, channels].
+    path : Path
+        Its name, which tells the format.
+    part : Path
+        Where it is written, see `atomic_write`.
+    subtype : str or None
+        Sample format; None: the usual one of its kind.
+    channels : int
+    """
+    try:
+        with soundfile.SoundFile(
+            system_path(part),
+            "w",
+            SAMPLE_RATE,
+            channels=channels,
+            subtype=subtype,
+            format=audio_format(path),
+        ) as file:
+            for block in blocks:
+                file.write(block)
+    except soundfile.LibsndfileError as error:
+        raise OSError(
+            f"{path} cannot be written ({error.error_string}): is the disk "
+            "full?"
+        ) from error
+
+
 class TargetOutput:
     """The waveform of one target, and the file that it becomes.
 
@@ -96,15 +139,8 @@ class TargetOutput:
         self.path = None if path is None else Path(path)
         self.level = _check_level(level)
         self.subtype = subtype
-        self.format = None
         if path is not None:
-            self.format = audio_format(path)
-            if not soundfile.check_format(self.format, subtype):
-                raise ValueError(
-                    f"{path}: {self.format} has no samples of type {subtype}, "
-                    "only "
-                    + ", ".join(soundfile.available_subtypes(self.format))
-                )
+            check_subtype(path, subtype)
         self.samples = 0
         self._sums = _LevelSums(1)
         self._peak = 0.0
@@ -145,27 +181,8 @@ class TargetOutput:
         if self.path is None:
             silence = np.zeros(0, np.float32)
             return torch.from_numpy(np.concatenate([silence, *blocks]))
-        try:
-            self._write(blocks)
-        except soundfile.LibsndfileError as error:
-            raise OSError(
-                f"{self.path} cannot be written ({error.error_string}): is "
-                "the disk full?"
-            ) from error
+        write_blocks(blocks, self.path, self._part, self.subtype)
         return self.path
-
-    def _write(self, blocks):
-        """The samples as an audio file."""
-        with soundfile.SoundFile(
-            system_path(self._part),
-            "w",
-            SAMPLE_RATE,
-            channels=1,
-            subtype=self.subtype,
-            format=self.format,
-        ) as file:
-            for block in blocks:
-                file.write(block)
 
     def _blocks(self):
         """The samples, from the first one."""

@@ -327,14 +327,9 @@ def convert(
         following = calibration.affine(f"{name}.state", plan[f"{name}.state"])
         if gru.bidirectional:
             following = calibration.affine(f"{first}.output", INPUT_BITS)
-            joints[first] = []
-            for cell in (first, name):
-                scale = calibration.affine(
-                    f"{cell}.state", plan[f"{cell}.state"]
-                ).scale
-                (multiplier,), shift = fixed_point(scale / following.scale)
-                joints[first].append([multiplier, shift])
-            joints[first].append(following.zero_point)
+            joints[first] = _convert_joint(
+                (first, name), plan, calibration, following
+            )
         current = following
     integers = None
     if classifier is not None:
@@ -354,6 +349,16 @@ def convert(
         "labels": list(labels),
     }
     return IntegerGRU(description, cells, joints, integers)
+
+
+def _convert_joint(cells, plan, calibration, output):
+    """What brings the states of both directions to the scale of the output."""
+    pairs = []
+    for cell in cells:
+        state = calibration.affine(f"{cell}.state", plan[f"{cell}.state"])
+        (multiplier,), shift = fixed_point(state.scale / output.scale)
+        pairs.append([multiplier, shift])
+    return [*pairs, output.zero_point]
 
 
 def fixed_point(*ratios, most=MAX_SHIFT):

@@ -41,7 +41,7 @@ from speechbrain.utils.checkpoints import (
 from speechbrain.utils.fetching import fetch
 from speechbrain.utils.parameter_transfer import DEFAULT_TRANSFER_HOOKS
 
-from ..inference.card import size_word, table, write_card
+from ..inference.card import markdown_table, size_word, write_card
 from ..quantization.packing import CONFIG_FILE, save_packed
 from ..quantization.tensors import named_tensors, near_misses
 from ..utils import read_json, write_text
@@ -298,7 +298,7 @@ of {outcome.asked}, made by speechbrain_mpq. Its licence is that of the source.\
             ("times smaller", f"{before / after:.1f}"),
         ],
         [
-            f"## Results\n\n{table(head, rows)}",
+            f"## Results\n\n{markdown_table(head, rows)}",
             *([notes] if notes else []),
             f"""\
 ## Use

@@ -150,6 +150,25 @@ def packed_bytes(parameters, bits, scales):
     return math.ceil(parameters * bits / 8) + SCALE_BYTES * scales
 
 
+def mean_bits(sizes):
+    """Compute the bits of a value on average.
+
+    Arguments
+    ---------
+    sizes : iterable of tuple
+        (bits, number of values).
+
+    Example
+    -------
+    >>> mean_bits([(4, 3), (2, 1)]), mean_bits([(1.6, 7), (1.6, 5)])
+    (3.5, 1.6)
+    """
+    # Integer tenths, so that 1.6 bits everywhere are exactly 1.6.
+    sizes = [(round(10 * bits), count) for bits, count in sizes]
+    stored = sum(tenths * count for tenths, count in sizes)
+    return stored / (10 * sum(count for _, count in sizes))
+
+
 @dataclass(frozen=True)
 class ClusterBits:
     """What a plan says of one cluster.
@@ -167,6 +186,11 @@ class ClusterBits:
     tensors: tuple = ()
     # number of scales where a tensor has several; None: one each
     scales: int = None
+
+    @classmethod
+    def of(cls, tensors, scales, bits):
+        """A cluster of tensors {name: values} with so many scales."""
+        return cls(bits, sum(tensors.values()), tuple(tensors), scales)
 
     def __post_init__(self):
         object.__setattr__(self, "bits", check_bits(self.bits))
@@ -249,12 +273,7 @@ class BitPlan:
     @property
     def average_bits(self):
         """Mean bits of a quantized parameter."""
-        # Integer tenths, so that 1.6 bits everywhere are exactly 1.6.
-        sizes = [
-            (round(10 * c.bits), c.parameters) for c in self.clusters.values()
-        ]
-        stored = sum(tenths * count for tenths, count in sizes)
-        return stored / (10 * sum(count for _, count in sizes))
+        return mean_bits((c.bits, c.parameters) for c in self.clusters.values())
 
     @property
     def bytes(self):

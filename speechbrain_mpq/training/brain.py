@@ -13,7 +13,7 @@ import speechbrain as sb
 from speechbrain.utils.distributed import main_process_only, run_on_main
 from speechbrain.utils.logger import get_logger
 
-from ..quantization.codebook import check_bits
+from ..quantization.codebook import MAX_BITS, check_bits
 from ..quantization.packing import save_packed
 from ..quantization.plan import Scheme, Selection, bit_plan
 from ..quantization.quant_api import quantize_
@@ -32,10 +32,10 @@ def check_average_bits(bits):
     -------
     >>> check_average_bits(2.5)
     """
-    if isinstance(bits, bool) or not 1 <= bits <= 16 and bits != 32:
+    if isinstance(bits, bool) or not 1 <= bits <= MAX_BITS and bits != 32:
         raise ValueError(
-            f"bits must lie in 1 to 16, or be 32 for full precision, not "
-            f"{bits!r}: change --bits"
+            f"bits must lie in 1 to {MAX_BITS}, or be 32 for full precision, "
+            f"not {bits!r}: change --bits"
         )
 
 

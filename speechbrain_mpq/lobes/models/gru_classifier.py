@@ -19,7 +19,7 @@ RATES = 1000, 192000  # Hz
 MOST_MELS = 512
 
 
-class LogMel(torch.nn.Module):
+class NormalizedFbank(torch.nn.Module):
     """Log-mel features with the mean and the deviation of a training set.
 
     Arguments
@@ -36,7 +36,7 @@ class LogMel(torch.nn.Module):
 
     Example
     -------
-    >>> features = LogMel(8000, 24, 20)
+    >>> features = NormalizedFbank(8000, 24, 20)
     >>> noise = torch.randn(3, 8000)
     >>> features.fit(noise)
     >>> frames = features(noise[0])
@@ -132,7 +132,7 @@ class IntegerClassifier(torch.nn.Module):
                 f"{settings['n_mels']} features for a GRU of "
                 f"{description['input_size']}"
             )
-        self.integer, self.features = integer, LogMel(**settings)
+        self.integer, self.features = integer, NormalizedFbank(**settings)
         count = description["classes"]
         self.labels = description["labels"] or [str(i) for i in range(count)]
 
@@ -157,7 +157,7 @@ class IntegerClassifier(torch.nn.Module):
 
 
 def check_features(settings):
-    """Refuse settings of features that no `LogMel` has, whoever wrote them.
+    """Refuse settings that no `NormalizedFbank` has, whoever wrote them.
 
     Arguments
     ---------

@@ -152,6 +152,16 @@ class _Enhancer(nn.Module):
     exit; `_deeper` gives what the next layer sees.
     """
 
+    def __init__(self, bins, exits, input_mean, input_std, thresholds, deepest):
+        super().__init__()
+        self.bins = bins
+        self.exits = _checked_exits(exits)
+        self.input_mean, self.input_std = input_mean, input_std
+        self.thresholds = _checked_thresholds(thresholds)
+        self.deepest = deepest
+        if deepest is not None:
+            self._check_exits((deepest,))
+
     def forward(self, features, exits=None, state=None):
         """Masks of a signal, or of what follows a part of it.
 
@@ -231,9 +241,12 @@ class _Enhancer(nn.Module):
         """Arguments that build it, as files hold them."""
         names = (*self.shape, "bins", "exits", "input_mean", "input_std")
         names = (*names, "deepest")
-        found = {name: getattr(self, name) for name in (*names, "thresholds")}
+        values = {name: getattr(self, name) for name in names}
         return {
-            **{n: list(v) if type(v) is tuple else v for n, v in found.items()},
+            **{
+                name: list(value) if type(value) is tuple else value
+                for name, value in values.items()
+            },
             "thresholds": [list(pair) for pair in self.thresholds],
         }
 
@@ -290,15 +303,10 @@ class NsNet2(_Enhancer):
         thresholds=(),
         deepest=None,
     ):
-        super().__init__()
+        super().__init__(
+            bins, exits, input_mean, input_std, thresholds, deepest
+        )
         sizes = [bins, *widths, bins]
-        self.bins = bins
-        self.exits = _checked_exits(exits)
-        self.input_mean, self.input_std = input_mean, input_std
-        self.thresholds = _checked_thresholds(thresholds)
-        self.deepest = deepest
-        if deepest is not None:
-            self._check_exits((deepest,))
         self.widths = tuple(widths)
         for exit in self.exits:
             if sizes[exit + 1] < bins:
@@ -359,16 +367,12 @@ class EarlyExitNsNet2(_Enhancer):
         thresholds=(),
         deepest=None,
     ):
-        super().__init__()
+        super().__init__(
+            bins, exits, input_mean, input_std, thresholds, deepest
+        )
         both = bins + side
         below = both if concat else side
-        self.bins, self.side, self.concat = bins, side, concat
-        self.exits = _checked_exits(exits)
-        self.input_mean, self.input_std = input_mean, input_std
-        self.thresholds = _checked_thresholds(thresholds)
-        self.deepest = deepest
-        if deepest is not None:
-            self._check_exits((deepest,))
+        self.side, self.concat = side, concat
         self.layers = nn.ModuleList(
             kind(both if index else bins, bins)
             for index, kind in enumerate(KINDS)

@@ -13,7 +13,7 @@ from speechbrain_mpq.inference.classification import (
     save_classifier,
 )
 from speechbrain_mpq.inference.verification import check_folder
-from speechbrain_mpq.lobes.models.gru_classifier import LogMel
+from speechbrain_mpq.lobes.models.gru_classifier import NormalizedFbank
 from speechbrain_mpq.nnet.gru_conversion import (
     calibrate,
     convert,
@@ -29,7 +29,7 @@ def made(**options):
     plan = homogeneous_plan(gru, 8) | {"l0.input_new": 3}
     calibration = calibrate(gru, [torch.randn(4, 30, 12)])
     integer = convert(gru, plan, calibration, linear, ["one", "two", "three"])
-    features = LogMel(8000, 12, 20)
+    features = NormalizedFbank(8000, 12, 20)
     features.fit(torch.randn(3, 8000) / 9)
     return integer, features.settings
 

@@ -7,7 +7,7 @@ import torch
 
 from speechbrain_mpq.lobes.models.gru_classifier import (
     IntegerClassifier,
-    LogMel,
+    NormalizedFbank,
     check_features,
 )
 from speechbrain_mpq.nnet.gru_conversion import (
@@ -31,7 +31,7 @@ def made():
     torch.manual_seed(0)
     sounds = [tone(300 + 1500 * (i % 2) + 20 * i) for i in range(16)]
     classes = torch.arange(16) % 2
-    features = LogMel(8000, 12, 20)
+    features = NormalizedFbank(8000, 12, 20)
     features.fit(sounds)
     inputs = torch.stack([features(sound) for sound in sounds])
     gru = torch.nn.GRU(12, 8, batch_first=True)
@@ -53,17 +53,17 @@ def made():
 def test_statistics_are_those_of_training():
     torch.manual_seed(0)
     sounds = [torch.randn(8000) * scale for scale in (0.1, 1)]
-    features = LogMel(8000, 12, 20)
+    features = NormalizedFbank(8000, 12, 20)
     features.fit(sounds)
     frames = torch.cat([features(sound) for sound in sounds])
     assert torch.allclose(frames.mean(0), torch.zeros(12), atol=1e-3)
     assert torch.allclose(frames.std(0), torch.ones(12), atol=1e-3)
-    again = LogMel(**json.loads(json.dumps(features.settings)))
+    again = NormalizedFbank(**json.loads(json.dumps(features.settings)))
     assert torch.equal(again(sounds[0]), features(sounds[0]))
 
 
 def test_what_is_behind_is_cut():
-    features = LogMel(8000, 12, 20, most_seconds=0.5)
+    features = NormalizedFbank(8000, 12, 20, most_seconds=0.5)
     wave = torch.randn(8000)
     assert torch.equal(features(wave), features(wave[:4000]))
 
