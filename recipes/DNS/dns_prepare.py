@@ -86,8 +86,8 @@ def reader_of(path):
     >>> reader_of(Path("book_0_chp_9_reader_06709_5_seg_1.wav"))
     'reader_06709'
     """
-    found = READER.search(path.name)
-    return found[0] if found else path.parent.name
+    match = READER.search(path.name)
+    return match[0] if match else path.parent.name
 
 
 def split_of(reader):

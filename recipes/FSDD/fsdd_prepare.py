@@ -107,19 +107,19 @@ def find_takes(recordings):
     takes : dict
         (digit, speaker, take) -> path.
     """
-    found = {}
+    takes = {}
     for path in sorted(Path(recordings).glob("*")):
         match = NAME.fullmatch(path.name)
         if match:
             digit, speaker, take = match.groups()
-            found[int(digit), speaker, int(take)] = path
-    if not found:
+            takes[int(digit), speaker, int(take)] = path
+    if not takes:
         raise FileNotFoundError(
             f"{recordings} holds no recordings named like 7_jackson_32.wav: "
             "name the folder recordings/ of a clone of "
             "https://github.com/Jakobovski/free-spoken-digit-dataset"
         )
-    return found
+    return takes
 
 
 def split_takes(takes, test_speakers):

@@ -65,13 +65,13 @@ def find_clips(corpus, layout, parts):
     listed = {"lrs3": _lrs3_clips, "lrs2": _lrs2_clips}[layout]
     clips, failures = [], {}
     for part in parts:
-        found = sorted(listed(corpus, part))
-        if not found:
+        present = sorted(listed(corpus, part))
+        if not present:
             raise FileNotFoundError(
                 f"{corpus} has no clips of {part}: {layout} is expected to "
                 f"hold\n{__doc__.split(chr(10), 2)[2]}"
             )
-        for clip in found:
+        for clip in present:
             missing = [
                 path
                 for path in (clip.video, clip.transcript)

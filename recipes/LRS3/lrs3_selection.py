@@ -63,8 +63,8 @@ def draw_clips(seconds, hours, known, count, rng):
         allowed = known | _new_speakers(order, known, count)
         order = [clip for clip in order if clip[0] in allowed]
         order = _each_once_first(order, allowed - known)
-    found = sum(seconds[clip] for clip in order) / 3600
-    _check_hours(found, hours, "--pretrain_hours")
+    hours_there = sum(seconds[clip] for clip in order) / 3600
+    _check_hours(hours_there, hours, "--pretrain_hours")
     ends = np.cumsum([seconds[clip] for clip in order])
     taken = int(np.searchsorted(ends, 3600 * hours)) + 1
     return order[:taken]
@@ -94,10 +94,10 @@ def _each_once_first(order, speakers):
     return [*first.values(), *(clip for clip in order if clip not in heads)]
 
 
-def _check_hours(found, hours, option):
+def _check_hours(hours_there, hours, option):
     """Refuse to give less than asked for."""
-    if found < hours:
+    if hours_there < hours:
         raise ValueError(
-            f"{hours:g} h asked for, {found:.4g} h found: is the corpus whole? "
-            f"Give another number with {option}"
+            f"{hours:g} h asked for, {hours_there:.4g} h found: is the corpus "
+            f"whole? Give another number with {option}"
         )

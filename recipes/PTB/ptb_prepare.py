@@ -25,7 +25,7 @@ def read_ptb(folder):
     -------
     dict of str -> list of str
     """
-    found = {}
+    texts = {}
     for split in SPLITS:
         path = Path(folder) / f"ptb.{split}.txt"
         if not path.is_file():
@@ -34,10 +34,10 @@ def read_ptb(folder):
                 "and ptb.test.txt, data/ of Mikolov's simple-examples"
             )
         lines = path.read_text(encoding="utf-8").splitlines()
-        found[split] = [
+        texts[split] = [
             " ".join(line.split()) for line in lines if line.split()
         ]
-    return found
+    return texts
 
 
 def prepare_ptb(folder, data_folder):

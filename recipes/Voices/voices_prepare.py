@@ -253,7 +253,7 @@ def find_recordings(folder):
     recordings : dict
         Path -> (talker, name of the corpus).
     """
-    found = {}
+    recordings = {}
     for path in sorted(Path(folder).rglob("*")):
         if path.suffix.lower() not in SUFFIXES or not path.is_file():
             continue  # a package may hold pipes, which would be waited for
@@ -261,13 +261,13 @@ def find_recordings(folder):
             match = re.search(corpus.path, path.as_posix())
             talker = match and talker_of(corpus, match["who"])
             if talker:
-                found[path] = talker, name
-    if not found:
+                recordings[path] = talker, name
+    if not recordings:
         raise FileNotFoundError(
             f"{folder} holds neither .deb files nor recordings of any of "
             f"{', '.join(CORPORA)}: get them with `apt-get download NAME`"
         )
-    return found
+    return recordings
 
 
 def talker_of(corpus, who):

@@ -150,7 +150,7 @@ def predicted_score(table, plan):
             f"clusters of the plan or of the score table only: {odd[:3]}; "
             "give a plan for the network that was scored"
         )
-    given = table.details.get("given_score", 0.0)
+    base = table.details.get("given_score", 0.0)
     unknown = {c.bits for c in plan.clusters.values()} - set(
         table.candidate_bits
     )
@@ -159,8 +159,8 @@ def predicted_score(table, plan):
             f"the plan has {sorted(unknown)} bits, which were not scored, only "
             f"{list(table.candidate_bits)}; score again with them"
         )
-    return given + sum(
-        table.scores[name][cluster.bits] - given
+    return base + sum(
+        table.scores[name][cluster.bits] - base
         for name, cluster in plan.clusters.items()
     )
 

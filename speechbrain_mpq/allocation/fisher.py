@@ -68,7 +68,7 @@ class SquaredGradients:
             for name, tensor in self._tensors.items()
         ]
 
-    def _watch(self, name, quantizer, given, output):
+    def _watch(self, name, quantizer, inputs, output):
         """Forward hook: ask for the gradient of the quantized value."""
         if output.requires_grad:
             output.register_hook(partial(self._add, name))

@@ -451,12 +451,12 @@ def evaluations_until(volume, evaluations, reference):
     True
     """
     counts = range(len(evaluations) + 1)
-    found = bisect_left(
+    needed = bisect_left(
         counts,
         volume,
         key=lambda count: hypervolume(evaluations[:count], reference),
     )
-    return found if found < len(counts) else None
+    return needed if needed < len(counts) else None
 
 
 def plot_fronts(fronts, path, size_label="bytes", error_label="error"):
@@ -552,8 +552,8 @@ def _algorithm(settings, candidates, generations):
         drawn = rng.integers(
             len(candidates), size=(settings["population"], genes)
         )
-        given = np.array(settings["initial"])[: len(drawn)]
-        drawn[: len(given)] = given
+        initial = np.array(settings["initial"])[: len(drawn)]
+        drawn[: len(initial)] = initial
         sampling = drawn
     algorithm = NSGA2(
         pop_size=settings["population"],

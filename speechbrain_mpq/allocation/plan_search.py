@@ -95,8 +95,8 @@ class PlanObjectives:
         self.model, self.measure = model, measure
         self.candidate_bits = check_candidates(candidate_bits)
         self.scheme = scheme or Scheme()
-        found = scored_clusters(model, selection or Selection(), self.scheme)
-        self.root, self.members = found
+        clusters = scored_clusters(model, selection or Selection(), self.scheme)
+        self.root, self.members = clusters
         if not self.members:
             raise ValueError("no cluster to quantize: select some parameters")
         self.sizes = table_sizes(self.root, self.members, self.scheme)

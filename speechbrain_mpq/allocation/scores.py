@@ -234,11 +234,11 @@ class Scorer:
     def with_scheme(self, scheme):
         """A copy that scores a model's scheme; refused where it has another."""
         for key, own in self._asked.items():
-            asked = getattr(scheme, key)
-            if own != asked:
+            value = getattr(scheme, key)
+            if own != value:
                 raise ValueError(
                     f"{type(self).__name__} scores {key} {own!r}, the model "
-                    f"gets {asked!r}: give both the same, or leave {key} to "
+                    f"gets {value!r}: give both the same, or leave {key} to "
                     "the model"
                 )
         scorer = copy.copy(self)

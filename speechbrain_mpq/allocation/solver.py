@@ -74,10 +74,10 @@ def parse_budget(budget):
     """Arguments of `allocate_bits` for a budget."""
     unit = ""
     if isinstance(budget, str):
-        found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([A-Za-z]*)\s*", budget)
-        if not found or found[2] and found[2].lower() not in UNITS:
+        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([A-Za-z]*)\s*", budget)
+        if not match or match[2] and match[2].lower() not in UNITS:
             raise ValueError(_message(budget))
-        budget, unit = float(found[1]), found[2].lower()
+        budget, unit = float(match[1]), match[2].lower()
     if isinstance(budget, bool) or not isinstance(budget, int | float):
         raise ValueError(_message(budget))
     if not 0 < budget < float("inf"):
@@ -119,13 +119,13 @@ def _merged_rows(rows, names, groups):
 def _matches(names, rule):
     """Sets of clusters that a rule puts together; it must find some."""
     if rule not in SIBLINGS:
-        found = [name for name in names if fnmatchcase(name, rule)]
-        if not found:
+        matching = [name for name in names if fnmatchcase(name, rule)]
+        if not matching:
             raise ValueError(
                 f"equal_bits: {rule!r} matches no cluster and is none of "
                 f"{list(SIBLINGS)}{near_misses(rule, names)}"
             )
-        return [found]
+        return [matching]
     families = {}
     for name in names:
         parent, _, last = split_name(name)[0].rpartition(".")
@@ -133,19 +133,19 @@ def _matches(names, rule):
             if last in siblings:
                 family = families.setdefault((parent, kind), {})
                 family.setdefault(last, []).append(name)
-    found = [
+    matching = [
         [name for members in family.values() for name in members]
         for (_, kind), family in families.items()
         if set(family) == SIBLINGS[rule][kind]
     ]
-    if not found:
+    if not matching:
         raise ValueError(
             f"equal_bits: no modules stand beside each other as {rule!r} "
             f"expects ({', '.join(map(str, map(sorted, SIBLINGS[rule])))}): "
             "what one module owns has equal bits already; for others give a "
             "pattern on the names of clusters"
         )
-    return found
+    return matching
 
 
 def allocate_bits(
@@ -256,9 +256,9 @@ def _budget(table, average_bits, budget_bytes):
     """The budget in bytes, whichever way it was given."""
     if (average_bits is None) == (budget_bytes is None):
         raise ValueError("give either average_bits or budget_bytes")
-    asked = budget_bytes if average_bits is None else average_bits
-    if isinstance(asked, bool | str) or not math.isfinite(asked):
-        raise ValueError(f"a budget must be a finite number, not {asked!r}")
+    budget = budget_bytes if average_bits is None else average_bits
+    if isinstance(budget, bool | str) or not math.isfinite(budget):
+        raise ValueError(f"a budget must be a finite number, not {budget!r}")
     if average_bits is None:
         return math.floor(budget_bytes)
     within = min(max(average_bits, 1), MAX_BITS)

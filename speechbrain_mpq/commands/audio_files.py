@@ -42,11 +42,11 @@ def recordings(names):
     """
     if STREAM in names and len(names) > 1:
         raise ValueError("- is standard input: give it alone")
-    found = {}
+    files = {}
     for name in names:
         for file in _files_of(name):
-            found.setdefault(_identity(file), file)
-    return list(found.values())
+            files.setdefault(_identity(file), file)
+    return list(files.values())
 
 
 def _files_of(name):

@@ -114,10 +114,10 @@ def run(options) -> int:
     with open_source(files[0]) as opened:
         model = _load(options)
         started = time.perf_counter()
-        sound, found = _enhance(model, files[0], opened, names, options)
-    for path in found:
+        sound, paths = _enhance(model, files[0], opened, names, options)
+    for path in paths:
         print(path)
-    if found and sound > LONG and not options.quiet:
+    if paths and sound > LONG and not options.quiet:
         print(speed(sound, time.perf_counter() - started), file=sys.stderr)
     return 0
 
@@ -168,9 +168,9 @@ def _exit(text):
 
 def _count(text):
     """Multiplications: 600000, 600k or 0.6M."""
-    found = re.fullmatch(r"(\d+(?:\.\d*)?)([kM]?)", text)
-    if not found:
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)([kM]?)", text)
+    if not match:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no number of multiplications, such as 600k or 1.2M"
         )
-    return float(found[1]) * {"": 1, "k": 1e3, "M": 1e6}[found[2]]
+    return float(match[1]) * {"": 1, "k": 1e3, "M": 1e6}[match[2]]

@@ -55,34 +55,34 @@ def run(options) -> int:
 
         model = LightSeparator(options.model)
         audio = model.open_audio(source, name)
-        found = model.locate_file(audio, options.talkers)
+        directions = model.locate_file(audio, options.talkers)
     name = STREAM_NAME if options.mixture == STREAM else options.mixture
     if options.json:
-        print(json.dumps(_content(name, found), indent=1))
+        print(json.dumps(_content(name, directions), indent=1))
     else:
-        print("\n".join(_lines(name, found)))
+        print("\n".join(_lines(name, directions)))
     return 0
 
 
-def _content(name, found):
+def _content(name, directions):
     """What is found, for JSON."""
     return {
         "mixture": name,
         "talkers": [
             {"doa": round(talker.doa, 1), "share": talker.share}
-            for talker in found.talkers
+            for talker in directions.talkers
         ],
-        "curve": [round(share, 5) for share in found.curve.tolist()],
+        "curve": [round(share, 5) for share in directions.curve.tolist()],
     }
 
 
-def _lines(name, found):
+def _lines(name, directions):
     """A line for each talker, the strongest first."""
-    count = len(found.talkers)
+    count = len(directions.talkers)
     if not count:
         return [f"{name}: nobody stands out from the noise"]
     lines = [f"{name}: {count} talker{'s' * (count != 1)}"]
-    for talker in found.talkers:
+    for talker in directions.talkers:
         bar = "█" * max(1, round(BAR * talker.share))
         percent = f"{100 * talker.share:.0f} % of all onsets"
         lines.append(f"  {talker.doa:5.1f}°  {bar} {percent}")

@@ -64,29 +64,29 @@ def run(options) -> int:
 
     def work(file):
         with open_source(file) as opened:
-            found = estimator.estimate_file(*opened, options.channel)
+            estimate = estimator.estimate_file(*opened, options.channel)
         name = STREAM_NAME if file == STREAM else file
-        told = _json(name, found) if options.json else _line(name, found)
-        return found.seconds, [told]
+        line = _json(name, estimate) if options.json else _line(name, estimate)
+        return estimate.seconds, [line]
 
     return each_recording(files, work, quiet=True)
 
 
-def _line(name, found):
+def _line(name, estimate):
     """The score, then the file, so that lines can be sorted."""
-    return f"{found.score:.2f}  {name}"
+    return f"{estimate.score:.2f}  {name}"
 
 
-def _json(name, found):
+def _json(name, estimate):
     """What is found, on one line."""
     content = {
         "recording": name,
-        "measure": found.measure,
-        "score": round(found.score, 4),
-        "seconds": round(found.seconds, 3),
+        "measure": estimate.measure,
+        "score": round(estimate.score, 4),
+        "seconds": round(estimate.seconds, 3),
         "windows": [
             {"start": round(start, 3), "score": round(score, 4)}
-            for start, score in found.windows
+            for start, score in estimate.windows
         ],
     }
     return json.dumps(content)

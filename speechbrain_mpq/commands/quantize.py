@@ -55,13 +55,13 @@ def run(options) -> int:
     from ..ptq.pretrained_folder import SourceNotFoundError, outcome_table
 
     check_device(options.device)
-    asked = vars(options).copy()
+    arguments = vars(options).copy()
     for other in ("run", "command"):
-        asked.pop(other, None)
-    if asked["candidate_bits"] is None:
-        del asked["candidate_bits"]
+        arguments.pop(other, None)
+    if arguments["candidate_bits"] is None:
+        del arguments["candidate_bits"]
     try:
-        outcome = quantize_pretrained(**asked, progress=True)
+        outcome = quantize_pretrained(**arguments, progress=True)
     except SourceNotFoundError as error:
         print(error, file=sys.stderr)
         return 2
@@ -166,7 +166,7 @@ def _significance(quality):
     if not quality or quality["source"].name != WordErrorRate.name:
         return ""
     source, packed = quality["source"].pairs, quality["packed"].pairs
-    if not any(said.split() for said, _ in source.values()):
+    if not any(reference.split() for reference, _ in source.values()):
         return ""
     result = mapsswe((*source[key], packed[key][1]) for key in source)
     differ = "differ" if result.significant else "do not differ"

@@ -124,11 +124,11 @@ def run(options) -> int:
         model = _load(options, doas)
         audio = model.open_audio(*opened)
         started = time.perf_counter()
-        found = _separate(model, audio, files[0], doas, names, options, track)
+        paths = _separate(model, audio, files[0], doas, names, options, track)
         seconds = time.perf_counter() - started
         if options.out == STREAM:
             return 0
-        for path in found:
+        for path in paths:
             print(path)
         if audio.seconds > LONG and not options.quiet:
             print(speed(audio.seconds, seconds), file=sys.stderr)
@@ -142,8 +142,8 @@ def _separate_all(files, doas, names, options):
     def work(file):
         with open_source(file) as opened:
             audio = model.open_audio(*opened)
-            found = _separate(model, audio, file, doas, names, options)
-            return audio.seconds, found
+            paths = _separate(model, audio, file, doas, names, options)
+            return audio.seconds, paths
 
     return each_recording(files, work, options.quiet)
 
@@ -195,10 +195,10 @@ def _warn_of_silence(model, audio, doas):
     silent = audio.scan().silent
     if silent or len(model.microphones) < MIN_MICROPHONES:
         return
-    found = model.locate_file(audio, seconds=LOOK)
-    talkers = ", ".join(f"{talker.doa:.0f}" for talker in found.talkers)
+    directions = model.locate_file(audio, seconds=LOOK)
+    talkers = ", ".join(f"{talker.doa:.0f}" for talker in directions.talkers)
     for doa in doas:
-        if talkers and found.share_at(doa) < LITTLE:
+        if talkers and directions.share_at(doa) < LITTLE:
             logger.warning(
                 f"{audio.name}: hardly any sound comes from {doa:g} degrees; "
                 f"talkers are heard at {talkers}: see `speechbrain-mpq locate`"

@@ -46,9 +46,9 @@ def add_arguments(parser):
         help="smallest face, as a part of the picture's height (default: 0.1)",
     )
     _add_camera(parser.add_argument_group("camera"))
-    given = parser.add_argument_group("boxes, where their file does not say")
-    given.add_argument("--fps", type=float, help="frames per second")
-    given.add_argument("--size", type=int, nargs=2, metavar=("W", "H"))
+    boxes = parser.add_argument_group("boxes, where their file does not say")
+    boxes.add_argument("--fps", type=float, help="frames per second")
+    boxes.add_argument("--size", type=int, nargs=2, metavar=("W", "H"))
 
 
 def run(options) -> int:

@@ -155,8 +155,8 @@ class WordDecoder:
         _, decoder = _modules()
         scaled = np.ascontiguousarray(self.acoustic_scale * outputs)
         search = decoder.LatticeSimpleDecoder(self.graph, self.config)
-        found = len(scaled) and search.decode(decoder.DecodableCtc(scaled))
-        if not found or not math.isfinite(search.final_relative_cost()):
+        reached = len(scaled) and search.decode(decoder.DecodableCtc(scaled))
+        if not reached or not math.isfinite(search.final_relative_cost()):
             raise ValueError(
                 f"utterance {utterance}: no word sequence fits its "
                 f"{len(scaled)} frames: it is too short, or the beam of "
@@ -215,15 +215,15 @@ def _lexicon_fst(lexicon, words, silence_weight):
     go when the graph has been determinized.
     """
     encoded = lexicon.encode(words, "of the n-gram")
-    said = Counter(tuple(alternative) for row in encoded for alternative in row)
-    beginnings = {key[:end] for key in said for end in range(len(key))}
+    uses = Counter(tuple(alternative) for row in encoded for alternative in row)
+    beginnings = {key[:end] for key in uses for end in range(len(key))}
     backoff = len(lexicon.phones) + 1
     apart, silent = backoff + 2, backoff + 1
-    quiet, heard = -math.log(silence_weight), -math.log(1 - silence_weight)
+    quiet, spoken = -math.log(silence_weight), -math.log(1 - silence_weight)
     pause = lexicon.silence + 1
     begin, again, after, behind, alone = 1, 2, 3, 4, 6
     lines = [
-        f"0 {begin} 0 0 {heard}",
+        f"0 {begin} 0 0 {spoken}",
         f"0 5 {pause} 0 {quiet}",
         f"5 {begin} {silent} 0 0",
         f"{after} {behind} {pause} 0 0",
@@ -234,7 +234,7 @@ def _lexicon_fst(lexicon, words, silence_weight):
     for number, row in enumerate(encoded, 1):
         for alternative in map(tuple, row):
             labels = [phone + 1 for phone in alternative]
-            if said[alternative] > 1 or alternative in beginnings:
+            if uses[alternative] > 1 or alternative in beginnings:
                 labels.append(apart + used[alternative])
                 used[alternative] += 1
             before = state
@@ -244,7 +244,7 @@ def _lexicon_fst(lexicon, words, silence_weight):
             for label in labels[1:]:
                 lines.append(f"{before} {state} {label} 0 0")
                 before, state = state, state + 1
-            lines.append(f"{before} {again} 0 0 {heard}")
+            lines.append(f"{before} {again} 0 0 {spoken}")
             lines.append(f"{before} {after} 0 0 {quiet}")
     for loop in (begin, again, alone):
         lines.append(f"{loop} {loop} {backoff} {len(words) + 1} 0")
@@ -344,16 +344,16 @@ def _distinct(lattice, count):
     for state in reversed(order):
         for target, _, cost in arcs[state]:
             if target in rest:
-                found = cost + rest[target]
-                rest[state] = min(rest.get(state, math.inf), found)
+                total = cost + rest[target]
+                rest[state] = min(rest.get(state, math.inf), total)
     place = {state: i for i, state in enumerate(order)}
     start = order[0]
     queue = [(rest[start], 0, (), {start: 0.0})] if start in rest else []
-    found, pushed = [], 0
-    while queue and len(found) < count:
+    sequences, pushed = [], 0
+    while queue and len(sequences) < count:
         cost, _, words, states = heapq.heappop(queue)
         if states is None:
-            found.append((list(words), cost))
+            sequences.append((list(words), cost))
             continue
         states, following = _followed(states, arcs, place)
         ends = [c + final[s] for s, c in states.items() if s in final]
@@ -366,7 +366,7 @@ def _distinct(lattice, count):
                 pushed += 1
                 entry = min(costs), pushed, (*words, word - 1), targets
                 heapq.heappush(queue, entry)
-    return found
+    return sequences
 
 
 def _followed(states, arcs, place):

@@ -293,11 +293,11 @@ def write_corpus(folder, documents, splits, size):
     vocabulary = Vocabulary.from_counts(counts, size)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    told = {}
+    description = {}
     for split in SPLITS:
         own = Counter(w for line in lines[split] for w in line.split())
         outside = sum(n for w, n in own.items() if w not in vocabulary.numbers)
-        told[split] = {
+        description[split] = {
             "documents": splits[split],
             "sentences": len(lines[split]),
             "words": own.total(),
@@ -305,8 +305,10 @@ def write_corpus(folder, documents, splits, size):
         }
         write_text(folder / f"{split}.txt", "\n".join(lines[split]) + "\n")
     vocabulary.write(folder / "vocab.txt")
-    write_text(folder / "documents.json", json.dumps(told, indent=1) + "\n")
-    return told
+    write_text(
+        folder / "documents.json", json.dumps(description, indent=1) + "\n"
+    )
+    return description
 
 
 def _check_splits(documents, splits):

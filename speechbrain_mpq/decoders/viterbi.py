@@ -54,7 +54,7 @@ def word_graph(lexicon, words, ngram, scale=1.0, silence_weight=0.5):
         follows = np.log(ngram.probabilities) * scale if scale else None
     if follows is None:
         follows = np.zeros_like(ngram.probabilities)
-    quiet, heard = np.log([silence_weight, 1 - silence_weight])
+    quiet, spoken = np.log([silence_weight, 1 - silence_weight])
     phones, labels = [lexicon.silence], [None]
     begins, ends, arcs = [[] for _ in words], [], []
     for number, alternatives in enumerate(lexicon.encode(words)):
@@ -76,7 +76,7 @@ def word_graph(lexicon, words, ngram, scale=1.0, silence_weight=0.5):
     final[0] = follows[0, -1]  # silence alone has no words
     for number, (pause, silence) in enumerate(ends):
         arcs += [(state, silence, quiet) for state in pause]
-        leaving = [(state, heard) for state in pause] + [(silence, 0.0)]
+        leaving = [(state, spoken) for state in pause] + [(silence, 0.0)]
         row = follows[1 + number]
         for state, weight in leaving:
             final[state] = weight + row[-1]
@@ -86,7 +86,7 @@ def word_graph(lexicon, words, ngram, scale=1.0, silence_weight=0.5):
                 for begin in states
             ]
         for begin in begins[number]:
-            initial[begin] = heard + follows[0, number]
+            initial[begin] = spoken + follows[0, number]
             arcs.append((0, begin, follows[0, number]))
     sources, targets, weights = map(np.array, zip(*arcs))
     pdfs = chain_topology(len(lexicon.phones))[phones]

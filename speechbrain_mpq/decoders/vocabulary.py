@@ -240,12 +240,14 @@ class Lexicon:
                 raise ValueError(
                     f"{path}, line {number}: {fields[0]!r} has no phones"
                 )
-            word, *said = fields
+            word, *pronunciation = fields
             if not stress:
-                said = [_STRESS.sub("", phone) for phone in said]
+                pronunciation = [
+                    _STRESS.sub("", phone) for phone in pronunciation
+                ]
             known = pronunciations.setdefault(_ALTERNATIVE.sub("", word), [])
-            if said not in known:  # without stress, some are the same
-                known.append(said)
+            if pronunciation not in known:  # without stress, some are the same
+                known.append(pronunciation)
         return cls(pronunciations, silence, phones)
 
     def write(self, path):

@@ -67,12 +67,12 @@ def choose_baselines(runs, against=None):
     known = list(dict.fromkeys(map(system_key, runs)))
     if against is None:
         paper = [[k for k in known if k[:2] == row] for row in _PAPER_BASELINES]
-        found = [keys[0] for keys in paper if keys]
+        systems = [keys[0] for keys in paper if keys]
     else:
-        found = [_one_named(name, known) for name in against]
-    if len(found) > len(MARKS):
+        systems = [_one_named(name, known) for name in against]
+    if len(systems) > len(MARKS):
         raise ValueError(f"at most {len(MARKS)} baselines can be marked")
-    return dict(zip(MARKS, found))
+    return dict(zip(MARKS, systems))
 
 
 def significance_marks(run, runs, baselines):
@@ -99,14 +99,14 @@ def significance_marks(run, runs, baselines):
     return marks
 
 
-def _one_named(asked, known):
+def _one_named(name, known):
     """The one system of a name such as "fp32" or "uniform_4bit"."""
-    found = [key for key in known if asked in _names(*key)]
-    if len(found) == 1:
-        return found[0]
-    problem = "names several systems" if found else "is not there"
+    matching = [key for key in known if name in _names(*key)]
+    if len(matching) == 1:
+        return matching[0]
+    problem = "names several systems" if matching else "is not there"
     there = ", ".join(_names(*key)[-1] for key in known)
-    raise ValueError(f"the baseline {asked!r} {problem}; choose from: {there}")
+    raise ValueError(f"the baseline {name!r} {problem}; choose from: {there}")
 
 
 def _names(system, bits, estimator, variant=None):

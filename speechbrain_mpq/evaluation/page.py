@@ -105,13 +105,13 @@ def tag(element, content=None, /, **attributes):
     >>> tag("p", text("a < b"), class_="soft")
     '<p class="soft">a &lt; b</p>'
     """
-    given = "".join(
+    pairs = "".join(
         f' {key.rstrip("_")}="{escape(str(value))}"'
         for key, value in attributes.items()
     )
     if content is None:
-        return f"<{element}{given}>"
-    return f"<{element}{given}>{content}</{element}>"
+        return f"<{element}{pairs}>"
+    return f"<{element}{pairs}>{content}</{element}>"
 
 
 def text(value):

@@ -228,7 +228,7 @@ def _neighbours(results_folder, runs):
         return []
     known = {Path(run["folder"]).resolve() for run in runs}
     names = {(system_key(run), run.get("seed")) for run in runs}
-    found = []
+    neighbours = []
     for path in sorted(Path(results_folder).glob("*/*/metrics.json")):
         if path.parent.resolve() in known:
             continue
@@ -249,8 +249,8 @@ def _neighbours(results_folder, runs):
             continue
         names.add(name)
         if run.get("test_set") == runs[0]["test_set"]:
-            found.append(run)
-    return sorted(found, key=table_order)
+            neighbours.append(run)
+    return sorted(neighbours, key=table_order)
 
 
 def _task_name(path):

@@ -296,16 +296,16 @@ def tables_of(runs, against=None):
     >>> tables_of([run]) == [([run], None)]
     True
     """
-    found = []
+    groups = []
     for group in by_test_set(runs):
         own = against
-        if found:
+        if groups:
             try:
                 choose_baselines(group, against)
             except ValueError:
                 own = None
-        found.append((group, own))
-    return found
+        groups.append((group, own))
+    return groups
 
 
 def table_notes(runs, against=None, seeds="all"):

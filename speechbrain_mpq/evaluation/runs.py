@@ -300,7 +300,7 @@ def gather(*folders):
         Runs in the order of the paper's Table 1; a run that lies below two
         of the folders comes once.
     """
-    found = {}
+    places = {}
     for folder in map(Path, folders):
         paths = sorted(folder.rglob("metrics.json"))
         if not paths:
@@ -309,8 +309,8 @@ def gather(*folders):
                 "as `python train.py hparams/fp32.yaml`"
             )
         for path in paths:
-            found.setdefault(path.resolve(), path.parent)
-    return told_apart(sorted(map(load_run, found.values()), key=table_order))
+            places.setdefault(path.resolve(), path.parent)
+    return told_apart(sorted(map(load_run, places.values()), key=table_order))
 
 
 def told_apart(runs):
@@ -497,13 +497,15 @@ def _average_problem(metrics, task):
         blocks = metrics["buckets"]
         values = [blocks[name][key] for name in task.condition_names]
         mean = None if None in values else fmean(values)
-        found = metrics["average"][key]
-        if mean is None and found is None:
+        average = metrics["average"][key]
+        if mean is None and average is None:
             continue
-        if None in (mean, found) or not math.isclose(
-            mean, found, rel_tol=1e-6, abs_tol=1e-9
+        if None in (mean, average) or not math.isclose(
+            mean, average, rel_tol=1e-6, abs_tol=1e-9
         ):
-            return f"`{key}` of average is {found}, that of its buckets {mean}"
+            return (
+                f"`{key}` of average is {average}, that of its buckets {mean}"
+            )
     return None
 
 

@@ -75,16 +75,16 @@ def segments(reference, hypothesis_1, hypothesis_2, min_good=2):
     errors_1 = _errors_by_word(reference, _words(hypothesis_1))
     errors_2 = _errors_by_word(reference, _words(hypothesis_2))
     words = len(errors_1) - 1
-    found, good = [], min_good
+    spans, good = [], min_good
     for word, (here_1, here_2) in enumerate(zip(errors_1, errors_2)):
         inserted = here_1[0] + here_2[0]
         wrong = here_1[1] + here_2[1]
         if inserted or wrong:
             if good >= min_good:
                 start = max(0, word - min_good)
-                found.append(Segment(start, words, 0, 0))
-            last = found[-1]
-            found[-1] = last._replace(
+                spans.append(Segment(start, words, 0, 0))
+            last = spans[-1]
+            spans[-1] = last._replace(
                 stop=words,
                 errors_1=last.errors_1 + sum(here_1),
                 errors_2=last.errors_2 + sum(here_2),
@@ -93,9 +93,9 @@ def segments(reference, hypothesis_1, hypothesis_2, min_good=2):
             good = 0 if wrong else 1
         else:
             good += 1
-        if good == min_good and found:
-            found[-1] = found[-1]._replace(stop=min(word + 1, words))
-    return found
+        if good == min_good and spans:
+            spans[-1] = spans[-1]._replace(stop=min(word + 1, words))
+    return spans
 
 
 def mapsswe(pairs, min_good=2):

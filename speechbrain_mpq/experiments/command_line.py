@@ -123,12 +123,12 @@ def _read(arguments, check):
     _check_keys(rest[1:], entries(text))
     run_opts, overrides = _parsed(rest)
     _check_device(run_opts.device)
-    given = entries(overrides)
+    nodes = entries(overrides)
     resolved = entries(HparamsSource(path).resolved)
-    for key, node in given.items():
-        given[key] = _in_full(key, node, text)
-        _check_value(key, given[key], resolved[key])
-    source = HparamsSource(path, overrides_text(given))
+    for key, node in nodes.items():
+        nodes[key] = _in_full(key, node, text)
+        _check_value(key, nodes[key], resolved[key])
+    source = HparamsSource(path, overrides_text(nodes))
     ddp_init_group(run_opts)  # a Brain asks for it, also one to check
     steps = plan_steps(source)
     costs = [check(step.hparams, run_opts) for step in steps]
@@ -220,7 +220,7 @@ def chatter_to_log():
 
 
 @contextlib.contextmanager
-def quiet_log_config(asked=None):
+def quiet_log_config(own=None):
     """A configuration of SpeechBrain's logging: all of it goes to the file.
 
     On the terminal are this package's warnings only.
@@ -231,8 +231,8 @@ def quiet_log_config(asked=None):
     ...     Path(path).suffix
     '.yaml'
     """
-    if asked:
-        yield asked
+    if own:
+        yield own
         return
     config = yaml.safe_load(Path(DEFAULT_LOG_CONFIG).read_text("utf-8"))
     config["filters"] = {"ours": {"name": __package__.partition(".")[0]}}
@@ -268,19 +268,19 @@ def guarded(program, *arguments):
     return 0
 
 
-def _hparams_file(given):
+def _hparams_file(text):
     """The file of a command line; a near miss is told."""
-    path = find_file(given)
+    path = find_file(text)
     if path.is_file() and path.name != BASE:
         return path
     folder = path.parent if path.parent.is_dir() else ROOT / "hparams"
     files = [file for file in folder.glob("*.yaml") if file.name != BASE]
-    if given in {file.stem for file in files}:
-        return folder / f"{given}.yaml"
+    if text in {file.stem for file in files}:
+        return folder / f"{text}.yaml"
     names = [str(file.relative_to(folder)) for file in sorted(files)]
-    names = [str(Path(given).parent / name) for name in names]
+    names = [str(Path(text).parent / name) for name in names]
     what = "experiment" if path.is_file() else "file"
-    raise ValueError(f"no {what} {given}{did_you_mean(given, names)}")
+    raise ValueError(f"no {what} {text}{did_you_mean(text, names)}")
 
 
 def _check_keys(arguments, known):
@@ -373,9 +373,10 @@ def _scorer_node(scorer, own):
         return own
     bits = list(CANDIDATES)
     if isinstance(own, yaml.MappingNode):
-        found = {key.value: value for key, value in own.value}
+        values = {key.value: value for key, value in own.value}
         bits = [
-            yaml.safe_load(item.value) for item in found["candidate_bits"].value
+            yaml.safe_load(item.value)
+            for item in values["candidate_bits"].value
         ]
     arguments = {"candidate_bits": bits, **options}
     flow = yaml.safe_dump(arguments, default_flow_style=True, width=1000)
@@ -386,14 +387,14 @@ def _check_value(key, node, usual):
     """Refuse a value of another kind than the file's."""
     text = yaml.serialize(node).strip().removesuffix("...").strip()
     kind = usual.tag.removeprefix(_YAML)
-    given = node.tag.removeprefix(_YAML)
+    own = node.tag.removeprefix(_YAML)
     problem = f"--{key} {text}: "
     if node.tag.startswith("!") or key in FOLDERS:
         return  # judged where it is used
     if isinstance(usual, yaml.MappingNode):
         if isinstance(node, yaml.MappingNode):
             _check_within(key, node, usual)
-        elif key not in OBJECTS or given != "null":
+        elif key not in OBJECTS or own != "null":
             first = usual.value[0][0].value
             raise ValueError(
                 f'{problem}say which, as --{key} "{{{first}: ..}}"'
@@ -405,22 +406,22 @@ def _check_value(key, node, usual):
         raise ValueError(
             f"{problem}there is nothing to change in it here: {hint}"
         )
-    if kind == "bool" and given != "bool":
+    if kind == "bool" and own != "bool":
         close = did_you_mean(text, ["True", "False"])
         raise ValueError(f"{problem}True or False{close}")
     if kind in ("int", "float"):
-        _check_number(key, text, given, kind)
-    if kind == "seq" and given != "seq":
+        _check_number(key, text, own, kind)
+    if kind == "seq" and own != "seq":
         raise ValueError(f'{problem}a list is needed, as "[a, b]" or []')
     if key in CHOICES and text not in CHOICES[key]:
         raise ValueError(f"--{key} {text}{did_you_mean(text, CHOICES[key])}")
     _check_paths(key, node)
 
 
-def _check_number(key, text, given, kind):
+def _check_number(key, text, own, kind):
     """Refuse what is no number, or no whole one where it has to be."""
     try:
-        value = float(text) if given not in ("bool", "null") else None
+        value = float(text) if own not in ("bool", "null") else None
     except ValueError:
         value = None
     if value is None:

@@ -213,10 +213,10 @@ def check(hparams, run_opts):
                     f"no {path}: write it, name it with --{split}_speech, or "
                     "leave out --skip_prep"
                 )
-    wanted = hparams["calibration_mixtures"]
-    if not 1 <= wanted <= hparams["mixtures"]["train"]:
+    count = hparams["calibration_mixtures"]
+    if not 1 <= count <= hparams["mixtures"]["train"]:
         raise ValueError(
-            f"--calibration_mixtures {wanted}: they are taken from the "
+            f"--calibration_mixtures {count}: they are taken from the "
             f"{hparams['mixtures']['train']} training mixtures"
         )
     _check_corpora(hparams)

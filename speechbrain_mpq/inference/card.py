@@ -134,11 +134,11 @@ def _numbers(config, model_bytes, metrics):
         "corpus": "corpus",
         "seed": "seed",
     }
-    found = {**config.get("metadata", {}), **metrics}
+    known = {**config.get("metadata", {}), **metrics}
     return rows + [
-        (label, str(found[key]))
+        (label, str(known[key]))
         for key, label in names.items()
-        if found.get(key) is not None
+        if known.get(key) is not None
     ]
 
 

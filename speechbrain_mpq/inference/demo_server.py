@@ -140,9 +140,9 @@ class Demo:
                 "`speechbrain-mpq separate`",
             )
         scan = audio.scan()
-        found = self._located(audio)
-        if found and not doas:
-            doas = sorted(talker.doa for talker in found.talkers)
+        directions = self._located(audio)
+        if directions and not doas:
+            doas = sorted(talker.doa for talker in directions.talkers)
         number = str(next(self._numbers))
         self._write_reference(audio, number)
         shown = {
@@ -150,7 +150,7 @@ class Demo:
             "name": name,
             "seconds": round(audio.seconds, 3),
             "doas": [round(doa, 1) for doa in doas],
-            "curve": _heights(found),
+            "curve": _heights(directions),
             "audio": f"/audio/{number}.wav",
             "warnings": list(scan.warnings),
             "talkers": [
@@ -256,14 +256,14 @@ class Demo:
             self._results.pop(number).unlink(missing_ok=True)
 
 
-def _heights(found):
+def _heights(directions):
     """The curve of a dial: smooth, the highest 1; empty without talkers."""
-    if found is None or not found.talkers:
+    if directions is None or not directions.talkers:
         return []
     weights = torch.hann_window(SMOOTH, periodic=False)[None, None]
-    ends = "circular" if len(found.curve) == 360 else "constant"
+    ends = "circular" if len(directions.curve) == 360 else "constant"
     half = SMOOTH // 2
-    curve = F.pad(found.curve[None, None], (half, half), mode=ends)
+    curve = F.pad(directions.curve[None, None], (half, half), mode=ends)
     curve = F.conv1d(curve, weights)
     curve = curve[0, 0] / curve.max()
     return [round(height, 3) for height in curve.tolist()]

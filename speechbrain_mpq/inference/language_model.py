@@ -278,17 +278,17 @@ class LanguageModel:
         vocabulary = self.vocabulary
         longest = max(map(len, tokens)) + 1
         shape = len(tokens), longest
-        given = torch.full(shape, vocabulary.pad_index)
+        tokens_before = torch.full(shape, vocabulary.pad_index)
         target = torch.full(shape, vocabulary.pad_index)
         for i, row in enumerate(tokens):
-            given[i, : len(row) + 1] = torch.tensor(
+            tokens_before[i, : len(row) + 1] = torch.tensor(
                 [vocabulary.bos_index, *row]
             )
             target[i, : len(row) + 1] = torch.tensor(
                 [*row, vocabulary.eos_index]
             )
         device = next(self.model.parameters()).device
-        own = self._log_probs(given.to(device), target.to(device)).cpu()
+        own = self._log_probs(tokens_before.to(device), target.to(device)).cpu()
         return [
             WordScores(
                 own[i, : len(row) + 1],
@@ -336,11 +336,11 @@ def _in_onnx(lm, packed, threads):
     running = engine.session(model, threads)
 
     def log_probs(tokens, targets):
-        given = {
+        inputs = {
             "tokens": tokens.cpu().numpy(),
             "targets": targets.cpu().numpy(),
         }
-        return torch.from_numpy(running.run(None, given)[0])
+        return torch.from_numpy(running.run(None, inputs)[0])
 
     with torch.inference_mode():
         exact = lm._log_probs(*probe)
@@ -552,9 +552,9 @@ class RescoringRecognizer(Recognizer):
         log_probs = self.model.encode_batch(batch, torch.ones(1))
         if self._searcher is None:
             self._searcher = _ctc_searcher(self.model)
-        found = self._searcher(log_probs.cpu(), torch.ones(1))[0]
-        texts = [h.text.strip() for h in found]
-        return NBest("utterance", texts, [float(h.score) for h in found])
+        hypotheses = self._searcher(log_probs.cpu(), torch.ones(1))[0]
+        texts = [h.text.strip() for h in hypotheses]
+        return NBest("utterance", texts, [float(h.score) for h in hypotheses])
 
 
 def _ctc_searcher(interface):

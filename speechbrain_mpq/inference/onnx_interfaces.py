@@ -113,9 +113,9 @@ def export_interface(interface, path, folder=None):
             (["wavs"], list(module.outputs)),
             axes,
         )
-    found = list(_compared(module, engine.session(model), noise))
-    quality = min(found)
-    if not all(decibel > MIN_DECIBELS for decibel in found):  # NaN, too
+    compared = list(_compared(module, engine.session(model), noise))
+    quality = min(compared)
+    if not all(decibel > MIN_DECIBELS for decibel in compared):  # NaN, too
         raise ValueError(
             f"the ONNX model is {quality:.1f} dB from PyTorch on waveforms of "
             f"{min(TRIED)} to {max(TRIED)} s: this network does something that "
@@ -132,18 +132,18 @@ def export_interface(interface, path, folder=None):
 
 def _stored(interface, folder):
     """The integers of all loadables in a folder."""
-    found = []
+    weights = []
     for name in interface.hparams.pretrainer.loadables:
         file = Path(folder) / f"{name}.ckpt"
         hooks = interface.hparams.pretrainer.custom_hooks
         if name in hooks and file.is_file():
-            found += stored_weights(read_model(file)).values()
-    if not found:
+            weights += stored_weights(read_model(file)).values()
+    if not weights:
         raise ValueError(
             f"{folder} has no packed model: give a folder that "
             "`speechbrain-mpq quantize` wrote"
         )
-    return found
+    return weights
 
 
 def _compared(module, running, waveforms):
@@ -152,8 +152,8 @@ def _compared(module, running, waveforms):
         with torch.inference_mode():
             exact = module(waveform)
         exact = exact if isinstance(exact, tuple) else (exact,)
-        given = running.run(None, {"wavs": waveform.numpy()})
-        for one, other in zip(exact, given):
+        outputs = running.run(None, {"wavs": waveform.numpy()})
+        for one, other in zip(exact, outputs):
             if one.shape != other.shape:
                 yield -math.inf
             else:

@@ -178,9 +178,9 @@ class HybridASR:
         numbers : list of list of int
             Places of these words in `vocabulary`.
         """
-        found = [self._search(row) for row in self.outputs(wavs, wav_lens)]
-        words = [" ".join(self.vocabulary[i] for i in row) for row in found]
-        return words, found
+        results = [self._search(row) for row in self.outputs(wavs, wav_lens)]
+        words = [" ".join(self.vocabulary[i] for i in row) for row in results]
+        return words, results
 
     def transcribe_file(self, path):
         """Most probable words of a recording.

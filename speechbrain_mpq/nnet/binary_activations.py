@@ -372,8 +372,8 @@ class BitConv2d:
         numpy.ndarray
             bool [out].
         """
-        found = [bits.any((0, 1)) for bits in self._tiles(x, rows)]
-        return np.any(found, axis=0)
+        tiles = [bits.any((0, 1)) for bits in self._tiles(x, rows)]
+        return np.any(tiles, axis=0)
 
     def _tiles(self, x, rows):
         """Bits of some rows at a time, bool [rows, F, out]."""

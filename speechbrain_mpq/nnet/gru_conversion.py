@@ -137,9 +137,9 @@ class Calibration:
         """`fit_rows`, found once for the same values of the weight."""
         version = weight.data_ptr(), weight._version, tuple(floor.tolist())
         if self._rows.get((name, bits), (None,))[0] != version:
-            found = fit_rows(weight, bits, floor)
+            fitted = fit_rows(weight, bits, floor)
             # The weight is kept, so that no other one gets its address
-            self._rows[name, bits] = version, weight, *found
+            self._rows[name, bits] = version, weight, *fitted
         return self._rows[name, bits][2:]
 
     def _draw(self, values, count, seed=0):
@@ -189,13 +189,13 @@ def _fit_affine(sample, bits, through=None, with_zero=False, symmetric=False):
             for up in shares
         ]
     through = through or (lambda values: values)
-    wanted, best = through(sample), (math.inf, None)
+    target, best = through(sample), (math.inf, None)
     for low, high in reversed(pairs):
-        found = _spanning(float(low), float(high), bits, symmetric)
-        rounded = found.fake_quantize(sample)
-        error = (through(rounded) - wanted).square().mean().item()
+        affine = _spanning(float(low), float(high), bits, symmetric)
+        rounded = affine.fake_quantize(sample)
+        error = (through(rounded) - target).square().mean().item()
         if error < best[0]:
-            best = error, found
+            best = error, affine
     return best[1]
 
 

@@ -240,8 +240,8 @@ class _Cell:
             )
             if key not in products:
                 scaled = (weight * factors[:, None]).T
-                found = torch.addmm(bias * factors + 0.5, codes, scaled)
-                products[key] = found.floor_().clamp_(-limit, limit)
+                sums = torch.addmm(bias * factors + 0.5, codes, scaled)
+                products[key] = sums.floor_().clamp_(-limit, limit)
             parts.append(products[key])
         return parts
 

@@ -189,8 +189,8 @@ class IntegerCell(torch.nn.Module):
         first = self.zero_points[before] + 2 ** (self.plan[before] - 1)
         table = getattr(self, f"centred_{name}")
         # Three times as fast as table[codes]
-        found = table.index_select(0, (total + first).flatten())
-        return found.reshape(total.shape)
+        entries = table.index_select(0, (total + first).flatten())
+        return entries.reshape(total.shape)
 
     def _check(self):
         """Refuse constants with which an integer could overflow."""

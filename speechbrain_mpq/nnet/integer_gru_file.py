@@ -136,14 +136,14 @@ def _read_description(text):
     """The description of a file, every value of its type and range."""
     if not 0 < len(text) <= MAX_DESCRIPTION:
         raise ValueError(f"a description of {len(text)} characters")
-    found = strict_json(text, packed=True)
-    if not isinstance(found, dict):
+    content = strict_json(text, packed=True)
+    if not isinstance(content, dict):
         raise ValueError("a description that is no JSON object")
-    if (found.get("format"), found.get("version")) != (FORMAT, VERSION):
+    if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
         raise ValueError(f"not {FORMAT} version {VERSION}")
 
     def whole(name, least, most):
-        value = found.get(name)
+        value = content.get(name)
         if type(value) is not int or not least <= value <= most:
             raise ValueError(f"{name} is {value!r}, not {least} to {most}")
 
@@ -151,15 +151,15 @@ def _read_description(text):
         whole(name, 1, MAX_SIZE)
     whole("classes", 0, MAX_SIZE)
     whole("layers", 1, MAX_LAYERS)
-    if type(found.get("bidirectional")) is not bool:
+    if type(content.get("bidirectional")) is not bool:
         raise ValueError("bidirectional is neither true nor false")
-    if found.get("result_bits", 0) is not None:
+    if content.get("result_bits", 0) is not None:
         whole("result_bits", 8, 16)
-    if not isinstance(found.get("plan"), dict):
+    if not isinstance(content.get("plan"), dict):
         raise ValueError("no plan")
-    check_plan(found["plan"], [name for name, _ in cell_names(found)])
+    check_plan(content["plan"], [name for name, _ in cell_names(content)])
     for name, length in (("input", 2), ("output", 3)):
-        values = found.get(name)
+        values = content.get(name)
         if not isinstance(values, list) or len(values) != length:
             raise ValueError(f"{name} is not scale and zero point")
         scale, zero_point, *bits = values
@@ -167,14 +167,16 @@ def _read_description(text):
         good = good and type(zero_point) is int and abs(zero_point) <= 128
         if not good or any(b not in BITS or type(b) is not int for b in bits):
             raise ValueError(f"{name} of {values}")
-    labels = found.get("labels")
+    labels = content.get("labels")
     if not isinstance(labels, list) or not all(
         isinstance(label, str) for label in labels
     ):
         raise ValueError("labels that are no list of words")
-    if labels and len(labels) != found["classes"]:
-        raise ValueError(f"{len(labels)} labels of {found['classes']} classes")
-    return found
+    if labels and len(labels) != content["classes"]:
+        raise ValueError(
+            f"{len(labels)} labels of {content['classes']} classes"
+        )
+    return content
 
 
 class _Reader:

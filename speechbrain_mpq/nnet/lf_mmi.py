@@ -28,12 +28,14 @@ class _Objective(torch.autograd.Function):
     @staticmethod
     def forward(ctx, outputs, lengths, numerators, denominator):
         """F [B] and gamma_num [B, T, K]."""
-        said = log_forward(numerators, outputs, lengths)
-        numerator = log_occupancy(numerators, outputs, lengths, said)
-        log_sum, denominator = _denominate(denominator, outputs, lengths, said)
+        recursion = log_forward(numerators, outputs, lengths)
+        numerator = log_occupancy(numerators, outputs, lengths, recursion)
+        log_sum, denominator = _denominate(
+            denominator, outputs, lengths, recursion
+        )
         ctx.save_for_backward(numerator - denominator)
         ctx.mark_non_differentiable(numerator)
-        return said.log_sum - log_sum, numerator
+        return recursion.log_sum - log_sum, numerator
 
     @staticmethod
     @once_differentiable
@@ -43,7 +45,7 @@ class _Objective(torch.autograd.Function):
         return grad[:, None, None] * difference, None, None, None
 
 
-def _denominate(denominator, outputs, lengths, said):
+def _denominate(denominator, outputs, lengths, numerator):
     """Log-sum and posteriors of the denominator, exact for any outputs.
 
     Where the linear domain has lost paths (outputs that are hundreds of nats
@@ -56,7 +58,7 @@ def _denominate(denominator, outputs, lengths, said):
     small = 1e-9 if outputs.dtype == torch.float64 else 1e-5
     allowed = small * (1 + log_sum.abs() + outputs.abs().amax((1, 2)))
     lost = ~((log_sum - again).abs() <= allowed)
-    lost |= said.log_sum - log_sum > allowed
+    lost |= numerator.log_sum - log_sum > allowed
     lost &= outputs.isfinite().all(2).all(1)  # NaN stays the caller's to see
     if lost.any():
         graphs, leak = denominator.log_graph(1)
@@ -110,20 +112,20 @@ def lf_mmi(outputs, lengths, numerators, denominator, double_backward=False):
     >>> objective.exp()  # 1/8 of 3/4: two frames may be one phone, too
     tensor([0.1667, 0.1667], dtype=torch.float64)
     """
-    heard = torch.arange(outputs.shape[1], device=outputs.device)
-    heard = (heard < lengths[:, None])[:, :, None]
+    inside = torch.arange(outputs.shape[1], device=outputs.device)
+    inside = (inside < lengths[:, None])[:, :, None]
     # Not by a product: padding may be anything, NaN as well.
-    outputs = torch.where(heard, outputs, 0.0).to(denominator.dtype)
+    outputs = torch.where(inside, outputs, 0.0).to(denominator.dtype)
     graphs = pad_graphs(numerators, outputs.device, denominator.dtype)
     with torch.autocast(outputs.device.type, enabled=False):
         if not double_backward:
             return _Objective.apply(outputs, lengths, graphs, denominator)
-        said = log_forward(graphs, outputs, lengths)
+        recursion = log_forward(graphs, outputs, lengths)
         everything, leak = denominator.log_graph(len(outputs))
         total = log_forward(everything, outputs, lengths, leak).log_sum
         with torch.no_grad():
-            occupancy = log_occupancy(graphs, outputs, lengths, said)
-        return said.log_sum - total, occupancy
+            occupancy = log_occupancy(graphs, outputs, lengths, recursion)
+        return recursion.log_sum - total, occupancy
 
 
 class LFMMILoss(torch.nn.Module):
@@ -226,13 +228,13 @@ class LFMMILoss(torch.nn.Module):
             self.denominator,
             self.double_backward,
         )
-        heard = torch.arange(outputs.shape[1], device=outputs.device)
-        heard = (heard < lengths[:, None])[:, :, None]
-        energy = torch.where(heard, outputs, 0.0).float().square().sum()
+        inside = torch.arange(outputs.shape[1], device=outputs.device)
+        inside = (inside < lengths[:, None])[:, :, None]
+        energy = torch.where(inside, outputs, 0.0).float().square().sum()
         total = -objective.sum() + self.l2 / 2 * energy
         if xent_outputs is not None and self.xent:
             log_probs = xent_outputs.float().log_softmax(2)
-            log_probs = torch.where(heard, log_probs, 0.0)
+            log_probs = torch.where(inside, log_probs, 0.0)
             total = total - self.xent * (occupancy * log_probs).sum()
         return (total / lengths.sum()).float()
 

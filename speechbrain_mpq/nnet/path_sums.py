@@ -554,11 +554,11 @@ class Denominator(torch.nn.Module):
             betas[t] = beta
         first = self.initial * emitted[0][:, self.entry]
         log_sum = log_sum + (first * beta).sum(1, True).clamp(min=tiny).log()
-        heard = torch.arange(outputs.shape[1], device=last.device) <= last
-        log_sum = log_sum[:, 0] + (peaks * heard).sum(1)
-        return self._posteriors(emitted, recursion, betas, heard), log_sum
+        inside = torch.arange(outputs.shape[1], device=last.device) <= last
+        log_sum = log_sum[:, 0] + (peaks * inside).sum(1)
+        return self._posteriors(emitted, recursion, betas, inside), log_sum
 
-    def _posteriors(self, emitted, recursion, betas, heard):
+    def _posteriors(self, emitted, recursion, betas, inside):
         """Posterior of each output from those of the states, [B, T, K]."""
         frames, batch, size = emitted.shape
         tiny = torch.finfo(emitted.dtype).tiny
@@ -585,7 +585,7 @@ class Denominator(torch.nn.Module):
             staying = occupancy * stayed.clamp_(max=1)
             posteriors[block] = (occupancy - staying) @ pdfs[0]
             posteriors[block] += staying @ pdfs[1]
-        return posteriors.transpose(0, 1) * heard[:, :, None]
+        return posteriors.transpose(0, 1) * inside[:, :, None]
 
     def log_graph(self, batch):
         """The graph and leak in the log domain, for a batch of that size."""

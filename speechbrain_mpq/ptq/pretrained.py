@@ -412,20 +412,20 @@ def _move(folder, output):
         shutil.move(path, output / path.name)
 
 
-def _measurable(kind, entries, asked):
+def _measurable(kind, entries, reference):
     """The measure, or None where the manifest has no truth to measure by."""
-    measure = kind and kind(asked)
+    measure = kind and kind(reference)
     if measure is None:
-        if asked:
+        if reference:
             raise ValueError(
-                f"reference {asked!r}: this class has no measure that needs "
-                "one; leave it out"
+                f"reference {reference!r}: this class has no measure that "
+                "needs one; leave it out"
             )
         return None
     items = [Example(key, None, entry) for key, entry in entries.items()]
     for item in items:
         missing = [k for k in measure.keys(items) if k not in item.entry]
-        if missing and asked:
+        if missing and reference:
             raise ValueError(
                 f"manifest entry {item.key!r} has no key {missing[0]!r}, only "
                 f"{sorted(item.entry)}"

@@ -116,7 +116,7 @@ def find_class(name):
     module, _, own = name.rpartition(".")
     if module:
         try:
-            found = getattr(importlib.import_module(module), own)
+            interface = getattr(importlib.import_module(module), own)
         except (ImportError, AttributeError) as error:
             raise ValueError(f"no class {name!r}: {error}") from error
     else:
@@ -126,9 +126,9 @@ def find_class(name):
                 f"no class {name!r} in speechbrain.inference"
                 f"{near_misses(name, classes)}"
             )
-        found = classes[name]
-    task_of(found)  # is it one that is served?
-    return found
+        interface = classes[name]
+    task_of(interface)  # is it one that is served?
+    return interface
 
 
 def load_interface(cls, source, device="cpu"):
@@ -149,7 +149,7 @@ def load_interface(cls, source, device="cpu"):
 
 def _interface_classes():
     """Name -> class, of all modules in speechbrain.inference that import."""
-    found = {}
+    classes = {}
     for entry in pkgutil.iter_modules(speechbrain.inference.__path__):
         try:
             module = importlib.import_module(
@@ -159,9 +159,9 @@ def _interface_classes():
             continue
         for name, member in vars(module).items():
             if inspect.isclass(member) and issubclass(member, Pretrained):
-                found[name] = member
-    del found["Pretrained"]
-    return found
+                classes[name] = member
+    del classes["Pretrained"]
+    return classes
 
 
 CARD_FILE = "README.md"
@@ -268,10 +268,10 @@ def read_front_matter(folder):
     if start.strip() or len(rest) != 2:
         return {}
     try:
-        found = pyyaml.safe_load(rest[0])
+        matter = pyyaml.safe_load(rest[0])
     except pyyaml.YAMLError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return matter if isinstance(matter, dict) else {}
 
 
 def _model_name(source):
@@ -421,6 +421,6 @@ def _copy_the_rest(interface, hparams_path, modules, folder):
             shutil.copy(pretrainer.paths[name], folder / f"{name}.ckpt")
     named = set(re.findall(r"[\w.-]+", hparams_path.read_text("utf-8")))
     for path in sorted(hparams_path.parent.iterdir()):
-        wanted = path.suffix == ".py" or path.name in named
-        if wanted and path.is_file() and not (folder / path.name).exists():
+        kept = path.suffix == ".py" or path.name in named
+        if kept and path.is_file() and not (folder / path.name).exists():
             shutil.copy(path, folder / path.name)

@@ -70,14 +70,14 @@ class Metric:
 
     def __call__(self, interface, items, progress=True):
         """Measure an interface, one item at a time."""
-        answers, given = [], len(items)
+        answers, count = [], len(items)
         items = self.measured(items)
         with torch.no_grad():
             for item in tqdm(items, "measuring", disable=not progress):
                 wavs, lengths = batch_of([item.audio])
                 answers.append(self.predict(interface, item, wavs, lengths))
         quality = self.aggregate(items, answers)
-        quality.skipped = given - len(items)
+        quality.skipped = count - len(items)
         return quality
 
     def predict(self, interface, item, wavs, lengths):
@@ -204,8 +204,8 @@ class SourceSISNR(Metric):
         if self.reference != self.usual:
             return [self.reference]
         numbered = [f"s{i}_wav" for i in range(1, 10)]
-        found = [key for key in numbered if key in items[0].entry]
-        return found or [self.usual]
+        present = [key for key in numbered if key in items[0].entry]
+        return present or [self.usual]
 
     def predict(self, interface, item, wavs, lengths):
         """SI-SNR of one item; see ``Metric``."""

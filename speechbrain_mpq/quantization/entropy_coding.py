@@ -189,17 +189,17 @@ def _best_model(numbers, bits, codebook, plain):
     """Kind and bytes of the model that takes the least room."""
     counts = np.bincount(numbers, minlength=_levels(bits))
     sizes = {(PLAIN, b""): plain}
-    for kind, found in (
+    for kind, model in (
         (HISTOGRAM, _histogram(counts, HISTOGRAM)),
         (FINE, _histogram(counts, FINE)),
         (GEOMETRIC, _geometric(counts, bits, codebook)),
     ):
-        if found is not None:
-            weights = _weights(kind, found, bits, codebook).astype(float)
+        if model is not None:
+            weights = _weights(kind, model, bits, codebook).astype(float)
             occurring = counts > 0
             share = weights[occurring] / weights.sum()
             cost = -(counts[occurring] * np.log2(share)).sum() / 8
-            sizes[kind, found] = cost + len(found)
+            sizes[kind, model] = cost + len(model)
     return min(sizes, key=sizes.get)
 
 
@@ -238,13 +238,13 @@ def _geometric(counts, bits, codebook):
     decay = min(max(decay, 1), 255)
     sides = _weights(GEOMETRIC, bytes([decay, 64]), bits, codebook)
     others = sides[distance > 0].sum()
-    wanted = middle / outside * others / sides[distance == 0].sum()
-    most = min(max(round(64 * wanted), 1), 255)
+    ratio = middle / outside * others / sides[distance == 0].sum()
+    most = min(max(round(64 * ratio), 1), 255)
     for share in range(most, 0, -1):  # no likelier than may be
-        found = bytes([decay, share])
-        weights = _weights(GEOMETRIC, found, bits, codebook)
+        model = bytes([decay, share])
+        weights = _weights(GEOMETRIC, model, bits, codebook)
         if _is_safe(weights):
-            return found
+            return model
     return None
 
 

@@ -160,10 +160,10 @@ def split_name(name):
     rows : slice or Ellipsis
         ``tensor[rows]`` are the slice's values.
     """
-    found = NAME.fullmatch(name)
-    if not found:
+    match = NAME.fullmatch(name)
+    if not match:
         return name, ...
-    name, start, stop = found.groups()
+    name, start, stop = match.groups()
     return name, slice(int(start), int(stop))
 
 

@@ -183,11 +183,13 @@ def described_tensors(header):
     else:
         tree = leaves(header["tensors"])
         rows = [(name, *_parted(name, leaf)) for name, leaf in _few(tree)]
-    found = list(_few(piece for row in rows for piece in _slices(*row)))
-    names = {name for name, _, _ in found}
-    if len(names) < len(found):
+    rows_of_slices = list(
+        _few(piece for row in rows for piece in _slices(*row))
+    )
+    names = {name for name, _, _ in rows_of_slices}
+    if len(names) < len(rows_of_slices):
         raise ValueError("a tensor is described twice")
-    return sorted(found)
+    return sorted(rows_of_slices)
 
 
 def scale_axes(header, described):

@@ -213,9 +213,9 @@ def _accept_full_precision(attribute, module, state_dict, prefix, *_):
     elif is_own(chain):
         last = f"{inside}{len(chain) - 1}."
         floats = f"{inside}original"
-        found = [name for name in state_dict if name.startswith(inside)]
-        quantized = any(name.startswith(last) for name in found)
-        if quantized or not any(name.startswith(floats) for name in found):
+        inner = [name for name in state_dict if name.startswith(inside)]
+        quantized = any(name.startswith(last) for name in inner)
+        if quantized or not any(name.startswith(floats) for name in inner):
             return
     else:
         return
@@ -407,12 +407,12 @@ def _read(module, attribute, read):
     else:
         key = id(chain), torch.is_grad_enabled()
         versions = _versions(chain)
-        found = _PASS.weights.get(key)
-        if found is None or found[0] != versions or found[1] is not chain:
+        cached = _PASS.weights.get(key)
+        if cached is None or cached[0] != versions or cached[1] is not chain:
             value = _computed(chain, module, read)
-            found = versions, chain, value
-            _PASS.weights[key] = found
-        value = found[2]
+            cached = versions, chain, value
+            _PASS.weights[key] = cached
+        value = cached[2]
     if not own:
         _READ[chain] = value, value.detach().clone()
     return value

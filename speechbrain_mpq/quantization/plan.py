@@ -262,13 +262,13 @@ class BitPlan:
     @property
     def gated(self):
         """Names of the tensors whose slices are gates, by their clusters."""
-        found = set()
+        names = set()
         for cluster, entry in self.clusters.items():
             for name, rows in map(split_name, entry.tensors):
                 module = name.rpartition(".")[0] or ROOT
                 if rows is not ... and cluster != slice_name(module, rows):
-                    found.add(name)
-        return found
+                    names.add(name)
+        return names
 
     @property
     def average_bits(self):

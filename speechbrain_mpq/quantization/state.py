@@ -64,7 +64,7 @@ def stored_buffers(model):
 
 def made_alike(model):
     """Names the large buffers that every new module of their class has."""
-    found = set()
+    alike = set()
     for path, module in model.named_modules():
         kind = type(module)
         make = _MADE_ALIKE.get(f"{kind.__module__}.{kind.__qualname__}")
@@ -76,8 +76,8 @@ def made_alike(model):
             continue  # of another version of SpeechBrain
         for name, buffer in module._buffers.items():
             if _is_large(buffer) and _same(buffer, new.get(name)):
-                found.add(f"{path}.{name}" if path else name)
-    return found
+                alike.add(f"{path}.{name}" if path else name)
+    return alike
 
 
 def equal_buffers(buffers):
@@ -130,10 +130,10 @@ def module_states(model):
         prefix = f"{path}." if path else ""
         for kind, read in ((SAVER, _saved_state), (EXTRA, _extra_state)):
             try:
-                found = read(module)
-                if found is not None:
-                    encode(found, prefix + kind)  # whether it can be
-                    states[prefix + kind] = found
+                state = read(module)
+                if state is not None:
+                    encode(state, prefix + kind)  # whether it can be
+                    states[prefix + kind] = state
             except NotStorableError as error:
                 refused[prefix + kind] = str(error)
     return states, refused
@@ -300,8 +300,8 @@ def own_hook(module, kind):
     if _hooks() is None:
         return None
     known = getattr(_hooks(), f"DEFAULT_{kind}_HOOKS")
-    found = next((k for k in type(module).__mro__ if k in known), None)
-    return None if found in (None, torch.nn.Module) else known[found]
+    base = next((k for k in type(module).__mro__ if k in known), None)
+    return None if base in (None, torch.nn.Module) else known[base]
 
 
 def read_saved(module):

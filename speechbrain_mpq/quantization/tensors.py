@@ -130,18 +130,18 @@ def named_tensors(model):
 
     A weight that is quantized in groups stands there as these.
     """
-    found = {}
+    tensors = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if "parametrizations" in path.split("."):
             continue
         for tensor in _tensors_of(path, module):
             identity = id(tensor.parameter), slice_name("", tensor.rows)
-            first = found.setdefault(identity, tensor)
+            first = tensors.setdefault(identity, tensor)
             if first is not tensor:
                 new = [o for o in tensor.owners if not _is_in(o, first.owners)]
                 first.owners += new
                 first.aliases.append(tensor.parameter_name)
-    return {tensor.name: tensor for tensor in found.values()}
+    return {tensor.name: tensor for tensor in tensors.values()}
 
 
 def _is_transformers_linear(module):

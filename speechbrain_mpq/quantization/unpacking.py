@@ -286,11 +286,11 @@ def _check_header(header, version, kinds):
         if name not in POOLS or not described:
             check_name(name)
     if described:
-        wanted = {
+        expected = {
             "packed": (torch.uint8, size),
             "scales": (torch.float32, count),
         }
-        for name, (dtype, length) in wanted.items():
+        for name, (dtype, length) in expected.items():
             if kinds[name][0] != dtype:
                 raise ValueError("packed is not uint8 or scales not float32")
             if len(kinds[name][1]) != 1:

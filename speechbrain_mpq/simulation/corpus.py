@@ -540,10 +540,10 @@ def _check_parameters(path, seed, sentences):
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()
     parameters = {"seed": seed, "sha256": digest}
     if path.exists():
-        found = read_json(path)
-        if found != parameters:
+        present = read_json(path)
+        if present != parameters:
             raise ValueError(
-                f"{path} belongs to another corpus (seed {found['seed']}, "
+                f"{path} belongs to another corpus (seed {present['seed']}, "
                 f"asked: {seed}, other sentences, or another version of the "
                 "generator); "
                 "choose another data_folder or delete its speech folder."

@@ -347,12 +347,12 @@ def dataio_prep(hparams):
 
 def device_mixer(hparams, rooms, device):
     """Make the mixer of a device; None where the loader mixes."""
-    wanted = hparams["mix_on_device"]
+    on_device = hparams["mix_on_device"]
     if hparams.get("augmentation"):  # the loader's work, whatever mixes
-        wanted = False
-    if wanted is None:
-        wanted = torch.device(device).type == "cuda"
-    if not wanted:
+        on_device = False
+    if on_device is None:
+        on_device = torch.device(device).type == "cuda"
+    if not on_device:
         return None
     logger.info(f"Mixtures for the training are made on {device}")
     return DeviceMixer(rooms, hparams["chunk_seconds"]).to(device)

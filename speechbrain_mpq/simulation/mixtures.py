@@ -213,12 +213,12 @@ class MixtureMaker:
             )
         if not self._corpora:
             return self._ids[:count]
-        found = []
+        targets = []
         for ids, share in self._corpora:
-            wanted = min(round(share * count), len(ids), count - len(found))
-            step = len(ids) / max(wanted, 1)  # from all of its talkers
-            found += [ids[int(i * step)] for i in range(wanted)]
-        return found
+            number = min(round(share * count), len(ids), count - len(targets))
+            step = len(ids) / max(number, 1)  # from all of its talkers
+            targets += [ids[int(i * step)] for i in range(number)]
+        return targets
 
     def draw(self, target, bucket=None, key=None):
         """Draw the circumstances of one mixture.
@@ -399,7 +399,7 @@ class _Utterances:
 def _by_corpus(ids, shares):
     """[(ids, share)] of corpora that are told apart by the ids' beginnings."""
     total = sum(shares.values())
-    found = []
+    groups = []
     for name, share in shares.items():
         own = [key for key in ids if key.startswith(f"{name}/")]
         if not own or not 0 < share <= total:
@@ -407,8 +407,8 @@ def _by_corpus(ids, shares):
                 f"corpus {name}: {len(own)} utterances, share {share}: give "
                 "each a positive share, and utterances to take"
             )
-        found.append((own, share / total))
-    return found
+        groups.append((own, share / total))
+    return groups
 
 
 def fixed_mixtures(maker, count):

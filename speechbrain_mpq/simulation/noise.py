@@ -382,8 +382,8 @@ def dns_folder(folder, places):
         The first place that is there; else the folder itself.
     """
     folder = Path(folder)
-    found = [folder / place for place in places if (folder / place).is_dir()]
-    return found[0] if found else folder
+    folders = [folder / place for place in places if (folder / place).is_dir()]
+    return folders[0] if folders else folder
 
 
 def _read_noise(path, sample_rate=16000, resample=False):

@@ -32,9 +32,9 @@ def ffmpeg_program() -> str:
     >>> ffmpeg_program()  # doctest: +SKIP
     '/usr/bin/ffmpeg'
     """
-    found = shutil.which("ffmpeg")
-    if found:
-        return found
+    program = shutil.which("ffmpeg")
+    if program:
+        return program
     try:
         import imageio_ffmpeg
     except ImportError as error:

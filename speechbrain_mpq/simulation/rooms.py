@@ -239,10 +239,10 @@ def _check_settings(folder, settings):
     """Refuse to mix two banks in one folder."""
     path = folder / "settings.json"
     if path.exists():
-        found = read_json(path)
-        if found != settings:
+        present = read_json(path)
+        if present != settings:
             raise ValueError(
-                f"{folder} holds rooms of {found}, asked for {settings}: "
+                f"{folder} holds rooms of {present}, asked for {settings}: "
                 "choose another data_folder or delete that one"
             )
         return
@@ -391,14 +391,14 @@ class RoomBank:
         pairs : list of (int, int, int)
         """
         low, high = bucket
-        found = []
+        indices = []
         for room, doa in enumerate(self.doa):
             angle = angle_between(doa[:, None], doa[None, :])
             top = np.inf if high >= 180 else high
             inside = (angle >= low) & (angle < top)
             np.fill_diagonal(inside, False)
-            found += [(room, int(a), int(b)) for a, b in np.argwhere(inside)]
-        return found
+            indices += [(room, int(a), int(b)) for a, b in np.argwhere(inside)]
+        return indices
 
     def mean_t60(self):
         """Average nominal and measured reverberation time, in seconds."""

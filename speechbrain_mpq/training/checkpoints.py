@@ -230,9 +230,9 @@ class AtomicCheckpointer(Checkpointer):
         key = max_key or min_key
 
         def is_measured(checkpoint):
-            wanted = ckpt_predicate is None or ckpt_predicate(checkpoint)
+            chosen = ckpt_predicate is None or ckpt_predicate(checkpoint)
             value = checkpoint.meta.get(key, 0.0)
-            return wanted and _is_finite(value)
+            return chosen and _is_finite(value)
 
         return super().find_checkpoints(
             importance_key,
@@ -420,14 +420,14 @@ def _saves_a_part(module):
 
 def _scales(module):
     """What quantizers add to the state of a module, by its names there."""
-    found = {}
+    scales = {}
     for path, inner in module.named_modules():
         for attribute, chain in chains(inner).items():
             quantizer = quantizer_of(chain)
             if quantizer is not None:
                 name = f"{path}.parametrizations.{attribute}.{len(chain) - 1}."
-                found.update(quantizer.state_dict(prefix=name.lstrip(".")))
-    return found
+                scales.update(quantizer.state_dict(prefix=name.lstrip(".")))
+    return scales
 
 
 _loading_a_part = []  # modules that are being loaded by hooks of their own
@@ -508,16 +508,16 @@ def _check_tables(name, inside, own, state_dict, any_bits):
     """Refuse a checkpoint that is quantized to another plan."""
     for key, value in own.items():
         kind = key.split(".")[-1]
-        found = state_dict.get(inside + key)
-        if kind not in TABLE or found is None:
+        stored = state_dict.get(inside + key)
+        if kind not in TABLE or stored is None:
             continue
         if any_bits and kind not in ("midrise", "entropy"):
             continue
-        if not torch.equal(found.cpu(), value.cpu()):
+        if not torch.equal(stored.cpu(), value.cpu()):
             raise ValueError(
                 f"the checkpoint is quantized to another plan: {name!r} has "
-                f"{kind} {found.item()} there and {value.item()} here. Ask for "
-                "its bits and codebook, or train in another output_folder"
+                f"{kind} {stored.item()} there and {value.item()} here. Ask "
+                "for its bits and codebook, or train in another output_folder"
             )
 
 

@@ -49,11 +49,11 @@ ESTIMATION = ("estimator", "round_calibrated")
 
 def digest(paths, begin=""):
     """One hash of the contents of some files."""
-    found = hashlib.sha256(begin.encode())
+    hashed = hashlib.sha256(begin.encode())
     for path in map(Path, paths):
         if path.exists():
-            found.update(path.read_bytes())
-    return found.hexdigest()
+            hashed.update(path.read_bytes())
+    return hashed.hexdigest()
 
 
 def text_digest(text, paths):
@@ -305,13 +305,13 @@ def plan_steps(source):
         )
         if key not in steps:
             step = Step(source, _look(source))
-            for asked in _baselines_of(source, step.hparams):
-                baseline = add(HparamsSource(*asked))
+            for needed in _baselines_of(source, step.hparams):
+                baseline = add(HparamsSource(*needed))
                 if baseline not in step.baselines:
                     step.baselines.append(baseline)
             step.prototypes = {
-                bits: add(HparamsSource(*asked))
-                for bits, asked in prototypes_of(source, step.hparams).items()
+                bits: add(HparamsSource(*needed))
+                for bits, needed in prototypes_of(source, step.hparams).items()
             }
             steps[key] = step
         return steps[key]
@@ -329,15 +329,15 @@ def _look(source):
 
 def _baselines_of(source, hparams):
     """File and overrides of each experiment that one is compared with."""
-    asked = []
+    needed = []
     for file in hparams["against"]:
         own_bits = yaml.safe_load(entries(hparams_text(file))["bits"].value)
         for bits in _baseline_bits(own_bits, hparams["bits"]):
-            asked += [
+            needed += [
                 (file, overrides_for(file, overrides, bits))
                 for overrides in _estimations(source, own_bits)
             ]
-    return asked
+    return needed
 
 
 def prototypes_of(source, hparams):
@@ -359,15 +359,15 @@ def prototypes_of(source, hparams):
 
 def _estimations(source, own_bits):
     """Overrides for a baseline: as they are, and with its own estimation."""
-    found = [source.command]
+    estimations = [source.command]
     known = entries(source.resolved)
     special = any(
         key in known and _is_set(known[key]) for key in ("admm", "one_stage")
     )
     if own_bits != 32 and not special and set(ESTIMATION) <= set(known):
         own = {key: known[key] for key in ESTIMATION}
-        found.append(overrides_text({**entries(source.command), **own}))
-    return found
+        estimations.append(overrides_text({**entries(source.command), **own}))
+    return estimations
 
 
 def _is_set(node):
@@ -393,8 +393,8 @@ def overrides_for(path, overrides, bits):
         if key in known and key not in own
     }
     shared["bits"] = yaml.compose(str(bits))
-    asked = HparamsSource(path, overrides_text(shared)).settings
-    ignored = unread(asked) - {"bits"}
+    settings = HparamsSource(path, overrides_text(shared)).settings
+    ignored = unread(settings) - {"bits"}
     # What its file already says need not be said, in whatever words.
     plain = settings_of(_resolved(path))
     return overrides_text(
@@ -402,7 +402,7 @@ def overrides_for(path, overrides, bits):
             key: node
             for key, node in shared.items()
             if key not in ignored
-            and (key in PLACES or key == "bits" or plain[key] != asked[key])
+            and (key in PLACES or key == "bits" or plain[key] != settings[key])
         }
     )
 
@@ -412,8 +412,8 @@ def _resolved(path):
     return HparamsSource(path).resolved
 
 
-def _baseline_bits(own, asked):
+def _baseline_bits(own, bits):
     """Bits at which a baseline is run beside an experiment."""
     if own == 32:
         return [32]
-    return sorted({math.floor(asked), math.ceil(asked)})
+    return sorted({math.floor(bits), math.ceil(bits)})

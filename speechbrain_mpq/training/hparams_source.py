@@ -154,18 +154,18 @@ class HparamsSource:
     def __init__(self, path, overrides=""):
         self.path = find_file(path)
         self.text = hparams_text(path)
-        given = entries(overrides)
+        nodes = entries(overrides)
         # Whole objects: nodes are put in place, not mixed with the file's.
         whole = {
             key: _dumped({key: node})
-            for key, node in given.items()
+            for key, node in nodes.items()
             if node.tag.startswith("!new:")
         }
         if whole:
             self.text = with_blocks(self.text, whole)
-        kept = {k: node for k, node in given.items() if k not in whole}
+        kept = {k: node for k, node in nodes.items() if k not in whole}
         self.command = overrides  # all that the command line says
-        self.given = set(given)
+        self.given = set(nodes)
         self.overrides = _dumped(kept) if kept else ""
 
     def stream(self):
@@ -294,8 +294,8 @@ def differing(settings, others):
 def _trains(estimator):
     """Whether an estimator, as settings have it, is one of a training."""
     name = next(iter(estimator), "") if isinstance(estimator, dict) else ""
-    found = pydoc.locate(name.removeprefix("!name:")) if name else None
-    return getattr(found, "trains", True)
+    loaded = pydoc.locate(name.removeprefix("!name:")) if name else None
+    return getattr(loaded, "trains", True)
 
 
 def _plain(node):

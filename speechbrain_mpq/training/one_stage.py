@@ -424,7 +424,7 @@ class LearnedBits(Quantizer):
             self.one_stage.gradients.forget_overflow()
         self.one_stage.end_step()
 
-    def _check_validation(self, module, given):
+    def _check_validation(self, module, inputs):
         """Forward hook: a model at the most bits would pass for the best."""
         if not module.training and self.one_stage.step:
             self.one_stage.require_decision()
@@ -444,13 +444,13 @@ class LearnedBits(Quantizer):
                 "the checkpoint's training learned no bits: begin in another "
                 "output_folder, and load its weights with a Pretrainer"
             )
-        found = state.pop(STATE)
+        content = state.pop(STATE)
         weights = named_tensors(self.model)
         gradients = self.one_stage.gradients
-        self.one_stage.step, gradients.steps = found["step"], found["steps"]
+        self.one_stage.step, gradients.steps = content["step"], content["steps"]
         gradients.sums = {
             name: total.to(weights[name].parameter.device)
-            for name, total in found["sums"].items()
+            for name, total in content["sums"].items()
         }
         if self.one_stage.settled:
             gradients.close()

@@ -320,8 +320,8 @@ class Pipeline:
 
     def _calibrated(self):
         """Calibrated rounding where it is asked for and not done already."""
-        asked = self.rounding == "calibrated" and if_main_process()
-        if not asked or self.store.weights_follow(self.model):
+        calibrates = self.rounding == "calibrated" and if_main_process()
+        if not calibrates or self.store.weights_follow(self.model):
             return None
         self.calibration.check()
         return CalibratedRounding(self.calibration)
@@ -360,17 +360,17 @@ def allocate_within(table, limits, packed_bytes):
     if "budget_bytes" not in limits:
         return allocate_bits(table, **limits)
     limits = dict(limits)
-    asked = limits.pop("budget_bytes")
+    budget = limits.pop("budget_bytes")
     most = allocate_bits(table, average_bits=max(table.candidate_bits))
-    allowed = min(asked, most.bytes)
+    allowed = min(budget, most.bytes)
     for _ in range(ROUNDS):
         plan = allocate_bits(table, budget_bytes=allowed, **limits)
         stored = packed_bytes(plan)
-        if stored <= asked:
+        if stored <= budget:
             return plan
-        allowed = min(allowed - 1, asked - (stored - plan.bytes))
+        allowed = min(allowed - 1, budget - (stored - plan.bytes))
     raise ValueError(
-        f"no plan found whose files take at most {asked} bytes: the last one "
+        f"no plan found whose files take at most {budget} bytes: the last one "
         f"takes {stored}"
     )
 
@@ -486,12 +486,12 @@ def inherit_(model, plan, prototypes):
 def _check_architecture(values, tensors, bits):
     """Raise ValueError unless a prototype has the model's parameters."""
     for name, tensor in tensors.items():
-        found = tuple(values[name].shape) if name in values else "nothing"
-        wanted = tuple(tensor.parameter.shape)
-        if found != wanted:
+        own = tuple(values[name].shape) if name in values else "nothing"
+        expected = tuple(tensor.parameter.shape)
+        if own != expected:
             raise ValueError(
                 f"the {bits}-bit prototype is of another architecture: "
-                f"{name} is {found}, the model's {wanted}; make prototypes "
+                f"{name} is {own}, the model's {expected}; make prototypes "
                 "of this model"
             )
 
@@ -501,12 +501,12 @@ def _train_loggers(hparams):
     # Importing it says that there is no torchvision: the recipe does that
     from speechbrain.utils.train_logger import TrainLogger
 
-    found = {
+    loggers = {
         id(value): value
         for value in hparams.values()
         if isinstance(value, TrainLogger)
     }
-    return list(found.values())
+    return list(loggers.values())
 
 
 @main_process_only

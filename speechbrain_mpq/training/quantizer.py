@@ -60,16 +60,16 @@ def _option_names(cls):
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
         inspect.Parameter.KEYWORD_ONLY,
     )
-    found = {}
+    names = {}
     for base in inspect.getmro(cls):
         if "__init__" in vars(base):
             arguments = inspect.signature(base.__init__).parameters
-            found.update(
+            names.update(
                 (name, None)
                 for name, argument in list(arguments.items())[1:]
                 if argument.kind in named
             )
-    return list(found)
+    return list(names)
 
 
 def as_list(patterns):
@@ -241,7 +241,7 @@ class Quantizer:
             return
 
         # A YAML is loaded before the script has a log.
-        def tell(module, given):
+        def tell(module, inputs):
             if logger.isEnabledFor(logging.INFO):
                 handle.remove()
                 logger.info(summary)
@@ -455,7 +455,7 @@ def watch_gradients(model):
     watch = _Watch({tensor.name: tensor.parameter for tensor in tensors})
     steps = listen_to_steps(tensors[0].parameter, watch)
 
-    def end(module, given):
+    def end(module, inputs):
         if watch.done:
             steps.remove()
             forwards.remove()

@@ -226,12 +226,12 @@ class FaceTrack:
     def check_video(self, video):
         """Raise ValueError unless a video may be what the track is from."""
         own = self.width, self.height, self.fps
-        given = video.width, video.height, video.fps
-        if own[:2] != given[:2] or abs(own[2] - given[2]) > 0.01 * own[2]:
+        size = video.width, video.height, video.fps
+        if own[:2] != size[:2] or abs(own[2] - size[2]) > 0.01 * own[2]:
             video_text = "{:g} x {:g} pixels at {:g} frames a second"
             raise ValueError(
                 f"the track is from a video of {video_text.format(*own)}, "
-                f"{video.path} has {video_text.format(*given)}: run "
+                f"{video.path} has {video_text.format(*size)}: run "
                 "`speechbrain-mpq track` on this one"
             )
 
@@ -319,17 +319,17 @@ def centers(boxes):
     return boxes[..., :2] + boxes[..., 2:] / 2
 
 
-def _pair_boxes(expected, found, radius):
+def _pair_boxes(expected, boxes, radius):
     """Pair the expected boxes of faces with those that were found."""
-    if not len(expected) or not len(found):
+    if not len(expected) or not len(boxes):
         return []
-    gap = centers(expected)[:, None] - centers(found)[None]  # [faces, boxes, 2]
-    widths = expected[:, None, 2], found[None, :, 2]
+    gap = centers(expected)[:, None] - centers(boxes)[None]  # [faces, boxes, 2]
+    widths = expected[:, None, 2], boxes[None, :, 2]
     distance = np.linalg.norm(gap, axis=-1) / ((widths[0] + widths[1]) / 2)
     ratio = np.maximum(widths[0] / widths[1], widths[1] / widths[0])
     allowed = (distance < radius[:, None]) & (ratio < RATIO)
     # Pairs that are not allowed cost more than all others together
-    cost = np.where(allowed, distance, 1 + FURTHEST * len(found))
+    cost = np.where(allowed, distance, 1 + FURTHEST * len(boxes))
     rows, columns = linear_sum_assignment(cost)
     pairs = zip(rows.tolist(), columns.tolist())
     return [(i, j) for i, j in pairs if allowed[i, j]]

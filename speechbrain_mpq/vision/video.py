@@ -83,8 +83,8 @@ class Video:
         count = start = 0
         try:
             while True:
-                found, frame = capture.read()
-                if not found:
+                more, frame = capture.read()
+                if not more:
                     break
                 time = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000  # seconds
                 start = time if count == 0 else start
@@ -237,21 +237,21 @@ def _mouth_boxes(faces, size):
 
 def _steady(boxes, frames=STEADY):
     """Boxes averaged over the frames around, where there are any."""
-    found = np.isfinite(boxes).all(axis=1)
+    seen = np.isfinite(boxes).all(axis=1)
     margin = [(frames // 2, frames // 2), (0, 0)]
-    values = np.pad(np.where(found[:, None], boxes, 0), margin)
-    counts = np.pad(found[:, None].astype(float), margin)
+    values = np.pad(np.where(seen[:, None], boxes, 0), margin)
+    counts = np.pad(seen[:, None].astype(float), margin)
     windows = np.lib.stride_tricks.sliding_window_view
     total = windows(values, frames, axis=0).sum(-1)
     count = windows(counts, frames, axis=0).sum(-1)
-    return np.where(found[:, None], total / np.maximum(count, 1), np.nan)
+    return np.where(seen[:, None], total / np.maximum(count, 1), np.nan)
 
 
 def _bridged(boxes, longest):
     """Fill short gaps on a line between the boxes around them."""
     boxes = np.array(boxes, dtype=float)
-    found = np.flatnonzero(np.isfinite(boxes).all(axis=1))
-    for before, after in zip(found[:-1], found[1:]):
+    seen = np.flatnonzero(np.isfinite(boxes).all(axis=1))
+    for before, after in zip(seen[:-1], seen[1:]):
         if 1 < after - before <= longest + 1:
             gap = np.arange(before + 1, after)
             share = ((gap - before) / (after - before))[:, None]
@@ -311,14 +311,14 @@ def mouth_pictures(frames, faces, size, fps=FPS, bridge=BRIDGE):
     (2, 24, 32)
     """
     boxes = _steady(_bridged(_mouth_boxes(faces, size), bridge * fps))
-    found = []
+    pictures = []
     for frame in frames:
-        if len(found) == len(boxes):
+        if len(pictures) == len(boxes):
             raise _wrong_count(len(boxes), "more")
-        found.append(_crop_mouth(frame, boxes[len(found)], size))
-    if len(found) < len(boxes):
-        raise _wrong_count(len(boxes), f"only {len(found)}")
-    return np.stack(found)[_frames_on_view(len(found), fps)]
+        pictures.append(_crop_mouth(frame, boxes[len(pictures)], size))
+    if len(pictures) < len(boxes):
+        raise _wrong_count(len(boxes), f"only {len(pictures)}")
+    return np.stack(pictures)[_frames_on_view(len(pictures), fps)]
 
 
 def _wrong_count(boxes, frames):

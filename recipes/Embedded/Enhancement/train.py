@@ -196,9 +196,9 @@ def measure(pairs, hparams):
         for pair in pairs
     ]
     if hparams["pesq"]:
-        arrays = [(found.numpy(), clean.numpy()) for found, clean in pairs]
-        found = pesq_many(arrays, workers=1, skip_undefined=True)
-        for score, value in zip(scores, found):
+        arrays = [(output.numpy(), clean.numpy()) for output, clean in pairs]
+        grades = pesq_many(arrays, workers=1, skip_undefined=True)
+        for score, value in zip(scores, grades):
             score["pesq"] = value
     if hparams["dnsmos"]:
         p808 = dnsmos()
@@ -210,11 +210,11 @@ def measure(pairs, hparams):
 
 def averages(scores):
     """Means of measures, of those that are defined."""
-    found = {
+    blocks = {
         key: [score[key] for score in scores if score[key] is not None]
         for key in MEASURES
     }
-    return {key: fmean(values) for key, values in found.items() if values}
+    return {key: fmean(values) for key, values in blocks.items() if values}
 
 
 def score_exits(network, data, hparams):
@@ -368,12 +368,12 @@ def thresholds_of(network, data, hparams):
     list
         [multiplications a frame, threshold], as the network holds them.
     """
-    heard = validation(data, hparams)
+    clips = validation(data, hparams)
     least, most = network.macs(network.exits[1]), network.macs(network.deepest)
     whole = network.macs(network.exits[-1])
     budgets = [share * whole for share in sorted(hparams["mac_shares"])]
     return [
-        [budget, threshold_for(network, heard, budget)]
+        [budget, threshold_for(network, clips, budget)]
         for budget in budgets
         if least < budget < most
     ]
@@ -470,11 +470,11 @@ def publish(network, data, hparams):
             metrics.update(summarise(items, ENHANCEMENT))
             write_json(output / "test_items.json", items)
         metrics[name] = table
-    heard = data["test"][0]["noisy"]
+    noisy = data["test"][0]["noisy"]
     for exit in packed.exits:
         row = metrics["test"][f"exit {exit}"]
         row["bytes"] = bytes_of(packed, exit, folder)
-        row["ms"] = frame_milliseconds(packed, exit, heard)
+        row["ms"] = frame_milliseconds(packed, exit, noisy)
     metrics["streams"] = score_rules(packed, data, hparams)
     rows = coverage_rows(read_model(folder))
     metrics |= sizes(folder, rows)

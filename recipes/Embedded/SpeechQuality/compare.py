@@ -130,8 +130,8 @@ def row_of(name, runs, reference, held_out):
     if runs is not reference:
         first, _ = scores_of([*same, *runs], held_out)
         first = first[: len(same)]
-        found = paired_bootstrap(first, scores, labels)
-        change = "{:+.3f} ({:+.3f} to {:+.3f})".format(*found)
+        interval = paired_bootstrap(first, scores, labels)
+        change = "{:+.3f} ({:+.3f} to {:+.3f})".format(*interval)
     bits = runs[0].get("average_bits")
     return (
         name,

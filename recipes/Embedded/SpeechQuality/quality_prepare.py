@@ -188,10 +188,10 @@ def _is_complete(data_folder, chunk):
 def _check_parameters(path, parameters):
     """Write what the clips are made of, or refuse other ones."""
     if path.exists():
-        found = json.loads(path.read_text())
-        if found != parameters:
+        present = json.loads(path.read_text())
+        if present != parameters:
             raise ValueError(
-                f"{path.parent} has clips of {found}, asked: {parameters}; "
+                f"{path.parent} has clips of {present}, asked: {parameters}; "
                 "delete it or choose another data_folder"
             )
         return

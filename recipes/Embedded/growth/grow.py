@@ -113,24 +113,24 @@ def arguments():
 
 def main():
     """Grow, say how well it went, and pack."""
-    asked = arguments()
-    smaller = load_separator(asked.smaller)
-    if read_packed(asked.smaller)[0]:
+    options = arguments()
+    smaller = load_separator(options.smaller)
+    if read_packed(options.smaller)[0]:
         raise SystemExit(
-            f"{asked.smaller} is quantized: grow the full-precision weights "
+            f"{options.smaller} is quantized: grow the full-precision weights "
             "that it was made from"
         )
-    torch.manual_seed(asked.seed)
-    separator = build_separator(asked.model).eval()
+    torch.manual_seed(options.seed)
+    separator = build_separator(options.model).eval()
     models = {"smaller": smaller, "grown": separator}
-    check(separator, smaller, asked.refit)
+    check(separator, smaller, options.refit)
     used = [model.features.microphones for model in models.values()]
     microphones = sorted(set().union(*used))
     dataset = training_items(
-        asked.data_folder, microphones, asked.seed, asked.refit
+        options.data_folder, microphones, options.seed, options.refit
     )
-    if asked.refit:
-        count = MIXTURES + asked.refit
+    if options.refit:
+        count = MIXTURES + options.refit
         to_fit = (
             (mixtures, doa)
             for mixtures, _, doa in batches(dataset, MIXTURES, count)
@@ -148,8 +148,8 @@ def main():
         size = sum(p.numel() for p in model.parameters()) / 1e6
         decibels = quality(model, channels(model), targets, doa)
         print(f"{name}: {size:.2f} M parameters, {decibels:.2f} dB SI-SNR")
-    save_separator(separator, asked.output, {"system": "grown"})
-    print(f"Train on with --pretrained_separator {asked.output}")
+    save_separator(separator, options.output, {"system": "grown"})
+    print(f"Train on with --pretrained_separator {options.output}")
 
 
 if __name__ == "__main__":

@@ -221,13 +221,15 @@ class _Rewriter:
 
     def _gemm(self, node):
         """A linear layer with its bias."""
-        given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        attributes = {
+            a.name: helper.get_attribute_value(a) for a in node.attribute
+        }
         weight, transposed = self._find(node.input[1])
-        plain = given.get("alpha", 1) == given.get("beta", 1) == 1
-        rows = transposed != bool(given.get("transB", 0))
+        plain = attributes.get("alpha", 1) == attributes.get("beta", 1) == 1
+        rows = transposed != bool(attributes.get("transB", 0))
         if weight is None or weight.levels.dtype != np.int8 or not plain:
             return False
-        if not rows or given.get("transA", 0):
+        if not rows or attributes.get("transA", 0):
             return False
         bias = node.input[2:] if len(node.input) > 2 else None
         output = f"{node.output[0]}.product" if bias else node.output[0]
@@ -239,8 +241,10 @@ class _Rewriter:
     def _lstm(self, node):
         """An LSTM; both its matrices must be of 8 bits or fewer."""
         matrices = [self._recurrent("LSTM", name) for name in node.input[1:3]]
-        given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if None in matrices or set(given) - {"hidden_size", "direction"}:
+        attributes = {
+            a.name: helper.get_attribute_value(a) for a in node.attribute
+        }
+        if None in matrices or set(attributes) - {"hidden_size", "direction"}:
             return False
         inputs = [*node.input, *[""] * (8 - len(node.input))]
         for place, (levels, scale) in enumerate(matrices, 1):
@@ -257,7 +261,7 @@ class _Rewriter:
             node.output,
             node.name,
             domain=CONTRIBUTED,
-            **given,
+            **attributes,
         )
         self.nodes.append(made)
         self.contributed = True
@@ -266,7 +270,7 @@ class _Rewriter:
 
     def _recurrent(self, kind, name):
         """Levels [directions, gates x size, inputs] and scales, or None."""
-        values, found = self.floats.get(name), []
+        values, weights = self.floats.get(name), []
         if values is None:
             return None
         gates = GATES[kind]
@@ -279,17 +283,19 @@ class _Rewriter:
             if weight is None or weight.levels.dtype != np.int8:
                 return None
             rows = np.arange(len(matrix)).reshape(len(gates), size)
-            found.append(weight.rows(rows[list(gates)].reshape(-1)))
+            weights.append(weight.rows(rows[list(gates)].reshape(-1)))
         return tuple(
-            np.stack([getattr(weight, part) for weight in found])
+            np.stack([getattr(weight, part) for weight in weights])
             for part in ("levels", "scale")
         )
 
     def _gather(self, node):
         """An embedding: rows of integers, times their scale."""
         weight, transposed = self._find(node.input[0])
-        given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if weight is None or transposed or given.get("axis", 0):
+        attributes = {
+            a.name: helper.get_attribute_value(a) for a in node.attribute
+        }
+        if weight is None or transposed or attributes.get("axis", 0):
             return False
         name, index = node.input[0], node.input[1]
         if (weight.scale == weight.scale[0]).all():

@@ -65,9 +65,9 @@ class NormalizedFbank(torch.nn.Module):
             f_max=sample_rate // 2,
         )
         values = (0.0, mean), (1.0, deviation)
-        for name, (default, given) in zip(("mean", "deviation"), values):
-            given = [default] * n_mels if given is None else given
-            self.register_buffer(name, torch.tensor(given).float())
+        for name, (default, statistic) in zip(("mean", "deviation"), values):
+            statistic = [default] * n_mels if statistic is None else statistic
+            self.register_buffer(name, torch.tensor(statistic).float())
 
     @property
     def settings(self):
@@ -191,10 +191,10 @@ def check_features(settings):
             for v in values
         )
 
-    def check(name, good, wanted):
+    def check(name, good, range_text):
         if not good:
             raise ValueError(
-                f"features out of their range: {name} must be {wanted}"
+                f"features out of their range: {name} must be {range_text}"
             )
 
     for name, least, most, whole in (

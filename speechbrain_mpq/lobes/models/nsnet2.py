@@ -494,23 +494,23 @@ def compressed_loss(estimate, target, alpha=0.3, compression=0.3):
     True
     """
     target, estimate = torch.view_as_real(target), torch.view_as_real(estimate)
-    wanted, found = target.square().sum(-1), estimate.square().sum(-1)
-    level = _mean(wanted)
+    power, own_power = target.square().sum(-1), estimate.square().sum(-1)
+    level = _mean(power)
     # a silent target has no level: then it is the estimate's
-    level = torch.where(level > 0, level, _mean(found.detach()))
+    level = torch.where(level > 0, level, _mean(own_power.detach()))
     level = level.clamp(min=1e-16)
-    wanted, found = wanted / level, found / level
+    power, own_power = power / level, own_power / level
     common = (target * estimate).sum(-1) / level
     # Real numbers only, |a - b|^2 = |a|^2 + |b|^2 - 2 Re(a b*): the complex
     # products take twice as long
-    wanted_size, wanted_gain = _compress(wanted, compression)
-    found_size, found_gain = _compress(found, compression)
+    size, gain = _compress(power, compression)
+    own_size, own_gain = _compress(own_power, compression)
     with_phase = (
-        wanted * wanted_gain.square()
-        + found * found_gain.square()
-        - 2 * common * wanted_gain * found_gain
+        power * gain.square()
+        + own_power * own_gain.square()
+        - 2 * common * gain * own_gain
     )
-    without = (wanted_size - found_size).square()
+    without = (size - own_size).square()
     return (alpha * with_phase + (1 - alpha) * without).mean((1, 2))
 
 

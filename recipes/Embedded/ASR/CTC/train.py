@@ -141,10 +141,10 @@ class RoomAugment:
             return oaconvolve(speech, rir)[: len(speech)]
         before, after = self._padding(rng)
         speech = np.pad(speech, (before, after))
-        heard = oaconvolve(speech, rir)[: len(speech)]
+        in_room = oaconvolve(speech, rir)[: len(speech)]
         low, high = self.hparams["noise_snr"]
-        level = np.std(heard) * 10 ** (-rng.uniform(low, high) / 20)
-        return heard + level * rng.standard_normal(len(heard))
+        level = np.std(in_room) * 10 ** (-rng.uniform(low, high) / 20)
+        return in_room + level * rng.standard_normal(len(in_room))
 
     def _padding(self, rng):
         """Samples of silence before and after."""
@@ -175,8 +175,8 @@ def dataio_prep(hparams):
         @sb.utils.data_pipeline.provides("sig")
         def audio_pipeline(key, wav):
             speech = sb.dataio.dataio.read_audio(wav).numpy()
-            heard = surroundings(speech, key, reverberant)
-            return torch.from_numpy(heard.astype(np.float32))
+            augmented = surroundings(speech, key, reverberant)
+            return torch.from_numpy(augmented.astype(np.float32))
 
         return DynamicItemDataset.from_json(
             Path(hparams["data_folder"]) / f"{split}_speech.json",
