@@ -521,11 +521,11 @@ def arguments():
 
 
 if __name__ == "__main__":
-    given = arguments()
+    options = arguments()
     prepare_voices(
-        given.packages,
-        given.data_folder,
-        {"valid": given.valid, "test": given.test},
-        given.seed,
-        given.workers,
+        options.packages,
+        options.data_folder,
+        {"valid": options.valid, "test": options.test},
+        options.seed,
+        options.workers,
     )

@@ -244,14 +244,8 @@ class OutputErrorScores(OutputScores):
     """Scores every cluster by the squared error of the output.
 
     The score is the error's share in the energy of the full-precision output,
-    for outputs that are no distribution, such as waveforms.
-
-    Arguments
-    ---------
-    candidate_bits : sequence of int
-        Bits to try for each cluster.
-    **options : dict
-        As for `OutputScores`: chunk, given, granularity, codebook, rows.
+    for outputs that are no distribution, such as waveforms. Arguments are
+    those of `WeightedErrorScores`.
 
     Example
     -------

@@ -87,19 +87,8 @@ def _add_weights(add):
     )
 
 
-def run(options):
-    """Rescore a file.
-
-    Arguments
-    ---------
-    options : argparse.Namespace
-        The parsed command line.
-
-    Returns
-    -------
-    code : int
-        Exit status.
-    """
+def run(options) -> int:
+    """Rescore a file."""
     from ..decoders.nbest import one_best, read_nbest, write_nbest
 
     if options.out:

@@ -59,18 +59,10 @@ def add_arguments(parser):
     )
 
 
-def run(options):
+def run(options) -> int:
     """Transcribe files.
 
-    Arguments
-    ---------
-    options : argparse.Namespace
-        The parsed command line.
-
-    Returns
-    -------
-    code : int
-        Exit status: 1 where any file could not be read.
+    Exit status: 1 where any file could not be read.
     """
     keys = _checked(options)
     from ..decoders.nbest import write_nbest

@@ -163,7 +163,7 @@ def tell_plan(line, input_files):
     if len(line.steps) > 1 and left:
         say(f"{duration(left).capitalize()} in all, on two cores like these.")
     last = line.steps[-1]
-    for key in sorted(unread(last.source.settings) & last.source.given):
+    for key in sorted(unread(last.source.settings) & last.source.overridden):
         why = "nothing is trained" if key in _TRAINING else "of full precision"
         say(f"--{key} changes nothing here: {why}")
 

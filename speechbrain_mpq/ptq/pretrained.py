@@ -257,7 +257,7 @@ def quantize_pretrained(
     check_source(source)
     # What may be wrong with the data is found before anything is loaded.
     counts = {"items": items, "test_items": test_items}
-    data = _Data.found(calibration, test, data_root, audio_key, **counts)
+    data = _Data.of(calibration, test, data_root, audio_key, **counts)
     measure = _measurable(task_of(cls)[1], data.tested, reference)
     # There are two of it: one is quantized and compared with the other.
     interface, hparams_path = load_interface(cls, source, device)
@@ -269,7 +269,7 @@ def quantize_pretrained(
     names = chosen_names(calibration.model, modules, include, exclude, vectors)
     _quantize(calibration, names, progress, rounding=rounding, **options)
     evaluate = partial(_quality, measure, interface, tests, progress)
-    known = {"source": str(source), "asked": budget}
+    known = {"source": str(source), "budget": budget}
     known["plan"] = bit_plan(calibration.model)
     return _written(
         comparison, quantized, hparams_path, output, evaluate, known
@@ -285,7 +285,7 @@ class _Data:
     audio_key: str
 
     @classmethod
-    def found(cls, calibration, test, root, audio_key, items, test_items):
+    def of(cls, calibration, test, root, audio_key, items, test_items):
         """Those of the manifests; all of their files are there."""
         entries = read_manifest(calibration, root)
         tested = read_manifest(test, root) if test else entries

@@ -174,7 +174,7 @@ class PTQReport:
     folder: Path  # packed
     source: str  # folder or hub name that it was made from
     cls: type  # loads both
-    asked: str  # the budget
+    budget: str
     plan: object  # BitPlan of its clusters
     bytes: dict  # "source" and "packed": of the files that were packed
     divergence: float  # of the packed one's outputs on the calibration items
@@ -284,12 +284,12 @@ def model_card(outcome):
     head, *rows = _outcome_rows(outcome)
     before, after = outcome.bytes["source"], outcome.bytes["packed"]
     notes = "".join(f"* {note}\n" for note in _outcome_notes(outcome))
-    name, card = outcome.cls.__name__, outcome.card
+    name, card, budget = outcome.cls.__name__, outcome.card, outcome.budget
     return write_card(
         outcome.folder.name,
         f"""\
 Post-training mixed-precision quantization of `{outcome.source}` to a budget
-of {outcome.asked}, made by speechbrain_mpq. Its licence is that of the source.\
+of {budget}, made by speechbrain_mpq. Its licence is that of the source.\
 """,
         [
             ("average bits of a weight", f"{outcome.plan.average_bits:.3f}"),

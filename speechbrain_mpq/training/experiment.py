@@ -80,7 +80,7 @@ class Experiment:
 
     def __init__(self, source, inputs=()):
         self.source = source
-        self.asked = {"settings": source.settings, "inputs": digest(inputs)}
+        self.request = {"settings": source.settings, "inputs": digest(inputs)}
         self.variant = ""  # what tells it from the run in the usual folder
         self.note = ""  # where it is, where that is not the usual folder
         self.makes_room = False  # an unfinished other run
@@ -94,7 +94,7 @@ class Experiment:
         if not self.finished and not folder_in_use(self.folder):
             self.makes_room = True
             return
-        if "output_folder" in source.given:
+        if "output_folder" in source.overridden:
             raise ValueError(
                 f"{self.folder} holds a run with other "
                 f"{', '.join(self._roots(keys))}: "
@@ -132,7 +132,7 @@ class Experiment:
         # this process may not have been collected yet.
         with contextlib.suppress(BlockingIOError):
             self._lock = hold_folder(self.folder)
-        write_json(self.folder / "settings.json", self.asked)
+        write_json(self.folder / "settings.json", self.request)
 
     def read(self):
         """Load the hyper-parameters and their objects for this folder."""
@@ -156,7 +156,7 @@ class Experiment:
         """Take a folder whose name says what is different."""
         words = {key: self._word(key) for key in self._roots(keys)}
         name = "-".join(words.values())
-        exact = digest([], json.dumps(self.asked, sort_keys=True))[:8]
+        exact = digest([], json.dumps(self.request, sort_keys=True))[:8]
         first = self.folder
         for suffix in (name[:_LONGEST].rstrip("-_."), exact):
             parent = f"{first.parent.name}-{suffix}"
@@ -184,9 +184,9 @@ class Experiment:
 
     def _word(self, key):
         """A key with its value, as a part of a folder's name."""
-        value = self.asked["settings"].get(key)
-        if key not in self.asked["settings"]:
-            return f"weights_{self.asked['inputs'][:6]}"
+        value = self.request["settings"].get(key)
+        if key not in self.request["settings"]:
+            return f"weights_{self.request['inputs'][:6]}"
         if isinstance(value, dict) and len(value) == 1 and key == "estimator":
             return next(iter(value)).rpartition(".")[2]
         if isinstance(value, dict | list):
@@ -199,10 +199,10 @@ class Experiment:
         stored = self._stored()
         if stored is None:
             return []
-        keys = differing(stored["settings"], self.asked["settings"])
+        keys = differing(stored["settings"], self.request["settings"])
         self.report_differs = [key for key in keys if key in REPORTED]
         keys = [key for key in keys if key not in REPORTED]
-        if stored["inputs"] != self.asked["inputs"]:
+        if stored["inputs"] != self.request["inputs"]:
             keys.append("weights or architecture to start from")
         return keys
 

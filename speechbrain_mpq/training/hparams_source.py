@@ -165,7 +165,7 @@ class HparamsSource:
             self.text = with_blocks(self.text, whole)
         kept = {k: node for k, node in nodes.items() if k not in whole}
         self.command = overrides  # all that the command line says
-        self.given = set(nodes)
+        self.overridden = set(nodes)
         self.overrides = _dumped(kept) if kept else ""
 
     def stream(self):

@@ -127,7 +127,7 @@ class Experiment:
         )
         with torch.no_grad():
             scores = float_scores(gru, classifier, features, lengths)
-        self.wanted = scores.log_softmax(-1)
+        self.log_posteriors = scores.log_softmax(-1)
         self.packed = {}
 
     def convert(self, plan, gru=None, classifier=None, row_scales=None):
@@ -184,7 +184,7 @@ class Experiment:
             scores = self.classifier(integer.dequantize(last))
         moved = torch.nn.functional.kl_div(
             scores.log_softmax(-1),
-            self.wanted,
+            self.log_posteriors,
             reduction="batchmean",
             log_target=True,
         )

@@ -118,9 +118,9 @@ class _LevelWeighted:
 class MovingMask(_LevelWeighted):
     """Rule that listens: go on while the mask of what is loud moves.
 
-    What is asked is the mean distance of an exit's mask from the one that it
-    gave the last time: speech that begins or changes makes it large, steady
-    noise and held sounds do not.
+    The mean distance of an exit's mask from the one that it gave the last time
+    is held against the threshold: speech that begins or changes makes it
+    large, steady noise and held sounds do not.
 
     Arguments
     ---------
@@ -152,19 +152,8 @@ class MovingMask(_LevelWeighted):
 class UncertainMask(_LevelWeighted):
     """Rule that listens: go on while the mask of what is loud is undecided.
 
-    A mask near 0 or 1 has decided. What is asked is the mean of 4 m (1 - m)
-    over the bins.
-
-    Arguments
-    ---------
-    threshold : float
-        Stop below it: 0 never stops, a large one always does.
-    first : int
-        First exit at which it may stop.
-    memory : float
-        Frames over which the level is averaged.
-    last : int or None
-        Exit at which it must stop; None: the network's last.
+    A mask near 0 or 1 has decided. The mean of 4 m (1 - m) over the bins is
+    held against the threshold. Arguments are those of `MovingMask`.
 
     Example
     -------

@@ -57,7 +57,7 @@ def fake_run(step, *_):
     if begun.finished:
         return
     begun.start()
-    hparams, settings = step.hparams, begun.asked["settings"]
+    hparams, settings = step.hparams, begun.request["settings"]
     packed = begun.folder / "packed"
     packed.mkdir()
     (packed / "model.safetensors").write_bytes(b"")

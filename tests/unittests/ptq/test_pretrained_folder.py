@@ -29,7 +29,7 @@ def outcome():
         folder=Path("asr_4bit"),
         source="someone/asr",
         cls=torch.nn.Linear,
-        asked="4bit",
+        budget="4bit",
         plan=quantize_(torch.nn.Linear(8, 4), 4, exclude="bias"),
         bytes={"source": 144, "packed": 36},
         divergence=0.01,
