@@ -283,6 +283,27 @@ def _identity(size):
     return affine
 
 
+def _check_counts(outputs, phones, bottlenecks, strides):
+    """Refuse lists of other lengths than the layers and the outputs need."""
+    if phones and outputs != 2 * len(phones):
+        raise ValueError(
+            f"{outputs} outputs and {len(phones)} phones: a phone has two"
+        )
+    if len(bottlenecks) != len(strides):
+        raise ValueError(
+            f"{len(bottlenecks)} bottlenecks and {len(strides)} strides: "
+            "one of each for each layer"
+        )
+
+
+def _first_slow(strides, subsampling):
+    """The first layer whose successors all skip frames."""
+    slow = len(strides)
+    while slow and strides[slow - 1] % subsampling == 0:
+        slow -= 1
+    return slow
+
+
 class TDNNF(torch.nn.Module):
     """TDNN-F for LF-MMI, one output frame for several of the input.
 
@@ -348,15 +369,7 @@ class TDNNF(torch.nn.Module):
         phones=(),
     ):
         super().__init__()
-        if phones and outputs != 2 * len(phones):
-            raise ValueError(
-                f"{outputs} outputs and {len(phones)} phones: a phone has two"
-            )
-        if len(bottlenecks) != len(strides):
-            raise ValueError(
-                f"{len(bottlenecks)} bottlenecks and {len(strides)} strides: "
-                "one of each for each layer"
-            )
+        _check_counts(outputs, phones, bottlenecks, strides)
         self.settings = {
             "input_size": input_size,
             "outputs": outputs,
@@ -373,33 +386,26 @@ class TDNNF(torch.nn.Module):
             "scale": scale,
             "phones": list(phones),
         }
-        self.subsampling = subsampling
-        self.splice = context
-        self.context = context + sum(strides)
+        self.subsampling, self.scale, self._steps = subsampling, scale, 0
+        self.splice, self.context = context, context + sum(strides)
         spliced = (2 * context + 1) * input_size + speaker_size
         self.decorrelate = _identity(spliced) if decorrelate else None
         self.first = torch.nn.Conv1d(spliced, size, 1)
         self.first_norm = torch.nn.BatchNorm1d(size, affine=False)
         self.first_dropout = ContinuousDropout()
-        # From the first layer on whose successors all skip frames.
-        self.slow = len(strides)
-        while self.slow and strides[self.slow - 1] % subsampling == 0:
-            self.slow -= 1
+        self.slow = _first_slow(strides, subsampling)
         self.layers = torch.nn.ModuleList(
-            TDNNFLayer(
-                size,
-                bottleneck,
-                stride // (subsampling if i >= self.slow else 1),
-                bypass,
-                scale,
-            )
-            for i, (bottleneck, stride) in enumerate(zip(bottlenecks, strides))
+            TDNNFLayer(size, bottleneck, stride, bypass, scale)
+            for bottleneck, stride in zip(bottlenecks, self._own_strides())
         )
         self.prefinal = torch.nn.Conv1d(size, prefinal, 1, bias=False)
         self.chain = Prefinal(prefinal, size, outputs)
         self.xent = Prefinal(prefinal, size, outputs) if xent else None
-        self.scale = scale
-        self._steps = 0
+
+    def _own_strides(self):
+        """Strides in frames of the layer: slow ones see every third only."""
+        for index, stride in enumerate(self.settings["strides"]):
+            yield stride // (self.subsampling if index >= self.slow else 1)
 
     def forward(self, feats, wav_lens=None, speaker=None, heads=False):
         """Raw outputs of each frame.
