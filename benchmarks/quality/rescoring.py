@@ -32,7 +32,7 @@ from speechbrain_mpq.decoders.nbest import (
 from speechbrain_mpq.decoders.ngram import Ngram
 from speechbrain_mpq.evaluation.significance import mapsswe
 from speechbrain_mpq.evaluation.wer import WordErrors, word_errors
-from speechbrain_mpq.inference.rescoring import rescore
+from speechbrain_mpq.inference.language_model import rescore
 from speechbrain_mpq.utils import read_json, write_json
 
 LM_WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.3)

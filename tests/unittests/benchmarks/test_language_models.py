@@ -10,7 +10,7 @@ from speechbrain_mpq.decoders.nbest import NBest
 from speechbrain_mpq.decoders.vocabulary import Vocabulary
 from speechbrain_mpq.inference.language_model import LanguageModel
 from speechbrain_mpq.lobes.models.language_models import TiedRNNLM
-from speechbrain_mpq.quantization.scheme import Scheme
+from speechbrain_mpq.quantization.plan import Scheme
 from speechbrain_mpq.run import _parser
 from speechbrain_mpq.training.choose import method_of, scorer_of
 

@@ -19,8 +19,8 @@ from speechbrain_mpq import (
     pack_results,
 )
 from speechbrain_mpq.allocation.scores import ScoreTable
+from speechbrain_mpq.quantization.plan import Scheme
 from speechbrain_mpq.quantization.quant_api import cluster_quantized
-from speechbrain_mpq.quantization.scheme import Scheme
 from speechbrain_mpq.training.choose import ANCHOR, method_of, scorer_of
 from speechbrain_mpq.training.quantizer import quantizer_of
 
