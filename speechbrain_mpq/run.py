@@ -185,8 +185,8 @@ class Runner:
     def before_evaluate(self, brain):
         """Refuse results of a Brain that is still in full precision."""
         name = type(brain).__name__
-        wanted = self.brain_name in (None, name)
-        if wanted and brain is not self.brain:
+        is_ours = self.brain_name in (None, name)
+        if is_ours and brain is not self.brain:
             raise UnsuitableScript(
                 f"{name} is evaluated before Brain.fit was called on it, so "
                 "that no bits have been chosen: add the line `choose_bits("
@@ -196,12 +196,13 @@ class Runner:
     def finish(self):
         """Pack what was trained; refuse a script that trained nothing."""
         if self.brain is None:
-            wanted = self.brain_name or "a Brain"
+            brain_name = self.brain_name or "a Brain"
             raise UnsuitableScript(
-                f"the script ended without calling Brain.fit on {wanted}: its "
-                "modules were not quantized. Scripts with a training loop of "
-                "their own, or a Brain whose class replaces fit, need the "
-                "line `choose_bits(brain, valid_data, budget=...)` instead"
+                "the script ended without calling Brain.fit on "
+                f"{brain_name}: its modules were not quantized. Scripts with "
+                "a training loop of their own, or a Brain whose class "
+                "replaces fit, need the line `choose_bits(brain, valid_data, "
+                "budget=...)` instead"
             )
         from speechbrain.utils.distributed import if_main_process
 
@@ -257,7 +258,7 @@ def _load_weights(brain, folder):
         Path(folder).resolve().parent if one else folder, modules
     )
     taken = source.recover_if_possible(
-        ckpt_predicate=lambda found: found.path.resolve() in paths
+        ckpt_predicate=lambda checkpoint: checkpoint.path.resolve() in paths
     )
     if taken is None:
         raise FileNotFoundError(_NO_CHECKPOINT.format(folder))
@@ -277,12 +278,12 @@ def quantized_fit(runner):
     fit, evaluate = sb.Brain.fit, sb.Brain.evaluate
 
     def quantize_and_fit(brain, *args, **kwargs):
-        given = inspect.signature(fit).bind(brain, *args, **kwargs).arguments
+        bound = inspect.signature(fit).bind(brain, *args, **kwargs).arguments
         runner.before_fit(
             brain,
-            given["train_set"],
-            given.get("valid_set"),
-            given.get("valid_loader_kwargs", {}),
+            bound["train_set"],
+            bound.get("valid_set"),
+            bound.get("valid_loader_kwargs", {}),
         )
         if runner.trains(brain):
             fit(brain, *args, **kwargs)
@@ -386,10 +387,12 @@ def _runner(options):
 
     known = vars(options).copy()
     del known["script"]
-    asked = {field.name: known.pop(field.name) for field in fields(Scheme)}
+    scheme_options = {
+        field.name: known.pop(field.name) for field in fields(Scheme)
+    }
     try:
         # What is not asked for is left to a quantizer of the recipe's own.
-        scheme = Scheme(**asked)
+        scheme = Scheme(**scheme_options)
         known["scheme"] = scheme if scheme != Scheme() else None
         if known["candidate_bits"] is None:
             del known["candidate_bits"]

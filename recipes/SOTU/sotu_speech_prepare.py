@@ -65,7 +65,7 @@ def prepare_sotu_speech(
     sentences = reading_sentences(data_folder, lexicon, seed)
     counts = {split: len(rows) for split, rows in sentences.items()}
     counts.update(utterances or {})
-    said = {
+    spoken = {
         word
         for split, rows in sentences.items()
         for text in rows[: counts[split]]
@@ -78,7 +78,7 @@ def prepare_sotu_speech(
         f"{len(words) - len(known)} are left out: "
         f"{' '.join(w for w in words if w not in lexicon) or 'none'}"
     )
-    Lexicon({w: lexicon[w] for w in sorted({*known, *said})}).write(
+    Lexicon({w: lexicon[w] for w in sorted({*known, *spoken})}).write(
         data_folder / "lexicon.txt"
     )
     _estimate(data_folder, known, ngram or {})
@@ -95,14 +95,14 @@ def _estimate(data_folder, words, options):
     """Write lm.arpa where it is not there with these words and options."""
     path, made_of = data_folder / "lm.arpa", data_folder / "ngram.json"
     digest = hashlib.sha256(" ".join(words).encode()).hexdigest()
-    wanted = {"words": digest, **options}
+    settings = {"words": digest, **options}
     if path.is_file() and made_of.is_file():
-        if json.loads(made_of.read_text()) == wanted:
+        if json.loads(made_of.read_text()) == settings:
             return
     text = (data_folder / "train.txt").read_text(encoding="utf-8")
     options = {"smoothing": None, "vocabulary": set(words), **options}
     estimate_arpa(path, text.splitlines(), **options)
-    made_of.write_text(json.dumps(wanted))
+    made_of.write_text(json.dumps(settings))
 
 
 def _lexicon(data_folder, path):
@@ -111,13 +111,13 @@ def _lexicon(data_folder, path):
     if path is None and not kept.is_file():
         instead = "cmudict, a lexicon in the form of CMUdict"
         with tempfile.TemporaryDirectory() as folder:
-            found = fetch(folder, CMUDICT, "dict.txt", instead)
-            content = (found / "dict.txt").read_bytes()
+            source = fetch(folder, CMUDICT, "dict.txt", instead)
+            content = (source / "dict.txt").read_bytes()
         kept.write_bytes(content.decode("latin1").encode())
     pronunciations = {}
-    for word, said in Lexicon.read(path or kept).pronunciations.items():
+    for word, alternatives in Lexicon.read(path or kept).pronunciations.items():
         known = pronunciations.setdefault(word.lower(), [])
-        known += [row for row in said if row not in known]
+        known += [row for row in alternatives if row not in known]
     return pronunciations
 
 
@@ -139,7 +139,7 @@ def reading_sentences(data_folder, lexicon, seed=1234):
     -------
     dict of str -> list of str
     """
-    found, left_out = {}, 0
+    chosen, left_out = {}, 0
     for split in ("train", "valid", "test"):
         text = (data_folder / f"{split}.txt").read_text(encoding="utf-8")
         rows = [
@@ -147,29 +147,29 @@ def reading_sentences(data_folder, lexicon, seed=1234):
             for row in text.splitlines()
             if SHORTEST <= len(row.split()) <= LONGEST
         ]
-        found[split] = [
+        chosen[split] = [
             row for row in rows if all(word in lexicon for word in row.split())
         ]
-        left_out += len(rows) - len(found[split])
+        left_out += len(rows) - len(chosen[split])
     print(f"{left_out} sentences have words without pronunciation: left out")
-    order = np.random.default_rng(seed).permutation(len(found["train"]))
-    found["train"] = [found["train"][i] for i in order]
-    valid = min(VALID, len(found["valid"]) // 2)
-    found["test"] += found["valid"][valid:]
-    found["valid"] = found["valid"][:valid]
-    trained = set(found["train"])
+    order = np.random.default_rng(seed).permutation(len(chosen["train"]))
+    chosen["train"] = [chosen["train"][i] for i in order]
+    valid = min(VALID, len(chosen["valid"]) // 2)
+    chosen["test"] += chosen["valid"][valid:]
+    chosen["valid"] = chosen["valid"][:valid]
+    trained = set(chosen["train"])
     for split in ("valid", "test"):
-        found[split] = [row for row in found[split] if row not in trained]
-    return found
+        chosen[split] = [row for row in chosen[split] if row not in trained]
+    return chosen
 
 
 def _tell_unknown(sentences, words):
     """How many words of the test nobody can recognize."""
-    said = [word for text in sentences for word in text.split()]
-    unknown = sum(word not in words for word in said)
+    occurrences = [word for text in sentences for word in text.split()]
+    unknown = sum(word not in words for word in occurrences)
     print(
-        f"test: {len(sentences)} sentences, {len(said)} words, "
-        f"{unknown / len(said):.2%} of them outside the vocabulary"
+        f"test: {len(sentences)} sentences, {len(occurrences)} words, "
+        f"{unknown / len(occurrences):.2%} of them outside the vocabulary"
     )
 
 

@@ -274,10 +274,11 @@ def random_architectures(costs, target, count, seed=0, tolerance=0.01):
     drawn = torch.randint(candidates, (DRAWS, choices), generator=generator)
     cost = costs.double().gather(1, drawn.T).sum(0)
     near = drawn[(cost - target).abs() <= tolerance * target]
-    found = list(dict.fromkeys(map(tuple, near.tolist())))[:count]
-    if len(found) < count:
+    architectures = list(dict.fromkeys(map(tuple, near.tolist())))[:count]
+    if len(architectures) < count:
         raise ValueError(
-            f"{len(found)} of {DRAWS} random architectures cost {target:g} "
+            f"{len(architectures)} of {DRAWS} random architectures cost "
+            f"{target:g} "
             f"within {tolerance:.1%}, {count} wanted: widen the tolerance"
         )
-    return [list(choice) for choice in found]
+    return [list(choice) for choice in architectures]

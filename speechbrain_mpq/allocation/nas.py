@@ -108,10 +108,11 @@ def read_prototype(folder, bits, model):
             f"{Path(folder, MODEL_FILE)}: {remedy}"
         )
     quantized, values = read_packed(folder)
-    found = sorted({tensor.bits for tensor in quantized.values()})
-    if found != [bits]:
+    widths = sorted({tensor.bits for tensor in quantized.values()})
+    if widths != [bits]:
         raise ValueError(
-            f"{folder} is no uniform prototype of {bits} bits, it has {found}: "
+            f"{folder} is no uniform prototype of {bits} bits, it has "
+            f"{widths}: "
             f"{remedy}"
         )
     groups = defaultdict(dict)
@@ -123,15 +124,15 @@ def read_prototype(folder, bits, model):
     for name, parts in groups.items():
         ordered = [parts[start] for start in sorted(parts)]
         values[name] = ordered[0] if len(ordered) == 1 else torch.cat(ordered)
-    wanted = {n: t.shape for n, t in named_tensors(model).items()}
-    for name, shape in wanted.items():
+    expected = {n: t.shape for n, t in named_tensors(model).items()}
+    for name, shape in expected.items():
         if name not in values or values[name].shape != shape:
             has = tuple(values[name].shape) if name in values else "missing"
             raise ValueError(
                 f"{folder} is a prototype of another architecture, its {name} "
                 f"is {has}, the model's {tuple(shape)}: {remedy}"
             )
-    return {name: values[name] for name in wanted}
+    return {name: values[name] for name in expected}
 
 
 class _Groups(torch.nn.Module):

@@ -186,10 +186,12 @@ def _counted(sentences, order, vocabulary):
     """History -> how often each word follows it."""
     counts = defaultdict(Counter)
     for sentence in sentences:
-        said = sentence.split()
+        own_words = sentence.split()
         if vocabulary is not None:
-            said = [w if w in vocabulary else _UNKNOWN[0] for w in said]
-        words = (BOS, *said, EOS)
+            own_words = [
+                w if w in vocabulary else _UNKNOWN[0] for w in own_words
+            ]
+        words = (BOS, *own_words, EOS)
         for end in range(1, len(words)):
             for begin in range(max(end - order + 1, 0), end + 1):
                 counts[words[begin:end]][words[end]] += 1
@@ -252,9 +254,9 @@ def _lines(file):
 def _check(counts, grams, backoffs):
     """Refuse sections that were cut, and what is no probability."""
     for order, count in counts.items():
-        found = sum(map(len, grams[order].values()))
-        if found != count:
-            raise ValueError(f"{found} of {count} {order}-grams are there")
+        number = sum(map(len, grams[order].values()))
+        if number != count:
+            raise ValueError(f"{number} of {count} {order}-grams are there")
         for context, words in grams[order].items():
             for word, value in words.items():
                 if not -math.inf <= value <= ROUNDING:

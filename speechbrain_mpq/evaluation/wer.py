@@ -140,8 +140,8 @@ def oracle_errors(pairs):
     """
     total = WordErrors()
     for reference, hypotheses in pairs:
-        found = [word_errors(reference, words) for words in hypotheses]
-        total += min(found, key=lambda counts: counts.errors)
+        errors = [word_errors(reference, words) for words in hypotheses]
+        total += min(errors, key=lambda counts: counts.errors)
     return total
 
 

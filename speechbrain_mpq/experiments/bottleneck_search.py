@@ -223,7 +223,7 @@ class BottleneckSearch:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        found = []
+        networks = []
         for penalty in self.penalties:
             state = folder / f"search_{penalty}.ckpt"
             with frozen(model):
@@ -239,9 +239,9 @@ class BottleneckSearch:
                 "history": search.history,
             }
             self._write(model, choice, folder, f"{penalty}", details)
-            found.append(self._bottlenecks(choice))
-            logger.info("Penalty %s: bottlenecks %s", penalty, found[-1])
-        return found
+            networks.append(self._bottlenecks(choice))
+            logger.info("Penalty %s: bottlenecks %s", penalty, networks[-1])
+        return networks
 
     def _searched(self, model, penalty, batches, loss, state, progress):
         """A search that has come to its end."""

@@ -105,9 +105,11 @@ class HybridRecognition(sb.Brain):
         lengths = (wav_lens * log_probs.shape[1]).round().long()
         total = torch.nn.functional.ctc_loss(
             log_probs.transpose(0, 1),
-            torch.tensor([phone for said in phones for phone in said]),
+            torch.tensor(
+                [phone for pronunciation in phones for phone in pronunciation]
+            ),
             lengths,
-            torch.tensor([len(said) for said in phones]),
+            torch.tensor([len(pronunciation) for pronunciation in phones]),
             reduction="sum",
             zero_infinity=True,
         )
@@ -115,9 +117,9 @@ class HybridRecognition(sb.Brain):
 
     def recognize(self, key, reference, outputs):
         """Search the words of one utterance, [frames, outputs]."""
-        found = self.word_search(outputs, key)
-        words = found.hypotheses[0]
-        self.lists.append(found)
+        hypotheses = self.word_search(outputs, key)
+        words = hypotheses.hypotheses[0]
+        self.lists.append(hypotheses)
         self.wer_stats.append(
             ids=[key], predict=[words.split()], target=[reference.split()]
         )
@@ -429,8 +431,8 @@ def _target(graphs, ctc):
     @sb.utils.data_pipeline.takes("words", "id")
     @sb.utils.data_pipeline.provides("phones")
     def phones_pipeline(words, key):
-        said = graphs.lexicon.encode(words.split(), key)
-        return [phone for word in said for phone in word[0]]
+        phones = graphs.lexicon.encode(words.split(), key)
+        return [phone for word in phones for phone in word[0]]
 
     return phones_pipeline if ctc else numerator_pipeline
 
@@ -542,8 +544,10 @@ def publish(brain, graphs, items, hparams):
 
 def _spoken(lexicon, words):
     """The lexicon of these words alone, with the same phones."""
-    said = {word: lexicon.pronunciations[word] for word in words}
-    return Lexicon(said, lexicon.phones[lexicon.silence], lexicon.phones)
+    pronunciations = {word: lexicon.pronunciations[word] for word in words}
+    return Lexicon(
+        pronunciations, lexicon.phones[lexicon.silence], lexicon.phones
+    )
 
 
 def run(arguments, prepare, script):

@@ -59,7 +59,7 @@ class SpokenWordClassifier:
             Folder, or "user/name" on the hub.
         **hub
             `revision`, `cache_dir`, `token`, `endpoint` and
-            `local_files_only` of `hub.fetch_folder`.
+            `local_files_only` of `folder.fetch_folder`.
 
         Returns
         -------

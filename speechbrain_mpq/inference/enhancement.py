@@ -67,7 +67,7 @@ class SpeechEnhancer:
             Of PyTorch.
         **hub
             `revision`, `cache_dir`, `token`, `endpoint` and
-            `local_files_only` of `hub.fetch_folder`.
+            `local_files_only` of `folder.fetch_folder`.
 
         Returns
         -------

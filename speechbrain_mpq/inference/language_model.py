@@ -144,7 +144,7 @@ class LanguageModel:
             Of ONNX Runtime.
         **hub
             `revision`, `cache_dir`, `token`, `endpoint` and
-            `local_files_only` of `hub.fetch_folder`.
+            `local_files_only` of `folder.fetch_folder`.
 
         Returns
         -------

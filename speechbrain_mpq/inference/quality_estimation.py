@@ -89,7 +89,7 @@ class QualityEstimator:
             with the package if not given.
         **hub
             `revision`, `cache_dir`, `token`, `endpoint` and
-            `local_files_only` of `hub.fetch_folder`.
+            `local_files_only` of `folder.fetch_folder`.
 
         Returns
         -------

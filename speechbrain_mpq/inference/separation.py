@@ -89,7 +89,7 @@ class QuantizedSeparator(SeparationInterface, Pretrained):
             Of PyTorch; other engines run on the CPU.
         **hub
             `revision`, `cache_dir`, `token`, `endpoint` and
-            `local_files_only` of `hub.fetch_folder`.
+            `local_files_only` of `folder.fetch_folder`.
         """
         folder = fetch_folder(source, **hub)
         separator = load_for_engine(folder, engine, threads, device)

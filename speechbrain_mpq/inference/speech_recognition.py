@@ -101,7 +101,7 @@ class HybridASR:
         lexicon, ngram : str or Path or None
             Files to take in place of the folder's own.
         hub : dict or None
-            What `hub.fetch_folder` takes.
+            What `folder.fetch_folder` takes.
         **options
             `acoustic_scale`, `lm_scale` and `device`.
 

@@ -516,13 +516,13 @@ def utterance(split, index, seed=1234, sentences=None):
 def _check_sentences(sentences, counts):
     """Refuse fewer sentences than utterances, and what is no sentence."""
     for split, count in counts.items():
-        given = sentences.get(split, [])
-        if len(given) < count:
+        texts = sentences.get(split, [])
+        if len(texts) < count:
             raise ValueError(
-                f"{count} utterances of {split} and {len(given)} sentences: "
+                f"{count} utterances of {split} and {len(texts)} sentences: "
                 "ask for fewer, or give more text"
             )
-        for text in given[:count]:
+        for text in texts[:count]:
             if not text or text.split() != text.split(" "):
                 raise ValueError(
                     f"{split}: {text!r} is no sentence of words with one "

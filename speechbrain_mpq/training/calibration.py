@@ -197,13 +197,13 @@ class BrainCalibration(Calibration):
     def run(self, index, objective=False):
         """Predictions of a batch, or with `objective` the loss."""
         torch.manual_seed(SEED)
-        wanted = "compute_objectives" if objective else "compute_forward"
+        method = "compute_objectives" if objective else "compute_forward"
         with ExitStack() as stack:
             stack.enter_context(without_metrics())
             for searcher in searchers_of(self.brain):
                 stack.enter_context(self._search_once(searcher, index))
             result_of = partial(
-                _result_of, self.brain, wanted, self.batches[index], self.stage
+                _result_of, self.brain, method, self.batches[index], self.stage
             )
             try:
                 return result_of()
@@ -339,21 +339,21 @@ class _Enough(Exception):
     """A pass has computed what it was run for."""
 
 
-def _result_of(brain, wanted, batch, stage):
+def _result_of(brain, name, batch, stage):
     """What a method of a Brain returns when it evaluates a batch.
 
     Recipes whose `compute_forward` takes other arguments than a batch, as in
     separation, call it from an `evaluate_batch` of their own.
     """
-    found, plain = [], getattr(brain, wanted)
+    results, plain = [], getattr(brain, name)
 
     def stop(*args, **kwargs):
-        found.append(plain(*args, **kwargs))
+        results.append(plain(*args, **kwargs))
         raise _Enough
 
     gradients = torch.is_grad_enabled()
-    forward = brain.compute_forward if wanted != "compute_forward" else stop
-    objectives = stop if wanted != "compute_forward" else None
+    forward = brain.compute_forward if name != "compute_forward" else stop
+    objectives = stop if name != "compute_forward" else None
 
     def with_gradients(method):
         def call(*args, **kwargs):
@@ -369,17 +369,17 @@ def _result_of(brain, wanted, batch, stage):
         try:
             brain.evaluate_batch(batch, stage)
         except _Enough:
-            return found[0]
+            return results[0]
         except RuntimeError as error:
             if "requires grad" not in str(error):
                 raise
             raise NoGradientError(
-                f"{type(brain).__name__} takes values out of its {wanted} in "
+                f"{type(brain).__name__} takes values out of its {name} in "
                 f"{stage} that have gradients ({error}): use scores that need "
                 'none, such as "kl" or "loss", or another stage='
             ) from error
     raise ValueError(
-        f"{type(brain).__name__}.evaluate_batch does not call {wanted}: scores "
+        f"{type(brain).__name__}.evaluate_batch does not call {name}: scores "
         "and calibrated rounding need it; use scores that look at weights "
         'only, such as "weight_error", with rounding="nearest"'
     )
@@ -432,24 +432,24 @@ def _parts(brain):
 
 def unmeasured_norms(brain):
     """Names of global normalizations that have seen no batch."""
-    found = {
+    norms = {
         id(part): name
         for name, part in _parts(brain).items()
         if isinstance(part, InputNormalization)
         and part.norm_type == "global"
         and not part.count
     }
-    return sorted(found.values())
+    return sorted(norms.values())
 
 
 def searchers_of(brain):
     """The searches of a Brain, whatever they search."""
-    found = {
+    searchers = {
         id(part): part
         for part in _parts(brain).values()
         if _is_searcher(type(part))
     }
-    return list(found.values())
+    return list(searchers.values())
 
 
 @contextmanager

@@ -96,11 +96,11 @@ def parse_name(text):
     return name, {key: yaml.safe_load(value) for key, _, value in pairs}
 
 
-def _made(kind, text, *given):
+def _made(kind, text, *arguments):
     """What a class makes of the settings behind its name."""
     name, settings = parse_name(text)
     try:
-        return kind(*given, **settings)
+        return kind(*arguments, **settings)
     except TypeError as error:
         if not settings:
             raise
@@ -149,20 +149,20 @@ def _check_scripting(brain, quantizer):
             raise ValueError(NO_SCRIPT.format(f"module {key!r}"))
 
 
-def _method_for(brain, asked, candidate_bits):
+def _method_for(brain, method_or_name, candidate_bits):
     """The method that a Brain is to be trained by; the usual one for None."""
-    method = method_of(asked or "log_step")
-    if isinstance(asked, str) and method.candidate_bits is not None:
+    method = method_of(method_or_name or "log_step")
+    if isinstance(method_or_name, str) and method.candidate_bits is not None:
         method.candidate_bits = check_candidates(candidate_bits)
-    if asked:
+    if method_or_name:
         method.check_brain(brain)
     return method
 
 
-def _folder(brain, asked):
+def _folder(brain, folder):
     """Where the plan is left: what is asked for, or the output folder."""
     own = getattr(brain, "hparams", None)
-    return asked or getattr(own, "output_folder", None)
+    return folder or getattr(own, "output_folder", None)
 
 
 def _usual_rounding(method, brain):
@@ -348,9 +348,9 @@ class _Request:
     def complete(self, brain, quantizer):
         """Fill in the usual ways, and refuse what a Brain cannot do."""
         _check_scripting(brain, quantizer)
-        asked = self.asked_method
-        self.method = _method_for(brain, asked, self.candidate_bits)
-        if asked:
+        method = self.asked_method
+        self.method = _method_for(brain, method, self.candidate_bits)
+        if method:
             tensors = named_tensors(quantizer.model)
             chosen = select(tensors, **quantizer.selection.patterns)
             self.method.check_tensors(chosen)
@@ -363,13 +363,15 @@ class _Request:
     @property
     def settings(self):
         """What a plan depends on, for JSON."""
-        scores, asked = self.scores, self.asked_method
+        scores, method = self.scores, self.asked_method
         return {
             "scores": scores if isinstance(scores, str) else _class(scores),
             **self.limits,
             "rounding": self.rounding,
             "candidate_bits": list(self.candidate_bits),
-            "method": asked if isinstance(asked, str | None) else _class(asked),
+            "method": method
+            if isinstance(method, str | None)
+            else _class(method),
         }
 
 
@@ -440,10 +442,10 @@ def pack_results(output_folder, packed=None, min_key=None, max_key=None):
             f"{source} has no key {missing[0]!r}, which this needs"
         )
     quantizer = _quantizer(hparams, folder)
-    found = recover_whole(
+    checkpoint = recover_whole(
         hparams["checkpointer"], min_key=min_key, max_key=max_key
     )
-    if found is None:
+    if checkpoint is None:
         raise ValueError(
             f"no checkpoint in {hparams['checkpointer'].checkpoints_dir}: "
             "finish the training first"
@@ -490,13 +492,13 @@ def system_of(model, folder):
         return {"system": "fp32", **full}
     plan = bit_plan(model)
     known = (Path(folder) / SETTINGS).exists()
-    asked = earlier_settings(folder) if known else {}
-    rounding = asked.get("rounding")
+    settings = earlier_settings(folder) if known else {}
+    rounding = settings.get("rounding")
     return {
-        "system": asked.get("scores", "uniform"),
-        "bits": asked.get("average_bits", round(plan.average_bits, 2)),
+        "system": settings.get("scores", "uniform"),
+        "bits": settings.get("average_bits", round(plan.average_bits, 2)),
         "average_bits": plan.average_bits,
-        "estimator": asked.get("method") or "log_step",
+        "estimator": settings.get("method") or "log_step",
         "variant": f"{rounding}, {plan.codebook}" if rounding else None,
         **size,
     }

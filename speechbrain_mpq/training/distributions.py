@@ -49,12 +49,12 @@ def find_distributions(predictions):
 
     Log-probabilities come before probabilities and those before masks.
     """
-    found = list(tensors_in(predictions))
-    kinds = [distribution_type(tensor) for tensor in found]
+    tensors = list(tensors_in(predictions))
+    kinds = [distribution_type(tensor) for tensor in tensors]
     for kind in ("log_softmax", "softmax", "sigmoid"):
         if kind in kinds:
-            return [tensor for tensor, k in zip(found, kinds) if k == kind]
-    shapes = ", ".join(str(list(tensor.shape)) for tensor in found[:5])
+            return [tensor for tensor, k in zip(tensors, kinds) if k == kind]
+    shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors[:5])
     raise NoDistributionError(
         "the predictions hold no distribution to compare, only tensors of "
         f"shapes {shapes or 'none at all'}: give choose_bits output=, a "
@@ -65,8 +65,8 @@ def find_distributions(predictions):
 
 def find_outputs(predictions):
     """The tensors in a Brain's predictions that its model put out."""
-    found = {id(t): t for t in tensors_in(predictions) if t.requires_grad}
-    return [tensor for tensor in found.values() if tensor.numel()]
+    tensors = {id(t): t for t in tensors_in(predictions) if t.requires_grad}
+    return [tensor for tensor in tensors.values() if tensor.numel()]
 
 
 def to_log_probs(tensor):
@@ -149,10 +149,10 @@ class DistributionNetwork(_BrainNetwork):
         index = int(index)
         predictions = self.calibration.run(index)
         if self.calibration.output:
-            found = [self.calibration.output(predictions)]
+            outputs = [self.calibration.output(predictions)]
         else:
-            found = find_distributions(predictions)
-        logs, forms = zip(*map(to_log_probs, found))
+            outputs = find_distributions(predictions)
+        logs, forms = zip(*map(to_log_probs, outputs))
         if forms != (self.forms or forms):
             raise ValueError(
                 f"the output of batch {index} looks {', '.join(forms)}, that "

@@ -102,11 +102,11 @@ def _attributes(brain):
     """Where the hooks of a Brain set things: dicts of name to value."""
     owners = [brain]
     owners += [x for x in (getattr(brain, "hparams", None),) if x is not None]
-    found = [vars(owner) for owner in owners]
+    attributes = [vars(owner) for owner in owners]
     if brain.checkpointer is not None:
         own = vars(brain.checkpointer).values()
-        found += [value for value in own if isinstance(value, dict)]
-    return found
+        attributes += [value for value in own if isinstance(value, dict)]
+    return attributes
 
 
 @contextmanager

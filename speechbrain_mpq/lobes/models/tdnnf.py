@@ -89,14 +89,18 @@ def read_bottlenecks(bottlenecks):
         missing="give a list of sizes, or the file of a search",
         broken="delete it and search again",
     )
-    found = content.get("bottlenecks") if isinstance(content, dict) else None
-    whole = isinstance(found, list) and all(type(n) is int for n in found)
+    dimensions = (
+        content.get("bottlenecks") if isinstance(content, dict) else None
+    )
+    whole = isinstance(dimensions, list) and all(
+        type(n) is int for n in dimensions
+    )
     if not whole:
         raise ValueError(
             f"{bottlenecks} has no list of whole numbers as its "
             '"bottlenecks": give the file of a search'
         )
-    return found
+    return dimensions
 
 
 class DropoutSchedule:
