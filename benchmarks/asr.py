@@ -30,6 +30,7 @@ from speechbrain_mpq.ptq.calibration_data import (
     read_items,
     read_manifest,
 )
+from speechbrain_mpq.ptq.interface_outputs import CTCOutputs
 from speechbrain_mpq.ptq.pretrained import (
     CANDIDATES,
     InterfaceCalibration,
@@ -40,11 +41,7 @@ from speechbrain_mpq.ptq.pretrained_folder import (
     load_interface,
     packable,
 )
-from speechbrain_mpq.ptq.task_metrics import (
-    CTCOutputs,
-    WordErrorRate,
-    divergence,
-)
+from speechbrain_mpq.ptq.task_metrics import WordErrorRate, divergence
 from speechbrain_mpq.quantization.plan import BitPlan, Scheme, Selection
 from speechbrain_mpq.quantization.quant_api import dequantize_, quantize_
 from speechbrain_mpq.simulation.rooms import RoomBank

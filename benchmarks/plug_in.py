@@ -30,12 +30,9 @@ from speechbrain_mpq.ptq.calibration_data import (
     read_items,
     read_manifest,
 )
+from speechbrain_mpq.ptq.interface_outputs import CTCOutputs
 from speechbrain_mpq.ptq.pretrained_folder import load_interface
-from speechbrain_mpq.ptq.task_metrics import (
-    CTCOutputs,
-    WordErrorRate,
-    divergence,
-)
+from speechbrain_mpq.ptq.task_metrics import WordErrorRate, divergence
 from speechbrain_mpq.quantization.quant_api import dequantize_
 from speechbrain_mpq.training.rounding import ROUNDINGS
 from speechbrain_mpq.utils import write_json

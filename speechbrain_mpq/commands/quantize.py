@@ -94,6 +94,11 @@ def _add_data_options(group):
         "--audio-key", default="wav", help="names the audio file of an entry"
     )
     group.add_argument(
+        "--text-key",
+        help="holds the text of an entry, for classes that read (default: "
+        "txt, text, words, label or char)",
+    )
+    group.add_argument(
         "--reference",
         help="key that holds the truth (default: words, label, or s1_wav, "
         "s2_wav, ..., as suits the class)",

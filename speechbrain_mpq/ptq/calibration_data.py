@@ -12,13 +12,15 @@ from speechbrain.dataio.preprocess import AudioNormalizer
 from ..inference.audio import read_segment
 from ..utils import read_text, strict_json
 
+TEXT_KEYS = "txt", "text", "words", "label", "char"  # in SpeechBrain's recipes
+
 
 @dataclass
 class Example:
     """One entry of a manifest with its audio."""
 
     key: str  # name of the entry
-    audio: torch.Tensor  # [time], at the interface's sampling rate
+    audio: torch.Tensor  # [time], at the interface's sampling rate; or text
     entry: dict  # all that the manifest says of it
     normalize: object = None  # brings other audio of the entry to the same rate
 
@@ -112,6 +114,32 @@ def read_items(entries, sample_rate, key="wav"):
         Example(name, read_audio(name, entry, key, normalize), entry, normalize)
         for name, entry in entries.items()
     ]
+
+
+def read_texts(entries, key=None):
+    """The texts of entries, for interfaces that read.
+
+    Example
+    -------
+    >>> read_texts({"a": {"wav": "a.wav", "label": "place blue"}})[0].audio
+    'place blue'
+    """
+    return [
+        Example(name, _text_of(name, entry, key), entry)
+        for name, entry in entries.items()
+    ]
+
+
+def _text_of(name, entry, key):
+    """The text that an entry has under a key, or a usual one."""
+    keys = [key] if key else TEXT_KEYS
+    found = [k for k in keys if isinstance(entry.get(k), str)]
+    if not found or not entry[found[0]].strip():
+        raise ValueError(
+            f"manifest entry {name!r} has no text under {' or '.join(keys)}, "
+            f"only {sorted(entry)}: name its key by --text-key"
+        )
+    return entry[found[0]]
 
 
 def read_audio(name, entry, key, normalize):

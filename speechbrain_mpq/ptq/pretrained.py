@@ -33,8 +33,10 @@ from .calibration_data import (
     evenly_spaced,
     read_items,
     read_manifest,
+    read_texts,
     sample_rate_of,
 )
+from .interface_outputs import InterfaceOutputs, task_of
 from .pretrained_folder import (
     PTQReport,
     check_source,
@@ -47,7 +49,7 @@ from .pretrained_folder import (
     source_bytes,
     write_folder,
 )
-from .task_metrics import InterfaceOutputs, divergence, task_of
+from .task_metrics import divergence
 
 
 class _InterfaceScores(OutputScores):
@@ -171,6 +173,7 @@ def quantize_pretrained(
     items=32,
     test_items=None,
     audio_key="wav",
+    text_key=None,
     reference=None,
     include=("*",),
     exclude=(),
@@ -213,6 +216,9 @@ def quantize_pretrained(
         As many of the test items; None: all.
     audio_key : str
         Key of a manifest entry that names its audio file.
+    text_key : str or None
+        Key of its text, for classes that read; None: txt, text, words, label
+        or char.
     reference : str or None
         Key that holds the truth: words, label or s1_wav, ... by default.
     include, exclude : sequence of str
@@ -257,7 +263,9 @@ def quantize_pretrained(
     check_source(source)
     # What may be wrong with the data is found before anything is loaded.
     counts = {"items": items, "test_items": test_items}
-    data = _Data.of(calibration, test, data_root, audio_key, **counts)
+    keys = {"audio": audio_key, "text": text_key}
+    reads = task_of(cls)[0].reads
+    data = _Data.of(calibration, test, data_root, reads, keys[reads], **counts)
     measure = _measurable(task_of(cls)[1], data.tested, reference)
     # There are two of it: one is quantized and compared with the other.
     interface, hparams_path = load_interface(cls, source, device)
@@ -282,23 +290,31 @@ class _Data:
 
     entries: dict
     tested: dict
-    audio_key: str
+    reads: str  # "audio" or "text"
+    key: str | None
 
     @classmethod
-    def of(cls, calibration, test, root, audio_key, items, test_items):
+    def of(cls, calibration, test, root, reads, key, items, test_items):
         """Those of the manifests; all of their files are there."""
         entries = read_manifest(calibration, root)
         tested = read_manifest(test, root) if test else entries
         entries = evenly_spaced(entries, items)
         tested = evenly_spaced(tested, test_items)
-        check_files({**entries, **tested}, audio_key)
-        return cls(entries, tested, audio_key)
+        both = {**entries, **tested}
+        if reads == "text":
+            read_texts(both, key)
+        else:
+            check_files(both, key)
+        return cls(entries, tested, reads, key)
 
     def read(self, interface):
         """The comparison with an interface's outputs, and the test items."""
-        rate = sample_rate_of(interface)
-        tests = read_items(self.tested, rate, self.audio_key)
-        items = read_items(self.entries, rate, self.audio_key)
+        if self.reads == "text":
+            read = partial(read_texts, key=self.key)
+        else:
+            rate = sample_rate_of(interface)
+            read = partial(read_items, sample_rate=rate, key=self.key)
+        tests, items = read(self.tested), read(self.entries)
         outputs, _ = task_of(type(interface))
         return outputs(interface, items), tests
 

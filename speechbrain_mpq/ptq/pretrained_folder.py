@@ -45,7 +45,7 @@ from ..inference.card import markdown_table, size_word, write_card
 from ..quantization.packing import CONFIG_FILE, save_packed
 from ..quantization.tensors import named_tensors, near_misses
 from ..utils import read_json, write_text
-from .task_metrics import task_of
+from .interface_outputs import task_of
 
 HPARAMS_FILE = "hyperparams.yaml"
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)

@@ -1,4 +1,4 @@
-"""What pretrained interfaces put out, and how good that is, class by class.
+"""How good pretrained interfaces are, and how their outputs are compared.
 
 The outputs of two recognizers or classifiers are compared by the KL divergence
 of the distributions that they put out (Eq. 8 for a softmax instead of a mask),
@@ -8,11 +8,9 @@ Layout: outputs [items, frames, values].
 """
 
 import copy
-import inspect
 from dataclasses import dataclass, field
 
 import torch
-from speechbrain.inference.interfaces import Pretrained
 from speechbrain.nnet.losses import get_si_snr_with_pitwrapper
 from speechbrain.utils.edit_distance import accumulatable_wer_stats
 from tqdm import tqdm
@@ -130,7 +128,8 @@ class WordErrorRate(Metric):
 
     def predict(self, interface, item, wavs, lengths):
         """The words; see ``Metric``."""
-        return interface.transcribe_batch(wavs, lengths)[0][0]
+        words = interface.transcribe_batch(wavs, lengths)[0][0]
+        return words if isinstance(words, str) else " ".join(words)
 
     def aggregate(self, items, answers):
         """Errors in all words; see ``Metric``."""
@@ -209,10 +208,7 @@ class SourceSISNR(Metric):
 
     def predict(self, interface, item, wavs, lengths):
         """SI-SNR of one item; see ``Metric``."""
-        separates = hasattr(interface, "separate_batch")
-        run = interface.separate_batch if separates else interface.enhance_batch
-        estimate = run(wavs).cpu()
-        estimate = estimate if estimate.dim() == 3 else estimate[..., None]
+        estimate = waveforms(interface, wavs, lengths).cpu()
         targets = [
             read_audio(item.key, item.entry, key, item.normalize)
             for key in self.keys([item])
@@ -230,6 +226,25 @@ class SourceSISNR(Metric):
     def aggregate(self, items, answers):
         """Mean over the items; see ``Metric``."""
         return Quality(self.name, sum(answers) / len(answers), len(items))
+
+
+def waveforms(interface, wavs, lengths):
+    """Estimated waveforms of a separator or an enhancer.
+
+    Arguments
+    ---------
+    interface : speechbrain.inference.interfaces.Pretrained
+    wavs, lengths : torch.Tensor
+        [items, time] and [items].
+
+    Returns
+    -------
+    torch.Tensor
+        [items, time, sources].
+    """
+    if hasattr(interface, "separate_batch"):
+        return interface.separate_batch(wavs)
+    return interface.enhance_batch(wavs, lengths)[..., None]
 
 
 def frame_divergence(p_logits, q_logits):
@@ -266,6 +281,7 @@ class Comparison:
 
     unit = "relative energy of the output's error"
     method = "relative_output_error"
+    reads = "audio"  # what is taken from the manifest: "audio" or "text"
 
     def __init__(self, interface, items):
         self.interface = interface
@@ -303,7 +319,10 @@ class Comparison:
             [items], whole numbers.
         """
         indices = indices.tolist()
-        return *batch_of([self.audio[i] for i in indices]), indices
+        chosen = [self.audio[i] for i in indices]
+        if self.reads == "text":
+            return chosen, None, indices
+        return *batch_of(chosen), indices
 
     def valid(self, items, frames):
         """Which frames are no padding.
@@ -357,188 +376,6 @@ class DistributionComparison(Comparison):
     def scale(self, reference, items):
         """Number of frames; see ``Comparison``."""
         return self._mask(reference, items).sum()
-
-
-class CTCOutputs(DistributionComparison):
-    """Log-probabilities of an EncoderASR, for every frame."""
-
-    def outputs(self, wavs, lengths, indices):
-        """See ``Comparison``."""
-        return self.interface.encode_batch(wavs, lengths)
-
-
-class AttentionOutputs(DistributionComparison):
-    """Log-probabilities of an attention decoder, for every token.
-
-    The decoder is led along what the full-precision model has recognized.
-    """
-
-    def __init__(self, interface, items):
-        super().__init__(interface, items)
-        if not hasattr(self.decoder, "forward_step"):
-            raise ValueError(
-                f"the decoder is a {type(self.decoder).__name__}, which gives "
-                "no distribution to compare: only SpeechBrain's S2S searchers "
-                "are served"
-            )
-        self.tokens = []
-        for item in items:
-            wavs, lengths = batch_of([item.audio])
-            _, tokens = interface.transcribe_batch(wavs, lengths)
-            self.tokens.append([int(token) for token in tokens[0]])
-
-    @property
-    def decoder(self):
-        """The searcher of the interface."""
-        return self.interface.mods["decoder"]
-
-    def outputs(self, wavs, lengths, indices):
-        """See ``Comparison``."""
-        encoded = self.layers(wavs, lengths, indices)
-        frames = lengths.to(encoded.device) * encoded.shape[1]
-        frames = frames.round().int()
-        tokens = [
-            torch.tensor([self.decoder.bos_index, *self.tokens[i]])
-            for i in indices
-        ]
-        tokens = torch.nn.utils.rnn.pad_sequence(
-            tokens, True, self.decoder.eos_index
-        ).to(encoded.device)
-        memory = self.decoder.reset_mem(len(indices), encoded.device)
-        steps = []
-        for column in tokens.unbind(1):
-            step, memory, _ = self.decoder.forward_step(
-                column, memory, encoded, frames
-            )
-            steps.append(step)
-        return torch.stack(steps, 1)
-
-    def layers(self, wavs, lengths, indices):
-        """The encoder; the decoder's layers are used once for each token."""
-        return self.interface.encode_batch(wavs, lengths)
-
-    def valid(self, items, frames):
-        """Tokens with the one that ends them; see ``Comparison``."""
-        counts = torch.tensor([len(t) + 1 for t in self.tokens[items]])
-        return torch.arange(frames) < counts[:, None]
-
-
-class ClassOutputs(DistributionComparison):
-    """Log-posteriors of a classifier, one distribution for each item."""
-
-    def outputs(self, wavs, lengths, indices):
-        """See ``Comparison``."""
-        logits = self.interface.classify_batch(wavs, lengths)[0]
-        return logits.reshape(len(logits), -1, logits.shape[-1])
-
-    def valid(self, items, frames):
-        """See ``Comparison``."""
-        return torch.ones(len(self.audio[items]), frames, dtype=torch.bool)
-
-
-class WaveformOutputs(Comparison):
-    """Estimated waveforms of a separator or an enhancer."""
-
-    def outputs(self, wavs, lengths, indices):
-        """See ``Comparison``."""
-        if hasattr(self.interface, "separate_batch"):
-            return self.interface.separate_batch(wavs)
-        return self.interface.enhance_batch(wavs)[..., None]
-
-
-class EncoderOutputs(Comparison):
-    """Embeddings or encoder states, whatever the encoder puts out."""
-
-    def outputs(self, wavs, lengths, indices):
-        """See ``Comparison``."""
-        encoded = self.interface.encode_batch(wavs, lengths)
-        if not isinstance(encoded, torch.Tensor) or encoded.dim() != 3:
-            raise ValueError(
-                f"{type(self.interface).__name__}.encode_batch must return "
-                "one tensor [batch, frames, values] to be compared"
-            )
-        return encoded
-
-
-class InterfaceOutputs(torch.nn.ModuleDict):
-    """The modules of an interface as a network: item numbers in, outputs out.
-
-    Parameters have the names that they have in the interface's ``mods``.
-
-    Arguments
-    ---------
-    comparison : Comparison
-        Says what is put out.
-    each_layer_once : bool
-        Run ``Comparison.layers`` instead of ``Comparison.outputs``.
-
-    Example
-    -------
-    >>> from types import SimpleNamespace
-    >>> encoder = torch.nn.Linear(1, 2)
-    >>> interface = SimpleNamespace(
-    ...     mods={"encoder": encoder},
-    ...     encode_batch=lambda wavs, lengths: encoder(wavs[..., None]),
-    ... )
-    >>> items = [SimpleNamespace(audio=torch.ones(n)) for n in (4, 6)]
-    >>> network = InterfaceOutputs(CTCOutputs(interface, items))
-    >>> network(torch.tensor([1, 0])).shape, list(network.state_dict())
-    (torch.Size([2, 6, 2]), ['encoder.weight', 'encoder.bias'])
-    """
-
-    def __init__(self, comparison, each_layer_once=False):
-        mods = comparison.interface.mods
-        super().__init__({n: m for n, m in mods.items() if m is not None})
-        self._comparison = comparison
-        self._each_layer_once = each_layer_once
-
-    def forward(self, indices):
-        """Outputs for the items of these numbers.
-
-        Arguments
-        ---------
-        indices : torch.Tensor
-            [items], whole numbers.
-
-        Returns
-        -------
-        torch.Tensor
-            [items, frames, values].
-        """
-        compared = self._comparison
-        run = compared.layers if self._each_layer_once else compared.outputs
-        return run(*compared.batch(indices))
-
-
-# What a class puts out and how good that is; subclasses before their base.
-KINDS = {
-    "EncoderDecoderASR": (AttentionOutputs, WordErrorRate),
-    "EncoderASR": (CTCOutputs, WordErrorRate),
-    "SepformerSeparation": (WaveformOutputs, SourceSISNR),
-    "SpectralMaskEnhancement": (WaveformOutputs, SourceSISNR),
-    "WaveformEnhancement": (WaveformOutputs, SourceSISNR),
-    "SpeakerRecognition": (EncoderOutputs, None),
-    "EncoderClassifier": (ClassOutputs, ErrorRate),
-    "AudioClassifier": (ClassOutputs, ErrorRate),
-    "WaveformEncoder": (EncoderOutputs, None),
-}
-
-
-def task_of(cls):
-    """What a class puts out, and the measure that suits it.
-
-    Example
-    -------
-    >>> [kind.__name__ for kind in task_of(find_class("EncoderASR"))]
-    ['CTCOutputs', 'WordErrorRate']
-    """
-    for base in inspect.getmro(cls):
-        if base.__name__ in KINDS and issubclass(base, Pretrained):
-            return KINDS[base.__name__]
-    raise ValueError(
-        f"{cls.__name__} is not served: it must be, or inherit from, one of "
-        f"{', '.join(KINDS)}"
-    )
 
 
 def divergence(comparison, interface, chunk=8):
