@@ -110,10 +110,10 @@ class BottleneckSearch:
     def __init__(
         self,
         candidates,
-        penalties=(0.1,),
+        penalties=(0.03,),
         held_out=0.05,
-        epochs=30,
-        lr=100.0,
+        epochs=12,
+        lr=500.0,
         temperature=(1, 0.03),
         gumbel=True,
         controls=3,

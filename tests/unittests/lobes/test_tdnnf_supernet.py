@@ -1,9 +1,11 @@
 """Super-network of TDNN-F: one-hot choices are networks of their own."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
+from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_mpq.lobes.models.tdnnf import TDNNF, orthogonality_error
 from speechbrain_mpq.lobes.models.tdnnf_supernet import (
@@ -119,6 +121,19 @@ def test_costs_are_those_of_built_networks(supernet):
     for layer, stride in zip(layers, STRIDES):
         counted = sum(p.numel() for p in layer.parameters())
         assert counted == layer_parameters(24, 4, stride)
+
+
+def test_costs_of_the_paper():
+    """PipeGumbel of its table, by the indices of eight candidates."""
+    path = "recipes/Switchboard/ASR/TDNNF/hparams/models/tdnnf.yaml"
+    with open(Path(__file__).parents[3] / path, encoding="utf-8") as fin:
+        model = load_hyperpyyaml(fin, {"bottlenecks": [160] * 14})["model"]
+    supernet_(model, [25, 50, 80, 100, 120, 160, 200, 240])
+    costs, others = parameter_costs(model)
+    others += sum(p.numel() for p in model.xent.parameters())
+    choice = [2, 3, 2, 0, 2, 2, 2, 1, 2, 1, 0, 3, 5, 5]
+    assert others + costs[range(14), choice].sum() == 12_469_008
+    assert others + costs[:, 5].sum() == 18_751_248
 
 
 def test_uniform_network_of_the_same_size(supernet):
