@@ -509,7 +509,8 @@ def publish(brain, graphs, items, hparams):
         Of `score`. Results of one test set are in the output folder, those of
         several in folders of their names.
     hparams : dict
-        output_folder, ngram_file, against, corpus and seed are used.
+        output_folder, ngram_file, against, corpus, seed and, of a network in
+        full precision, system are used.
     """
     folder, against = Path(hparams["output_folder"]), hparams["against"]
     model = brain.modules.model.without_xent()
@@ -518,6 +519,8 @@ def publish(brain, graphs, items, hparams):
         "corpus": hparams["corpus"],
         "seed": hparams["seed"],
     }
+    if system["system"] == "fp32":
+        system["system"] = hparams.get("system", "fp32")
     published = folder / "published"
     if not hparams["ctc"]:
         lexicon = _spoken(graphs.lexicon, graphs.vocabulary)

@@ -75,7 +75,7 @@ def test_ctc(trained, shared):
     assert not (output / "published").exists()
 
 
-def test_bottlenecks_are_searched_and_trained(shared):
+def test_bottlenecks_are_searched_and_trained(trained, shared):
     flags = ROW["test_debug_flags"].replace("epochs 3", "epochs 1")
     asked = (
         " --search True --candidates [2,4,8,16] --penalties [0.5]"
@@ -88,12 +88,16 @@ def test_bottlenecks_are_searched_and_trained(shared):
     assert not (folder / "published").exists()
     path = folder / "searched_0.5.json"
     flags = flags.replace("[8,8,8,8,8,8,8,8]", str(path))
+    flags += f" --system searched --against [{trained}]"
     row = {**ROW, "test_debug_flags": flags}
     published = start_row(row, shared, shared / "derived") / "published"
     model = HybridASR.from_pretrained(published).model
     assert model.settings["bottlenecks"] == content["bottlenecks"]
     counted = sum(p.numel() for p in model.parameters())
     assert content["parameters"] == counted
+    metrics = metrics_of(published.parent)
+    assert metrics["system"] == "searched"
+    assert metrics["mapsswe"]["against"] == "fp32"
 
 
 def test_phones_of_another_lexicon(trained, shared):
