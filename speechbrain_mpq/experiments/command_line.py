@@ -41,7 +41,7 @@ from ..training.hparams_source import (
     overrides_text,
     unread,
 )
-from ..utils import did_you_mean, error_text
+from ..utils import did_you_mean, duration, error_text
 
 USAGE = "python train.py hparams/kl_4bit.yaml --bits 3"
 BASE = "base.yaml"  # what the files of methods begin with
@@ -509,20 +509,6 @@ class Cost:
         how = "measured" if self.measured else "estimated"
         parts = ["speech and rooms"] * bool(self.corpus) + self.parts
         return f"{', '.join(parts)}, {duration(self.seconds)} ({how})"
-
-
-def duration(seconds):
-    """Minutes or hours, in words.
-
-    Example
-    -------
-    >>> duration(20), duration(250), duration(8000)
-    ('about 1 min', 'about 4 min', 'about 2.2 h')
-    """
-    minutes = max(1, round(seconds / 60))
-    if minutes < 120:
-        return f"about {minutes} min"
-    return f"about {seconds / 3600:.1f} h"
 
 
 @cache

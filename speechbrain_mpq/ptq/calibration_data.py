@@ -2,12 +2,14 @@
 
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from speechbrain.dataio.dataio import load_data_csv
 from speechbrain.dataio.preprocess import AudioNormalizer
+from tqdm import tqdm
 
 from ..inference.audio import read_segment
 from ..utils import read_text, strict_json
@@ -20,9 +22,14 @@ class Example:
     """One entry of a manifest with its audio."""
 
     key: str  # name of the entry
-    audio: torch.Tensor  # [time], at the interface's sampling rate; or text
-    entry: dict  # all that the manifest says of it
+    content: object  # audio [time] at the interface's sampling rate, or text;
+    entry: dict  # or a function that reads it. All that the manifest says
     normalize: object = None  # brings other audio of the entry to the same rate
+
+    @property
+    def audio(self):
+        """Audio [time], or text; read anew where it is not kept."""
+        return self.content() if callable(self.content) else self.content
 
 
 def read_manifest(path, data_root=None):
@@ -107,13 +114,24 @@ def sample_rate_of(interface):
     return getattr(interface.hparams, "sample_rate", 16000)
 
 
-def read_items(entries, sample_rate, key="wav"):
-    """Load the audio of entries, one channel at a given sampling rate."""
+def read_items(entries, sample_rate, key="wav", keep=True, progress=False):
+    """Load the audio of entries, one channel at a given sampling rate.
+
+    Arguments
+    ---------
+    keep : bool
+        Else audio is read once to see whether it can be, and again where it is
+        asked for: there may be more of it than memory.
+    """
     normalize = AudioNormalizer(sample_rate=sample_rate)
-    return [
-        Example(name, read_audio(name, entry, key, normalize), entry, normalize)
-        for name, entry in entries.items()
-    ]
+    items = []
+    for name, entry in tqdm(
+        entries.items(), "reading", disable=not progress, leave=False
+    ):
+        read = partial(read_audio, name, entry, key, normalize)
+        audio = read()
+        items.append(Example(name, audio if keep else read, entry, normalize))
+    return items
 
 
 def read_texts(entries, key=None):

@@ -269,7 +269,9 @@ def quantize_pretrained(
     measure = _measurable(task_of(cls)[1], data.tested, reference)
     # There are two of it: one is quantized and compared with the other.
     interface, hparams_path = load_interface(cls, source, device)
-    comparison, tests = data.read(interface)
+    comparison, tests = data.read(interface, progress)
+    if progress and measure:
+        _tell(measure.cost(interface, tests))
     quantized, _ = load_interface(cls, source, device)
     modules, _ = packable(quantized)
     compared = comparison.of(quantized)
@@ -307,14 +309,20 @@ class _Data:
             check_files(both, key)
         return cls(entries, tested, reads, key)
 
-    def read(self, interface):
+    def read(self, interface, progress):
         """The comparison with an interface's outputs, and the test items."""
         if self.reads == "text":
-            read = partial(read_texts, key=self.key)
+            items = read_texts(self.entries, self.key)
+            tests = read_texts(self.tested, self.key)
         else:
-            rate = sample_rate_of(interface)
-            read = partial(read_items, sample_rate=rate, key=self.key)
-        tests, items = read(self.tested), read(self.entries)
+            options = {
+                "sample_rate": sample_rate_of(interface),
+                "key": self.key,
+            }
+            items = read_items(self.entries, **options)
+            tests = read_items(
+                self.tested, keep=False, progress=progress, **options
+            )
         outputs, _ = task_of(type(interface))
         return outputs(interface, items), tests
 

@@ -8,6 +8,7 @@ Layout: outputs [items, frames, values].
 """
 
 import copy
+import time
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +17,7 @@ from speechbrain.utils.edit_distance import accumulatable_wer_stats
 from tqdm import tqdm
 
 from ..allocation.output_scores import categorical_kl
+from ..utils import duration
 from .calibration_data import batch_of, read_audio
 
 
@@ -65,6 +67,18 @@ class Metric:
             for item in items
             if all(item.entry[key] is not None for key in self.keys([item]))
         ]
+
+    def cost(self, interface, items):
+        """What measuring before and after will take, from one item of it."""
+        items = self.measured(items)
+        item, started = items[len(items) // 2], time.perf_counter()
+        with torch.no_grad():
+            self.predict(interface, item, *batch_of([item.audio]))
+        seconds = 2 * len(items) * (time.perf_counter() - started)
+        return (
+            f"{len(items)} items are measured before and after, "
+            f"{duration(seconds)} (--test-items takes fewer)"
+        )
 
     def __call__(self, interface, items, progress=True):
         """Measure an interface, one item at a time."""

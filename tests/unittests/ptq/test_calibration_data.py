@@ -8,10 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from speechbrain_mpq import quantize_pretrained
 from speechbrain_mpq.commands.quantize import _significance
+from speechbrain_mpq.ptq import task_metrics
 from speechbrain_mpq.ptq.calibration_data import (
+    Example,
     check_files,
     read_items,
     read_manifest,
@@ -53,6 +56,18 @@ def test_segments_are_those_of_speechbrain(form, audio, tmp_path):
     (item,) = items(tmp_path, {"a": ENTRIES[form]})
     wanted = audio[100:] if form == "rest" else audio[100:300]
     assert np.allclose(item.audio, wanted, atol=1e-4)
+
+
+def test_audio_that_is_not_kept_is_read_where_it_is_asked_for(audio, tmp_path):
+    path = tmp_path / "long.wav"
+    entries = {"a": {"wav": str(path)}}
+    (item,) = read_items(entries, 16000, keep=False)
+    assert torch.equal(item.audio, read_items(entries, 16000)[0].audio)
+    path.unlink()
+    with pytest.raises(ValueError, match="manifest entry 'a'"):
+        item.audio  # noqa: B018
+    with pytest.raises(ValueError, match="manifest entry 'a'"):  # at once
+        read_items(entries, 16000, keep=False)
 
 
 @pytest.mark.parametrize("suffix", ["json", "csv"])
@@ -196,3 +211,26 @@ def test_what_cannot_be_written_is_told_before_the_source_is_read(tmp_path):
         quantize_pretrained(
             "nowhere", "EncoderASR", "m.json", 4, tmp_path / "file/deep/out"
         )
+
+
+def test_the_cost_of_measuring_is_told(monkeypatch):
+    """Two looks at each item that has a reference, as long as one took."""
+    seconds = iter([10.0, 70.0])
+    monkeypatch.setattr(
+        task_metrics.time, "perf_counter", lambda: next(seconds)
+    )
+    items = [
+        Example(key, torch.zeros(8), {"words": words})
+        for key, words in {"a": "x", "b": None, "c": "y", "d": "z"}.items()
+    ]
+    asked = []
+
+    class Words(WordErrorRate):
+        """Whose interface answers nothing."""
+
+        def predict(self, interface, item, wavs, lengths):
+            asked.append((item.key, tuple(wavs.shape)))
+
+    told = Words().cost(None, items)
+    assert asked == [("c", (1, 8))]
+    assert told.startswith("3 items are measured before and after, about 6 min")
