@@ -1,19 +1,21 @@
 """Word errors of N-best lists that many language models have rescored.
 
-> python benchmarks/quality/rescoring.py --tune valid.json valid.txt \
-    --test clean clean.json clean.txt --test rooms rooms.json rooms.txt \
-    --ngram lm.arpa --lm full results/lm_lstm/1234/published \
-    --lm ste_2 results/rows/lstm/ste_uniform_2_1234/published
+> python benchmarks/quality/rescoring.py \
+    --test clean clean.json clean_refs --test noisy noisy.json noisy_refs \
+    --own acoustic_scores --ngram first_pass.arpa \
+    --lm full results/lm_lstm/1234/published \
+    --lm ste_uniform_2 results/rows/lstm/ste_uniform_2_1234/published
 
 Lists are those that `speechbrain-mpq rescore` reads, references `id word word
-...` on each line. What the language model counts and the bonus of a word are
-chosen once, on the lists of --tune, for the first model, and are the same for
-all. Models are mixed with the n-gram half and half. p is that of MAPSSWE
-against the first model. Milliseconds a word are the processor's, of the
-network alone.
+...` on each line; --own names the scores that stay, where a first-pass model
+of language is in `scores`. Models are mixed with the n-gram half and half.
+What they count and the bonus of a word are the same for all: given, or chosen
+for the first model on the lists of --tune. p is that of MAPSSWE against the
+first model. Milliseconds a word are the processor's, of the network alone.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import sys
@@ -33,7 +35,7 @@ from speechbrain_mpq.decoders.ngram import Ngram
 from speechbrain_mpq.evaluation.significance import mapsswe
 from speechbrain_mpq.evaluation.wer import WordErrors, word_errors
 from speechbrain_mpq.inference.language_model import rescore
-from speechbrain_mpq.utils import read_json, write_json
+from speechbrain_mpq.utils import read_json, strict_json, write_json
 
 LM_WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.3)
 BONUSES = (-1.0, 0.0, 1.0, 2.0, 3.0)
@@ -163,26 +165,31 @@ class Bench:
     Arguments
     ---------
     sets : dict
-        name -> (lists, references); "tune" is one of them.
+        name -> (lists, references); "tune" may be one of them.
     ngram : Ngram or None
+    own : dict or None
+        name -> lists with the scores that stay; None: those of the sets.
+    weights : tuple of float
+        What a model counts and the bonus of a word.
     """
 
-    def __init__(self, sets, ngram=None):
+    def __init__(self, sets, ngram=None, own=None, weights=(1.0, 0.0)):
         self.sets = sets
+        self.own = own or {name: lists for name, (lists, _) in sets.items()}
         self.ngram = ngram and Remembering(ngram)
-        self.weights = None  # chosen for the first model
+        self.weights = weights
         self.first = {}  # its hypotheses, by set
 
     def rescored(self, lm, name, share=0.5):
         """Lists of a set with the scores of a model mixed with the n-gram."""
-        lists, _ = self.sets[name]
         weights = RescoringWeights(interpolation=share)
-        return rescore(lists, lm, weights, self.ngram)
+        return rescore(self.own[name], lm, weights, self.ngram)
 
     def choose_weights(self, lm):
-        """Choose what all models count."""
-        self.weights = tuned(self.rescored(lm, "tune"), self.sets["tune"][1])
-        return self.weights
+        """Choose what all models count, where there are lists for it."""
+        if "tune" in self.sets:
+            _, references = self.sets["tune"]
+            self.weights = tuned(self.rescored(lm, "tune"), references)
 
     def wer_row(self, best):
         """Error rates of hypotheses by set, and p against the first model."""
@@ -246,37 +253,73 @@ def read_options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     lists = {"metavar": ("LISTS", "REFERENCES"), "nargs": 2}
-    add("--tune", required=True, **lists)
+    add("--tune", **lists)
+    add("--lm_weight", type=float, default=1.0, help="without --tune")
+    add("--word_bonus", type=float, default=0.0, help="without --tune")
+    add("--own", metavar="KEY", help="scores that stay (default: scores)")
     lists = {"metavar": ("NAME", "LISTS", "REFERENCES"), "nargs": 3}
     add("--test", required=True, action="append", **lists)
     folder = {"metavar": ("NAME", "FOLDER"), "nargs": 2}
     add("--lm", required=True, action="append", **folder)
     add("--ngram", help="ARPA file, in the same half-and-half mixture for all")
     add("--scores", default="log_probs", help="as for speechbrain-mpq rescore")
-    add("--out", type=Path, help="JSON of results; models in it are not rerun")
+    add("--out", type=Path, help="JSON; models in it are not run again")
     return parser.parse_args()
 
 
 def read_sets(options):
-    """Lists and references of the command line."""
-    named = [("tune", *options.tune), *options.test]
-    sets = {}
-    for name, lists, references in named:
-        lists = read_nbest(lists, options.scores)
+    """Lists and references of the command line, and the scores that stay."""
+    named = [("tune", *options.tune)] if options.tune else []
+    sets, own = {}, {}
+    for name, path, references in [*named, *options.test]:
+        lists = read_nbest(path, options.scores)
         sets[name] = lists, read_references(references, lists)
-    return sets
+        own[name] = with_own_scores(path, lists, options.own or "scores")
+    return sets, own
+
+
+def digests(options):
+    """Checksums of all files that results depend on, by name."""
+    files = {name: path for name, path, _ in options.test}
+    if options.tune:
+        files["tune"] = options.tune[0]
+    if options.ngram:
+        files["ngram"] = options.ngram
+    return {
+        name: hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        for name, path in files.items()
+    }
+
+
+def with_own_scores(path, lists, key):
+    """Lists whose scores are those of another key of their file."""
+    if key == "scores":
+        return lists
+    text = Path(path).read_text(encoding="utf-8")
+    rows = [strict_json(line) for line in text.splitlines() if line.strip()]
+    missing = [row["id"] for row in rows if key not in row]
+    if missing:
+        raise ValueError(f"{path} has no {key!r} of {missing[0]!r}: see --own")
+    return [
+        NBest(new.id, new.hypotheses, [float(x) for x in row[key]])
+        for new, row in zip(lists, rows, strict=True)
+    ]
 
 
 def main():
     """Rescore with all models and print the table."""
     options = read_options()
     torch.set_num_threads(1)
-    bench = Bench(
-        read_sets(options), Ngram(options.ngram) if options.ngram else None
-    )
+    sets, own = read_sets(options)
+    ngram = Ngram(options.ngram) if options.ngram else None
+    weights = options.lm_weight, options.word_bonus
+    bench = Bench(sets, ngram, own, weights)
+    setting = {"weights": list(weights), "lists": digests(options)}
     kept = {}
     if options.out and options.out.exists():
-        kept = read_json(options.out)["rows"]
+        earlier = read_json(options.out)
+        if earlier["setting"] == setting:
+            kept = earlier["rows"]
     rows = {name: {"sets": row} for name, row in bench.passes().items()}
     for number, (name, folder) in enumerate(options.lm):
         if number and name in kept:
@@ -284,7 +327,7 @@ def main():
             continue
         lm = Timed(LanguageModel.from_pretrained(folder))
         if not number:
-            weights = bench.choose_weights(lm)
+            bench.choose_weights(lm)
         rows[name] = {
             "sets": bench.row(lm),
             "ms": lm.milliseconds,
@@ -293,10 +336,11 @@ def main():
         if bench.ngram and not number:
             rows["n-gram alone"] = {"sets": bench.row(lm, share=0.0)}
         if options.out:
-            content = {"weights": weights, "rows": {**kept, **rows}}
+            content = {"setting": setting, "rows": {**kept, **rows}}
             write_json(options.out, content)
         print(name, json.dumps(rows[name]["sets"]), file=sys.stderr, flush=True)
-    print(f"language model x {weights[0]}, {weights[1]:+} a word\n")
+    scale, bonus = bench.weights
+    print(f"language model x {scale}, {bonus:+} a word\n")
     print(table(rows))
 
 

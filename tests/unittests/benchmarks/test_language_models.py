@@ -1,6 +1,7 @@
 """The language models' tables: rows, commands, word errors of the chosen."""
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,20 @@ def test_references_must_be_there(rescoring, tmp_path):
         rescoring.read_references(path, LISTS)
     path.write_text("a the cat\nb a dog\n")
     assert rescoring.read_references(path, LISTS) == REFERENCES
+
+
+def test_scores_that_stay_are_another_key(rescoring, tmp_path):
+    path = tmp_path / "nbest.json"
+    rows = [
+        {**row.to_dict(), "acoustic": [-x for x in row.scores]} for row in LISTS
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    own = rescoring.with_own_scores(path, LISTS, "acoustic")
+    assert [row.scores for row in own] == [[2, 1], [1, 3]]
+    assert [row.hypotheses for row in own] == [r.hypotheses for r in LISTS]
+    assert rescoring.with_own_scores(path, LISTS, "scores") is LISTS
+    with pytest.raises(ValueError, match="no 'am' of 'a': see --own"):
+        rescoring.with_own_scores(path, LISTS, "am")
 
 
 def test_bench_compares_with_the_first_model(rescoring):
