@@ -360,7 +360,8 @@ def main():
             continue
         write_json(kept, results)
         print(f"{own}: PPL {results[own]['ppl']:.2f}", flush=True)
-    print(table(results))
+    names = [FULL, *(getattr(row, "name", row) for row in wanted_rows(()))]
+    print(table({name: results[name] for name in names if name in results}))
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return bool(failed)
