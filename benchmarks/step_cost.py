@@ -136,7 +136,7 @@ def conformer(batch, layers=12, decoder_layers=4, d_model=144, tokens=5000):
 
 
 def conv_tasnet_(batch, channels=256, hidden=512, blocks=6, repeats=4):
-    """WSJ0Mix/separation/hparams/convtasnet.yaml, 2 seconds at 8 kHz."""
+    """WSJ0Mix/separation/hparams/convtasnet.yaml, 4 seconds at 8 kHz."""
     masks = conv_tasnet.MaskNet(
         N=channels,
         B=channels,
@@ -158,7 +158,7 @@ def conv_tasnet_(batch, channels=256, hidden=512, blocks=6, repeats=4):
             ),
         }
     )
-    x, targets = torch.randn(batch, 16000), torch.randn(batch, 16000, 2)
+    x, targets = torch.randn(batch, 32000), torch.randn(batch, 32000, 2)
 
     def loss():
         mixture = modules["encoder"](x)
@@ -354,7 +354,9 @@ def parse(arguments=None):
     parser.add_argument(
         "--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS
     )
-    parser.add_argument("--batch", type=int, help="instead of the usual ones")
+    parser.add_argument(
+        "--batch", type=int, help="instead of the usual ones; ecapa needs 2"
+    )
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--one_peak", action="store_true")
