@@ -315,6 +315,8 @@ def main(arguments=None):
     path : Path or None
         The packed model.
     """
+    from .utils import exit_on_signals
+
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     _suggest_options(parser, rest)
@@ -326,7 +328,7 @@ def main(arguments=None):
     sys.argv = [str(options.script), *rest]
     sys.path.insert(0, str(script.parent))  # as `python train.py` has it
     try:
-        with quantized_fit(runner):
+        with exit_on_signals(), quantized_fit(runner):
             runpy.run_path(str(script), run_name="__main__")
     except SystemExit as ended:
         if ended.code:

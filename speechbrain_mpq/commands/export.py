@@ -6,10 +6,9 @@ and the mask network as files of the engine, for other programs. A folder of
 SpeechBrain's own interfaces becomes one ONNX file, from samples to scores.
 """
 
-import tempfile
 from pathlib import Path
 
-from ..utils import check_output
+from ..utils import check_output, scratch_folder
 
 HELP = "make a packed model ready for OpenVINO or ONNX Runtime"
 EXAMPLE = """
@@ -88,7 +87,7 @@ def _interface(options):
     check_source(folder)
     out = Path(options.out or f"{folder.resolve().name}.onnx")
     check_output(out)
-    with tempfile.TemporaryDirectory() as fetched:
+    with scratch_folder() as fetched:
         interface = cls.from_hparams(source=str(folder), savedir=fetched)
         report = export_interface(interface, out, folder)
     done = report["weights"]

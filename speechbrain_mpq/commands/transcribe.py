@@ -6,10 +6,17 @@ written as N-best lists, lines of JSON that `speechbrain-mpq rescore` reads;
 that takes the extra `decode`.
 """
 
+import os
 from pathlib import Path
 
 from ..utils import SAMPLE_RATE, check_output
-from .audio_files import each_recording
+from .audio_files import (
+    STREAM,
+    STREAM_NAME,
+    each_recording,
+    open_source,
+    recordings,
+)
 
 HELP = "words of recordings, or N-best lists, by a packed TDNN-F"
 EXAMPLE = """
@@ -21,7 +28,13 @@ EXAMPLE = """
 def add_arguments(parser):
     """Say what the command line may hold."""
     add = parser.add_argument
-    add("files", nargs="+", metavar="file", help="recordings")
+    add(
+        "files",
+        nargs="+",
+        metavar="file",
+        help="recordings: files, folders, patterns, a pipe, or - for standard "
+        "input",
+    )
     add(
         "--model",
         required=True,
@@ -79,7 +92,8 @@ def run(options) -> int:
     lists = []
 
     def work(file):
-        key, wavs = keys[file], model.read(file)[None]
+        with open_source(file) as opened:
+            key, wavs = keys[file], model.read(*opened)[None]
         if options.nbest:
             lists.extend(
                 model.nbest(wavs, count=options.nbest, ids=[key], **beams)
@@ -103,17 +117,19 @@ def _checked(options):
         raise ValueError(f"--nbest {options.nbest}: ask for at least one")
     if options.out and not Path(options.out).resolve().parent.is_dir():
         raise FileNotFoundError(f"{options.out}: no such folder: make it first")
-    if options.out:
-        check_output(options.out, *options.files)
     files = {}
-    for file in options.files:
-        path = Path(file)
-        if not path.is_file():
-            raise FileNotFoundError(f"no file {path}")
-        key = "_".join(path.stem.split()) or "_"
+    for file in recordings(options.files):
+        if file != STREAM:
+            with open_source(file):  # a typing error needs no model
+                pass
+        key = STREAM_NAME if file == STREAM else Path(file).stem
+        key = "_".join(key.split()) or "_"
         if key in files:
             raise ValueError(
-                f"{path} and {files[key]} have the same id, {key!r}: rename one"
+                f"{file} and {files[key]} have the same id, {key!r}: rename one"
             )
         files[key] = file
+    if options.out:
+        inputs = [file for file in files.values() if os.path.isfile(file)]
+        check_output(options.out, *inputs)
     return {file: key for key, file in files.items()}

@@ -14,7 +14,6 @@ import io
 import logging
 import os
 import sys
-import tempfile
 import time
 import traceback
 from dataclasses import dataclass, fields
@@ -41,7 +40,13 @@ from ..training.hparams_source import (
     overrides_text,
     unread,
 )
-from ..utils import did_you_mean, duration, error_text
+from ..utils import (
+    did_you_mean,
+    duration,
+    error_text,
+    exit_on_signals,
+    scratch_folder,
+)
 
 USAGE = "python train.py hparams/kl_4bit.yaml --bits 3"
 BASE = "base.yaml"  # what the files of methods begin with
@@ -240,7 +245,7 @@ def quiet_log_config(own=None):
     # Its search for fonts, line by line, is nobody's business.
     config["loggers"] = {"matplotlib": {"level": "WARNING"}}
     config["handlers"]["console"] |= {"level": "WARNING", "filters": ["ours"]}
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         path = Path(folder, "log-config.yaml")
         path.write_text(yaml.safe_dump(config), "utf-8")
         yield str(path)
@@ -249,7 +254,8 @@ def quiet_log_config(own=None):
 def guarded(program, *arguments):
     """Run a program; what it refuses is one line on the terminal."""
     try:
-        program(*arguments)
+        with exit_on_signals():
+            program(*arguments)
         sys.stdout.flush()
     except BrokenPipeError:
         return 0

@@ -377,14 +377,17 @@ def _decoder(opened, plain, header, name):
         ) from error
 
 
-def read_segment(path, start=0, stop=None):
+def read_segment(source, start=0, stop=None, name=None):
     """Read a part of a file, whatever its header says of its length.
 
     Arguments
     ---------
-    path : str or Path
+    source : str, Path or file
+        A pipe too.
     start, stop : int
         Its first sample and the one behind the last; None: the file's end.
+    name : str or None
+        What messages call it; None: its path.
 
     Returns
     -------
@@ -401,12 +404,18 @@ def read_segment(path, start=0, stop=None):
     >>> samples.shape, rate
     ((10, 1), 8000)
     """
-    blocks = []
-    with open(path, "rb") as opened:
+    name, blocks = name or source, []
+    source = _twice_readable(source)
+    with ExitStack() as stack:
+        opened = source
+        if not hasattr(source, "seek"):
+            opened = stack.enter_context(open(source, "rb"))
+        opened.seek(0)
         header = read_header(opened)
         if header.warning:
-            logger.warning(f"{path}: {header.warning}")
-        with _decoder(opened, path, header, path) as file:
+            logger.warning(f"{name}: {header.warning}")
+        opened.seek(0)
+        with _decoder(opened, source, header, name) as file:
             channels, position = file.channels, 0
             while stop is None or position < stop:
                 size = 2**18 if stop is None else min(2**18, stop - position)

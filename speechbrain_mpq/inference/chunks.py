@@ -450,3 +450,36 @@ class SeparationStream:
         if not (math.isfinite(seconds) and seconds >= 0):
             raise ValueError(f"expected seconds, 0 or more, not {seconds}")
         return int(seconds / self._frame + 1e-6)
+
+
+def relative_lengths(lengths, wavs, name="wav_lens"):
+    """Check how much of each waveform of a batch is no padding.
+
+    Arguments
+    ---------
+    lengths : torch.Tensor, sequence or None
+        [batch], parts of the longest; None: all are whole.
+    wavs : torch.Tensor
+        [batch, samples].
+    name : str
+        Of the argument, for messages.
+
+    Returns
+    -------
+    torch.Tensor
+        [batch], float32, on the device of the waveforms.
+
+    Example
+    -------
+    >>> relative_lengths([1.0, 0.5], torch.zeros(2, 8))
+    tensor([1.0000, 0.5000])
+    """
+    if lengths is None:
+        return torch.ones(len(wavs), device=wavs.device)
+    found = torch.as_tensor(lengths, device=wavs.device).float()
+    if found.shape != (len(wavs),) or not ((found > 0) & (found <= 1)).all():
+        raise ValueError(
+            f"{name} must be {len(wavs)} relative lengths above 0 and up to 1, "
+            f"not {lengths}: divide numbers of samples by that of the longest"
+        )
+    return found

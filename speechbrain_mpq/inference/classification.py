@@ -19,6 +19,7 @@ from ..quantization.plan import BitPlan, ClusterBits
 from ..utils import write_json, write_text
 from .audio import read_segment
 from .card import model_card
+from .chunks import relative_lengths
 from .folder import CARD_FILE, fetch_folder
 
 CLASSIFIER_BITS = 8  # of the linear classifier
@@ -100,11 +101,8 @@ class SpokenWordClassifier:
             raise ValueError(
                 f"waveforms are [batch, samples], not {list(wavs.shape)}"
             )
-        lengths = torch.full((len(wavs),), wavs.shape[1])
-        if wav_lens is not None:
-            lengths = (torch.as_tensor(wav_lens) * wavs.shape[1]).round().long()
-            if lengths.shape != (len(wavs),) or lengths.max() > wavs.shape[1]:
-                raise ValueError("wav_lens are parts of the longest, 0 to 1")
+        lengths = relative_lengths(wav_lens, wavs) * wavs.shape[1]
+        lengths = lengths.round().long().tolist()
         scores = self.network([w[:n] for w, n in zip(wavs, lengths)])
         score, index = scores.max(-1)
         return scores, score, index, [self.labels[i] for i in index.tolist()]

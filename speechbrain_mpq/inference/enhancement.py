@@ -17,7 +17,7 @@ from ..lobes.models.exit_rules import EnhancerStream, exit_rule
 from ..lobes.models.nsnet2 import BINS, LAST, EarlyExitNsNet2, NsNet2
 from ..utils import BUNDLED_ENHANCER, SAMPLE_RATE, atomic_write
 from .audio import AudioFile, as_waveforms
-from .chunks import check_finite
+from .chunks import check_finite, relative_lengths
 from .folder import fetch_folder, save_separator
 from .loading import load
 from .output import UNLIMITED, check_subtype, output_paths, write_blocks
@@ -110,7 +110,7 @@ class SpeechEnhancer:
         exit = self.exits[-1] if exit is None else exit
         enhanced = self.model.enhance(noisy, exit)
         if lengths is not None:
-            samples = torch.as_tensor(lengths).to(self.device)[:, None]
+            samples = relative_lengths(lengths, noisy, "lengths")[:, None]
             samples = (samples * noisy.shape[1]).round()
             places = torch.arange(noisy.shape[1], device=self.device)
             enhanced = enhanced * (places < samples)

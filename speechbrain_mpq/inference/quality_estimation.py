@@ -15,6 +15,7 @@ from ..evaluation.quality_task import SPEECH_QUALITY
 from ..lobes.models.dnsmos import DNSMOS, BinaryDNSMOS, BitDNSMOS, LogMel
 from ..utils import BUNDLED_QUALITY_MODEL, SAMPLE_RATE
 from .audio import AudioError, AudioFile, as_waveforms
+from .chunks import relative_lengths
 from .folder import fetch_folder, save_separator
 from .loading import load
 from .registry import flag, number, register, several, whole
@@ -151,12 +152,7 @@ class QualityEstimator:
                 f"wavs must be [batch, samples], not {tuple(wavs.shape)}"
             )
         size = wavs.shape[1]
-        lens = torch.ones(len(wavs)) if wav_lens is None else wav_lens
-        if lens.shape != (len(wavs),) or not ((lens > 0) & (lens <= 1)).all():
-            raise ValueError(
-                f"wav_lens must be {len(wavs)} relative lengths above 0 and "
-                f"up to 1, not {lens}"
-            )
+        lens = relative_lengths(wav_lens, wavs)
         scores = []
         for index, wav in enumerate(wavs):
             wav = wav[: round(size * lens[index].item())]

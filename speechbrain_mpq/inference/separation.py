@@ -6,8 +6,6 @@ modules. A plain Pretrainer works too, with custom_hooks {separator:
 beside hyperparams.yaml; here the file has the name that other tools know.
 """
 
-import tempfile
-
 import torch
 from speechbrain.inference.interfaces import Pretrained
 from speechbrain.utils.fetching import fetch
@@ -20,7 +18,7 @@ from ..quantization.packing import (
     plain_targets,
     read_model,
 )
-from ..utils import BUNDLED_MODEL
+from ..utils import BUNDLED_MODEL, scratch_folder
 from .folder import copy_folder, fetch_folder, push_folder
 from .interfaces import EngineNetwork, SeparationInterface, load_for_engine
 
@@ -145,9 +143,9 @@ class QuantizedSeparator(SeparationInterface, Pretrained):
         str
             Address of the commit.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return push_folder(folder, repository, **options)
+        with scratch_folder() as scratch:  # it holds a lock, too
+            self.save_pretrained(scratch / "model")
+            return push_folder(scratch / "model", repository, **options)
 
     def _check_unchanged(self, packed):
         """Refuse to pass off the stored weights as others."""

@@ -20,6 +20,7 @@ from ..evaluation.recognition_task import RECOGNITION
 from ..lobes.models.tdnnf import TDNNF
 from ..utils import SAMPLE_RATE
 from .audio import BlockResampler, read_segment
+from .chunks import relative_lengths
 from .folder import LEXICON_FILE, NGRAM_FILE, fetch_folder, save_separator
 from .loading import load
 from .registry import flag, number, optional, register, several, whole
@@ -153,9 +154,7 @@ class HybridASR:
             )
         if not wavs.isfinite().all():
             raise ValueError("waveforms hold NaN or infinity")
-        if wav_lens is None:
-            wav_lens = torch.ones(len(wavs))
-        wav_lens = torch.as_tensor(wav_lens).to(self.device)
+        wav_lens = relative_lengths(wav_lens, wavs)
         feats = self.normalize(self.compute_features(wavs), wav_lens)
         outputs = self.model(feats, wav_lens).log_softmax(2).cpu().numpy()
         frames = (wav_lens * outputs.shape[1]).round().long().tolist()
@@ -196,17 +195,18 @@ class HybridASR:
         """
         return self.transcribe_batch(self.read(path)[None])[0][0]
 
-    def read(self, path):
-        """A recording as [samples] at 16 kHz, checked."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no file {path}")
+    def read(self, source, name=None):
+        """A recording, or what a pipe holds, as [samples] at 16 kHz."""
+        name = name or source
+        if not hasattr(source, "seek") and not Path(source).exists():
+            raise FileNotFoundError(f"no file {source}")
         try:
-            signal, rate = read_segment(path)
+            signal, rate = read_segment(source, name=name)
         except ValueError as error:
-            raise ValueError(f"{path} is no audio file ({error})") from error
+            raise ValueError(f"{name} is no audio file ({error})") from error
         if rate < SAMPLE_RATE:
             raise ValueError(
-                f"{path} has {rate} Hz, and the network was trained with "
+                f"{name} has {rate} Hz, and the network was trained with "
                 f"{SAMPLE_RATE}: record it at that rate"
             )
         signal = torch.from_numpy(signal)  # [samples, channels]

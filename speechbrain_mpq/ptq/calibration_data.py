@@ -1,6 +1,5 @@
 """Audio of a SpeechBrain manifest, as a pretrained interface wants it."""
 
-import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from speechbrain.dataio.preprocess import AudioNormalizer
 from tqdm import tqdm
 
 from ..inference.audio import read_segment
-from ..utils import read_text, strict_json
+from ..utils import read_text, scratch_folder, strict_json
 
 TEXT_KEYS = "txt", "text", "words", "label", "char"  # in SpeechBrain's recipes
 
@@ -63,7 +62,7 @@ def _entries(path, text, replacements):
         # SpeechBrain takes the last of two equal keys, and any brace in a
         # transcript for a place to put something
         return _replaced(strict_json(text), replacements)
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         plain = Path(scratch, path.name)
         plain.write_bytes(text.encode())
         return load_data_csv(plain, replacements)

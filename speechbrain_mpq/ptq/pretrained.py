@@ -6,7 +6,6 @@ training, so that rounding is all that finds weights.
 
 import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from ..training.choose import METHODS, scorer_of
 from ..training.methods import EstimationMethod
 from ..training.pipeline import Pipeline, PlanStore, logger
 from ..training.rounding import check_rounding
+from ..utils import scratch_folder
 from .calibration_data import (
     Example,
     check_files,
@@ -38,6 +38,7 @@ from .calibration_data import (
 )
 from .interface_outputs import InterfaceOutputs, task_of
 from .pretrained_folder import (
+    HPARAMS_FILE,
     PTQReport,
     check_source,
     find_class,
@@ -358,7 +359,7 @@ def _written(comparison, quantized, hparams_path, output, evaluate, known):
     """Write the folder, load it again, and say how good the loaded one is."""
     source, cls = comparison.interface, type(quantized)
     modules, reasons = packable(quantized)
-    with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
+    with scratch_folder(output.parent) as scratch:
         folder = Path(scratch) / output.name
         stored = write_folder(quantized, hparams_path, modules, folder)
         options = {"device": source.device}
@@ -413,10 +414,10 @@ def _empty_folder(output):
         raise ValueError(f"{output} is not empty: name a new folder")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output.parent):
+        with scratch_folder(output.parent):
             pass
         if output.is_dir():
-            with tempfile.TemporaryDirectory(dir=output):
+            with scratch_folder(output):
                 pass
     except OSError as error:
         raise ValueError(
@@ -431,8 +432,9 @@ def _move(folder, output):
     if not output.exists():
         shutil.move(folder, output)
         return
-    # It may be where the user is, or where something is mounted.
-    for path in list(folder.iterdir()):
+    # It may be where the user is, or where something is mounted. What makes
+    # it a model comes last, so that a part of one is none.
+    for path in sorted(folder.iterdir(), key=lambda p: p.name == HPARAMS_FILE):
         shutil.move(path, output / path.name)
 
 

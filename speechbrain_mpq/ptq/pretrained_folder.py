@@ -18,7 +18,6 @@ import json
 import pkgutil
 import re
 import shutil
-import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +43,7 @@ from speechbrain.utils.parameter_transfer import DEFAULT_TRANSFER_HOOKS
 from ..inference.card import markdown_table, size_word, write_card
 from ..quantization.packing import CONFIG_FILE, save_packed
 from ..quantization.tensors import named_tensors, near_misses
-from ..utils import read_json, write_text
+from ..utils import read_json, scratch_folder, write_text
 from .interface_outputs import task_of
 
 HPARAMS_FILE = "hyperparams.yaml"
@@ -387,7 +386,7 @@ def write_folder(interface, hparams_path, modules, folder, metadata=None):
     hparams = _packed_hparams(text, modules)
     write_text(folder / HPARAMS_FILE, hparams)
     configs, total = {}, 0
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    with scratch_folder(folder) as scratch:
         for name, module in modules.items():
             path = save_packed(module, scratch)
             total += path.stat().st_size

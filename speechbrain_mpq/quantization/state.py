@@ -15,13 +15,12 @@ import hashlib
 import json
 import math
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
 from torch.nn.parameter import UninitializedTensorMixin
 
-from ..utils import strict_json
+from ..utils import scratch_folder, strict_json
 from .codebook import TERNARY_BITS, dequantize, nearest_levels
 from .container import DTYPES
 from .fake_quant import FakeQuantize
@@ -307,7 +306,7 @@ def own_hook(module, kind):
 def read_saved(module):
     """Reads what a module's own hook saves."""
     hook = own_hook(module, "SAVE")
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         path = Path(folder) / "state"
         # Past the wrapper that lets the main process save alone.
         getattr(hook, "__wrapped__", hook)(module, path)
@@ -377,7 +376,7 @@ def _set(model, states):
         if kind == EXTRA:
             module.set_extra_state(state)
             continue
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             file = Path(folder) / "state"
             if isinstance(state, JsonText):
                 file.write_text(state, encoding="utf-8")

@@ -17,14 +17,19 @@ import json
 import math
 import re
 import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 from speechbrain.utils.logger import get_logger
 
-from ..utils import folder_in_use, hold_folder, read_json, write_json
+from ..utils import (
+    folder_in_use,
+    hold_folder,
+    read_json,
+    scratch_folder,
+    write_json,
+)
 from .hparams_source import (
     PLACES,
     REPORTED,
@@ -322,7 +327,7 @@ def plan_steps(source):
 
 def _look(source):
     """Loaded hyper-parameters, without a trace in the folder of results."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         hparams = source.read(output_folder=folder)
     return {**hparams, "output_folder": str(source.output_folder)}
 

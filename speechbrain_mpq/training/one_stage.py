@@ -11,7 +11,6 @@ in a recipe by its YAML alone.
 """
 
 import copy
-import tempfile
 import weakref
 from functools import partial
 
@@ -32,6 +31,7 @@ from ..quantization.groups import cut
 from ..quantization.packing import save_packed
 from ..quantization.plan import bit_plan
 from ..quantization.tensors import named_tensors, select
+from ..utils import scratch_folder
 from .methods import ROUNDED, EstimationMethod
 from .pipeline import allocate_within
 from .quantizer import Quantizer, listen_to_steps
@@ -262,7 +262,7 @@ class OneStage(EstimationMethod):
         }
         change_bits_(model, plan)
         try:
-            with tempfile.TemporaryDirectory() as folder:
+            with scratch_folder() as folder:
                 return save_packed(model, folder).stat().st_size
         finally:
             for name, state in before.items():

@@ -9,7 +9,6 @@ A mixed-precision system may start from uniform prototypes, trained models of
 one bit width: it inherits every cluster from the one that has its bits.
 """
 
-import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ from ..quantization.packing import read_model, save_packed
 from ..quantization.plan import BitPlan, Scheme, Selection
 from ..quantization.quant_api import clusters, dequantize_, quantize_
 from ..quantization.tensors import named_tensors
-from ..utils import read_text, strict_json, write_json
+from ..utils import read_text, scratch_folder, strict_json, write_json
 from .calibration import Calibration
 from .methods import EstimationMethod
 from .quantizer import check_uniform_bits
@@ -312,7 +311,7 @@ class Pipeline:
             "No prototypes were given: the search mixes the model's own "
             "weights, rounded to each of the candidates"
         )
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             self.calibration.prototypes = rounded_prototypes(
                 self.model, self.selection, self.scorer, folder
             )

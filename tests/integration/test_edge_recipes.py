@@ -64,8 +64,15 @@ def test_enhancement(shared):
     for rule in RULES:
         row = streams[f"{rule}, 50% of the MACs"]
         assert exits[0]["macs"] <= row["macs"] <= exits[2]["macs"]
-        ends = [exit["si_snr"] for exit in exits]
-        assert min(ends) - 5 < row["line"]["si_snr"] < max(ends) + 5
+        fixed = [streams[f"fixed exit {exit}"] for exit in (0, 1, 5)]
+        costs = [end["macs"] for end in fixed]
+        assert costs == [end["macs"] for end in exits]
+        after = next(i for i in (1, 2) if row["macs"] <= costs[i])
+        left, right = fixed[after - 1 : after + 1]
+        low, high = costs[after - 1 : after + 1]
+        share = (row["macs"] - low) / (high - low)
+        expected = (1 - share) * left["si_snr"] + share * right["si_snr"]
+        assert row["line"]["si_snr"] == pytest.approx(expected)
     # What is published is what was scored
     run = load_run(output)
     assert run["average"]["si_snr"] == pytest.approx(exits[2]["si_snr"])

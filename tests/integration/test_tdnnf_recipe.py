@@ -5,8 +5,10 @@ import shlex
 
 import pytest
 from helpers import ROOT, read_rows, run_row, start_row
+from speechbrain.utils.edit_distance import accumulatable_wer_stats
 
 from speechbrain_mpq import HybridASR, check_folder
+from speechbrain_mpq.evaluation.runs import load_run
 from speechbrain_mpq.run import main as run_recipe
 
 SCRIPT = "recipes/Embedded/ASR/TDNNF/train.py"
@@ -71,7 +73,16 @@ def test_ctc(trained, shared):
     flags = ROW["test_debug_flags"].replace("epochs 3", "epochs 1")
     row = {**ROW, "test_debug_flags": f"{flags} --ctc True"}
     output = start_row(row, shared, shared / "ctc")
-    assert metrics_of(output)["average"]["wer"] > 0
+    metrics = metrics_of(output)
+    items = load_run(output)["items"]
+    stats = accumulatable_wer_stats(
+        [item["reference"].split() for item in items],
+        [item["hypothesis"].split() for item in items],
+    )
+    assert metrics["average"]["wer"] == pytest.approx(float(stats["WER"]))
+    test = json.loads((shared / "embedded/test_speech.json").read_text())
+    said = {key: entry["words"] for key, entry in test.items()}
+    assert {item["id"]: item["reference"] for item in items} == said
     assert not (output / "published").exists()
 
 

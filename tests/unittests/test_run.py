@@ -1,5 +1,6 @@
 """The runner of untouched recipes: what it is asked for, what it sees."""
 
+import signal
 import time
 from types import SimpleNamespace
 
@@ -162,3 +163,20 @@ def test_weights_of_one_checkpoint_or_the_latest(tmp_path, caplog):
     assert model.weight.item() == 1
     assert "CKPT+latest is the latest of 2 checkpoints" in caplog.text
     Runner(4, weights=str(tmp_path / "CKPT+best"))
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_signals_end_it_as_an_error_would(tmp_path, name):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, pathlib, signal, time\n"
+        "try:\n"
+        f"    os.kill(os.getpid(), signal.{name})\n"
+        "    time.sleep(60)\n"
+        "finally:\n"
+        f"    pathlib.Path({str(tmp_path / 'tidied')!r}).touch()\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main([str(script)])
+    assert ended.value.code == 128 + getattr(signal, name)
+    assert (tmp_path / "tidied").exists()

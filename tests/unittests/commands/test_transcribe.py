@@ -1,5 +1,7 @@
 """`speechbrain-mpq transcribe`: recordings in, words and N-best lists out."""
 
+import io
+
 import numpy as np
 import pytest
 import soundfile
@@ -25,6 +27,8 @@ def folder(tmp_path):
     for name in ("one", "the other"):
         signal = rng.normal(size=8000) / 10
         soundfile.write(tmp_path / f"{name}.wav", signal, 16000)
+    (tmp_path / "more").mkdir()
+    soundfile.write(tmp_path / "more/one.wav", signal, 16000)
     return tmp_path
 
 
@@ -52,6 +56,22 @@ def test_lists_begin_with_the_words(folder, capsys):
     assert best == words.splitlines()
 
 
+def test_folders_patterns_and_pipes_as_for_other_commands(
+    folder, capsys, monkeypatch
+):
+    assert transcribe(folder) == 0
+    expected = sorted(capsys.readouterr().out.splitlines())
+    for names in (["."], ["*.wav"], [".", "one.wav"]):
+        assert transcribe(folder, files=names) == 0
+        assert sorted(capsys.readouterr().out.splitlines()) == expected
+    content = io.BytesIO((folder / "one.wav").read_bytes())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(content))
+    arguments = ["transcribe", "-", "--model", str(folder / "asr")]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out.rstrip()
+    assert said == expected[0].replace("one", "standard_input", 1)
+
+
 def test_a_bad_file_stops_no_other(folder, capsys):
     (folder / "bad.wav").write_text("no sound")
     assert transcribe(folder, files=["bad.wav", "one.wav"]) == 1
@@ -67,8 +87,10 @@ def test_a_bad_file_stops_no_other(folder, capsys):
         (["--out", "a.json"], ["one.wav"], "belong together"),
         (["--nbest", "3", "--out", "no/a"], ["one.wav"], "no such folder"),
         (["--nbest", "3", "--out", "."], ["one.wav"], "is a folder"),
-        ([], ["none.wav"], "no file"),
-        ([], ["one.wav", "one.wav"], "the same id, 'one'"),
+        ([], ["none.wav"], "no such file"),
+        ([], ["none*.wav"], "no file has such a name"),
+        ([], ["one.wav", "more/one.wav"], "the same id, 'one'"),
+        ([], ["one.wav", "asr"], "no audio files"),
     ],
 )
 def test_refuses(folder, capsys, options, files, message):

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from speechbrain_mpq.decoders import kaldi_decoder
 from speechbrain_mpq.decoders.nbest import read_nbest, write_nbest
 from speechbrain_mpq.decoders.ngram import Ngram, estimate_arpa
 from speechbrain_mpq.decoders.viterbi import best_path, word_graph
@@ -68,6 +69,77 @@ def test_one_best_is_that_of_the_exact_search(
         + lm_scale * parts["lm_scores"]
     )
     assert parts["lm_scores"] == pytest.approx(math.fsum(model.score(words)))
+
+
+UNEVEN = """\\data\\
+ngram 1=4
+ngram 2=2
+
+\\1-grams:
+-1 <s> 0
+-0.5 </s>
+-0.3 a -0.1
+-0.6 eat 0
+
+\\2-grams:
+-2 a eat
+-0.2 eat a
+
+\\end\\
+"""
+
+
+def cheapest(text, labels, words):
+    """Least cost of a word sequence in the text of G, by all of its paths."""
+    arcs = [line.split() for line in text.splitlines()]
+    ends = {int(a[0]): float(a[1]) for a in arcs if len(a) == 2}
+    arcs = [(*map(int, a[:3]), float(a[4])) for a in arcs if len(a) == 5]
+    costs = {0: 0.0}
+
+    def back_off():
+        for _ in range(3):  # the order and one more
+            for one, other, label, cost in arcs:
+                if label == len(words) + 1 and one in costs:
+                    new = costs[one] + cost
+                    costs[other] = min(new, costs.get(other, new))
+
+    for label in labels:
+        back_off()
+        costs, old = {}, costs
+        for one, other, own, cost in arcs:
+            if own == label and one in old:
+                new = old[one] + cost
+                costs[other] = min(new, costs.get(other, new))
+    back_off()
+    return min(costs[s] + ends[s] for s in costs if s in ends)
+
+
+def test_back_off_is_taken_where_it_is_the_more_probable(tmp_path):
+    """As Kaldi does; the exact search takes the n-gram that there is."""
+    (tmp_path / "lm.arpa").write_text(UNEVEN)
+    model = Ngram(tmp_path / "lm.arpa")
+    words = model.vocabulary
+    text = kaldi_decoder._ngram_fst(model, words, scale=1.0)
+    numbers = {word: i for i, word in enumerate(words, 1)}
+
+    def found(*said):
+        cost = cheapest(text, [numbers[word] for word in said], words)
+        return -cost / math.log(10)
+
+    # "eat" after "a" is listed with -2, backing off gives -0.1 - 0.6
+    assert found("a", "eat") == pytest.approx(-0.3 - 0.7 - 0.5)
+    assert sum(model.score(["a", "eat"])) / math.log(10) == pytest.approx(
+        -0.3 - 2 - 0.5
+    )
+    bigram = model.bigram(words)
+    place = {word: i for i, word in enumerate(words)}
+    after = bigram.probabilities[place["a"] + 1]  # row 0: at the start
+    assert np.log10(after[place["eat"]]) == pytest.approx(-2)
+    # Where the listed one is the more probable, both take it.
+    assert found("eat", "a") == pytest.approx(-0.6 - 0.2 - 0.1 - 0.5)
+    assert sum(model.score(["eat", "a"])) / math.log(10) == pytest.approx(
+        -0.6 - 0.2 - 0.1 - 0.5
+    )
 
 
 def aligned(outputs, phones):

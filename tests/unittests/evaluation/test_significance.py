@@ -250,6 +250,27 @@ def test_interval_holds_what_is_the_same():
     assert low > 0
 
 
+def test_interval_over_seeds_is_that_of_the_mean_difference():
+    """Squared errors are means over items: the interval is known."""
+    rng = np.random.default_rng(0)
+    labels = rng.standard_normal(400)
+    own = rng.standard_normal(400)  # what all seeds get wrong
+    first = labels + own + 0.5 * rng.standard_normal((3, 400))
+    second = labels + 1.1 * own + 0.5 * rng.standard_normal((3, 400))
+    errors = [((x - labels) ** 2).mean(0) for x in (first, second)]
+    each = errors[1] - errors[0]
+    found, low, high = paired_bootstrap(first, second, labels, mse)
+    assert found == pytest.approx(each.mean())
+    half = 1.96 * each.std() / 20
+    assert low == pytest.approx(found - half, abs=0.1 * half)
+    assert high == pytest.approx(found + half, abs=0.1 * half)
+    # Items are drawn for all seeds alike: what they share is no noise.
+    _, low, high = paired_bootstrap(first, first + 0.1, labels, mse)
+    shifted = (((first + 0.1 - labels) ** 2) - (first - labels) ** 2).mean(0)
+    half = 1.96 * shifted.std() / 20
+    assert high - low == pytest.approx(2 * half, rel=0.1)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match=r"must be \[items\]"):
         pcc([1, 2], [1, 2, 3])

@@ -57,6 +57,13 @@ def test_batch_is_each_alone(folder):
         )
 
 
+def test_lengths_that_are_none(folder):
+    classifier = SpokenWordClassifier.from_pretrained(folder)
+    for lengths in ([1.0], [1.0, 0.0], [1.0, -0.5], [1.0, 1.1], [8000, 4000]):
+        with pytest.raises(ValueError, match="wav_lens must be 2 relative"):
+            classifier.classify_batch(torch.randn(2, 8000), lengths)
+
+
 def test_files_of_any_rate(folder, tmp_path):
     classifier = SpokenWordClassifier.from_pretrained(folder)
     rng = np.random.default_rng(0)
@@ -88,7 +95,7 @@ def test_bad_files(folder, tmp_path):
     refused("text.wav", None, "no sound file")
     with pytest.raises(FileNotFoundError, match="no file"):
         classifier.classify_file(tmp_path / "nowhere.wav")
-    with pytest.raises(ValueError, match="parts of the longest"):
+    with pytest.raises(ValueError, match="wav_lens must be 2 relative"):
         classifier.classify_batch(torch.zeros(2, 800), torch.tensor([1, 2]))
     with pytest.raises(ValueError, match=r"\[batch, samples\]"):
         classifier.classify_batch(torch.zeros(2, 1, 800))

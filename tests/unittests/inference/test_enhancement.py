@@ -93,6 +93,8 @@ def test_long_files_are_the_whole_in_pieces(enhancer, tmp_path, monkeypatch):
 def test_lengths_end_in_silence(enhancer):
     noisy = torch.randn(2, 3000)
     whole = enhancer.enhance_batch(noisy)
+    with pytest.raises(ValueError, match="lengths must be 2 relative"):
+        enhancer.enhance_batch(noisy, torch.tensor([1.0, -0.5]))
     found = enhancer.enhance_batch(noisy, torch.tensor([1.0, 0.5]))
     assert torch.equal(found[0], whole[0])
     assert torch.equal(found[1, :1500], whole[1, :1500])

@@ -129,6 +129,9 @@ def test_refuses_bad_waveforms(folder):
         model.transcribe_batch(torch.zeros(1, 100))
     with pytest.raises(ValueError, match="NaN"):
         model.transcribe_batch(torch.full((1, 16000), torch.nan))
+    for lengths in ([1.0, 1.0], [0.0], [1.5], [-0.5], [torch.nan], [16000]):
+        with pytest.raises(ValueError, match="wav_lens must be 1 relative"):
+            model.transcribe_batch(torch.zeros(1, 16000), lengths)
     assert isinstance(model.transcribe_batch(torch.zeros(1, 16000))[0][0], str)
 
 

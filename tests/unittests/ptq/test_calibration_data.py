@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,6 +27,7 @@ from speechbrain_mpq.ptq.task_metrics import (
     Quality,
     WordErrorRate,
 )
+from speechbrain_mpq.utils import _SCRATCH
 
 NAME = "{data_root}/long.wav"
 ENTRIES = {
@@ -234,3 +237,31 @@ def test_the_cost_of_measuring_is_told(monkeypatch):
     told = Words().cost(None, items)
     assert asked == [("c", (1, 8))]
     assert told.startswith("3 items are measured before and after, about 6 min")
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    left = tmp_path / f"{_SCRATCH}left"
+    left.mkdir()
+    (left / "lock").touch()  # which nobody holds
+    _empty_folder(tmp_path / "out")
+    assert not left.exists()
+
+
+def test_a_part_of_a_result_is_no_model(tmp_path, monkeypatch):
+    """Moved file by file into a folder that is there; the disk is full."""
+    result, output = tmp_path / "result", tmp_path / "out"
+    result.mkdir()
+    output.mkdir()
+    for name in ("z.ckpt", "hyperparams.yaml", "a.ckpt"):
+        (result / name).touch()
+    moved, plain = [], shutil.move
+
+    def move(source, target):
+        if len(moved) == 2:
+            raise OSError("no space left")
+        moved.append(Path(plain(source, target)).name)
+
+    monkeypatch.setattr(shutil, "move", move)
+    with pytest.raises(OSError, match="no space"):
+        _move(result, output)
+    assert moved == ["a.ckpt", "z.ckpt"] or moved == ["z.ckpt", "a.ckpt"]
