@@ -353,11 +353,16 @@ def _suggest_options(parser, rest):
         return
     from dataclasses import fields
 
+    import yaml
     from speechbrain.core import RunOptions
 
+    from .training.hparams_source import hparams_text
     from .utils import did_you_mean
 
-    text = Path(hparams).read_text(encoding="utf-8", errors="replace")
+    try:
+        text = hparams_text(hparams)  # with that of its base
+    except (OSError, ValueError, yaml.YAMLError):
+        return  # which the script has to refuse
     keys = set(re.findall(r"^(\w+)\s*:", text, re.MULTILINE))
     keys |= {option.name for option in fields(RunOptions)}
     own = [name for name in parser._option_string_actions if name[:2] == "--"]

@@ -114,11 +114,7 @@ def _lexicon(data_folder, path):
             source = fetch(folder, CMUDICT, "dict.txt", instead)
             content = (source / "dict.txt").read_bytes()
         kept.write_bytes(content.decode("latin1").encode())
-    pronunciations = {}
-    for word, alternatives in Lexicon.read(path or kept).pronunciations.items():
-        known = pronunciations.setdefault(word.lower(), [])
-        known += [row for row in alternatives if row not in known]
-    return pronunciations
+    return Lexicon.read(path or kept, fold=str.lower).pronunciations
 
 
 def reading_sentences(data_folder, lexicon, seed=1234):

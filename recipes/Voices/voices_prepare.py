@@ -167,7 +167,7 @@ def prepare_voices(
     """
     ffmpeg_program()  # a missing program is reported before any work
     data_folder = Path(data_folder)
-    folder = _unpacked(Path(packages), data_folder / "unpacked")
+    folder = unpacked(Path(packages), data_folder / "unpacked")
     recordings = find_recordings(folder)
     talkers = {talker for talker, _ in recordings.values()}
     check_held_out(held_out, talkers)
@@ -208,8 +208,20 @@ def prepare_voices(
     _write_licenses(data_folder, recordings)
 
 
-def _unpacked(packages, folder):
-    """The folder to search: that of the packages, or what they unpack to."""
+def unpacked(packages, folder):
+    """The folder to search: that of the packages, or what they unpack to.
+
+    Arguments
+    ---------
+    packages : Path
+        Folder of .deb files, or of what they hold.
+    folder : Path
+        Where to unpack; what is there already is kept.
+
+    Returns
+    -------
+    Path
+    """
     if not packages.is_dir():
         raise FileNotFoundError(
             f"no folder {packages}: get packages with `apt-get download "

@@ -25,6 +25,7 @@ HINT = (
     "'speechbrain_mpq[decode]'"
 )
 PRUNE = 25  # frames between two prunings of the lattice
+WIDER = (1, 2, 4)  # times the beam, until a sentence is complete
 
 
 def _modules():
@@ -59,7 +60,9 @@ class WordDecoder:
     silence_weight : float
         Weight of silence after a word and at the start.
     beam : float
-        How much worse than the best, in nats, a partial path may be.
+        How much worse than the best, in nats, a partial path may be. Where no
+        sentence is complete in the end, the search is made again with twice
+        that, and four times.
     lattice_beam : float
         How much worse than the best a hypothesis may be.
 
@@ -99,9 +102,14 @@ class WordDecoder:
         self.outputs = 2 * len(lexicon.phones)
         self.graph = decoding_graph(lexicon, ngram, lm_scale, silence_weight)
         _, decoder = _modules()
-        self.config = decoder.LatticeSimpleDecoderConfig(
-            beam=beam, lattice_beam=lattice_beam, prune_interval=PRUNE
-        )
+        self.configs = [
+            decoder.LatticeSimpleDecoderConfig(
+                beam=factor * beam,
+                lattice_beam=lattice_beam,
+                prune_interval=PRUNE,
+            )
+            for factor in WIDER
+        ]
 
     def nbest(self, outputs, count=20, utterance="utterance"):
         """The most probable word sequences, each once.
@@ -154,15 +162,16 @@ class WordDecoder:
         """Kaldi's lattice of one utterance."""
         _, decoder = _modules()
         scaled = np.ascontiguousarray(self.acoustic_scale * outputs)
-        search = decoder.LatticeSimpleDecoder(self.graph, self.config)
-        reached = len(scaled) and search.decode(decoder.DecodableCtc(scaled))
-        if not reached or not math.isfinite(search.final_relative_cost()):
-            raise ValueError(
-                f"utterance {utterance}: no word sequence fits its "
-                f"{len(scaled)} frames: it is too short, or the beam of "
-                f"{self.config.beam:g} too narrow"
-            )
-        return search.get_raw_lattice()[1]
+        for config in self.configs if len(scaled) else ():
+            search = decoder.LatticeSimpleDecoder(self.graph, config)
+            reached = search.decode(decoder.DecodableCtc(scaled))
+            if reached and math.isfinite(search.final_relative_cost()):
+                return search.get_raw_lattice()[1]
+        raise ValueError(
+            f"utterance {utterance}: no word sequence fits its {len(scaled)} "
+            f"frames: it is too short, or a beam of {self.configs[-1].beam:g} "
+            "too narrow"
+        )
 
 
 def decoding_graph(lexicon, ngram, lm_scale=1.0, silence_weight=0.5):

@@ -6,7 +6,72 @@ beam: slow, for tasks of a few hundred words and to check faster decoders.
 
 import numpy as np
 
-from .chain_graphs import ChainGraph, chain_topology
+from .chain_graphs import ChainGraph, chain_topology, ctc_graph
+
+LARGEST_EXACT = 1000  # words, whose pairs are all arcs of the search
+
+
+class ExactDecoder:
+    """Search for the most probable words of a lexicon and a word bigram.
+
+    Arguments
+    ---------
+    lexicon : Lexicon
+    ngram : Ngram
+        A bigram; its words are the vocabulary, 1000 at most.
+    acoustic_scale, lm_scale : float
+        Of the outputs and of the n-gram's log-probabilities.
+    ctc : bool
+        Whether the outputs are those of CTC, one a phone, with silence as the
+        blank.
+
+    Example
+    -------
+    >>> from .ngram import Ngram, estimate_arpa
+    >>> from .vocabulary import Lexicon
+    >>> path = getfixture("tmp_path") / "lm.arpa"
+    >>> estimate_arpa(path, ["tea eat", "eat"])
+    >>> lexicon = Lexicon({"tea": [["t", "iy"]], "eat": [["iy", "t"]]})
+    >>> decoder = ExactDecoder(lexicon, Ngram(path))
+    >>> outputs = np.zeros((2, 6))  # sil, iy, t: entry and loop of each
+    >>> outputs[0, 4] = outputs[1, 2] = 5  # t iy
+    >>> decoder(outputs)[0]
+    ['tea']
+    """
+
+    def __init__(
+        self, lexicon, ngram, acoustic_scale=1.0, lm_scale=1.0, ctc=False
+    ):
+        self.words, self.scale = ngram.vocabulary, acoustic_scale
+        if len(self.words) > LARGEST_EXACT:
+            raise ValueError(
+                f"{len(self.words)} words are too many for the exact search: "
+                "ask for N-best lists (nbest), with pip install "
+                "'speechbrain_mpq[decode]'"
+            )
+        self.graph, self.labels = word_graph(
+            lexicon, self.words, ngram.bigram(self.words), lm_scale
+        )
+        if ctc:
+            self.graph = ctc_graph(self.graph, lexicon.silence)
+            self.labels += [None] * (self.graph.states - len(self.labels))
+
+    def __call__(self, outputs):
+        """Words of one utterance, and the log-weight of their path.
+
+        Arguments
+        ---------
+        outputs : numpy.ndarray
+            [frames, outputs] of the network.
+
+        Returns
+        -------
+        words : list of str
+        score : float
+        """
+        states, score = best_path(self.graph, self.scale * outputs)
+        numbers = [self.labels[state] for state in states]
+        return [self.words[i] for i in numbers if i is not None], score
 
 
 def word_graph(lexicon, words, ngram, scale=1.0, silence_weight=0.5):

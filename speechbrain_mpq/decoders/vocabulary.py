@@ -200,7 +200,9 @@ class Lexicon:
         self.silence = self.numbers[silence]
 
     @classmethod
-    def read(cls, path, silence="sil", stress=False, phones=None) -> "Lexicon":
+    def read(
+        cls, path, silence="sil", stress=False, phones=None, fold=str
+    ) -> "Lexicon":
         """Lexicon of a text file in the form of Kaldi or CMUdict.
 
         Arguments
@@ -215,6 +217,8 @@ class Lexicon:
             Whether to keep the digits of stress, as in AH0.
         phones : list of str, optional
             See Lexicon; where they have stress, it is kept.
+        fold : callable
+            What the words are brought to, as str.lower.
 
         Example
         -------
@@ -241,11 +245,14 @@ class Lexicon:
                     f"{path}, line {number}: {fields[0]!r} has no phones"
                 )
             word, *pronunciation = fields
+            word = fold(_ALTERNATIVE.sub("", word))
             if not stress:
                 pronunciation = [
                     _STRESS.sub("", phone) for phone in pronunciation
                 ]
-            known = pronunciations.setdefault(_ALTERNATIVE.sub("", word), [])
+            known = pronunciations.setdefault(
+                fold(_ALTERNATIVE.sub("", word)), []
+            )
             if pronunciation not in known:  # without stress, some are the same
                 known.append(pronunciation)
         return cls(pronunciations, silence, phones)

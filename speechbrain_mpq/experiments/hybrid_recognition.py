@@ -12,7 +12,6 @@ from pathlib import Path
 
 import speechbrain as sb
 import torch
-from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import (
     DynamicItemDataset,
     FilteredSortedDynamicItemDataset,
@@ -22,7 +21,6 @@ from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import get_logger
 
 from ..decoders.chain_graphs import (
-    ctc_graph,
     denominator_graph,
     estimate_ngram,
     numerator_graph,
@@ -31,18 +29,20 @@ from ..decoders.chain_graphs import (
 from ..decoders.kaldi_decoder import WordDecoder
 from ..decoders.nbest import NBest, write_nbest
 from ..decoders.ngram import Ngram, estimate_arpa
-from ..decoders.viterbi import best_path, word_graph
+from ..decoders.viterbi import ExactDecoder
 from ..decoders.vocabulary import Lexicon
 from ..evaluation.recognition_task import RECOGNITION
 from ..evaluation.results import Scored, write_results
 from ..evaluation.runs import load_metrics
 from ..evaluation.wer import oracle_errors
 from ..inference.folder import write_card
-from ..inference.speech_recognition import LARGEST_EXACT, save_recognizer
+from ..inference.speech_recognition import save_recognizer
 from ..simulation.noise import NoiseMaker
 from ..simulation.noisy_speech import NoisySpeech, Voices
 from ..simulation.rooms import RoomBank
+from ..training.checkpoints import load_best_
 from ..training.choose import system_of
+from ..training.hparams_source import HparamsSource
 from ..utils import write_text
 from .bottleneck_search import use_batch_statistics
 
@@ -85,13 +85,14 @@ class HybridRecognition(sb.Brain):
         return self.ctc(outputs.log_softmax(2), batch.phones, wav_lens)
 
     def compute_objectives(self, predictions, batch, stage):
-        """The loss; word errors outside training.
+        """The loss, but in the test; word errors, but in training.
 
         A beam search takes long where a network knows little yet: validation
-        goes without.
+        goes without. Words of a test may have no pronunciation.
         """
-        loss = self.loss(predictions, batch)
-        exact = self.word_search.exact
+        exact, loss = self.word_search.exact, torch.zeros(())
+        if stage != sb.Stage.TEST:
+            loss = self.loss(predictions, batch)
         if stage == sb.Stage.TEST or (stage == sb.Stage.VALID and exact):
             (outputs, _), wav_lens = predictions
             frames = (wav_lens * outputs.shape[1]).round().long().tolist()
@@ -151,10 +152,11 @@ class HybridRecognition(sb.Brain):
         if stage == sb.Stage.TRAIN:
             self.train_loss = stage_loss
             return
-        stats = {"loss": stage_loss}
+        stats = {}
         if self.items:
             stats["WER"] = float(self.wer_stats.summarize("WER"))
         if stage == sb.Stage.VALID:
+            stats["loss"] = stage_loss
             self.hparams.train_logger.log_stats(
                 stats_meta={
                     "epoch": epoch,
@@ -165,18 +167,13 @@ class HybridRecognition(sb.Brain):
                 valid_stats=stats,
             )
             self.checkpointer.save_and_keep_only(
-                meta=stats, min_keys=[self.criterion]
+                meta=stats, min_keys=[self.word_search.criterion]
             )
             return
         self.hparams.train_logger.log_stats(
             stats_meta={"epoch loaded": self.hparams.epoch_counter.current},
             test_stats=stats,
         )
-
-    @property
-    def criterion(self):
-        """What the best checkpoint has least of."""
-        return "WER" if self.word_search.exact else "loss"
 
 
 class Supernet(HybridRecognition):
@@ -233,60 +230,27 @@ class WordSearch:
     """
 
     def __init__(self, lexicon, ngram, hparams):
-        self.exact = not hparams["nbest"]
         self.count = hparams["nbest"]
-        self.scale = hparams["acoustic_scale"]
-        self.vocabulary = ngram.vocabulary
-        self.make = self._word_graph if self.exact else self._decoder
-        self.arguments = lexicon, ngram, hparams
-        self.made = None
-        if self.exact and len(self.vocabulary) > LARGEST_EXACT:
-            raise ValueError(
-                f"{len(self.vocabulary)} words are too many for the exact "
-                "search: give --nbest 20, which takes pip install "
-                "'speechbrain_mpq[decode]'"
-            )
-        if not self.exact and hparams["ctc"]:
+        self.exact = not self.count
+        # What the best checkpoint has least of
+        self.criterion = "WER" if self.exact else "loss"
+        scales = {k: hparams[k] for k in ("acoustic_scale", "lm_scale")}
+        if self.exact:
+            ctc = hparams["ctc"]
+            self.decoder = ExactDecoder(lexicon, ngram, **scales, ctc=ctc)
+            return
+        if hparams["ctc"]:
             raise ValueError(
                 "N-best lists are those of LF-MMI: give --nbest 0 with --ctc"
             )
+        self.decoder = WordDecoder(lexicon, ngram, **scales, **hparams["beams"])
 
     def __call__(self, outputs, key):
         """N-best list of an utterance, [frames, outputs]."""
-        if self.made is None:  # some need minutes: not before they are needed
-            self.made = self.make(*self.arguments)
         if not self.exact:
-            return self.made.nbest(outputs, self.count, key)
-        graph, labels = self.made
-        states, score = best_path(graph, self.scale * outputs)
-        numbers = [labels[state] for state in states]
-        words = [self.vocabulary[i] for i in numbers if i is not None]
+            return self.decoder.nbest(outputs, self.count, key)
+        words, score = self.decoder(outputs)
         return NBest(key, [" ".join(words)], [score])
-
-    @staticmethod
-    def _word_graph(lexicon, ngram, hparams):
-        """Graph of all words, and the word that each of its states begins."""
-        graph, labels = word_graph(
-            lexicon,
-            ngram.vocabulary,
-            ngram.bigram(ngram.vocabulary),
-            hparams["lm_scale"],
-        )
-        if hparams["ctc"]:
-            graph = ctc_graph(graph, lexicon.silence)
-            labels += [None] * (graph.states - len(labels))
-        return graph, labels
-
-    @staticmethod
-    def _decoder(lexicon, ngram, hparams):
-        """Kaldi's decoder."""
-        return WordDecoder(
-            lexicon,
-            ngram,
-            acoustic_scale=hparams["acoustic_scale"],
-            lm_scale=hparams["lm_scale"],
-            **hparams["beams"],
-        )
 
 
 class Graphs:
@@ -413,10 +377,11 @@ def load_data(hparams):
                 hparams, options["speech"], dataset.data, options["noisy"]
             )
         )
-        dataset.add_dynamic_item(target)
-        dataset.set_output_keys(
-            ["id", "sig", "words", "phones" if hparams["ctc"] else "numerator"]
-        )
+        keys = ["id", "sig", "words"]
+        if name in ("train", "valid"):
+            dataset.add_dynamic_item(target)
+            keys.append("phones" if hparams["ctc"] else "numerator")
+        dataset.set_output_keys(keys)
     return datasets, graphs
 
 
@@ -439,7 +404,7 @@ def _target(graphs, ctc):
 
 def make_brain(graphs, hparams, run_opts):
     """The Brain with its loss and its search for words."""
-    brain = (Supernet if hparams.get("search") else HybridRecognition)(
+    brain = (Supernet if hparams["search"] else HybridRecognition)(
         modules=hparams["modules"],
         opt_class=hparams["optimizer"],
         hparams=hparams,
@@ -474,7 +439,7 @@ def score(brain, datasets, hparams):
     for name in hparams["test_sets"]:
         brain.evaluate(
             datasets[name],
-            min_key=brain.criterion,
+            min_key=brain.word_search.criterion,
             test_loader_kwargs=hparams["test_loader_options"],
         )
         items[name] = brain.items
@@ -559,7 +524,7 @@ def run(arguments, prepare, script):
     Arguments
     ---------
     arguments : list of str
-        Command line: hparams file and overrides.
+        Command line: hparams file, which may name a `base`, and overrides.
     prepare : callable
         Given the hparams; makes what skip_prep is about.
     script : str
@@ -567,22 +532,29 @@ def run(arguments, prepare, script):
         is beside it.
     """
     hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
-    with open(hparams_file, encoding="utf-8") as fin:
-        hparams = load_hyperpyyaml(fin, overrides)
+    source = HparamsSource(hparams_file, overrides)
+    hparams = source.read()
     sb.utils.distributed.ddp_init_group(run_opts)
-    sb.create_experiment_directory(
-        experiment_directory=hparams["output_folder"],
-        hyperparams_to_save=hparams_file,
-        overrides=overrides,
-    )
-    run_on_main(shutil.copy, args=[script, hparams["output_folder"]])
+    folder = Path(hparams["output_folder"])
+    sb.create_experiment_directory(folder)
+    resolved = [folder / "hyperparams.yaml", source.written()]
+    run_on_main(write_text, args=resolved)
+    run_on_main(shutil.copy, args=[script, folder])
     if not hparams["skip_prep"]:
         prepare(hparams)
     if Path(hparams["lexicon_file"]).parent == Path():
         beside = Path(script).with_name(hparams["lexicon_file"])
         hparams["lexicon_file"] = beside
     datasets, graphs = load_data(hparams)
-    search = hparams["bottleneck_search"] if hparams.get("search") else None
+    if hparams["start_from"]:
+        load_best_(
+            hparams["model"],
+            hparams["start_from"],
+            "give the sizes that it was trained with",
+            name="model",
+            key=graphs.word_search.criterion,
+        )
+    search = hparams["bottleneck_search"] if hparams["search"] else None
     if search:
         search.prepare(hparams["model"])
         train = datasets["train"]

@@ -14,7 +14,7 @@ from speechbrain.processing.features import InputNormalization
 
 from ..decoders.kaldi_decoder import check_scales
 from ..decoders.ngram import Ngram
-from ..decoders.viterbi import best_path, word_graph
+from ..decoders.viterbi import ExactDecoder
 from ..decoders.vocabulary import Lexicon
 from ..evaluation.recognition_task import RECOGNITION
 from ..lobes.models.tdnnf import TDNNF
@@ -25,7 +25,6 @@ from .folder import LEXICON_FILE, NGRAM_FILE, fetch_folder, save_separator
 from .loading import load
 from .registry import flag, number, optional, register, several, whole
 
-LARGEST_EXACT = 1000  # words, whose pairs are all arcs of the exact search
 SHORTEST = 400  # samples: one window of the features
 
 
@@ -177,9 +176,10 @@ class HybridASR:
         numbers : list of list of int
             Places of these words in `vocabulary`.
         """
-        results = [self._search(row) for row in self.outputs(wavs, wav_lens)]
-        words = [" ".join(self.vocabulary[i] for i in row) for row in results]
-        return words, results
+        said = [self._search(row) for row in self.outputs(wavs, wav_lens)]
+        places = {word: i for i, word in enumerate(self.vocabulary)}
+        numbers = [[places[word] for word in words] for words in said]
+        return [" ".join(words) for words in said], numbers
 
     def transcribe_file(self, path):
         """Most probable words of a recording.
@@ -253,24 +253,12 @@ class HybridASR:
         ]
 
     def _search(self, outputs):
-        """Numbers of the words of one utterance, [frames, outputs]."""
+        """Words of one utterance, [frames, outputs]."""
         if self._exact is None:
-            if len(self.vocabulary) > LARGEST_EXACT:
-                raise ValueError(
-                    f"{len(self.vocabulary)} words are too many for the exact "
-                    "search: take nbest(..., count=1) with pip install "
-                    "'speechbrain_mpq[decode]'"
-                )
-            self._exact = word_graph(
-                self.lexicon,
-                self.vocabulary,
-                self.ngram.bigram(self.vocabulary),
-                self.lm_scale,
+            self._exact = ExactDecoder(
+                self.lexicon, self.ngram, self.acoustic_scale, self.lm_scale
             )
-        graph, labels = self._exact
-        states, _ = best_path(graph, self.acoustic_scale * outputs)
-        numbers = [labels[state] for state in states]
-        return [i for i in numbers if i is not None]
+        return self._exact(outputs)[0]
 
 
 class Recognizer:

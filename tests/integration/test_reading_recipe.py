@@ -1,6 +1,7 @@
-"""The reading task at tiny size: lists of two test sets, from one network."""
+"""Recipes of TDNN-F with N-best lists at tiny size: SOTU, LibriSpeech."""
 
 import json
+import shutil
 
 import pytest
 from helpers import ROOT, read_rows, run_row
@@ -64,3 +65,29 @@ def test_table_lists_every_file():
     folder = ROOT / "recipes/SOTU/ASR"
     found = {p.relative_to(ROOT).as_posix() for p in folder.rglob("*.yaml")}
     assert found == {ROW["Hparam_file"]}
+
+
+def test_librispeech(speech, tmp_path):
+    """The words of the embedded corpus in the layout of LibriSpeech."""
+    pytest.importorskip("kaldi_decoder")
+    speech(tmp_path / "embedded")
+    parts = {"train": "train-clean-5", "valid": "dev-clean-2"}
+    for split, part in {**parts, "test": "test-clean"}.items():
+        path = tmp_path / f"embedded/{split}_speech.json"
+        entries = json.loads(path.read_text())
+        lines = []
+        folder = tmp_path / "LibriSpeech" / part / "7/8"
+        folder.mkdir(parents=True)
+        for number, entry in enumerate(list(entries.values())[:12]):
+            wav = entry["wav"].replace("{data_root}", str(path.parent))
+            shutil.copy(wav, folder / f"7-8-{number:04d}.flac")
+            lines.append(f"7-8-{number:04d} {entry['words'].upper()}\n")
+        (folder / "7-8.trans.txt").write_text("".join(lines))
+    shutil.copy(
+        ROOT / "recipes/Embedded/ASR/TDNNF/lexicon.txt",
+        tmp_path / "cmudict.txt",
+    )
+    (row,) = read_rows("LibriSpeech")
+    output = run_row(row, tmp_path)
+    lists = read_nbest(output / "test-clean_nbest.json")
+    assert all(text == text.upper() for text in lists[0].hypotheses)

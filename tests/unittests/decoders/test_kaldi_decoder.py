@@ -220,6 +220,20 @@ def test_silence_has_no_words(decoder_class, tmp_path):
     assert found.scores[0] == pytest.approx(score, abs=1e-3)
 
 
+def test_search_is_made_again_with_a_wider_beam(
+    decoder_class, tmp_path, monkeypatch
+):
+    model = ngram(tmp_path)
+    outputs = 2 * np.random.default_rng(5).normal(size=(6, 10))
+    wide = decoder_class(LEXICON, model).nbest(outputs, 1)
+    found = decoder_class(LEXICON, model, beam=2).nbest(outputs, 1)
+    assert found.hypotheses == wide.hypotheses
+    module = sys.modules[decoder_class.__module__]
+    monkeypatch.setattr(module, "WIDER", (1,))
+    with pytest.raises(ValueError, match="6 frames: .* or a beam of 2 too"):
+        decoder_class(LEXICON, model, beam=2).nbest(outputs)
+
+
 def test_bad_input(decoder_class, tmp_path):
     decoder = decoder_class(LEXICON, ngram(tmp_path))
     with pytest.raises(ValueError, match="u1: outputs .* another model's"):

@@ -1,0 +1,1 @@
+../../../Embedded/ASR/TDNNF/train.py
