@@ -28,6 +28,7 @@ from .rounding_functions import (
     LearnedRounding,
     StepRounding,
     StraightThroughRounding,
+    nearest_values,
 )
 
 # Of a weight's root mean square: a table that ends below it is replaced.
@@ -111,7 +112,13 @@ class FakeQuantize(torch.nn.Module):
 
     def forward(self, weight):
         """The quantized weight of a float one, of any and the same shape."""
-        return StraightThroughRounding.apply(weight, self.alpha, *self._table())
+        bits, codebook = self._table()
+        # Outside of the function: torch.compile gives wrong gradients else.
+        with torch.no_grad():
+            values = nearest_values(weight, bits, self.alpha, codebook)
+        if not (weight.requires_grad and torch.is_grad_enabled()):
+            return values
+        return StraightThroughRounding.apply(weight, values)
 
     def right_inverse(self, weight):
         """What ``module.weight = value`` stores: the float value itself."""

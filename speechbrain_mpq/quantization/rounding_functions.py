@@ -62,7 +62,8 @@ def nearest_values(weight, bits, alpha, codebook="midtread"):
     >>> nearest_values(weight, 2, torch.tensor(0.0))
     tensor([0., 0., 0.])
     """
-    if codebook == "entropy":
+    # A compiler fuses passes itself, and loses gradients of what is in place.
+    if codebook == "entropy" or torch.compiler.is_compiling():
         levels = nearest_levels(weight, bits, alpha, codebook)
         return dequantize(levels, alpha, weight.dtype)
     if not weight.dtype == alpha.dtype == torch.float32:
@@ -135,21 +136,21 @@ def _fill_odd_levels(weight, levels, divisor, largest):
 
 
 class StraightThroughRounding(Function):
-    """The nearest table entries, whose gradient is the weight's, unchanged.
+    """Quantized values whose gradient is the weight's, unchanged.
 
     It is not cut where the table clips: a clipped weight must be able to come
     back, and the fitted scale clips few.
     """
 
     @staticmethod
-    def forward(context, weight, alpha, bits, codebook):
-        """Rounds to the table of scale alpha."""
-        return nearest_values(weight, bits, alpha, codebook)
+    def forward(context, weight, quantized):
+        """Passes the quantized values on."""
+        return quantized.view_as(quantized)
 
     @staticmethod
     def backward(context, gradient):
         """Passes the gradient to the weight."""
-        return gradient, None, None, None
+        return gradient, None
 
 
 class LearnedRounding(Function):
@@ -203,9 +204,10 @@ def _inside(gradient, weight, largest, alpha):
     comes room for a tensor of its shape, or None.
     """
     plain = weight.dtype == gradient.dtype == alpha.dtype == torch.float32
-    factor = _factor(alpha) if plain else None
-    if factor is not None:
-        end = _beyond(factor * largest)
+    if plain and weight.is_cpu and not alpha.dim():
+        # Asking for the number also keeps torch.compile out, whose gradients
+        # of this function are wrong.
+        end = _beyond(alpha.item() * largest)
         return _HARDTANH_BACKWARD(gradient, weight, -end, end), None
     end = largest * alpha
     if plain and _in_place(gradient, weight):
@@ -222,8 +224,9 @@ def _in_place(gradient, weight):
     Another layout would be summed in another order, and a gradient that is
     differentiated again needs all of them.
     """
-    same = gradient.stride() == weight.stride()
-    return same and not torch.is_grad_enabled()
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return False
+    return gradient.stride() == weight.stride()
 
 
 def _products(one, other, shape, room=None):

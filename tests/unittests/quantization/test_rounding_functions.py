@@ -305,3 +305,21 @@ def test_a_table_that_changes_is_noticed(kind):
     assert quantizer(weight).tolist() == [0.0, 1.0]
     quantizer.set_codebook("midrise")
     assert quantizer(weight).tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("kind", SLOW, ids=lambda kind: kind.__name__)
+def test_compiled_estimators_have_the_same_gradients(kind):
+    weight, alpha = example(SHAPE, ())
+    gradient = torch.randn(SHAPE)
+
+    def run(compiled):
+        quantizer, own = kind(4, alpha), weight.clone().requires_grad_()
+        call = quantizer.forward
+        if compiled:
+            torch.compiler.reset()
+            call = torch.compile(call, backend="aot_eager")
+        call(own).backward(gradient)
+        return [own.grad, *(p.grad for p in quantizer.parameters())]
+
+    for one, other in zip(run(True), run(False), strict=True):
+        torch.testing.assert_close(one, other)
