@@ -115,6 +115,7 @@ class Runner:
         folder = self.folder_of(brain)
         folder.mkdir(parents=True, exist_ok=True)
         self._hold(folder)
+        _save_whole(brain.checkpointer)
         if self.weights:
             _load_weights(brain, self.weights)
         data = train_set if valid_set is None else valid_set
@@ -216,6 +217,20 @@ class Runner:
         if not self.method.keeps_plan:
             quantizer.plan.save(folder / "plan.json")
         return quantizer.pack(folder / "packed")
+
+
+def _save_whole(checkpointer):
+    """Let a recipe's Checkpointer leave no half checkpoint when it is killed.
+
+    SpeechBrain's own names it first and writes it then: the same command would
+    not go on from there.
+    """
+    from speechbrain.utils.checkpoints import Checkpointer
+
+    from .training.checkpoints import AtomicCheckpointer
+
+    if type(checkpointer) is Checkpointer:
+        checkpointer.__class__ = AtomicCheckpointer
 
 
 def _check_numbers(candidate_bits=None, min_bits=None, batches=None, **_):

@@ -1,6 +1,7 @@
 """Arguments that several commands have, and how wrong ones are told."""
 
 import argparse
+import os
 
 from ..utils import did_you_mean
 
@@ -23,9 +24,18 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         """Refuse options that are mistyped, then parse as usual."""
+        self._given = args or ()
         if args is not None and self.allow_abbrev:  # else others' may follow
             self._check_options(args)
         return super().parse_known_args(args, namespace)
+
+    def error(self, message):
+        """End the program; files that look like options are told apart."""
+        for text in getattr(self, "_given", ()):
+            if text[:1] == "-" and len(text) > 1 and os.path.exists(text):
+                message += f" (write the file {text} as .{os.sep}{text})"
+                break
+        super().error(message)
 
     def _check_options(self, args):
         """End the program at the first option that there is not."""

@@ -149,19 +149,11 @@ class AudioFile:
             self.channels, self.microphones, array_size, self.name
         )
         self._check_rate(min_rate)
-        self._stats, self._told = None, False
+        self._stats, self._told, self._min_samples = None, False, min_samples
         self._offset = np.zeros(len(self._index))
         if self._header.open_end:
             self._count_open_end(min_samples)
-        if self.samples < min_samples:
-            raise AudioError(
-                self.name,
-                f"{self.frames} samples at {self.rate} Hz are shorter than "
-                f"one window of {min_samples} at {SAMPLE_RATE} Hz"
-                if self.frames
-                else "it is empty, 0 samples",
-                "record more",
-            )
+        self._check_length()
 
     @property
     def samples(self):
@@ -216,7 +208,7 @@ class AudioFile:
             resampler = BlockResampler(self.rate, SAMPLE_RATE)
         total = np.zeros(mics)  # at the rate of the file
         raw = int(BLOCK_SECONDS * SAMPLE_RATE)
-        for block, last in self._raw_blocks(raw):
+        for block, last in self._raw_blocks(raw, is_counted=False):
             block = block[:, self._index]
             clipped += np.count_nonzero(np.abs(block) >= CLIPPED)
             copies.update(block)
@@ -227,6 +219,7 @@ class AudioFile:
             moments[0] += block.sum(0, dtype=np.float64)
             moments[1] += np.einsum("tm,tm->m", block, block, dtype=np.float64)
         self.frames = count
+        self._check_length()
         self._offset = total / count
         mean, square = moments / self.samples
         # What is left of a constant is rounding, not sound
@@ -269,7 +262,7 @@ class AudioFile:
                 _decoder(opened, plain, self._header, self.name)
             )
 
-    def _raw_blocks(self, samples):
+    def _raw_blocks(self, samples, is_counted=True):
         """[samples, channels] of the file as it is, and which is the last."""
         position, block = 0, None
         with self._decoded() as file:
@@ -281,7 +274,7 @@ class AudioFile:
                 if block is not None:
                     yield block, False
                 position, block = position + len(following), following
-        if position < self.frames:
+        if is_counted and position < self.frames:
             raise AudioError(
                 self.name,
                 f"ends after {position} of {self.frames} samples",
@@ -297,14 +290,23 @@ class AudioFile:
             blocks = self._raw_blocks(2**18)
             self.frames = sum(len(block) for block, _ in blocks)
 
+    def _check_length(self):
+        """Refuse what is shorter than a window."""
+        if not self.frames:
+            raise AudioError(self.name, "it is empty, 0 samples", "record more")
+        if self.samples < self._min_samples:
+            raise AudioError(
+                self.name,
+                f"{self.frames} samples at {self.rate} Hz are shorter than "
+                f"one window of {self._min_samples} at {SAMPLE_RATE} Hz",
+                "record more",
+            )
+
     def _check_rate(self, lowest):
         """Refuse rates that lack speech, or that no short filter converts."""
         if self.rate < lowest:
-            raise AudioError(
-                self.name,
-                f"sampled at {self.rate} Hz",
-                f"the model needs {lowest} Hz or more",
-            )
+            needs = f"the model needs {lowest} Hz or more"
+            raise AudioError(self.name, f"sampled at {self.rate} Hz", needs)
         common = math.gcd(self.rate, SAMPLE_RATE)
         if self.rate * SAMPLE_RATE // common**2 > MAX_FILTER:
             raise AudioError(
@@ -367,14 +369,19 @@ def _decoder(opened, plain, header, name):
         source = ChangedFile(opened, header.changes, header.start)
     kind = _OpenEnd if header.open_end else soundfile.SoundFile
     try:
-        with kind(source) as file:
-            yield file
+        file = kind(source)
     except soundfile.LibsndfileError as error:
         raise AudioError(
             name,
             f"cannot be read as audio ({error.error_string})",
             "convert it to WAV or FLAC",
         ) from error
+    with file:
+        try:
+            yield file
+        except soundfile.LibsndfileError as error:
+            what = f"it is damaged ({error.error_string})"
+            raise AudioError(name, what, "copy it again") from error
 
 
 def read_segment(source, start=0, stop=None, name=None):
@@ -382,8 +389,7 @@ def read_segment(source, start=0, stop=None, name=None):
 
     Arguments
     ---------
-    source : str, Path or file
-        A pipe too.
+    source : str, Path or file (a pipe, too)
     start, stop : int
         Its first sample and the one behind the last; None: the file's end.
     name : str or None

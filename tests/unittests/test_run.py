@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import TINY_RECIPE, brain_of, hparams_of, script
+from speechbrain.utils import checkpoints
 from speechbrain.utils.checkpoints import Checkpointer
 
 from speechbrain_mpq import choose_bits, run
@@ -180,3 +181,27 @@ def test_signals_end_it_as_an_error_would(tmp_path, name):
         main([str(script)])
     assert ended.value.code == 128 + getattr(signal, name)
     assert (tmp_path / "tidied").exists()
+
+
+def test_a_kill_while_a_checkpoint_is_written_loses_nothing(
+    tmp_path, monkeypatch
+):
+    line = [str(TINY_RECIPE / "train.py"), str(TINY_RECIPE / "train.yaml")]
+    line += ["--device=cpu", "--noprogressbar", "--epochs=1"]
+    line += [f"--output_folder={tmp_path}", "--bits=4", "--scores=uniform"]
+    save = checkpoints.torch_save
+
+    def killed(module, path):
+        if "output" in str(path.name):
+            raise KeyboardInterrupt
+        save(module, path)
+
+    hooks = checkpoints.DEFAULT_SAVE_HOOKS
+    monkeypatch.setitem(hooks, torch.nn.Module, killed)
+    with pytest.raises(KeyboardInterrupt):
+        main(line)
+    monkeypatch.undo()
+    assert list((tmp_path / "save").iterdir())  # a part of one
+    assert not list((tmp_path / "save").glob("CKPT*"))
+    assert main(line).is_file()
+    assert all(p.name[:4] == "CKPT" for p in (tmp_path / "save").iterdir())

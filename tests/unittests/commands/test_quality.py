@@ -86,3 +86,13 @@ def test_typing_errors(talk, model, capsys, arguments, message):
     assert main(["quality", *arguments]) == 1
     output = capsys.readouterr()
     assert message in output.err and not output.out
+
+
+def test_names_that_look_like_options(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-call.wav").touch()
+    with pytest.raises(SystemExit):
+        main(["quality", "-call.wav"])
+    assert (
+        "(write the file -call.wav as ./-call.wav)" in capsys.readouterr().err
+    )

@@ -111,8 +111,26 @@ def test_unreadable_files(tmp_path):
     whole = write(tmp_path / "a.flac", noise(channels=3), subtype="PCM_16")
     content = whole.read_bytes()
     whole.write_bytes(content[: len(content) // 2])
-    with pytest.raises(AudioError, match="a.flac: "):
+    with pytest.raises(AudioError, match="a.flac: it is damaged .*copy it ag"):
         opened(whole).scan()
+
+
+@pytest.mark.skipif(
+    "MP3" not in soundfile.available_formats(), reason="libsndfile has no MP3"
+)
+def test_a_part_of_a_compressed_file_is_taken_with_a_warning(tmp_path):
+    """Its header tells how many samples the whole one had."""
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, noise(channels=1), 16000, "MPEG_LAYER_III")
+    whole = AudioFile(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    part = AudioFile(path)
+    (warning,) = part.scan().warnings
+    assert 0.3 * whole.frames < part.frames < 0.7 * whole.frames
+    assert f"tells {whole.frames} samples, the file holds {part.frames}" in (
+        warning
+    )
+    assert sum(map(len, part.blocks())) == part.frames
 
 
 def test_truncated_wav_is_what_is_left(tmp_path):
