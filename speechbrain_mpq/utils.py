@@ -573,6 +573,20 @@ def did_you_mean(word, known):
     return f": there are {', '.join(map(str, known))}" if known else ""
 
 
+def duration(seconds):
+    """Minutes or hours, in words.
+
+    Example
+    -------
+    >>> duration(20), duration(250), duration(8000)
+    ('about 1 min', 'about 4 min', 'about 2.2 h')
+    """
+    minutes = max(1, round(seconds / 60))
+    if minutes < 120:
+        return f"about {minutes} min"
+    return f"about {seconds / 3600:.1f} h"
+
+
 def error_text(error):
     """Says what went wrong, without the system's number for it.
 

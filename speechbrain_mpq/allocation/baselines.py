@@ -9,10 +9,10 @@ import copy
 from dataclasses import replace
 
 import torch
-from tqdm import tqdm
 
 from .output_scores import KLScores
 from .scores import Scorer, ScoreTable
+from .sharing import share
 from .sweep import quantized_values, scored_clusters, table_sizes, tensor_of
 
 
@@ -29,7 +29,7 @@ class WeightScores(Scorer):
         """
         raise NotImplementedError("a subclass says the scores")
 
-    def score(self, network, values, selection, progress=True):
+    def score(self, network, values, selection, progress=True, folder=None):
         """Score a network, see `Scorer.score`."""
         root, members = scored_clusters(network, selection, self.scheme)
         sizes = table_sizes(root, members, self.scheme)
@@ -190,8 +190,15 @@ class WeightErrorScores(WeightScores):
 
     def scores(self, root, members, parameters, progress):
         """The measured error of every cluster at every candidate."""
-        steps = tqdm(members.items(), desc="scoring", disable=not progress)
-        return {cluster: self._row(root, names) for cluster, names in steps}
+
+        def row(cluster):
+            return self._row(root, members[cluster])
+
+        rows = share(parameters, row, title="scoring", progress=progress)
+        return {
+            cluster: dict(zip(self.candidate_bits, row))
+            for cluster, row in rows.items()
+        }
 
     def _row(self, root, names):
         """One cluster's error at every candidate."""
@@ -199,14 +206,14 @@ class WeightErrorScores(WeightScores):
         energy = sum(float(w.square().sum()) for w in weights.values())
         # A cluster of zeros has no error to divide either.
         scale = energy if self.normalized and energy else 1.0
-        row = {}
+        row = []
         for bits in self.candidate_bits:
             values = quantized_values(root, names, bits, self.scheme)
             error = sum(
                 float((values[name] - w).square().sum())
                 for name, w in weights.items()
             )
-            row[bits] = error / scale
+            row.append(error / scale)
         return row
 
 

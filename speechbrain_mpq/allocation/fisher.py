@@ -15,6 +15,7 @@ from ..quantization.codebook import fit_scale
 from ..quantization.plan import bit_plan
 from ..quantization.tensors import named_tensors
 from .scores import ScoreTable, check_candidates
+from .sharing import process, share
 
 
 def second_order_damage(curvature, weight, quantized):
@@ -112,10 +113,11 @@ class SquaredGradients:
         if not self.steps:
             raise RuntimeError("no step to take the mean of: train first")
         mean = {name: total / self.steps for name, total in self.sums.items()}
-        if torch.distributed.is_initialized():
+        _, count = process()
+        if count > 1:
             for squares in mean.values():
                 torch.distributed.all_reduce(squares)
-                squares /= torch.distributed.get_world_size()
+                squares /= count
         return mean
 
     def table(self, candidate_bits):
@@ -130,20 +132,29 @@ class SquaredGradients:
                 "or decide after more steps"
             )
         plan = bit_plan(self.model)
-        scores, sizes = {}, {}
-        for name, cluster in plan.clusters.items():
-            scores[name] = {
-                bits: sum(
+
+        def damages(name):
+            return [
+                sum(
                     second_order_damage(
                         squares[tensor],
                         self._tensors[tensor].weight,
                         self._quantized(tensor, bits),
                     )
-                    for tensor in cluster.tensors
+                    for tensor in plan.clusters[name].tensors
                 )
                 for bits in candidate_bits
-            }
-            sizes[name] = {t: squares[t].numel() for t in cluster.tensors}
+            ]
+
+        sizes = {
+            name: {t: squares[t].numel() for t in cluster.tensors}
+            for name, cluster in plan.clusters.items()
+        }
+        costs = {name: sum(row.values()) for name, row in sizes.items()}
+        scores = {
+            name: dict(zip(candidate_bits, row))
+            for name, row in share(costs, damages).items()
+        }
         return ScoreTable(
             scores,
             sizes,

@@ -23,6 +23,14 @@ from tqdm import tqdm
 from ..quantization.groups import split_name
 from ..quantization.tensors import named_tensors
 from .scores import Scorer, ScoreTable
+from .sharing import (
+    ResultLog,
+    digest,
+    gathered,
+    process,
+    share,
+    weights_digest,
+)
 from .sweep import (
     evaluating,
     parametrized,
@@ -47,6 +55,7 @@ SMALLEST = 0.1  # of all weights' root mean square, for tensors of zeros
 logger = get_logger(__name__)
 NOISY = 0.5  # standard error over trace from which a cluster is warned of
 TRACES = ("total", "average")
+LOSS = "loss of the first items"
 
 
 def quadratic_forms(gradients, parameters, probe):
@@ -153,7 +162,13 @@ class BalancedProbes:
 
 
 def block_traces(
-    losses, blocks, probes, distribution="gaussian", seed=0, progress=False
+    losses,
+    blocks,
+    probes,
+    distribution="gaussian",
+    seed=0,
+    progress=False,
+    log=None,
 ):
     """Traces of the diagonal blocks of a sum's Hessian (Eq. 10).
 
@@ -171,29 +186,18 @@ def block_traces(
     parameters = [weight for block in blocks for weight in block]
     shapes = [[weight.shape for weight in block] for block in blocks]
     drawn = BalancedProbes(shapes, distribution, seed)
-    totals = torch.zeros(probes, len(blocks), dtype=torch.float64)
-
-    def estimate():
-        probe = [z.to(w) for z, w in zip(drawn.draw(), parameters)]
-        return drawn.estimates(quadratic_forms(gradients, parameters, probe))
-
-    steps = WARMUP_PROBES + probes * len(losses)
-    with tqdm(total=steps, desc="Hessian", disable=not progress) as bar:
-        for index, loss in enumerate(losses):
-            gradients = torch.autograd.grad(
-                loss(), parameters, create_graph=True, materialize_grads=True
-            )
-            for _ in range(WARMUP_PROBES if index == 0 else 0):
-                estimate()
-                bar.update()
-            for row in totals:
-                row += estimate()
-                bar.update()
-    return totals
+    products = _SecondDerivatives(losses, parameters)
+    return _estimates(drawn, products, len(losses), probes, progress, log)
 
 
 def difference_traces(
-    losses, weights, probes, distribution="rademacher", seed=0, progress=False
+    losses,
+    weights,
+    probes,
+    distribution="rademacher",
+    seed=0,
+    progress=False,
+    log=None,
 ):
     """Traces of the diagonal blocks of a sum's Hessian (Eq. 10).
 
@@ -203,24 +207,133 @@ def difference_traces(
         [probes, blocks], float64: independent draws around the traces.
     """
     drawn = BalancedProbes([[w.shape] for w in weights], distribution, seed)
-    lengths = _lengths(weights)
-    totals = torch.zeros(probes, len(weights), dtype=torch.float64)
+    products = _Differences(losses, weights)
+    return _estimates(drawn, products, len(losses), probes, progress, log)
 
-    def estimate(loss):
-        step = STEP * (lengths / drawn.scales).min().item()
-        probe = [z.to(w) for z, w in zip(drawn.draw(), weights)]
-        return drawn.estimates(_forms(loss, weights, probe, step))
 
-    steps = WARMUP_PROBES + probes * len(losses)
-    with tqdm(total=steps, desc="Hessian", disable=not progress) as bar:
-        for index, loss in enumerate(losses):
-            for _ in range(WARMUP_PROBES if index == 0 else 0):
-                estimate(loss)
+def _estimates(drawn, products, summands, probes, progress, log):
+    """Estimates of all traces, [probes, blocks], added up over the summands.
+
+    Each probe depends on the scales that those before it have led to. So
+    processes look ahead: they compute probes side by side with the scales of
+    now, and throw away those before which the scales have turned out others.
+    """
+    log = ResultLog(None, None) if log is None else log
+    rank, count = process()
+    team = min(products.team, count)  # processes that make one estimate
+    steps = [(0, None)] * WARMUP_PROBES  # summand, row of the totals
+    steps += [
+        (index, row) for index in range(summands) for row in range(probes)
+    ]
+    totals = torch.zeros(probes, len(drawn.logs), dtype=torch.float64)
+    known, done = dict(log.known), 0
+    hidden = rank or not progress
+    with tqdm(total=len(steps), desc="Hessian", disable=hidden) as bar:
+        while done < len(steps):
+            scales = drawn.scales
+            name, alike = f"probe {done}", digest(scales)
+            if (name, alike) in known:
+                drawn.draw()
+                found, states = [known[name, alike]], []
+            else:
+                ahead = min(count // team, len(steps) - done)
+                probe, states = _draw(drawn, ahead, rank // team)
+                forms = None
+                if probe is not None:
+                    place = done + rank // team
+                    forms = products(steps[place][0], probe, scales)
+                if forms is not None:
+                    log.add((f"probe {place}", alike), forms)
+                found = [forms for forms in gathered(forms) if forms]
+            before = done
+            for forms in found:
+                estimate = drawn.estimates(
+                    torch.tensor(forms, dtype=torch.float64)
+                )
+                row = steps[done][1]
+                if row is not None:
+                    totals[row] += estimate
+                done += 1
                 bar.update()
-            for row in totals:
-                row += estimate(loss)
-                bar.update()
+                if not torch.equal(scales, drawn.scales):
+                    break
+            if states:
+                drawn.generator.set_state(states[done - before - 1])
     return totals
+
+
+def _draw(drawn, count, own):
+    """One's own of the next probes, and the generator's state after each."""
+    probe, states = None, []
+    for number in range(count):
+        values = drawn.draw()
+        states.append(drawn.generator.get_state())
+        if number == own:
+            probe = values
+    return probe, states
+
+
+class _SecondDerivatives:
+    """z'Hz of summands, by differentiating their gradients."""
+
+    team = 1
+
+    def __init__(self, losses, parameters):
+        self.losses, self.parameters = losses, parameters
+        self._index = self._gradients = None
+
+    def __call__(self, index, probe, scales):
+        """The forms of one summand's Hessian, a float for each parameter."""
+        del scales
+        if index != self._index:
+            self._index, self._gradients = index, None  # frees the graph
+            self._gradients = torch.autograd.grad(
+                self.losses[index](),
+                self.parameters,
+                create_graph=True,
+                materialize_grads=True,
+            )
+        probe = [z.to(w) for z, w in zip(probe, self.parameters)]
+        forms = quadratic_forms(self._gradients, self.parameters, probe)
+        return forms.tolist()
+
+
+class _Differences:
+    """z'Hz of summands, by gradients on both sides of the weights.
+
+    Two processes take a side each.
+    """
+
+    team = 2
+
+    def __init__(self, losses, weights):
+        self.losses, self.weights = losses, weights
+        self._lengths = _lengths(weights)
+
+    def __call__(self, index, probe, scales):
+        """The forms of one summand's Hessian, a float for each weight.
+
+        None in the second process of a team.
+        """
+        step = STEP * (self._lengths / scales).min().item()
+        loss, weights = self.losses[index], self.weights
+        probe = [z.to(w) for z, w in zip(probe, weights)]
+        rank, count = process()
+        if count == 1:
+            sides = (
+                _gradients_at(loss, weights, probe, side * step)
+                for side in (1, -1)
+            )
+            return _forms(probe, *sides, step)
+        own = _gradients_at(loss, weights, probe, -step if rank % 2 else step)
+        if rank % 2:
+            for gradient in own:
+                torch.distributed.send(gradient.contiguous(), rank - 1)
+            return None
+        behind = [torch.empty_like(g).contiguous() for g in own]
+        for gradient in behind:
+            torch.distributed.recv(gradient, rank + 1)
+        return _forms(probe, own, behind, step)
 
 
 def _lengths(weights):
@@ -232,17 +345,13 @@ def _lengths(weights):
     return torch.tensor([max(s.mean().item() ** 0.5, least) for s in squares])
 
 
-def _forms(loss, weights, probe, step):
-    """z'Hz of every weight's own part of the probe, [weights]."""
-    ahead, behind = (
-        _gradients_at(loss, weights, probe, side * step) for side in (1, -1)
-    )
-    return torch.stack(
-        [
-            (z.double() * (a.double() - b)).sum().cpu() / (2 * step)
-            for z, a, b in zip(probe, ahead, behind)
-        ]
-    )
+def _forms(probe, ahead, behind, step):
+    """z'Hz of every weight's own part of the probe."""
+    forms = [
+        (z.double() * (a.double() - b)).sum().cpu() / (2 * step)
+        for z, a, b in zip(probe, ahead, behind)
+    ]
+    return torch.stack(forms).tolist()
 
 
 def _gradients_at(loss, weights, probe, step):
@@ -271,6 +380,7 @@ def _network_traces(
     weights,
     chunk=1,
     differences=False,
+    log=None,
     **probing,
 ):
     """Traces of the mean loss's Hessian, one for each tensor (Eq. 10)."""
@@ -288,10 +398,12 @@ def _network_traces(
         for start in range(0, len(inputs), chunk)
     ]
     with evaluating(network), _differentiable(network, weights):
+        # Whether weights and data are the same, here and before.
+        share({LOSS: 1}, lambda _: losses[0]().item(), log, [LOSS])
         if differences:
-            return difference_traces(losses, weights, **probing)
+            return difference_traces(losses, weights, log=log, **probing)
         blocks = [[weight] for weight in weights]
-        return block_traces(losses, blocks, **probing)
+        return block_traces(losses, blocks, log=log, **probing)
 
 
 @contextmanager
@@ -420,7 +532,7 @@ class HessianScores(Scorer):
         scorer.chunk = 1
         return scorer
 
-    def score(self, network, values, selection, progress=True):
+    def score(self, network, values, selection, progress=True, folder=None):
         """Score a network, see `Scorer.score`.
 
         The loss must be one that can be differentiated twice, or
@@ -429,10 +541,12 @@ class HessianScores(Scorer):
         started = time.perf_counter()
         inputs, loss = values["inputs"], values["loss"]
         root, members = scored_clusters(network, selection, self.scheme)
-        errors = self._squared_errors(root, members)
+        log = ResultLog(folder, self._settings(network, members, len(inputs)))
+        errors = self._squared_errors(root, members, log)
         traces, tensor_traces = self._traces(
-            network, inputs, loss, root, members, progress
+            network, inputs, loss, root, members, progress, log
         )
+        log.close()
         _report(traces, self.probes)
         sizes = table_sizes(root, members, self.scheme)
         scores = {}
@@ -464,19 +578,45 @@ class HessianScores(Scorer):
             codebook=self.scheme.codebook,
         )
 
-    def _squared_errors(self, root, members):
+    def _settings(self, network, members, items):
+        """What scores depend on besides the data, for JSON."""
+        own = {
+            name: value for name, value in vars(self).items() if name[0] != "_"
+        }
+        return {
+            **own,
+            "scheme": repr(self.scheme),
+            "members": members,
+            "items": items,
+            "weights": weights_digest(network),
+        }
+
+    def _squared_errors(self, root, members, log):
         """errors[cluster][bits][tensor]: ||f(w) - w||^2."""
-        errors = {cluster: {} for cluster in members}
-        for cluster, names in members.items():
+
+        def rows(cluster):
+            names = members[cluster]
+            weights = {n: tensor_of(root, n).weight for n in names}
+            found = []
             for bits in self.candidate_bits:
                 values = quantized_values(root, names, bits, self.scheme)
-                errors[cluster][bits] = {
-                    name: _squared_error(tensor_of(root, name).weight, value)
-                    for name, value in values.items()
-                }
-        return errors
+                row = [_squared_error(weights[n], values[n]) for n in names]
+                found.append(row)
+            return found
 
-    def _traces(self, network, inputs, loss, root, members, progress):
+        costs = {
+            cluster: sum(tensor_of(root, n).weight.numel() for n in names)
+            for cluster, names in members.items()
+        }
+        return {
+            cluster: {
+                bits: dict(zip(members[cluster], row))
+                for bits, row in zip(self.candidate_bits, found)
+            }
+            for cluster, found in share(costs, rows, log).items()
+        }
+
+    def _traces(self, network, inputs, loss, root, members, progress, log):
         """Traces of the mean loss's Hessian by cluster, and by tensor."""
         names = [name for row in members.values() for name in row]
         with _leaves(root, names) as weights:
@@ -491,6 +631,7 @@ class HessianScores(Scorer):
                 chunk=self.chunk,
                 progress=progress,
                 differences=self.differences,
+                log=log,
             )
         columns = dict(zip(names, estimates.unbind(1)))
         clustered = {

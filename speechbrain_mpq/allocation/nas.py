@@ -270,6 +270,7 @@ class NASScores(Scorer):
 
     needs = ("inputs", "loss", "prototypes")
     additive = False  # likelihoods, not damages that add up
+    shared = False  # each step of the search starts from the one before
 
     def __init__(
         self,
@@ -307,7 +308,7 @@ class NASScores(Scorer):
         scorer.batch = 1
         return scorer
 
-    def score(self, network, values, selection, progress=True):
+    def score(self, network, values, selection, progress=True, folder=None):
         """Search in the super-network, see `Scorer.score`.
 
         The inputs are best held out from the training of the prototypes, a

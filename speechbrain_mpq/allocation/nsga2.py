@@ -9,6 +9,8 @@ in simpler ways. No function knows what is evaluated.
 A search of the same seed evaluates the same plans. That is what an interrupted
 one goes on by: the checkpoint is JSON of all evaluations, written whole after
 each generation, and a new start takes from there what it would evaluate again.
+Evaluations of the generation that is being made are in a folder beside it.
+Under torchrun the processes share out the plans of each generation.
 """
 
 import json
@@ -22,9 +24,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ..utils import read_text, strict_json, write_text
+from .sharing import ResultLog, process, share
 
 CANDIDATE_BITS = (2, 3, 4, 5, 6, 7, 8)
-SAVE_EVERY = 25  # evaluations, besides the end of a generation
 
 
 class Evaluation(NamedTuple):
@@ -64,6 +66,9 @@ class Evaluations:
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.settings = {"genes": list(self.genes), **(settings or {})}
         self.known, self.values = {}, {}
+        self._is_checked = False  # whether all evaluate alike
+        parts = self.checkpoint and f"{self.checkpoint}.parts"
+        self._log = ResultLog(parts, self.settings)
         if self.checkpoint is not None and self.checkpoint.exists():
             self._read()
 
@@ -72,17 +77,53 @@ class Evaluations:
 
     def __call__(self, plan):
         """Objectives of a plan, from before where it was evaluated."""
-        key = tuple(plan[gene] for gene in self.genes)
-        if key not in self.values:
-            if key not in self.known:
-                error, size = self.evaluate(dict(plan))
-                self.known[key] = float(error), float(size)
-                if len(self.known) % SAVE_EVERY == 0:
-                    self.save()
+        return self.evaluate_all([plan])[0]
+
+    def evaluate_all(self, plans):
+        """Objectives of some plans; processes share those that are new.
+
+        Arguments
+        ---------
+        plans : sequence of dict
+
+        Returns
+        -------
+        list of tuple
+            Error and size of each plan.
+        """
+        keys = [tuple(plan[gene] for gene in self.genes) for plan in plans]
+        self._evaluate([key for key in keys if key not in self.known])
+        for key, plan in zip(keys, plans):
             if not all(map(math.isfinite, self.known[key])):
                 raise ValueError(f"{self.known[key]} for the plan {plan}")
             self.values[key] = self.known[key]
-        return self.values[key]
+        return [self.values[key] for key in keys]
+
+    def _evaluate(self, keys):
+        """Come to know plans."""
+        if not keys:
+            return
+
+        def objectives(key):
+            error, size = self.evaluate(dict(zip(self.genes, key)))
+            return [float(error), float(size)]
+
+        witnesses = [] if self._is_checked else keys[:1]
+        costs = dict.fromkeys(keys, 1.0)
+        found = share(costs, objectives, self._log, witnesses)
+        self.known |= {key: tuple(values) for key, values in found.items()}
+        self._is_checked = True
+
+    def within(self, plans, budget):
+        """As many of some plans, in order, as a budget allows to evaluate."""
+        new, allowed = set(), []
+        for plan in plans:
+            if len(self) + len(new) >= budget:
+                break
+            key = tuple(plan[gene] for gene in self.genes)
+            new |= {key} - set(self.values)
+            allowed.append(plan)
+        return allowed
 
     def all(self):
         """Everything evaluated, in order."""
@@ -99,6 +140,12 @@ class Evaluations:
         """Write the checkpoint, whole, where there is one."""
         if self.checkpoint is None:
             return
+        if process()[0] == 0:
+            self._write()
+        self._log.forget()
+
+    def _write(self):
+        """Write the checkpoint."""
         rows = [[list(key), *value] for key, value in self.known.items()]
         content = {"settings": self.settings, "evaluations": rows}
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -235,9 +282,13 @@ def search(
     ) as bar:
         while algorithm.has_next():
             individuals = algorithm.ask()
-            for individual in individuals:
-                bits = (candidates[code] for code in individual.X)
-                objectives = np.array(seen(dict(zip(seen.genes, bits))))
+            plans = [
+                dict(zip(seen.genes, (candidates[c] for c in individual.X)))
+                for individual in individuals
+            ]
+            values = seen.evaluate_all(plans)
+            for individual, objectives in zip(individuals, values):
+                objectives = np.array(objectives)
                 individual.F = objectives
                 individual.G = objectives[:1] - limit  # above 0: infeasible
                 individual.evaluated.update(("F", "G"))
@@ -267,9 +318,11 @@ def random_search(
     candidates, rng = _checked(candidate_bits), np.random.default_rng(seed)
     settings = {"candidate_bits": candidates, "seed": seed, **(settings or {})}
     seen = Evaluations(evaluate, genes, checkpoint, settings)
-    while len(seen) < min(budget, len(candidates) ** len(seen.genes)):
-        bits = rng.choice(candidates, len(seen.genes)).tolist()
-        seen(dict(zip(seen.genes, bits)))
+    drawn = {}
+    while len(drawn) < min(budget, len(candidates) ** len(seen.genes)):
+        bits = tuple(rng.choice(candidates, len(seen.genes)).tolist())
+        drawn[bits] = dict(zip(seen.genes, bits))
+    seen.evaluate_all(list(drawn.values()))
     seen.save()
     return seen
 
@@ -300,14 +353,17 @@ def greedy_descent(
     plan = dict.fromkeys(seen.genes, candidates[-1])
     error, size = seen(plan)
     while len(seen) < budget:
-        steps = []
+        lower = []
         for gene in seen.genes:
             place = candidates.index(plan[gene])
-            if place and len(seen) < budget:
-                lower = {**plan, gene: candidates[place - 1]}
-                new_error, new_size = seen(lower)
-                saved = max(size - new_size, 1e-9)
-                steps.append(((new_error - error) / saved, new_error, lower))
+            if place:
+                lower.append({**plan, gene: candidates[place - 1]})
+        lower = seen.within(lower, budget)
+        steps = []
+        for step, values in zip(lower, seen.evaluate_all(lower)):
+            new_error, new_size = values
+            saved = max(size - new_size, 1e-9)
+            steps.append(((new_error - error) / saved, new_error, step))
         if not steps:
             break
         _, error, plan = min(steps, key=lambda step: step[:2])
@@ -344,18 +400,24 @@ def additive_search(
             f"budget beyond {budget - left}, not {budget}"
         )
     score = seen if score is None else score
-    base, full_size = score(full)
-    losses, sizes = {}, {}
-    for gene in seen.genes:
-        for bits in candidates:
-            value, size = (base, full_size)
-            if bits != candidates[-1]:
-                value, size = score({**full, gene: bits})
-            losses[gene, bits], sizes[gene, bits] = value - base, size
+    alone = {
+        (gene, bits): {**full, gene: bits}
+        for gene in seen.genes
+        for bits in candidates
+    }
+    plans = [full, *alone.values()]
+    found = (
+        score.evaluate_all(plans)
+        if isinstance(score, Evaluations)
+        else [score(plan) for plan in plans]
+    )
+    base, losses, sizes = found[0][0], {}, {}
+    for place, (value, size) in zip(alone, found[1:]):
+        losses[place], sizes[place] = value - base, size
     hull = _hull_plans(seen.genes, candidates, losses, sizes)
     spread = np.linspace(0, len(hull) - 1, min(left, len(hull)))
-    for place in spread.round().astype(int).tolist():
-        seen(hull[place])
+    chosen = spread.round().astype(int).tolist()
+    seen.evaluate_all([hull[place] for place in chosen])
     return seen
 
 
@@ -375,8 +437,8 @@ def homogeneous(evaluate, genes, candidate_bits=CANDIDATE_BITS) -> Evaluations:
     7
     """
     seen = Evaluations(evaluate, genes)
-    for bits in _checked(candidate_bits):
-        seen(dict.fromkeys(seen.genes, bits))
+    candidates = _checked(candidate_bits)
+    seen.evaluate_all([dict.fromkeys(seen.genes, bits) for bits in candidates])
     return seen
 
 

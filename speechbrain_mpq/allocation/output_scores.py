@@ -402,7 +402,7 @@ class RefinedScores(Scorer):
         scorer.base = base
         return scorer
 
-    def score(self, network, values, selection, progress=True):
+    def score(self, network, values, selection, progress=True, folder=None):
         """Score a network again and again, see `Scorer.score`.
 
         The table's details hold "measured_plans", the measured score of every
@@ -413,7 +413,7 @@ class RefinedScores(Scorer):
         scorer = copy.copy(self.base)
         tables, plans, measured = [], [], []
         for _ in range(self.rounds + 1):
-            table = scorer.score(network, values, selection, progress)
+            table = scorer.score(network, values, selection, progress, folder)
             plan = allocate_bits(
                 table, average_bits=self.average_bits, min_bits=self.min_bits
             )

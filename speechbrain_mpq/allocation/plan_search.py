@@ -5,14 +5,11 @@ judged as it is: all clusters are quantized at once, the metric is measured,
 and the weights come back. `nsga2.search` and its baselines search with it.
 """
 
-import hashlib
 import math
-from itertools import chain
-
-import torch
 
 from ..quantization.plan import BitPlan, ClusterBits, Scheme, Selection
 from .scores import check_candidates
+from .sharing import weights_digest
 from .sweep import (
     evaluating,
     quantized_values,
@@ -20,35 +17,6 @@ from .sweep import (
     scored_clusters,
     table_sizes,
 )
-
-
-def weights_digest(module):
-    """SHA-256 of a module's parameters and buffers, in hexadecimal.
-
-    A search that goes on must be of the same weights: other ones make other
-    errors.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-
-    Returns
-    -------
-    str
-
-    Example
-    -------
-    >>> weights_digest(torch.nn.Identity())[:8]
-    'e3b0c442'
-    """
-    digest = hashlib.sha256()
-    for name, tensor in chain(
-        module.named_parameters(), module.named_buffers()
-    ):
-        digest.update(name.encode())
-        content = tensor.detach().cpu().flatten().view(torch.uint8)
-        digest.update(content.numpy().tobytes())
-    return digest.hexdigest()
 
 
 class PlanObjectives:
@@ -100,7 +68,7 @@ class PlanObjectives:
         if not self.members:
             raise ValueError("no cluster to quantize: select some parameters")
         self.sizes = table_sizes(self.root, self.members, self.scheme)
-        self._values = {}
+        self._scales = {}  # (tensor, bits) -> scale: values would fill memory
 
     @property
     def genes(self):
@@ -144,7 +112,9 @@ class PlanObjectives:
         size = self.bit_plan(plan).bytes
         values = {}
         for name, bits in plan.items():
-            values |= self._quantized(name, bits)
+            values |= quantized_values(
+                self.root, self.members[name], bits, self.scheme, self._scales
+            )
         with replaced(self.root, values), evaluating(self.model):
             error = float(self.measure(self.model))
         if not math.isfinite(error):
@@ -153,14 +123,6 @@ class PlanObjectives:
                 "number where a model does not work"
             )
         return error, size
-
-    def _quantized(self, name, bits):
-        """Values of a cluster's tensors, found once."""
-        if (name, bits) not in self._values:
-            self._values[name, bits] = quantized_values(
-                self.root, self.members[name], bits, self.scheme
-            )
-        return self._values[name, bits]
 
     def _check(self, plan):
         """Refuses plans of other models."""

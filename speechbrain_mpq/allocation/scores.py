@@ -219,6 +219,7 @@ class Scorer:
     signed = False  # whether a score can be below zero
     additive = True  # whether scores of clusters add up to that of a plan
     needs = ()  # of a calibration: inputs, weights, loss, prototypes
+    shared = True  # whether processes can share the work
     measure = None  # or a method: the error of a whole plan, in their unit
 
     def __init__(self, candidate_bits=(2, 4, 8, 16), scheme=None, **options):
@@ -249,8 +250,24 @@ class Scorer:
         """A copy that passes single items, as those of other shapes need."""
         return copy.copy(self)
 
-    def score(self, network, values, selection, progress=True):
-        """Score a network."""
+    def score(self, network, values, selection, progress=True, folder=None):
+        """Score a network, all processes together where it is `shared`.
+
+        Arguments
+        ---------
+        network : torch.nn.Module
+        values : dict
+            What `needs` names; the same in all processes.
+        selection : Selection
+        progress : bool
+            Shows a progress bar.
+        folder : str or Path or None
+            Where finished parts are kept for the next start after a kill.
+
+        Returns
+        -------
+        ScoreTable
+        """
         raise NotImplementedError(f"{type(self).__name__} scores nothing")
 
     def __call__(

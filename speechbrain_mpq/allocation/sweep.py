@@ -18,15 +18,25 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn as nn
-from tqdm import tqdm
+from speechbrain.utils.distributed import ddp_broadcast
+from speechbrain.utils.logger import get_logger
 
 from ..quantization.codebook import check_bits
 from ..quantization.groups import split_name
 from ..quantization.parametrized import attach, detach
 from ..quantization.plan import BitPlan, Scheme, Selection
-from ..quantization.quant_api import clusters, fake_quantize, written
+from ..quantization.quant_api import (
+    clusters,
+    fake_quantize,
+    fit_tensor,
+    written,
+)
 from ..quantization.tensors import named_tensors, near_misses
+from ..utils import duration
 from .scores import Scorer, ScoreTable
+from .sharing import ResultLog, digest, process, share
+
+logger = get_logger(__name__)
 
 
 def scored_clusters(network, selection, scheme):
@@ -96,8 +106,13 @@ def table_sizes(root, members, scheme):
     }
 
 
-def quantized_values(root, names, bits, scheme=None):
+def quantized_values(root, names, bits, scheme=None, scales=None):
     """The values that tensors get at some bits.
+
+    Arguments
+    ---------
+    scales : dict or None
+        (name, bits) -> scale, where it is known; the others are added.
 
     Example
     -------
@@ -106,11 +121,14 @@ def quantized_values(root, names, bits, scheme=None):
     >>> quantized_values(network, ["0.weight"], 2)
     {'0.weight': tensor([0.5000, 0.0000])}
     """
-    values = {}
+    scheme, values = scheme or Scheme(), {}
+    scales = {} if scales is None else scales
     for name in names:
         tensor = tensor_of(root, name)
-        shape = tensor.scale_shape((scheme or Scheme()).granularity)
-        values[name] = fake_quantize(tensor.weight, bits, scheme, name, shape)
+        if (name, bits) not in scales:
+            scales[name, bits] = fit_tensor(tensor, bits, scheme, name)
+        alpha = scales[name, bits]
+        values[name] = fake_quantize(tensor.weight, bits, scheme, alpha=alpha)
     return values
 
 
@@ -185,26 +203,6 @@ def _bits_of_clusters(plan_or_bits, members, codebook="midtread"):
     return {name: entry.bits for name, entry in plan.clusters.items()}
 
 
-def _values_of_clusters(root, members, candidates, given, scheme):
-    """Values of all tensors at all candidates and at the given bits."""
-    return {
-        cluster: {
-            bits: quantized_values(root, names, bits, scheme)
-            for bits in dict.fromkeys((*candidates, given.get(cluster)))
-            if bits is not None
-        }
-        for cluster, names in members.items()
-    }
-
-
-def _chosen_values(values, bits):
-    """The values of all tensors at their cluster's bits."""
-    chosen = {}
-    for cluster, width in bits.items():
-        chosen |= values[cluster][width]
-    return chosen
-
-
 def _stages_of(network):
     """Named stages in order; a network that is no chain is its only stage."""
     if type(network).forward is nn.Sequential.forward:
@@ -216,52 +214,13 @@ def _stages_of(network):
     return [("", network)]
 
 
-def _in_stage(stages, prefix, rows):
-    """Index of a cluster's stage, and its tensors by their names in there."""
-    some_name = next(iter(rows[0]))
+def _stage_of(stages, prefix, names):
+    """Index of the stage that a cluster's tensors are in, and its path."""
     for index, (stage, _) in enumerate(stages):
         path = "".join(f"{part}." for part in (prefix, stage) if part)
-        if some_name.startswith(path):
-            inside = [
-                {name.removeprefix(path): value for name, value in row.items()}
-                for row in rows
-            ]
-            return index, inside
-    raise KeyError(some_name)
-
-
-def _mean_errors(stages, chunks, tries, given, error, scale, progress=False):
-    """Error of the output for every try, and where nothing is tried."""
-    totals = {name: [0.0] * len(rows) for name, (_, rows) in tries.items()}
-    given_total, divisor, start = 0.0, 0.0, 0
-    steps = len(chunks) * len(tries)
-    bar = tqdm(total=steps, desc="scoring", disable=not progress)
-    with bar, torch.no_grad():
-        for inputs in chunks:
-            items = slice(start, start + len(inputs))
-            start = items.stop
-            cache = _stage_inputs(stages, inputs)
-            reference = cache[-1]
-            divisor += float(scale(reference, items))
-            with replaced(*given or (None, {})):
-                if given:
-                    cache = _stage_inputs(stages, inputs)
-                    given_total += float(error(reference, cache[-1], items))
-                for name, (index, rows) in tries.items():
-                    outputs = _outputs(stages, index, rows, cache)
-                    for which, output in enumerate(outputs):
-                        totals[name][which] += error(reference, output, items)
-                    bar.update()
-    if not divisor:
-        raise ValueError(
-            "nothing to score: the full-precision output or its weights are "
-            "all zero on this data"
-        )
-    errors = {
-        name: [float(total) / divisor for total in row]
-        for name, row in totals.items()
-    }
-    return errors, given_total / divisor
+        if names[0].startswith(path):
+            return index, path
+    raise KeyError(names[0])
 
 
 @contextmanager
@@ -286,32 +245,167 @@ def evaluating(network):
             module.training = mode
 
 
-def _stage_inputs(stages, inputs):
-    """What goes into every stage and, last, the output of the chain."""
-    weight = next(w for _, stage in stages for w in stage.parameters())
-    cache = [inputs.to(weight.device)]
-    for _, stage in stages:
-        cache.append(stage(cache[-1]))
-    if not isinstance(cache[-1], torch.Tensor):
-        raise TypeError(
-            "a network to be scored must return one tensor, not "
-            f"{type(cache[-1]).__name__}; wrap it in a module that does"
-        )
-    return cache
+class _Sweep:
+    """Errors of a network's output at each candidate, chunk by chunk.
 
+    Results are named (chunk, cluster): summed errors, one for each candidate.
+    With "" in place of a cluster it is what the full-precision output is
+    divided by, the error of the given plan, and a digest of that output. A
+    large model times all candidates would not fit into memory: scales are
+    kept, values are made from them anew in each chunk.
+    """
 
-def _outputs(stages, index, rows, cache):
-    """The network's output at each candidate of one cluster."""
-    _, changed = stages[index]
-    given = cache[index]
-    outputs = []
-    for values in rows:
-        with replaced(changed, values):
-            outputs.append(changed(given))
-    output = torch.cat(outputs)
-    for _, stage in stages[index + 1 :]:
-        output = stage(output)
-    return output.split(len(given))
+    def __init__(self, network, prefix, root, members, scorer):
+        self.root, self.members = root, members
+        self.candidates, self.scheme = scorer.candidate_bits, scorer.scheme
+        self.stages = _stages_of(network)
+        self.places = {
+            cluster: _stage_of(self.stages, prefix, names)
+            for cluster, names in members.items()
+        }
+        self._scales = {}  # (tensor, bits) -> scale
+        self._chunk = None  # the one that is loaded
+        self._given = ExitStack()  # in which the given plan is in place
+        self._early = {}  # results that were asked for beforehand
+
+    def planned(self, bits):
+        """Values of all tensors at their clusters' bits."""
+        values = {}
+        for cluster, width in bits.items():
+            names = self.members[cluster]
+            values |= quantized_values(self.root, names, width, self.scheme)
+        return values
+
+    @contextmanager
+    def over(self, chunks, error, scale, given=None):
+        """Ready to compute results of some chunks."""
+        self.chunks, self.error, self.scale = chunks, error, scale
+        self.given, self._plain = given, {}
+        for name in given or ():
+            self._plain[name] = tensor_of(self.root, name).weight.clone()
+        with torch.no_grad():
+            try:
+                yield self
+            finally:
+                self._given.close()
+                self._chunk = None
+
+    def __call__(self, name):
+        """A result, see above."""
+        if name in self._early:
+            return self._early.pop(name)
+        chunk, cluster = name
+        if chunk != self._chunk:
+            self._load(chunk)
+        if not cluster:
+            return self._summary
+        errors = [
+            self.error(self._reference, output, self._items)
+            for output in self._outputs(cluster)
+        ]
+        return [float(error) for error in errors]
+
+    def _load(self, chunk):
+        """Run a chunk in full precision, and then at the given plan."""
+        self._given.close()
+        start = sum(len(before) for before in self.chunks[:chunk])
+        self._items = slice(start, start + len(self.chunks[chunk]))
+        self._cache = self._inputs_of_stages(self.chunks[chunk])
+        self._reference = reference = self._cache[-1]
+        divisor, given_error = float(self.scale(reference, self._items)), 0.0
+        if self.given is not None:
+            self._given.enter_context(replaced(self.root, self.given))
+            self._cache = self._inputs_of_stages(self.chunks[chunk])
+            errors = self.error(reference, self._cache[-1], self._items)
+            given_error = float(errors)
+        self._summary = [divisor, given_error, digest(reference)]
+        self._chunk = chunk
+
+    def _inputs_of_stages(self, inputs):
+        """What goes into every stage and, last, the output of the chain."""
+        first = next(w for _, s in self.stages for w in s.parameters())
+        cache, self._seconds = [inputs.to(first.device)], []
+        for _, stage in self.stages:
+            started = time.perf_counter()
+            cache.append(stage(cache[-1]))
+            self._seconds.append(time.perf_counter() - started)
+        if not isinstance(cache[-1], torch.Tensor):
+            raise TypeError(
+                "a network to be scored must return one tensor, not "
+                f"{type(cache[-1]).__name__}; wrap it in a module that does"
+            )
+        return cache
+
+    def _outputs(self, cluster):
+        """The network's output at each candidate of one cluster."""
+        index, path = self.places[cluster]
+        _, changed = self.stages[index]
+        given, outputs = self._cache[index], []
+        for bits in self.candidates:
+            values = self._values(cluster, bits)
+            inside = {n.removeprefix(path): v for n, v in values.items()}
+            with replaced(changed, inside):
+                outputs.append(changed(given))
+        output = torch.cat(outputs)
+        for _, stage in self.stages[index + 1 :]:
+            output = stage(output)
+        return output.split(len(given))
+
+    def _values(self, cluster, bits):
+        """Values of a cluster's tensors, made from those in full precision."""
+        names = self.members[cluster]
+        own = {n: self._plain[n] for n in names if n in self._plain}
+        with replaced(self.root, own):
+            scheme, scales = self.scheme, self._scales
+            return quantized_values(self.root, names, bits, scheme, scales)
+
+    def costs(self):
+        """Seconds that every result takes, by running the first chunk.
+
+        Returns
+        -------
+        costs : dict
+            Name of a result -> seconds, the same in all processes.
+        first : list
+            Names of those that tell whether weights and data are the same.
+        """
+        self._load(0)
+        steps = {
+            cluster: len(self.candidates) * sum(self._seconds[index:])
+            for cluster, (index, _) in self.places.items()
+        }
+        cheapest = min(steps, key=steps.get, default="")
+        started = time.perf_counter()
+        self._early[0, cheapest] = self((0, cheapest))
+        # Scales, copies and the comparison take time as well.
+        rest = time.perf_counter() - started - steps.get(cheapest, 0.0)
+        steps = {name: cost + max(rest, 0.0) for name, cost in steps.items()}
+        steps = {"": sum(self._seconds), **steps}
+        costs = {
+            (chunk, cluster): seconds * len(inputs) / len(self.chunks[0])
+            for chunk, inputs in enumerate(self.chunks)
+            for cluster, seconds in steps.items()
+        }
+        first = list(dict.fromkeys([(0, ""), (0, cheapest)]))
+        return ddp_broadcast((costs, first))
+
+    def totals(self, results):
+        """Errors of every cluster and of the given plan, by the divisor."""
+        divisor = given = 0.0
+        totals = {c: [0.0] * len(self.candidates) for c in self.places}
+        for chunk in range(len(self.chunks)):
+            divisor += results[chunk, ""][0]
+            given += results[chunk, ""][1]
+            for cluster, row in totals.items():
+                for which, error in enumerate(results[chunk, cluster]):
+                    row[which] += error
+        if not divisor:
+            raise ValueError(
+                "nothing to score: the full-precision output or its weights "
+                "are all zero on this data"
+            )
+        errors = {n: [e / divisor for e in row] for n, row in totals.items()}
+        return errors, given / divisor
 
 
 class OutputScores(Scorer):
@@ -379,10 +473,10 @@ class OutputScores(Scorer):
         """How outputs are compared."""
         raise NotImplementedError("a subclass says what is compared")
 
-    def score(self, network, values, selection, progress=True):
+    def score(self, network, values, selection, progress=True, folder=None):
         """Score a network, see `Scorer.score`."""
         compared = self.comparison(*(values[need] for need in self.needs))
-        return self.table(network, *compared, selection, progress)
+        return self.table(network, *compared, selection, progress, folder)
 
     def measure(
         self,
@@ -394,24 +488,49 @@ class OutputScores(Scorer):
         prefix="",
     ):
         """The error of a whole plan, in the unit of the scores."""
-        inputs, error, scale = self.comparison(*values)
         selection = Selection(include, exclude, prefix)
-        root, members = scored_clusters(network, selection, self.scheme)
-        given = _bits_of_clusters(plan_or_bits, members, self.scheme.codebook)
-        values = _values_of_clusters(root, members, (), given, self.scheme)
-        with evaluating(network):
-            _, measured = _mean_errors(
-                _stages_of(network),
-                self._chunks(inputs),
-                {},
-                (root, _chosen_values(values, given)),
-                error,
-                scale,
-            )
-        return measured
+        compared = self.comparison(*values)
+        sweep = self._sweep(network, selection)
+        bits = self._bits(plan_or_bits, sweep)
+        sweep.places = {}  # no cluster is scored
+        with self._over(sweep, network, compared, bits):
+            costs, first = sweep.costs()
+            return sweep.totals(share(costs, sweep, witnesses=first))[1]
+
+    def expected_seconds(
+        self, network, *values, include=("*",), exclude=(), prefix=""
+    ):
+        """Tell how long scoring will take, by one pass and one cluster.
+
+        Arguments
+        ---------
+        network : torch.nn.Module
+        *values
+            Those of `needs`, as for a call.
+        include, exclude : sequence of str
+            Patterns on parameter names.
+        prefix : str
+            Name of the network in its model.
+
+        Returns
+        -------
+        float
+            Of one process.
+        """
+        sweep = self._sweep(network, Selection(include, exclude, prefix))
+        bits = self._bits(self.given, sweep)
+        with self._over(sweep, network, self.comparison(*values), bits):
+            return sum(sweep.costs()[0].values())
 
     def table(
-        self, network, inputs, error, scale, selection=None, progress=True
+        self,
+        network,
+        inputs,
+        error,
+        scale,
+        selection=None,
+        progress=True,
+        folder=None,
     ):
         """Score every cluster of a network at every candidate.
 
@@ -421,33 +540,18 @@ class OutputScores(Scorer):
             [items, ...]; chunks of it are moved to the network's device.
         """
         started = time.perf_counter()
-        selection, scheme = selection or Selection(), self.scheme
-        root, members = scored_clusters(network, selection, scheme)
-        given = _bits_of_clusters(self.given, members, scheme.codebook)
-        values = _values_of_clusters(
-            root, members, self.candidate_bits, given, scheme
-        )
-        stages = _stages_of(network)
-        tries = {
-            cluster: _in_stage(
-                stages,
-                selection.prefix,
-                [row[bits] for bits in self.candidate_bits],
-            )
-            for cluster, row in values.items()
-        }
-        with evaluating(network):
-            errors, given_error = _mean_errors(
-                stages,
-                self._chunks(inputs),
-                tries,
-                given and (root, _chosen_values(values, given)),
-                error,
-                scale,
-                progress,
-            )
+        selection = selection or Selection()
+        sweep = self._sweep(network, selection)
+        bits = self._bits(self.given, sweep)
+        log = ResultLog(folder, self._settings(sweep, selection, inputs))
+        with self._over(sweep, network, (inputs, error, scale), bits):
+            costs, first = sweep.costs()
+            self._tell(sweep, sum(costs.values()), len(inputs))
+            results = share(costs, sweep, log, first, "scoring", progress)
+        log.close()
+        errors, given_error = sweep.totals(results)
         details = {"items": len(inputs)}
-        if given:
+        if bits:
             details["given_score"] = given_error
         details["seconds"] = round(time.perf_counter() - started, 2)
         return ScoreTable(
@@ -455,15 +559,54 @@ class OutputScores(Scorer):
                 cluster: dict(zip(self.candidate_bits, row))
                 for cluster, row in errors.items()
             },
-            **table_sizes(root, members, scheme),
+            **table_sizes(sweep.root, sweep.members, self.scheme),
             method=self.method,
             signed=self.signed,
             details=details,
-            codebook=scheme.codebook,
+            codebook=self.scheme.codebook,
         )
 
-    def _chunks(self, inputs):
-        """The inputs, some items at a time."""
+    def _sweep(self, network, selection):
+        """What scores a network's clusters."""
+        found = scored_clusters(network, selection, self.scheme)
+        return _Sweep(network, selection.prefix, *found, self)
+
+    def _bits(self, plan_or_bits, sweep):
+        """Bits of the clusters that have some while others are scored."""
+        codebook = self.scheme.codebook
+        return _bits_of_clusters(plan_or_bits, sweep.members, codebook)
+
+    @contextmanager
+    def _over(self, sweep, network, compared, bits):
+        """A sweep over some inputs, some items at a time."""
+        inputs, error, scale = compared
         if not len(inputs):
             raise ValueError("scoring needs at least one item of input")
-        return inputs.split(self.chunk)
+        given = sweep.planned(bits) if bits else None
+        chunks = inputs.split(self.chunk)
+        with evaluating(network), sweep.over(chunks, error, scale, given):
+            yield
+
+    def _settings(self, sweep, selection, inputs):
+        """What scores depend on besides weights and data, for JSON."""
+        plan = isinstance(self.given, BitPlan)
+        return {
+            "method": self.method,
+            "candidate_bits": self.candidate_bits,
+            "given": self.given.to_dict() if plan else self.given,
+            "scheme": repr(self.scheme),
+            "prefix": selection.prefix,
+            "members": sweep.members,
+            "items": len(inputs),
+            "chunk": self.chunk,
+        }
+
+    def _tell(self, sweep, seconds, items):
+        """Say how long it will take, before it begins."""
+        _, count = process()
+        shared = f" in {count} processes" if count > 1 else ""
+        logger.info(
+            f"Scoring {len(sweep.members)} clusters at "
+            f"{len(self.candidate_bits)} candidates on {items} items takes "
+            f"{duration(seconds / count)}{shared}"
+        )

@@ -294,7 +294,7 @@ def quantize_(
     # The largest before the others, which then fit into its memory.
     by_size = sorted(bits, key=lambda name: -tensors[name].weight.numel())
     scales = {
-        name: _fit_tensor(tensors[name], bits[name], scheme) for name in by_size
+        name: fit_tensor(tensors[name], bits[name], scheme) for name in by_size
     }
     made = [(p, _quantizers(p, bits, scales, scheme, estimator)) for p in whole]
     for pieces, quantizers in made:
@@ -359,11 +359,15 @@ def requantize_(model):
             granularity = "channel" if quantizer.alpha.dim() else "tensor"
             scheme = Scheme(granularity, quantizer.codebook)
             bits = quantizer.stored_bits
-            quantizer.set_scale(_fit_tensor(tensor, bits, scheme))
+            quantizer.set_scale(fit_tensor(tensor, bits, scheme))
 
 
-def fake_quantize(weight, bits, scheme=None, name="a tensor", shape=None):
+def fake_quantize(
+    weight, bits, scheme=None, name="a tensor", shape=None, alpha=None
+):
     """The quantized values of a weight, by the scale that fits it best.
+
+    Where that is known already it is `alpha`.
 
     Example
     -------
@@ -371,8 +375,9 @@ def fake_quantize(weight, bits, scheme=None, name="a tensor", shape=None):
     tensor([ 0.4000, -0.4000])
     """
     scheme = scheme or Scheme()
-    shape = shape or scale_shape(tuple(weight.shape), scheme.granularity)
-    alpha = _fit(name, weight, check_bits(bits), scheme, shape)
+    if alpha is None:
+        shape = shape or scale_shape(tuple(weight.shape), scheme.granularity)
+        alpha = _fit(name, weight, check_bits(bits), scheme, shape)
     levels = nearest_levels(weight, bits, alpha, scheme.codebook)
     return dequantize(levels, alpha, weight.dtype)
 
@@ -460,10 +465,29 @@ def _whole_parameters(tensors, bits):
     return [pieces[name] for name in names]
 
 
-def _fit_tensor(tensor, bits, scheme):
-    """Scale of a tensor."""
+def fit_tensor(tensor, bits, scheme, name=None):
+    """The scale of a tensor with the least squared error.
+
+    Arguments
+    ---------
+    tensor : NamedTensor
+    bits : int or float
+    scheme : Scheme
+    name : str or None
+        How it is named where it is refused; None: by its own name.
+
+    Returns
+    -------
+    torch.Tensor
+
+    Example
+    -------
+    >>> layer = torch.nn.PReLU(init=0.5)
+    >>> fit_tensor(named_tensors(layer)["weight"], 2, Scheme())
+    tensor(0.5000)
+    """
     shape = tensor.scale_shape(scheme.granularity)
-    return _fit(tensor.name, tensor.weight, bits, scheme, shape)
+    return _fit(name or tensor.name, tensor.weight, bits, scheme, shape)
 
 
 def _fit(name, weight, bits, scheme, shape):

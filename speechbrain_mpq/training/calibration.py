@@ -8,6 +8,7 @@ Batches keep their own shapes. A Brain holds more than its modules: norms,
 searches and metrics, which must not run or change meanwhile.
 """
 
+import pickle
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from unittest.mock import patch
@@ -16,10 +17,12 @@ import speechbrain as sb
 import torch
 from speechbrain.dataio.dataloader import LoopedLoader
 from speechbrain.processing.features import InputNormalization
+from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.metric_stats import MetricStats
 from torch.utils.data import DataLoader
 
+from ..allocation.sharing import process
 from ..allocation.sweep import evaluating, quantized_values, tensor_of
 from ..quantization.packing import packed_file_bytes
 from .distributions import NoGradientError, ObjectiveNetwork, network_for
@@ -417,10 +420,27 @@ def calibration_batches(brain, dataset, count, loader_kwargs=None):
         dataset = brain.make_dataloader(
             dataset, sb.Stage.VALID, ckpt_prefix=None, **(loader_kwargs or {})
         )
-    batches = [batch for _, batch in zip(range(count), dataset)]
+    batches = _of_main_process(dataset, count)
     if not batches:
         raise ValueError(_EMPTY)
     return batches
+
+
+def _of_main_process(dataset, count):
+    """The first batches of some data, the same in all processes.
+
+    A sampler may give each process other data, and augmentation draws anew.
+    """
+    load = main_process_only(lambda: [b for _, b in zip(range(count), dataset)])
+    try:
+        return load()
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        if process()[1] == 1:
+            raise
+        raise ValueError(
+            f"batches cannot be sent to other processes ({error}): choose "
+            "bits in one process first, with the same output_folder"
+        ) from error
 
 
 def _parts(brain):

@@ -9,6 +9,7 @@ A mixed-precision system may start from uniform prototypes, trained models of
 one bit width: it inherits every cluster from the one that has its bits.
 """
 
+import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from speechbrain.utils.distributed import if_main_process, main_process_only
+from speechbrain.utils.distributed import (
+    MainProcessContext,
+    if_main_process,
+    main_process_only,
+)
 from speechbrain.utils.logger import get_logger
 
 from ..allocation.analysis import (
@@ -26,6 +31,7 @@ from ..allocation.analysis import (
 )
 from ..allocation.baselines import RandomScores
 from ..allocation.scores import Scorer, ScoreTable
+from ..allocation.sharing import process
 from ..allocation.solver import allocate_bits
 from ..quantization.groups import split_name
 from ..quantization.packing import read_model, save_packed
@@ -42,6 +48,7 @@ logger = get_logger(__name__)
 
 
 SETTINGS = "chosen.json"  # beside plan.json: what the plan was asked for
+PARTS = "scoring"  # folder of what is scored so far
 ROUNDS = 4  # until a packed file fits: names and headers take bytes, too
 
 
@@ -158,6 +165,16 @@ class PlanStore:
         else:
             self.tell(expected_gain(table, plan)[1])
 
+    @property
+    def parts_folder(self):
+        """Where finished parts of the scores are, until there is a plan."""
+        return self.folder and self.folder / PARTS
+
+    def remove_parts(self):
+        """Delete what only a kill would have needed."""
+        if self.folder and if_main_process():
+            shutil.rmtree(self.parts_folder, ignore_errors=True)
+
     def save_plan(self, plan):
         """Keep the plan, which a resumed training needs."""
         if self.folder and if_main_process():
@@ -257,13 +274,12 @@ class Pipeline:
             plan = self._plan(progress)
             if self.prototypes and isinstance(plan, BitPlan):
                 self._inherit(plan)
-            calibrated = self._calibrated()
-            self.quantize(plan)
-            if calibrated:
-                calibrated.apply_(progress)
-        if torch.distributed.is_initialized():
-            for tensor in self.model.state_dict().values():
-                torch.distributed.broadcast(tensor, 0)
+            with MainProcessContext():  # the others wait for its values
+                calibrated = self._calibrated()
+                self.quantize(plan)
+                if calibrated:
+                    calibrated.apply_(progress)
+        same_in_all_processes_(self.model)
         if not self.method.keeps_plan:
             self.method.watch(self.model, self.limits, self.store)
 
@@ -281,9 +297,14 @@ class Pipeline:
             plan = self._uniform(self.limits["average_bits"])
         else:
             started = time.perf_counter()
-            plan = _of_main_process(partial(self._score, progress))
+            same_in_all_processes_(self.model)
+            score = self._score
+            if not self.scorer.shared:  # the others wait
+                score = main_process_only(score)
+            plan = score(progress)
             self.seconds["scores"] = time.perf_counter() - started
         self.store.save_plan(plan)
+        self.store.remove_parts()
         return plan
 
     def _uniform(self, bits):
@@ -386,20 +407,27 @@ def plan_by_scores(
     """The best plan within limits by the scores of a model; leaves both."""
     scorer, network, values = calibration.prepared(scorer)
     with calibration.ready(), _twice_differentiable():
-        table = scorer.score(network, values, selection, progress)
-    table = calibration.completed(table, scorer)
-    store.save_table(table)
-    logger.info(f"Scored {len(table.scores)} clusters")
-    plan = allocate_within(table, limits, calibration.packed_bytes)
-    if scorer.additive and len(table.candidate_bits) > 1:
-        store.save_gain(table, plan, limits)
-    if additivity and scorer.measure and store.folder:
-        where = {**selection.patterns, "prefix": selection.prefix}
-        needed = [values[need] for need in scorer.needs]
-        write_additivity(
-            store.folder, table, plan, scorer, network, needed, **where
+        table = scorer.score(
+            network, values, selection, progress, store.parts_folder
         )
-    return plan
+    table = calibration.completed(table, scorer)
+    logger.info(f"Scored {len(table.scores)} clusters")
+
+    @main_process_only
+    def choose():
+        store.save_table(table)
+        plan = allocate_within(table, limits, calibration.packed_bytes)
+        if scorer.additive and len(table.candidate_bits) > 1:
+            store.save_gain(table, plan, limits)
+        if additivity and scorer.measure and store.folder:
+            where = {**selection.patterns, "prefix": selection.prefix}
+            needed = [values[need] for need in scorer.needs]
+            write_additivity(
+                store.folder, table, plan, scorer, network, needed, **where
+            )
+        return plan
+
+    return choose()
 
 
 @contextmanager
@@ -429,13 +457,11 @@ def rounded_prototypes(model, selection, scorer, folder):
     return prototypes
 
 
-def _of_main_process(choose):
-    """The plan of the main process, for all."""
-    if not torch.distributed.is_initialized():
-        return choose()
-    content = [choose().to_dict() if if_main_process() else None]
-    torch.distributed.broadcast_object_list(content)
-    return BitPlan.from_dict(content[0])
+def same_in_all_processes_(model):
+    """Give a model the main process's values of parameters and buffers."""
+    if process()[1] > 1:
+        for tensor in model.state_dict().values():
+            torch.distributed.broadcast(tensor, 0)
 
 
 def load_prototype(folder):
