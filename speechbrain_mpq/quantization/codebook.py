@@ -31,6 +31,7 @@ zero. Layout there: [rows, n], each row with a scale of its own.
 import math
 import numbers
 
+import numpy as np
 import torch
 
 MAX_BITS = 16
@@ -116,7 +117,7 @@ def search_scales(rows, largest, zero=True):
     Arguments
     ---------
     rows : torch.Tensor
-        Magnitudes [rows, n], float64.
+        Magnitudes [rows, n], of any float type.
 
     Returns
     -------
@@ -172,6 +173,14 @@ def _products(rows, suffix, levels, scales):
     )
 
 
+def _sorted(rows):
+    """Each row in rising order; NumPy sorts floats ten times as fast."""
+    if rows.device.type != "cpu":
+        return rows.sort(1).values
+    rows = rows.to(_work_dtype(rows.dtype))
+    return torch.from_numpy(np.sort(rows.numpy(), axis=1))
+
+
 def _suffix_sums(rows):
     """Sums from each column to the last, and a zero: [rows, n + 1]."""
     sums = rows.flip(1)  # the only temporary: these are large
@@ -188,8 +197,9 @@ def _alternate(rows, levels):
         rows = torch.where(alive[:, None], rows, 1.0)
     suffix = None
     if rows.shape[1] > 8 * (len(levels) - 1):
-        rows = rows.sort(1).values
+        rows = _sorted(rows).double()
         suffix = _suffix_sums(rows)
+    rows = rows.double()
 
     def best(scales, count):
         cross, square = _products(rows, suffix, levels, scales)
@@ -321,14 +331,14 @@ def fit_scale(
         raise ValueError("weights must be finite; found NaN or infinity")
     if not weight.numel():
         return torch.zeros(shape, device=weight.device)
-    rows = rows_by_scale(weight.detach(), shape).abs().double()
+    rows = rows_by_scale(weight.detach(), shape).abs()
     largest = largest_level(bits, codebook)
     if codebook == "entropy":
         if len(rows) != 1:
             raise ValueError("entropy-coded levels share one scale a tensor")
-        alpha = _step_of_rate(rows[0], bits, largest)
+        alpha = _step_of_rate(rows[0].double(), bits, largest)
     elif largest == 1 and not has_zero(bits, codebook):
-        alpha = rows.mean(1)  # the same formula with q = sign(w)
+        alpha = rows.double().mean(1)  # the same formula with q = sign(w)
     else:
         alpha = search_scales(rows, largest, has_zero(bits, codebook))
     return alpha.float().reshape(shape)

@@ -116,6 +116,7 @@ def _whole_numbers(values):
     )
 
 
+PIECE = 40 * 2**14  # values at a time: whole bytes at any bits
 TRITS = 3 ** np.arange(5)  # values of the five digits in a byte
 
 
@@ -147,6 +148,20 @@ def bits_of_numbers(numbers, bits):
         digits = np.zeros((math.ceil(len(numbers) / 5), 5), np.int32)
         digits.reshape(-1)[: len(numbers)] = numbers
         return (digits @ TRITS).astype(np.uint8)
+    if bits in (1, 2, 4, 8):  # none crosses a byte: several times as fast
+        fields = np.zeros((math.ceil(len(numbers) * bits / 8), 8 // bits), "u1")
+        fields.reshape(-1)[: len(numbers)] = numbers
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        return np.bitwise_or.reduce(fields << shifts, axis=1)
+    pieces = [
+        _bits_of_piece(numbers[start : start + PIECE], bits)
+        for start in range(0, len(numbers), PIECE)
+    ]
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.uint8)
+
+
+def _bits_of_piece(numbers, bits):
+    """Some numbers to bytes; a bit takes a byte in between."""
     as_bytes = numbers.astype("<u2").view(np.uint8).reshape(-1, 2)
     as_bits = np.unpackbits(as_bytes, axis=1, bitorder="little")[:, :bits]
     return np.packbits(as_bits, bitorder="little")
@@ -228,7 +243,9 @@ def write_container(path, tensors, config, version="1", check=None):
     """Writes tensors and a configuration as one safetensors file.
 
     The safetensors library writes the metadata in an order of its own, which
-    changes from run to run; here the bytes depend on the content only.
+    changes from run to run; here the bytes depend on the content only. The
+    dict of tensors is empty before `check` reads the file: both would be in
+    memory otherwise.
     """
     config = json.dumps(config, separators=(",", ":"), allow_nan=False)
     kinds = {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}
@@ -241,6 +258,7 @@ def write_container(path, tensors, config, version="1", check=None):
             file.flush()
             os.fsync(file.fileno())
         if check is not None:
+            tensors.clear()
             check(part)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from .codebook import TERNARY_BITS, has_zero
-from .container import bits_of_numbers, numbers_of_bits
+from .container import PIECE, bits_of_numbers, numbers_of_bits
 from .plan import packed_bytes
 
 PLAIN, GEOMETRIC, HISTOGRAM, FINE = range(4)  # kinds of models, a byte each
@@ -30,7 +30,6 @@ WIDEST = 12  # bits of a level, from where on there are more levels than values
 VALUES_PER_BYTE = 64  # most that a stream holds: each costs 1/8 bit or more
 LIKELIEST = 11 / 12  # probability of a level: log2(12/11) is over 1/8
 ONE = 2**16  # weight of the middle of a geometric distribution
-PIECE = 40 * 2**14  # values decoded at a time: whole bytes at any bits
 WORD = 4  # bytes that range coders write at a time
 
 

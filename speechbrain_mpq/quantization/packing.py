@@ -262,7 +262,9 @@ def save_packed(
     floats = content.stored().items()
     floats = {n: t.detach().cpu().contiguous() for n, t in floats}
     check = partial(_check_written, path)
-    write_container(path, {**floats, **pools}, header, str(version), check)
+    tensors = {**floats, **pools}
+    del pools
+    write_container(path, tensors, header, str(version), check)
     write_text(folder / CONFIG_FILE, text)
     return path
 
@@ -280,17 +282,25 @@ def _check_written(path, part):
 
 def _pack_tensors(quantized, codebook):
     """The pools of a model's quantized tensors."""
-    packed, scales = [], []
-    for tensor in quantized.values():
-        bits = tensor.fake_quantize.stored_bits
-        alpha = tensor.fake_quantize.alpha
-        weight = tensor.weight
-        integers = quantize_to_integers(weight, bits, alpha, codebook)
-        packed.append(pack_bits(integers, bits, codebook))
-        scales.append(check_scales(alpha.detach().cpu().float().reshape(-1)))
     if not quantized:
         return {}
-    return dict(zip(POOLS, (torch.cat(packed), torch.cat(scales))))
+    stored = [tensor.fake_quantize for tensor in quantized.values()]
+    sizes = [
+        packed_bytes(t.weight.numel(), pool_bits(q.stored_bits, codebook), 0)
+        for t, q in zip(quantized.values(), stored)
+    ]
+    # All at once: small pieces between large temporaries would keep the
+    # memory of these from being given back.
+    packed = torch.empty(sum(sizes), dtype=torch.uint8)
+    rooms = packed.split(sizes)
+    scales = []
+    for tensor, quantizer, room in zip(quantized.values(), stored, rooms):
+        bits, alpha = quantizer.stored_bits, quantizer.alpha
+        weight = tensor.weight
+        integers = quantize_to_integers(weight, bits, alpha, codebook)
+        room.copy_(pack_bits(integers, bits, codebook))
+        scales.append(check_scales(alpha.detach().cpu().float().reshape(-1)))
+    return dict(zip(POOLS, (packed, torch.cat(scales))))
 
 
 def _axes(quantized, granularity):

@@ -22,7 +22,7 @@ from .codebook import (
     pool_bits,
     scale_shape,
 )
-from .container import PackedModelError, read_container, unpack_bits
+from .container import PIECE, PackedModelError, read_container, unpack_bits
 from .entropy_coding import check_claims, decode_pool
 from .groups import first_row, split_name
 from .header import check_name, described_tensors, scale_axes
@@ -46,7 +46,6 @@ MODEL_FILE = "model.safetensors"
 POOLS = ("packed", "scales")
 CODED = "@coded"  # of format 5, in the place of packed
 CODING = "range"
-PIECE = 40 * 2**14  # values unpacked at a time: whole bytes at any bits
 
 # What the header of each format version holds.
 KEYS = {

@@ -324,6 +324,9 @@ class Quantizer:
 
 def _named_targets(targets):
     """The targets as one module, whose parameters have the targets' names."""
+    if isinstance(targets, torch.nn.ModuleDict):
+        # One of its own: under torchrun a Brain puts wrappers into that.
+        targets = dict(targets.items())
     if isinstance(targets, torch.nn.Module):
         return targets
     if not isinstance(targets, dict):

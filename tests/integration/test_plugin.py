@@ -1,5 +1,6 @@
 """The plugin from the shell: torchrun, and the runner of untouched scripts."""
 
+import json
 import os
 import re
 import subprocess
@@ -63,6 +64,31 @@ def torchrun(script, yaml, folder, *options):
         *(script, yaml, f"--output_folder={folder}", "--batch_size=2"),
         *("--device=cpu", "--distributed_backend=gloo", *options),
     )
+
+
+@pytest.mark.parametrize("scores", ["kl", "hessian"])
+def test_two_processes_score_as_one(scores, tmp_path):
+    """And both round and train: what is scored is all that they share."""
+    options = [f"--scores={scores}", "--bits=3.5", "--batches=2"]
+    yaml = TINY_RECIPE / "train.yaml"
+    recipe = [SCRIPT, yaml, "--device=cpu", "--epochs=1", "--batch_size=2"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    module = ["-m", "speechbrain_mpq.run"]
+    run(*module, *recipe, f"--output_folder={one}", *options)
+    run(
+        *("-m", "torch.distributed.run", "--nproc_per_node=2"),
+        *("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"),
+        *(*module, *recipe, f"--output_folder={two}", *options),
+        "--distributed_backend=gloo",
+    )
+    plans = [(path / "plan.json").read_text() for path in (one, two)]
+    assert plans[0] == plans[1]
+    tables = [json.loads((p / "scores.json").read_text()) for p in (one, two)]
+    assert tables[0]["clusters"] == tables[1]["clusters"]
+    assert not (two / "scoring").exists()
+    # The names are those of the plain modules, not of DDP's wrappers.
+    names = set(BitPlan.load(one / "plan.json").tensors)
+    assert set(read_packed(two / "packed")[0]) == names
 
 
 def write(path, text):

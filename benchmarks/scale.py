@@ -1,0 +1,154 @@
+"""How time and memory grow with the model, from 1 M to 300 M parameters.
+
+> python benchmarks/scale.py
+
+Conformer encoders of SpeechBrain's own with random weights, the largest one
+as large as wav2vec2-large, each in a process of its own. Told are seconds of
+the processor and the peak of memory, in units of the model's own (4 bytes a
+parameter) on top of what the process had before the model was made, for
+
+* attaching quantizers at uniform bits (`quantize_`),
+* packing (`save_packed`), which reads back what it wrote,
+* loading into a new model (`load_packed_`), which is in memory beside it,
+* KL scores of every module at three candidates on 8 batches of one utterance
+  of 4 seconds: what `expected_seconds` tells before they begin, and what they
+  take, for models of up to --scored parameters.
+
+Linux only: the peak of a part is what /proc tells.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
+from speechbrain.nnet.attention import RelPosEncXL
+
+from speechbrain_mpq import load_packed_, quantize_, save_packed
+from speechbrain_mpq.allocation.output_scores import KLScores
+from speechbrain_mpq.utils import write_json
+
+ROOT = Path(__file__).parents[1]
+SIZES = {  # millions of parameters -> layers, width
+    1: (2, 128),
+    10: (6, 256),
+    100: (16, 512),
+    300: (12, 1024),
+}
+TOKENS = 1000
+FRAMES = 100  # of 40 ms
+BATCHES = 8
+CANDIDATES = (2, 4, 8)
+
+
+class Recognizer(torch.nn.Module):
+    """A Conformer from features to log-probabilities of tokens."""
+
+    def __init__(self, layers, width):
+        super().__init__()
+        self.positions = RelPosEncXL(width)
+        self.encoder = ConformerEncoder(layers, width, 4 * width, width // 64)
+        self.output = torch.nn.Linear(width, TOKENS)
+
+    def forward(self, x):
+        """Log-probabilities [items, frames, tokens]."""
+        encoded, _ = self.encoder(x, pos_embs=self.positions(x))
+        return self.output(encoded).log_softmax(-1)
+
+
+def status(key):
+    """A number of kilobytes in this process's status, as bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return 1024 * int(line.split()[1])
+    raise KeyError(key)
+
+
+class Stages:
+    """Time and memory of parts, one after the other."""
+
+    def __init__(self, parameters):
+        self.own = 4 * parameters
+        self.before = status("VmRSS")
+        self.found = {}
+
+    @contextmanager
+    def stage(self, name):
+        """Measure what is done inside."""
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is now
+        started = time.process_time(), time.perf_counter()
+        yield
+        peak = status("VmHWM") - self.before
+        self.found[name] = {
+            "cpu_seconds": round(time.process_time() - started[0], 2),
+            "seconds": round(time.perf_counter() - started[1], 2),
+            "peak": round(peak / self.own, 2),
+            "peak_mib": round(peak / 2**20),
+        }
+
+
+def measure(layers, width, bits, scored):
+    """All stages of one size."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        parameters = sum(
+            p.numel() for p in Recognizer(layers, width).parameters()
+        )
+    stages = Stages(parameters)
+    with stages.stage("make"):
+        model = Recognizer(layers, width).eval()
+    inputs = torch.randn(BATCHES, FRAMES, width)
+    found = {"parameters": parameters}
+    scores = KLScores(CANDIDATES, form="categorical", chunk=1)
+    found["kl_expected_seconds"] = scores.expected_seconds(model, inputs)
+    if parameters <= scored:
+        with stages.stage("kl"):
+            scores(model, inputs, progress=False)
+    with stages.stage("attach"):
+        quantize_(model, bits)
+    with tempfile.TemporaryDirectory() as folder:
+        with stages.stage("pack"):
+            path = save_packed(model, folder)
+        found["packed_bytes"] = path.stat().st_size
+        other = Recognizer(layers, width).eval()
+        with stages.stage("load"):
+            load_packed_(other, folder)
+    with torch.no_grad():
+        assert torch.equal(other(inputs[:1]), model(inputs[:1]))
+    return {**found, **stages.found}
+
+
+def main():
+    """Measure all sizes, each in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--scored", type=float, default=20e6)
+    parser.add_argument(
+        "--output", default=ROOT / "benchmarks/results/scale.json"
+    )
+    parser.add_argument("--alone", action="store_true", help="in this process")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.alone:
+        (size,) = options.sizes
+        print(json.dumps(measure(*SIZES[size], options.bits, options.scored)))
+        return
+    rows = {}
+    for size in options.sizes:
+        line = [sys.executable, *sys.argv, "--sizes", str(size), "--alone"]
+        done = subprocess.run(line, check=True, stdout=subprocess.PIPE)
+        rows[size] = json.loads(done.stdout.splitlines()[-1])
+        print(size, json.dumps(rows[size]), flush=True)
+    write_json(Path(options.output), rows)
+
+
+if __name__ == "__main__":
+    main()
