@@ -11,14 +11,22 @@ parameter) on top of what the process had before the model was made, for
 * packing (`save_packed`), which reads back what it wrote,
 * loading into a new model (`load_packed_`), which is in memory beside it,
 * KL scores of every module at three candidates on 8 batches of one utterance
-  of 4 seconds: what `expected_seconds` tells before they begin, and what they
+  of 2 seconds: what `expected_seconds` tells before they begin, and what they
   take, for models of up to --scored parameters.
 
-Linux only: the peak of a part is what /proc tells.
+Linux only: the peak of a part is what /proc tells. How processes share scores
+is told by
+
+> python benchmarks/scale.py --sizes 1 --scores
+> torchrun --nproc_per_node=2 benchmarks/scale.py --sizes 1 --scores
+
+seconds of each process's processor and of the clock, the table's digest.
 """
 
 import argparse
+import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -29,9 +37,12 @@ from pathlib import Path
 import torch
 from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
 from speechbrain.nnet.attention import RelPosEncXL
+from speechbrain.utils.distributed import ddp_barrier, ddp_init_group
 
 from speechbrain_mpq import load_packed_, quantize_, save_packed
 from speechbrain_mpq.allocation.output_scores import KLScores
+from speechbrain_mpq.allocation.sharing import gathered, process
+from speechbrain_mpq.training.choose import SCORERS
 from speechbrain_mpq.utils import write_json
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +53,7 @@ SIZES = {  # millions of parameters -> layers, width
     300: (12, 1024),
 }
 TOKENS = 1000
-FRAMES = 100  # of 40 ms
+FRAMES = 50  # of 40 ms
 BATCHES = 8
 CANDIDATES = (2, 4, 8)
 
@@ -124,6 +135,38 @@ def measure(layers, width, bits, scored):
     return {**found, **stages.found}
 
 
+def score(layers, width):
+    """What scores take in each process that shares them."""
+    if "RANK" in os.environ:
+        ddp_init_group({"distributed_backend": "gloo"})
+    torch.manual_seed(0)
+    model = Recognizer(layers, width).eval()
+    inputs = torch.randn(BATCHES, FRAMES, width)
+    tokens = torch.randint(TOKENS, (BATCHES, FRAMES))
+
+    def loss(output, items):
+        flat = output.flatten(0, 1), tokens[items].flatten()
+        return torch.nn.functional.nll_loss(*flat, reduction="sum") / FRAMES
+
+    scorers = {
+        "kl": (KLScores(CANDIDATES, form="categorical", chunk=1),),
+        "hessian": (SCORERS["hessian"](CANDIDATES), loss),
+    }
+    for name, (scorer, *more) in scorers.items():
+        ddp_barrier()
+        started = time.process_time(), time.perf_counter()
+        table = scorer(model, inputs, *more, progress=False)
+        took = (
+            time.process_time() - started[0],
+            time.perf_counter() - started[1],
+        )
+        alike = hashlib.sha256(repr(table.scores).encode()).hexdigest()[:16]
+        for rank, row in enumerate(gathered((*took, alike))):
+            if process()[0] == 0:
+                text = "{} in process {}: {:.1f} s of CPU, {:.1f} s, table {}"
+                print(text.format(name, rank, *row), flush=True)
+
+
 def main():
     """Measure all sizes, each in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -135,8 +178,13 @@ def main():
         "--output", default=ROOT / "benchmarks/results/scale.json"
     )
     parser.add_argument("--alone", action="store_true", help="in this process")
+    parser.add_argument("--scores", action="store_true", help="scores only")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.scores:
+        for size in options.sizes:
+            score(*SIZES[size])
+        return
     if options.alone:
         (size,) = options.sizes
         print(json.dumps(measure(*SIZES[size], options.bits, options.scored)))

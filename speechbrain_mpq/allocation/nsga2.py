@@ -69,7 +69,8 @@ class Evaluations:
         self._is_checked = False  # whether all evaluate alike
         parts = self.checkpoint and f"{self.checkpoint}.parts"
         self._log = ResultLog(parts, self.settings)
-        if self.checkpoint is not None and self.checkpoint.exists():
+        self._is_saved = bool(self.checkpoint and self.checkpoint.exists())
+        if self._is_saved:
             self._read()
 
     def __len__(self):
@@ -113,6 +114,7 @@ class Evaluations:
         found = share(costs, objectives, self._log, witnesses)
         self.known |= {key: tuple(values) for key, values in found.items()}
         self._is_checked = True
+        self._is_saved = False
 
     def within(self, plans, budget):
         """As many of some plans, in order, as a budget allows to evaluate."""
@@ -138,11 +140,12 @@ class Evaluations:
 
     def save(self):
         """Write the checkpoint, whole, where there is one."""
-        if self.checkpoint is None:
+        if self.checkpoint is None or self._is_saved:
             return
         if process()[0] == 0:
             self._write()
         self._log.forget()
+        self._is_saved = True
 
     def _write(self):
         """Write the checkpoint."""

@@ -92,7 +92,8 @@ def test_front_is_searched_and_resumed(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         nsga2.search(objectives, *arguments, **options)
     found = nsga2.search(objectives, *arguments, **options)
-    assert len(calls) == len(found) + 4  # 16 of the first 19 were kept
+    # Besides the one that was cut short, one is made again to compare.
+    assert len(calls) == len(found) + 2
     front = found.front()
     assert front[0].size < front[-1].size
     assert front[0].error > front[-1].error

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn as nn
 from speechbrain.utils.distributed import ddp_init_group
+from torch.utils.data import DataLoader
 
 from speechbrain_mpq.allocation import sharing
 from speechbrain_mpq.allocation.baselines import WeightErrorScores
@@ -34,6 +35,7 @@ from speechbrain_mpq.allocation.output_scores import (
     WeightedErrorScores,
 )
 from speechbrain_mpq.allocation.plan_search import PlanObjectives
+from speechbrain_mpq.training.calibration import calibration_batches
 
 BITS = (2, 4, 8)
 ROOT = Path(__file__).parents[3]
@@ -141,6 +143,9 @@ def is_process(folder):
         return killed(folder, kill_after)
     found = {name: table(name, folder / name) for name in SCORERS}
     found |= {name: searched(name, folder) for name in SEARCHES}
+    # Each has other data, and all look at the main process's.
+    batches = calibration_batches(None, DataLoader([rank] * 3), 2)
+    found["batches"] = [int(batch) for batch in batches]
     try:
         table("kl", seed=2 + rank)
     except ValueError as error:
@@ -204,6 +209,11 @@ def test_each_process_does_half(name, shared):
     assert len(counts) == 2
     assert sum(counts) == 4 * (1 + 4) + 2
     assert abs(counts[0] - counts[1]) <= 4
+
+
+def test_calibration_batches_are_those_of_the_main_process(shared):
+    _, *ranks = shared
+    assert [rank["batches"] for rank in ranks] == [[0, 0], [0, 0]]
 
 
 def test_other_data_in_a_process_is_refused(shared):

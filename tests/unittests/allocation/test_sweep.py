@@ -1,6 +1,7 @@
 """Scores given other bits, against quantizing the whole network by hand."""
 
 import copy
+import time
 
 import pytest
 import torch
@@ -178,3 +179,30 @@ def test_bad_given_bits(network, inputs):
             call()
     with pytest.raises(ValueError, match="at least one item"):
         KLScores().measure(network, 2, inputs[:0])
+
+
+def test_time_is_told_before_it_begins(network, inputs, caplog):
+    """By one pass of the first chunk and its cheapest cluster."""
+    passes = []
+    network[-1].register_forward_hook(lambda *_: passes.append(1))
+    scores = KLScores((2, 4, 8), chunk=1)
+    seconds = scores.expected_seconds(network, inputs)
+    assert seconds > 0
+    # The last stage at three candidates, and again to see how long it takes.
+    assert len(passes) == 1 + 3 + 3
+    with caplog.at_level("INFO"):
+        scores(network, inputs, progress=False)
+    assert "Scoring" in caplog.text and "candidates on 5 items" in caplog.text
+
+
+def test_slow_layers_are_what_takes_time(inputs):
+    class Slow(nn.Conv1d):
+        def forward(self, x):
+            time.sleep(0.02)
+            return super().forward(x)
+
+    network = nn.Sequential(nn.Conv1d(5, 4, 1), Slow(4, 4, 1))
+    # Each chunk once, and two clusters at two candidates: the slow layer runs
+    # twice for its own, and once for what is before it.
+    seconds = KLScores((2, 4), chunk=5).expected_seconds(network, inputs)
+    assert seconds > 0.02 * (1 + 2 + 1)

@@ -10,11 +10,13 @@ import runpy
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import forge, published, refused_file
 from safetensors.torch import load_file, save_file
 
+from speechbrain_mpq.quantization import container
 from speechbrain_mpq.quantization.codebook import codebook, has_zero
 from speechbrain_mpq.quantization.container import (
     MAX_HEADER,
@@ -333,3 +335,18 @@ def test_bytes_that_cannot_be_are_refused():
         unpack_bits(wrong, 1.6, (5,))
     with pytest.raises(ValueError, match="6 values of 1.6 bits take 2 bytes"):
         unpack_bits(wrong, 1.6, (6,))
+
+
+def test_pieces_leave_no_gaps(monkeypatch):
+    """A large tensor is packed a piece at a time; the bytes are of one row."""
+    monkeypatch.setattr(container, "PIECE", 40)
+    generator = np.random.default_rng(0)
+    for bits, count in itertools.product(range(1, 17), (0, 1, 39, 40, 41, 203)):
+        numbers = generator.integers(0, 2**bits, count).astype(np.int32)
+        text = "".join(f"{number:0{bits}b}"[::-1] for number in numbers)
+        expected = [
+            int(text[start : start + 8][::-1], 2)
+            for start in range(0, len(text), 8)
+        ]
+        packed = container.bits_of_numbers(numbers, bits)
+        assert packed.dtype == np.uint8 and packed.tolist() == expected

@@ -201,6 +201,21 @@ def test_batch_norm_under_torchrun(monkeypatch):
     torch.nn.SyncBatchNorm.convert_sync_batchnorm(torch.nn.ModuleDict(layers))
 
 
+def test_wrappers_of_a_brain_are_in_no_name():
+    """Under torchrun a Brain puts DDP's wrappers in its own ModuleDict."""
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+    layers = torch.nn.ModuleDict({"out": torch.nn.Linear(3, 3)})
+    quantizer = Quantizer(layers)
+    names = list(quantizer.plan.tensors)
+    layers["out"] = Wrapper(layers["out"])
+    assert list(quantizer.plan.tensors) == names == ["out.weight", "out.bias"]
+
+
 def test_second_optimizer_is_checked_by_itself():
     layers = modules()
     Quantizer(layers)
