@@ -609,20 +609,6 @@ MMAP_THRESHOLD = -3, 1_000_000_000
 MMAP_MAX = -4, 0  # the same for glibc before 2.35, whose limit is 32 MiB
 
 
-def duration(seconds):
-    """Minutes or hours, in words.
-
-    Example
-    -------
-    >>> duration(20), duration(250), duration(8000)
-    ('about 1 min', 'about 4 min', 'about 2.2 h')
-    """
-    minutes = max(1, round(seconds / 60))
-    if minutes < 120:
-        return f"about {minutes} min"
-    return f"about {seconds / 3600:.1f} h"
-
-
 def keep_freed_memory():
     """Let the C library keep what is freed instead of giving it back.
 

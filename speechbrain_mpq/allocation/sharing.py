@@ -234,7 +234,15 @@ def _name(name):
     return tuple(name) if isinstance(name, list) else name
 
 
-def share(costs, compute, log=None, witnesses=(), title="", progress=False):
+def share(
+    costs,
+    compute,
+    log=None,
+    witnesses=(),
+    title="",
+    progress=False,
+    order=None,
+):
     """All results, each one computed by one of the processes.
 
     Arguments
@@ -252,6 +260,8 @@ def share(costs, compute, log=None, witnesses=(), title="", progress=False):
         Of the progress bar.
     progress : bool
         Shows one, of the main process's own share.
+    order : callable or None
+        Name -> what a process sorts its own share by; None: as in the costs.
 
     Returns
     -------
@@ -269,7 +279,9 @@ def share(costs, compute, log=None, witnesses=(), title="", progress=False):
     left = {name: c for name, c in costs.items() if name not in known}
     own = {}
     hidden = rank or not progress
-    for name in tqdm(shares(left, count)[rank], title, disable=hidden):
+    mine = shares(left, count)[rank]
+    mine = sorted(mine, key=order) if order else mine
+    for name in tqdm(mine, title, disable=hidden):
         own[name] = compute(name)
         log.add(name, own[name])
     for found in gathered(own):

@@ -15,6 +15,7 @@ not depend on its neighbours.
 import math
 import time
 from contextlib import ExitStack, contextmanager
+from operator import itemgetter
 
 import torch
 import torch.nn as nn
@@ -370,6 +371,7 @@ class _Sweep:
             Names of those that tell whether weights and data are the same.
         """
         self._load(0)
+        self._load(0)  # the first pass of all is slower than others
         steps = {
             cluster: len(self.candidates) * sum(self._seconds[index:])
             for cluster, (index, _) in self.places.items()
@@ -379,16 +381,16 @@ class _Sweep:
         started = time.perf_counter()
         self._early[0, cheapest] = self((0, cheapest))
         took, told = time.perf_counter() - started, steps.get(cheapest, 0.0)
-        # The first pass of all is slower than others; copies and the
-        # comparison take time as well.
+        # Copies and the comparison take time as well.
         factor = min(took / told, 1.0) if told else 1.0
         rest = max(took - told, 0.0)
         steps = {name: factor * cost + rest for name, cost in steps.items()}
         steps = {"": factor * sum(self._seconds), **steps}
+        # By clusters, so that each one's scales are fitted in one process.
         costs = {
             (chunk, cluster): seconds * len(inputs) / len(self.chunks[0])
-            for chunk, inputs in enumerate(self.chunks)
             for cluster, seconds in steps.items()
+            for chunk, inputs in enumerate(self.chunks)
         }
         first = list(dict.fromkeys([(0, ""), (0, cheapest)]))
         return ddp_broadcast((costs, first))
@@ -551,7 +553,10 @@ class OutputScores(Scorer):
         with self._over(sweep, network, (inputs, error, scale), bits):
             costs, first = sweep.costs()
             self._tell(sweep, sum(costs.values()), len(inputs))
-            results = share(costs, sweep, log, first, "scoring", progress)
+            results = share(
+                *(costs, sweep, log, first, "scoring", progress),
+                order=itemgetter(0),  # one chunk after the other
+            )
         log.close()
         errors, given_error = sweep.totals(results)
         details = {"items": len(inputs)}

@@ -197,6 +197,8 @@ def test_commands_and_their_options_exist(page):
         elif "speechbrain_mpq.run" in words:
             known = script_options(ROOT / "speechbrain_mpq/run.py")
             known = known | KL_KEYS | {"help"}
+            if program == "torchrun":
+                known = known | {"nproc_per_node"}
             for word in words:  # a recipe's own, which it leaves to train.py
                 if word.endswith(".yaml") and (page.parent / word).is_file():
                     known = known | keys(page.parent / word)

@@ -210,11 +210,12 @@ def test_stages_before_the_changed_one_are_not_run_again(network, inputs):
             )
         )
     KLScores((2, 4, 8))(network, inputs, progress=False)
-    # Once in full precision; its own cluster at three candidates.
-    assert batches["conv_in"] == [7] * 4
+    # In full precision, twice to tell how long all will take; its own cluster
+    # at three candidates.
+    assert batches["conv_in"] == [7] * (2 + 3)
     # Five clusters lie before it, three candidates of each side by side.
-    # The cheapest, its own, is run twice to tell how long all will take.
-    assert sorted(batches["conv_out"]) == [7] * (1 + 2 * 3) + [21] * 5
+    # The cheapest, its own, is run twice as well.
+    assert sorted(batches["conv_out"]) == [7] * (2 + 2 * 3) + [21] * 5
 
 
 def test_network_is_left_as_it_was(network, inputs):

@@ -208,7 +208,7 @@ def test_each_process_does_half(name, shared):
     # Four chunks: two witnesses, which both compute, and all else once.
     assert len(counts) == 2
     assert sum(counts) == 4 * (1 + 4) + 2
-    assert abs(counts[0] - counts[1]) <= 4
+    assert min(counts) >= 5  # how many depends on what each one takes
 
 
 def test_calibration_batches_are_those_of_the_main_process(shared):
