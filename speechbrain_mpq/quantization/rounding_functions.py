@@ -205,8 +205,6 @@ def _inside(gradient, weight, largest, alpha):
     """
     plain = weight.dtype == gradient.dtype == alpha.dtype == torch.float32
     if plain and weight.is_cpu and not alpha.dim():
-        # Asking for the number also keeps torch.compile out, whose gradients
-        # of this function are wrong.
         end = _beyond(alpha.item() * largest)
         return _HARDTANH_BACKWARD(gradient, weight, -end, end), None
     end = largest * alpha

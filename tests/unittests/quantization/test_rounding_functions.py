@@ -307,9 +307,10 @@ def test_a_table_that_changes_is_noticed(kind):
     assert quantizer(weight).tolist() == [0.5, 0.5]
 
 
+@pytest.mark.parametrize("scale", ["tensor", "rows"])
 @pytest.mark.parametrize("kind", SLOW, ids=lambda kind: kind.__name__)
-def test_compiled_estimators_have_the_same_gradients(kind):
-    weight, alpha = example(SHAPE, ())
+def test_compiled_estimators_have_the_same_gradients(kind, scale):
+    weight, alpha = example(SHAPE, SCALES[scale])
     gradient = torch.randn(SHAPE)
 
     def run(compiled):
