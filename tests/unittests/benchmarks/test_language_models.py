@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from speechbrain_mpq.decoders.nbest import NBest
+from speechbrain_mpq.decoders.ngram import Ngram, estimate_arpa
 from speechbrain_mpq.decoders.vocabulary import Vocabulary
 from speechbrain_mpq.inference.language_model import LanguageModel
 from speechbrain_mpq.lobes.models.language_models import TiedRNNLM
@@ -164,3 +165,19 @@ def test_bench_compares_with_the_first_model(rescoring):
     }
     last = rescoring.table(rows).splitlines()[-1]
     assert last.startswith("| lstm | ") and last.endswith("0.500 | 1,234 |")
+
+
+def test_ngrams_count_words_and_bytes_as_the_networks_do(tmp_path):
+    ngrams = script("quality/ngrams")
+    assert ngrams.trie_bytes([4, 8]) == 20  # 4 x 19 and 8 x 10 bits
+    vocabulary = Vocabulary(["the", "cat"])
+    path = tmp_path / "lm.arpa"
+    words = set(vocabulary.words)
+    estimate_arpa(path, ["the cat", "the dog"], 2, None, words)
+    lines = ["the dog", "cat"]
+    items = list(ngrams.test_items(Ngram(path), lines, vocabulary))
+    lm = LanguageModel(TiedRNNLM(vocab=6, size=4, layers=1), vocabulary)
+    for own, other in zip(items, lm.items(lines), strict=True):
+        assert own["words"] == other["words"]
+        assert own["unknown"] == other["unknown"]
+        assert 0 <= own["nats_unknown"] < own["nats"]
