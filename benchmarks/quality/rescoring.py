@@ -125,14 +125,25 @@ def tuned(lists, references):
 
 
 class Timed:
-    """A language model that counts words and the processor's seconds."""
+    """A language model that counts words and the processor's seconds.
+
+    It scores no lists twice.
+    """
 
     def __init__(self, lm):
         self.lm, self.vocabulary = lm, lm.vocabulary
         self.seconds = self.words = 0
+        self.known = {}
 
     def score(self, texts, progress=False):
         """See `LanguageModel.score`."""
+        key = tuple(texts)
+        if key not in self.known:
+            self.known[key] = self._score(texts, progress)
+        return self.known[key]
+
+    def _score(self, texts, progress):
+        """Score what has not been scored before."""
         started = time.process_time()
         scores = self.lm.score(texts, progress=progress)
         self.seconds += time.process_time() - started
