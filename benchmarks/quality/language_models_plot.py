@@ -19,10 +19,14 @@ STYLES = {  # name of rows: label, colour, marker
     "rounded_uniform": ("uniform, rounded", "#56b4e9", "s"),
     "ste_uniform": ("uniform, fine-tuned", "#0072b2", "s"),
     "ste_kl": ("KL, fine-tuned", "#009e73", "D"),
+    "rounded_midrise": ("four levels at 2 bits, rounded", "#888888", "^"),
+    "ste_midrise": ("four levels at 2 bits, fine-tuned", "#000000", "^"),
     "admm_uniform": ("uniform, ADMM", "#cc79a7", "X"),
     "rounded_entropy": ("entropy codebook, rounded", "#e69f00", "o"),
     "ste_entropy": ("entropy codebook, fine-tuned", "#d55e00", "o"),
+    "pretrained": ("the published one, trained for longer", "#d55e00", "*"),
 }
+TICKS = (200, 400, 800, 1600)  # kB
 FULL = ("full", "longer")
 WORST = 2.0  # times full precision's perplexity; what is above is no use
 
@@ -61,7 +65,9 @@ def draw_panel(axes, points, full, title):
             )
     axes.axhline(full, color="#444444", ls="--", lw=1, label="full precision")
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlim(TICKS[0], 1.1 * TICKS[-1])
+    axes.set_xticks(TICKS, [f"{tick}" for tick in TICKS])
+    axes.minorticks_off()
     axes.set_xlabel("file, kB")
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(alpha=0.3)
@@ -102,9 +108,16 @@ def draw(perplexities, errors):
             full["sets"][name]["wer"],
             f"WER %, {name}",
         )
-    handles, labels = axes[0].get_legend_handles_labels()
+    shown = {}
+    for panel in axes:
+        handles, labels = panel.get_legend_handles_labels()
+        shown |= dict(zip(labels, handles))
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=4, fontsize=8
+        shown.values(),
+        shown,
+        loc="outside lower center",
+        ncols=4,
+        fontsize=8,
     )
     return figure
 
