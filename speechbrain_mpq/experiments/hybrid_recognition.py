@@ -472,7 +472,7 @@ def publish(brain, graphs, items, hparams):
     graphs : Graphs
     items : dict
         Of `score`. Results of one test set are in the output folder, those of
-        several in folders of their names.
+        several in folders of their names; the card has those of the first.
     hparams : dict
         output_folder, ngram_file, against, corpus, seed and, of a network in
         full precision, system are used.
@@ -493,9 +493,12 @@ def publish(brain, graphs, items, hparams):
         packed = published / "model.safetensors"
         system["model_bytes"] = packed.stat().st_size
     for name, scored in items.items():
-        where = Path(name if len(items) > 1 else "")
+        several = len(items) > 1
+        where = Path(name if several else "")
         (folder / where).mkdir(exist_ok=True)
         others = [Path(other) / where for other in against]
+        if several:
+            system["corpus"] = f"{hparams['corpus']}, {name}"
         metrics = write_results(
             folder / where,
             system,
@@ -503,11 +506,10 @@ def publish(brain, graphs, items, hparams):
             others,
             task=RECOGNITION,
         )
+        if hparams["ctc"] or name != next(iter(items)):
+            continue
         full = load_metrics(others[0] / "metrics.json") if others else None
-        if not hparams["ctc"]:
-            write_card(
-                published, metrics=metrics, reference=full, task=RECOGNITION
-            )
+        write_card(published, metrics=metrics, reference=full, task=RECOGNITION)
 
 
 def _spoken(lexicon, words):

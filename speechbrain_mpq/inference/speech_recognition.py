@@ -14,7 +14,7 @@ from speechbrain.processing.features import InputNormalization
 
 from ..decoders.kaldi_decoder import check_scales
 from ..decoders.ngram import Ngram
-from ..decoders.viterbi import ExactDecoder
+from ..decoders.viterbi import LARGEST_EXACT, ExactDecoder
 from ..decoders.vocabulary import Lexicon
 from ..evaluation.recognition_task import RECOGNITION
 from ..lobes.models.tdnnf import TDNNF
@@ -162,6 +162,9 @@ class HybridASR:
     def transcribe_batch(self, wavs, wav_lens=None):
         """Most probable words of a batch, as `EncoderASR` gives them.
 
+        Up to 1000 words are searched exactly; larger vocabularies and n-grams
+        by Kaldi's decoder, which takes the extra `decode`.
+
         Arguments
         ---------
         wavs : torch.Tensor
@@ -233,6 +236,16 @@ class HybridASR:
         list of NBest
             With "acoustic_scores" and "lm_scores", unscaled, as details.
         """
+        decoder = self._word_decoder(**options)
+        rows = self.outputs(wavs, wav_lens)
+        ids = [f"utterance_{i}" for i in range(len(rows))] if not ids else ids
+        return [
+            decoder.nbest(row, count, key)
+            for row, key in zip(rows, ids, strict=True)
+        ]
+
+    def _word_decoder(self, **options):
+        """Kaldi's decoder with these beams, kept for the next call."""
         from ..decoders.kaldi_decoder import WordDecoder
 
         if self._decoder is None or self._decoder[0] != options:
@@ -244,16 +257,13 @@ class HybridASR:
                 **options,
             )
             self._decoder = options, decoder
-        decoder = self._decoder[1]
-        rows = self.outputs(wavs, wav_lens)
-        ids = [f"utterance_{i}" for i in range(len(rows))] if not ids else ids
-        return [
-            decoder.nbest(row, count, key)
-            for row, key in zip(rows, ids, strict=True)
-        ]
+        return self._decoder[1]
 
     def _search(self, outputs):
         """Words of one utterance, [frames, outputs]."""
+        if len(self.vocabulary) > LARGEST_EXACT:
+            best = self._word_decoder().nbest(outputs, count=1)
+            return best.hypotheses[0].split()
         if self._exact is None:
             self._exact = ExactDecoder(
                 self.lexicon, self.ngram, self.acoustic_scale, self.lm_scale
