@@ -250,7 +250,9 @@ def table(rows):
         cells = []
         for own in row["sets"].values():
             p = own.get("p")
-            cells += [f"{own['wer']:.2f}", "" if p is None else f"{p:.3f}"]
+            small = "< 0.001" if p is not None and p < 0.001 else None
+            cells.append(f"{own['wer']:.2f}")
+            cells.append("" if p is None else small or f"{p:.3f}")
         time_a_word = row.get("ms")
         cells.append("" if time_a_word is None else f"{time_a_word:.3f}")
         size = row.get("bytes")
