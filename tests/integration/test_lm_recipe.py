@@ -59,6 +59,25 @@ def test_published_model_has_the_logged_perplexity(row, trained, shared):
     )
 
 
+def test_a_run_begins_with_the_weights_of_another(trained, shared, tmp_path):
+    row, first = ROWS[0], trained[ROWS[0]["Hparam_file"]]
+    flags = row["test_debug_flags"]
+    for old, new in (("--lr 0.03", "--lr 0"), ("epochs 3", "epochs 1")):
+        assert old in flags
+        flags = flags.replace(old, new)
+    row = {**row, "test_debug_flags": f"{flags} --start_from {first}"}
+    second = start_row(row, shared, tmp_path / "second")
+    one, other = (
+        LanguageModel.from_pretrained(folder / "published").model.state_dict()
+        for folder in (first, second)
+    )
+    for name, weight in one.items():
+        assert torch.equal(weight, other[name]), name
+    missing = {**row, "test_debug_flags": f"{flags} --start_from {tmp_path}"}
+    with pytest.raises(ValueError, match="no trained checkpoint"):
+        start_row(missing, shared, tmp_path / "third")
+
+
 def quantized(trained, shared, name, *options):
     """Quantize the LSTM by its gates, with an untouched recipe."""
     row = ROWS[0]
