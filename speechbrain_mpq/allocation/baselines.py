@@ -252,6 +252,11 @@ class ReversedScores(Scorer):
         """What a calibration has to provide."""
         return self.base.needs
 
+    @property
+    def shared(self):
+        """Whether processes can share the work."""
+        return self.base.shared
+
     def with_scheme(self, scheme):
         """A copy that scores a model's scheme, see `Scorer.with_scheme`."""
         scorer = super().with_scheme(scheme)
@@ -267,9 +272,9 @@ class ReversedScores(Scorer):
         scorer.base = base
         return scorer
 
-    def score(self, network, values, selection, progress=True):
+    def score(self, network, values, selection, progress=True, folder=None):
         """Score a network, see `Scorer.score`."""
-        table = self.base.score(network, values, selection, progress)
+        table = self.base.score(network, values, selection, progress, folder)
         return replace(
             table,
             scores=reversed_scores(table),
