@@ -5,13 +5,12 @@ through the same solver to the same bytes as any other score, so that a
 difference between two plans is one between the scores alone.
 """
 
-import copy
 from dataclasses import replace
 
 import torch
 
 from .output_scores import KLScores
-from .scores import Scorer, ScoreTable
+from .scores import DerivedScores, Scorer, ScoreTable
 from .sharing import share
 from .sweep import quantized_values, scored_clusters, table_sizes, tensor_of
 
@@ -217,7 +216,7 @@ class WeightErrorScores(WeightScores):
         return row
 
 
-class ReversedScores(Scorer):
+class ReversedScores(DerivedScores):
     """Good scores dealt out in reverse: the worst plan that they can make.
 
     What the cluster with the largest score per parameter has goes to the one
@@ -241,36 +240,9 @@ class ReversedScores(Scorer):
     """
 
     additive = False  # the scores are another cluster's
-    base = None  # the scores that are reversed
 
     def __init__(self, candidate_bits=(2, 4, 8, 16), scores=None, **scheme):
-        super().__init__(candidate_bits, **scheme)
         self.base = scores or KLScores(candidate_bits, **scheme)
-
-    @property
-    def needs(self):
-        """What a calibration has to provide."""
-        return self.base.needs
-
-    @property
-    def shared(self):
-        """Whether processes can share the work."""
-        return self.base.shared
-
-    def with_scheme(self, scheme):
-        """A copy that scores a model's scheme, see `Scorer.with_scheme`."""
-        scorer = super().with_scheme(scheme)
-        return scorer._of(self.base.with_scheme(scheme))
-
-    def one_by_one(self):
-        """A copy that passes single items."""
-        return self._of(self.base.one_by_one())
-
-    def _of(self, base):
-        """A copy that reverses other scores."""
-        scorer = copy.copy(self)
-        scorer.base = base
-        return scorer
 
     def score(self, network, values, selection, progress=True, folder=None):
         """Score a network, see `Scorer.score`."""

@@ -13,7 +13,7 @@ import copy
 import torch
 import torch.nn.functional as F
 
-from .scores import Scorer
+from .scores import DerivedScores
 from .solver import allocate_bits
 from .sweep import OutputScores
 
@@ -334,7 +334,7 @@ class LossScores(OutputScores):
         return inputs, increase, count
 
 
-class RefinedScores(Scorer):
+class RefinedScores(DerivedScores):
     """Scores given the plan of the scores before.
 
     Each round is a whole sweep. The plan of every round is measured on the
@@ -368,8 +368,6 @@ class RefinedScores(Scorer):
     True
     """
 
-    base = None  # the scores that are refined
-
     def __init__(self, scores, average_bits, rounds=2, min_bits=2):
         if rounds < 1:
             raise ValueError(f"refining takes at least 1 round, not {rounds}")
@@ -377,30 +375,6 @@ class RefinedScores(Scorer):
         self.average_bits = average_bits
         self.rounds = rounds
         self.min_bits = min_bits
-
-    @property
-    def needs(self):
-        """What a calibration has to provide."""
-        return self.base.needs
-
-    @property
-    def candidate_bits(self):
-        """Those of the scores that are refined."""
-        return self.base.candidate_bits
-
-    def with_scheme(self, scheme):
-        """A copy that scores a model's scheme, see `Scorer.with_scheme`."""
-        return self._of(self.base.with_scheme(scheme))
-
-    def one_by_one(self):
-        """A copy that passes single items."""
-        return self._of(self.base.one_by_one())
-
-    def _of(self, base):
-        """A copy that refines other scores."""
-        scorer = copy.copy(self)
-        scorer.base = base
-        return scorer
 
     def score(self, network, values, selection, progress=True, folder=None):
         """Score a network again and again, see `Scorer.score`.

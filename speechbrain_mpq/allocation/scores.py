@@ -278,3 +278,47 @@ class Scorer:
         return self.score(
             network, dict(zip(self.needs, values)), selection, **more
         )
+
+
+class DerivedScores(Scorer):
+    """Scores that are made of another scorer's.
+
+    A subclass sets `base`, the other scorer, whose needs and scheme are its
+    own, and says in `score` what becomes of its table.
+    """
+
+    base = None
+
+    @property
+    def needs(self):
+        """What a calibration has to provide."""
+        return self.base.needs
+
+    @property
+    def shared(self):
+        """Whether processes can share the work."""
+        return self.base.shared
+
+    @property
+    def candidate_bits(self):
+        """Those of the other scorer."""
+        return self.base.candidate_bits
+
+    @property
+    def scheme(self):
+        """What is scored."""
+        return self.base.scheme
+
+    def with_scheme(self, scheme):
+        """A copy that scores a model's scheme, see `Scorer.with_scheme`."""
+        return self._of(self.base.with_scheme(scheme))
+
+    def one_by_one(self):
+        """A copy that passes single items."""
+        return self._of(self.base.one_by_one())
+
+    def _of(self, base):
+        """A copy that is made of other scores."""
+        scorer = copy.copy(self)
+        scorer.base = base
+        return scorer
