@@ -34,7 +34,7 @@ lint: $(VENV)/.ready
 	$(BIN)/yamllint -s .
 
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "site/index.html"
 
 $(VENV)/.docs: $(VENV)/.ready
