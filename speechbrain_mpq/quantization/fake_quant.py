@@ -35,10 +35,6 @@ from .rounding_functions import (
 RESCALE_THRESHOLD = 0.5
 
 
-# Traced by torch.compile, its gradients would be wrong without a word.
-_learned_rounding = torch.compiler.disable(LearnedRounding.apply)
-
-
 class FakeQuantize(torch.nn.Module):
     """Rounds a weight to its codebook, with a straight-through gradient.
 
@@ -266,7 +262,7 @@ class LogStep(FakeQuantize):
             self._fit_late(weight.detach())
         alpha = self.fitted * self.log_stretch.detach().exp()
         table = alpha, *self._table()
-        return _learned_rounding(weight, self.log_stretch, *table)
+        return LearnedRounding.apply(weight, self.log_stretch, *table)
 
     def _note_late(self):
         """Remember whether some values have no scale yet."""

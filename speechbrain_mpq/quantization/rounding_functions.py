@@ -184,6 +184,9 @@ class LearnedRounding(Function):
     @staticmethod
     def backward(context, gradient):
         """Gives the gradients of the weight and of the scale's logarithm."""
+        if torch.compiler.is_compiling():
+            # Traced, they would be wrong without a word.
+            torch._dynamo.graph_break()
         weight, quantized, alpha = context.saved_tensors
         by_scale = None
         by_weight, room = _inside(gradient, weight, context.largest, alpha)

@@ -1,6 +1,8 @@
 """Rounding in few passes: the digits of the slow, obvious way."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -324,3 +326,12 @@ def test_compiled_estimators_have_the_same_gradients(kind, scale):
 
     for one, other in zip(run(True), run(False), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_importing_does_not_load_the_compiler():
+    """Which takes a second that every command would pay."""
+    code = (
+        "import sys, speechbrain_mpq.quantization.fake_quant as own; "
+        "assert own.LogStep and 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
