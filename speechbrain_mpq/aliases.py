@@ -51,6 +51,7 @@ MOVED = {
     "ptq.pretrained_interfaces": "ptq.pretrained_folder",
     "quantization.gates": "quantization.groups",
     "quantization.model_card": "inference.card",
+    "quantization.rounding_functions": "quantization.fake_quant",
     "quantization.scheme": "quantization.plan",
     "separation.features": "lobes.models.spatial_features",
     "separation.separator": "lobes.models.separator",
