@@ -17,7 +17,7 @@ import torch
 from speechbrain.utils.checkpoints import Checkpointer
 
 from speechbrain_mpq.decoders.vocabulary import Vocabulary
-from speechbrain_mpq.evaluation.language_task import perplexity
+from speechbrain_mpq.evaluation.word_tasks import perplexity
 from speechbrain_mpq.lobes.models.language_models import TiedRNNLM
 from speechbrain_mpq.quantization.admm import ADMM
 from speechbrain_mpq.quantization.fake_quant import FakeQuantize

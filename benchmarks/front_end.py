@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from speechbrain_mpq.evaluation.runs import significance
-from speechbrain_mpq.evaluation.separation_task import BUCKET_NAMES
+from speechbrain_mpq.evaluation.signal_tasks import BUCKET_NAMES
 from speechbrain_mpq.quantization.packing import read_packed
 from speechbrain_mpq.utils import read_json, write_json
 

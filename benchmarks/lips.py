@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from speechbrain_mpq.evaluation.results import score_separation
 from speechbrain_mpq.evaluation.runs import summarise
-from speechbrain_mpq.evaluation.separation_task import BUCKET_NAMES, bucket_of
+from speechbrain_mpq.evaluation.signal_tasks import BUCKET_NAMES, bucket_of
 from speechbrain_mpq.inference.loading import build_separator
 from speechbrain_mpq.inference.speech_recognition import Recognizer
 from speechbrain_mpq.lobes.models.tcn import fold_norms_

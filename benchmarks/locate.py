@@ -27,8 +27,8 @@ import numpy as np
 import torch
 
 from speechbrain_mpq.commands.separate import LITTLE
-from speechbrain_mpq.evaluation.separation_task import BUCKET_NAMES, bucket_of
 from speechbrain_mpq.evaluation.signal_quality import si_snr
+from speechbrain_mpq.evaluation.signal_tasks import BUCKET_NAMES, bucket_of
 from speechbrain_mpq.inference.interfaces import LightSeparator
 from speechbrain_mpq.inference.localization import (
     DIRECTIONS,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from speechbrain_mpq.decoders.ngram import Ngram, estimate_arpa
 from speechbrain_mpq.decoders.vocabulary import Vocabulary
-from speechbrain_mpq.evaluation.language_task import LANGUAGE_MODELLING
+from speechbrain_mpq.evaluation.word_tasks import LANGUAGE_MODELLING
 
 VALUE = 8  # bits of a probability or a back-off weight
 

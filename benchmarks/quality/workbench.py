@@ -13,7 +13,7 @@ from statistics import fmean
 import torch
 
 from speechbrain_mpq.evaluation.results import score_separation
-from speechbrain_mpq.evaluation.separation_task import bucket_of
+from speechbrain_mpq.evaluation.signal_tasks import bucket_of
 from speechbrain_mpq.experiments.talker_separation import (
     Separation,
     starting_separator,

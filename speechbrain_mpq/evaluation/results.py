@@ -30,8 +30,8 @@ from .runs import (
     task_of,
     told_apart,
 )
-from .separation_task import SEPARATION
 from .signal_quality import pesq_many, si_snr
+from .signal_tasks import SEPARATION
 
 logger = get_logger(__name__)
 # Files of an experiment that the report shows where they are there.

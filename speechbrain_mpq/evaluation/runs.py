@@ -16,7 +16,7 @@ from statistics import fmean
 import numpy as np
 
 from ..utils import read_json
-from .separation_task import SEPARATION
+from .signal_tasks import SEPARATION
 from .task import DEFAULT_TASK, find_task, mean
 
 FULL_PRECISION = 32  # bits

@@ -16,12 +16,12 @@ from .wer import WordErrors, word_errors
 DEFAULT_TASK = "separation"  # of metrics.json files that name none
 NO_CONDITION = "all"  # the one block of a task without conditions
 _HOMES = {  # modules that register a task
-    "classification": "classification_task",
-    "separation": "separation_task",
-    "language modelling": "language_task",
-    "speech quality": "quality_task",
-    "speech recognition": "recognition_task",
-    "noise suppression": "enhancement_task",
+    "classification": "word_tasks",
+    "separation": "signal_tasks",
+    "language modelling": "word_tasks",
+    "speech quality": "signal_tasks",
+    "speech recognition": "word_tasks",
+    "noise suppression": "signal_tasks",
 }
 _TASKS = {}
 

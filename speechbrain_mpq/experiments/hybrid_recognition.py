@@ -31,10 +31,10 @@ from ..decoders.nbest import NBest, write_nbest
 from ..decoders.ngram import Ngram, estimate_arpa
 from ..decoders.viterbi import ExactDecoder
 from ..decoders.vocabulary import Lexicon
-from ..evaluation.recognition_task import RECOGNITION
 from ..evaluation.results import Scored, write_results
 from ..evaluation.runs import load_metrics
 from ..evaluation.wer import oracle_errors
+from ..evaluation.word_tasks import RECOGNITION
 from ..inference.folder import write_card
 from ..inference.speech_recognition import save_recognizer
 from ..simulation.noise import NoiseMaker

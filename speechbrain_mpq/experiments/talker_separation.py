@@ -14,8 +14,8 @@ from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import get_logger
 
 from ..evaluation.results import score_separation, write_results
-from ..evaluation.separation_task import SEPARATION
 from ..evaluation.signal_quality import si_snr
+from ..evaluation.signal_tasks import SEPARATION
 from ..inference.card import write_sample
 from ..inference.folder import write_card, write_hyperparams
 from ..inference.language_model import LanguageModel, RescoringRecognizer

@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 import yaml
 
-from ..evaluation.separation_task import SEPARATION
+from ..evaluation.signal_tasks import SEPARATION
 from ..evaluation.task import markdown_table
 from ..lobes.models.spatial_features import LINEAR_15_SPACINGS, used_microphones
 from ..utils import SAMPLE_RATE, atomic_write

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torchaudio
 
-from ..evaluation.classification_task import CLASSIFICATION
+from ..evaluation.word_tasks import CLASSIFICATION
 from ..lobes.models.gru_classifier import IntegerClassifier
 from ..nnet.gru_operations import LINEAR
 from ..nnet.integer_gru import cell_names

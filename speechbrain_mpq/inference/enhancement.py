@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..evaluation.enhancement_task import ENHANCEMENT
+from ..evaluation.signal_tasks import ENHANCEMENT
 from ..lobes.models.exit_rules import EnhancerStream, exit_rule
 from ..lobes.models.nsnet2 import BINS, LAST, EarlyExitNsNet2, NsNet2
 from ..utils import BUNDLED_ENHANCER, SAMPLE_RATE, atomic_write

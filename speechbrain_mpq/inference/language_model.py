@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..decoders.nbest import TOO_MANY, NBest, RescoringWeights
 from ..decoders.vocabulary import Vocabulary
-from ..evaluation.language_task import LANGUAGE_MODELLING
+from ..evaluation.word_tasks import LANGUAGE_MODELLING
 from ..lobes.models.language_models import RNNS, TiedRNNLM, TiedTransformerLM
 from ..quantization.packing import read_model
 from .folder import VOCABULARY_FILE, fetch_folder, save_separator

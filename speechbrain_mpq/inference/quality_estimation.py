@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..evaluation.quality_task import SPEECH_QUALITY
+from ..evaluation.signal_tasks import SPEECH_QUALITY
 from ..lobes.models.dnsmos import DNSMOS, BinaryDNSMOS, BitDNSMOS, LogMel
 from ..utils import BUNDLED_QUALITY_MODEL, SAMPLE_RATE
 from .audio import AudioError, AudioFile, as_waveforms

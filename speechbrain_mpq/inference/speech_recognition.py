@@ -16,7 +16,7 @@ from ..decoders.kaldi_decoder import check_scales
 from ..decoders.ngram import Ngram
 from ..decoders.viterbi import LARGEST_EXACT, ExactDecoder
 from ..decoders.vocabulary import Lexicon
-from ..evaluation.recognition_task import RECOGNITION
+from ..evaluation.word_tasks import RECOGNITION
 from ..lobes.models.tdnnf import TDNNF
 from ..utils import SAMPLE_RATE
 from .audio import BlockResampler, read_segment

@@ -23,9 +23,9 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import run_on_main
 from tqdm import tqdm
 
-from speechbrain_mpq.evaluation.enhancement_task import ENHANCEMENT
 from speechbrain_mpq.evaluation.runs import summarise
 from speechbrain_mpq.evaluation.signal_quality import P808, pesq_many, si_snr
+from speechbrain_mpq.evaluation.signal_tasks import ENHANCEMENT
 from speechbrain_mpq.inference.enhancement import save_enhancer
 from speechbrain_mpq.inference.folder import coverage_rows
 from speechbrain_mpq.inference.loading import load

@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from speechbrain_mpq.allocation import nsga2
 from speechbrain_mpq.allocation.plan_search import weights_digest
-from speechbrain_mpq.evaluation.classification_task import CLASSIFICATION
 from speechbrain_mpq.evaluation.results import Scored, write_results
 from speechbrain_mpq.evaluation.significance import (
     mcnemar,
     paired_difference,
 )
+from speechbrain_mpq.evaluation.word_tasks import CLASSIFICATION
 from speechbrain_mpq.inference.classification import (
     matrix_plan,
     save_classifier,

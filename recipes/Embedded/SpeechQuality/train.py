@@ -22,8 +22,8 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import run_on_main
 
-from speechbrain_mpq.evaluation.quality_task import SPEECH_QUALITY
 from speechbrain_mpq.evaluation.results import Scored, write_results
+from speechbrain_mpq.evaluation.signal_tasks import SPEECH_QUALITY
 from speechbrain_mpq.evaluation.significance import pcc
 from speechbrain_mpq.inference.quality_estimation import save_quality_estimator
 from speechbrain_mpq.lobes.models.dnsmos import BinaryDNSMOS, BitDNSMOS, memory

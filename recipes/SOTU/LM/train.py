@@ -18,7 +18,7 @@ from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_mpq.decoders.vocabulary import Vocabulary
-from speechbrain_mpq.evaluation.language_task import Perplexity
+from speechbrain_mpq.evaluation.word_tasks import Perplexity
 from speechbrain_mpq.training.checkpoints import load_best_
 
 

@@ -10,7 +10,7 @@ from speechbrain_mpq.evaluation.comparisons import (
     paired_differences,
 )
 from speechbrain_mpq.evaluation.results_table import results_table
-from speechbrain_mpq.evaluation.separation_task import BUCKET_NAMES
+from speechbrain_mpq.evaluation.signal_tasks import BUCKET_NAMES
 
 KEYS = ("si_snr", "pesq", "wer")
 

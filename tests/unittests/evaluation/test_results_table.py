@@ -7,7 +7,7 @@ from helpers import make_items, make_metrics, write_run
 
 from speechbrain_mpq.evaluation.results_table import results_table, table_cells
 from speechbrain_mpq.evaluation.runs import gather
-from speechbrain_mpq.evaluation.separation_task import BUCKET_NAMES
+from speechbrain_mpq.evaluation.signal_tasks import BUCKET_NAMES
 
 
 def test_table_shows_the_numbers():

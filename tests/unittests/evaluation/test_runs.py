@@ -14,7 +14,7 @@ from speechbrain_mpq.evaluation.runs import (
     significance,
     summarise,
 )
-from speechbrain_mpq.evaluation.separation_task import BUCKET_NAMES, bucket_of
+from speechbrain_mpq.evaluation.signal_tasks import BUCKET_NAMES, bucket_of
 from speechbrain_mpq.utils import write_json, write_text
 
 

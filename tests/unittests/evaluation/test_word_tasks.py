@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from speechbrain_mpq.evaluation.classification_task import CLASSIFICATION
 from speechbrain_mpq.evaluation.results import (
     Scored,
     show_results,
     write_results,
 )
 from speechbrain_mpq.evaluation.task import find_task
+from speechbrain_mpq.evaluation.word_tasks import CLASSIFICATION
 
 
 def items_of(right, count=20):
