@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
 from ..utils import repeated_blocks
-from .comparisons import by_system
+from .results_table import by_system
 from .runs import FULL_PRECISION, KIB, bits_text, task_of
 
 GREY = "#8a8f98"

@@ -16,9 +16,9 @@ except ImportError as error:
     ) from error
 from ..utils import write_text
 from . import plots
-from .comparisons import compare
 from .page import example_section, page, picture, tag, text
 from .results_table import (
+    compare,
     difference_cells,
     table_cells,
     table_notes,

@@ -17,7 +17,6 @@ from helpers import (
     written,
 )
 
-from speechbrain_mpq.evaluation.comparisons import compare
 from speechbrain_mpq.evaluation.page import (
     _equal_loudness,
     _loudest_magnitude,
@@ -29,6 +28,7 @@ from speechbrain_mpq.evaluation.report import (
     write_report,
     write_table,
 )
+from speechbrain_mpq.evaluation.results_table import compare
 
 pytestmark = pytest.mark.usefixtures("planned_pictures")
 
