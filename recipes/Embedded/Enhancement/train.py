@@ -39,8 +39,8 @@ from speechbrain_mpq.lobes.models.exit_rules import (
 )
 from speechbrain_mpq.lobes.models.nsnet2 import HOP, log_power, stft
 from speechbrain_mpq.quantization.packing import read_model
+from speechbrain_mpq.simulation.augmentation import NoisySpeech, Voices
 from speechbrain_mpq.simulation.noise import NoiseFolder, NoiseMaker
-from speechbrain_mpq.simulation.noisy_speech import NoisySpeech, Voices
 from speechbrain_mpq.training.checkpoints import load_best_
 from speechbrain_mpq.utils import write_json
 

@@ -15,8 +15,8 @@ from scipy.signal import istft, stft
 from tqdm import tqdm
 
 from speechbrain_mpq.evaluation.signal_quality import P808, wideband_pesq
+from speechbrain_mpq.simulation.augmentation import NoisySpeech, Voices
 from speechbrain_mpq.simulation.noise import NoiseFolder, NoiseMaker, draw_by
-from speechbrain_mpq.simulation.noisy_speech import NoisySpeech, Voices
 from speechbrain_mpq.utils import write_json
 
 SPEECH_OF = {"test_unseen": "test"}  # the same voices in other noise

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from speechbrain_mpq.simulation.augmentation import NoisySpeech
 from speechbrain_mpq.simulation.noise import NoiseFolder
-from speechbrain_mpq.simulation.noisy_speech import NoisySpeech
 
 SCRIPT = Path(__file__).parents[3] / "recipes/DNS/dns_prepare.py"
 
