@@ -37,8 +37,8 @@ from ..evaluation.wer import oracle_errors
 from ..evaluation.word_tasks import RECOGNITION
 from ..inference.folder import write_card
 from ..inference.speech_recognition import save_recognizer
+from ..simulation.augmentation import NoisySpeech, Voices
 from ..simulation.noise import NoiseMaker
-from ..simulation.noisy_speech import NoisySpeech, Voices
 from ..simulation.rooms import RoomBank
 from ..training.checkpoints import load_best_
 from ..training.choose import system_of
