@@ -66,8 +66,8 @@ def measured(name, bits, folder, overrides):
     print(name, flush=True)
     environment = {**ENVIRONMENT, **os.environ}
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
-    found = ROOT / folder / f"{system}_{bits}bit" / "1234" / "metrics.json"
-    metrics = json.loads(found.read_text())
+    path = ROOT / folder / f"{system}_{bits}bit" / "1234" / "metrics.json"
+    metrics = json.loads(path.read_text())
     kept = {key: round(metrics["average"][key], 3) for key in ("si_snr", "wer")}
     return {"variant": name, "bytes": metrics["model_bytes"], **kept}
 

@@ -35,29 +35,30 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--probes", type=int, default=50)
     parser.add_argument("--overrides", default="", help="YAML text")
-    asked = parser.parse_args()
-    hparams = read_hparams(HPARAMS, asked.overrides)
+    options = parser.parse_args()
+    hparams = read_hparams(HPARAMS, options.overrides)
     torch.set_num_threads(hparams["threads"])
     separator = starting_separator(hparams).eval()
     hparams["microphones"] = separator.features.microphones
     hparams["lips_size"] = separator.lips_size
     brain = Separation({"separator": separator}, None, hparams, {})
     datasets, _ = dataio_prep(hparams)
-    found = brain.calibration(datasets["train"], 16)
+    calibration = brain.calibration(datasets["train"], 16)
     scorer = hparams["scores"]
-    scorer.probes = asked.probes
+    scorer.probes = options.probes
     before, start = peak_gib(), time.process_time()
     table = scorer(
         separator.mask_net,
-        found["inputs"],
-        found["loss"],
+        calibration["inputs"],
+        calibration["loss"],
         include=hparams["quantize_include"],
         exclude=hparams["quantize_exclude"],
     )
     seconds = time.process_time() - start
     print(
-        f"{len(table.scores)} clusters, {asked.probes} probes: {seconds:.0f} s "
-        f"of CPU, {seconds / asked.probes:.2f} s a probe; peak memory "
+        f"{len(table.scores)} clusters, {options.probes} probes: "
+        f"{seconds:.0f} s of CPU, {seconds / options.probes:.2f} s a probe; "
+        "peak memory "
         f"{peak_gib():.2f} GiB, {before:.2f} before it"
     )
 

@@ -38,27 +38,27 @@ SYSTEMS = {
 }
 
 
-def transcripts(asked, count, rng):
+def transcripts(options, count, rng):
     """Phones of random sentences, not all equally frequent."""
-    frequency = 1 / (1 + np.arange(asked.phones - 1))
+    frequency = 1 / (1 + np.arange(options.phones - 1))
     frequency /= frequency.sum()
-    length = int(RATE * asked.seconds)
+    length = int(RATE * options.seconds)
     return [
-        (1 + rng.choice(asked.phones - 1, length, p=frequency)).tolist()
+        (1 + rng.choice(options.phones - 1, length, p=frequency)).tolist()
         for _ in range(count)
     ]
 
 
-def loss_of(system, asked):
+def loss_of(system, options):
     """Number of outputs, and loss as a function of them."""
     rng = np.random.default_rng(0)
-    transcriptions = transcripts(asked, asked.batch, rng)
+    transcriptions = transcripts(options, options.batch, rng)
     if system is None:
-        phones = torch.tensor(transcriptions, device=asked.device)
-        frames = torch.full((asked.batch,), int(asked.seconds / FRAME))
-        lengths = torch.full((asked.batch,), phones.shape[1])
+        phones = torch.tensor(transcriptions, device=options.device)
+        frames = torch.full((options.batch,), int(options.seconds / FRAME))
+        lengths = torch.full((options.batch,), phones.shape[1])
         ctc = torch.nn.CTCLoss()
-        return asked.phones + 1, lambda outputs: ctc(
+        return options.phones + 1, lambda outputs: ctc(
             outputs.log_softmax(2).transpose(0, 1),
             phones[: len(outputs)],
             frames[: len(outputs)],
@@ -67,15 +67,15 @@ def loss_of(system, asked):
     order, dtype = system
     lattices = [
         phone_lattice([[sentence]], silence=0)
-        for sentence in transcriptions + transcripts(asked, asked.text, rng)
+        for sentence in transcriptions + transcripts(options, options.text, rng)
     ]
-    ngram = estimate_ngram(lattices, asked.phones, order)
-    loss = LFMMILoss(denominator_graph(ngram), dtype=dtype).to(asked.device)
+    ngram = estimate_ngram(lattices, options.phones, order)
+    loss = LFMMILoss(denominator_graph(ngram), dtype=dtype).to(options.device)
     transcriptions = [
-        numerator_graph(lattice, ngram) for lattice in lattices[: asked.batch]
+        numerator_graph(lattice, ngram) for lattice in lattices[: options.batch]
     ]
-    whole = torch.ones(asked.batch, device=asked.device)
-    return 2 * asked.phones, lambda outputs: loss(
+    whole = torch.ones(options.batch, device=options.device)
+    return 2 * options.phones, lambda outputs: loss(
         outputs, transcriptions[: len(outputs)], whole[: len(outputs)]
     )
 
@@ -87,24 +87,24 @@ def held(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def measure(name, asked, queue):
+def measure(name, options, queue):
     """Put the least seconds of a step, and MiB."""
-    torch.set_num_threads(asked.threads)
+    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    size, loss = loss_of(SYSTEMS[name], asked)
-    outputs = torch.randn(asked.batch, int(asked.seconds / FRAME), size)
-    outputs = outputs.to(asked.device).requires_grad_()
+    size, loss = loss_of(SYSTEMS[name], options)
+    outputs = torch.randn(options.batch, int(options.seconds / FRAME), size)
+    outputs = outputs.to(options.device).requires_grad_()
     loss(outputs[:1]).backward()  # loads what torch loads late
     clock = time.perf_counter if outputs.is_cuda else time.process_time
-    before, seconds = held(asked.device), []
-    for _ in range(asked.repeats):
+    before, seconds = held(options.device), []
+    for _ in range(options.repeats):
         outputs.grad = None
         start = clock()
         value = loss(outputs)
         value.backward()
         value.item()  # waits for a GPU
         seconds.append(clock() - start)
-    queue.put((min(seconds), held(asked.device) - before))
+    queue.put((min(seconds), held(options.device) - before))
 
 
 def main():
@@ -117,13 +117,13 @@ def main():
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     print("| loss | ms a step | MiB |")
     print("| --- | --- | --- |")
     context = multiprocessing.get_context("spawn")
     for name in SYSTEMS:
         queue = context.Queue()
-        process = context.Process(target=measure, args=(name, asked, queue))
+        process = context.Process(target=measure, args=(name, options, queue))
         process.start()
         seconds, mib = queue.get()
         process.join()

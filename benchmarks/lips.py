@@ -202,13 +202,13 @@ def main():
     parser.add_argument("--only", nargs="*", default=list(CONDITIONS))
     parser.add_argument("--overrides", default="", help="YAML text")
     parser.add_argument("--out", default="", help="JSON file of the numbers")
-    asked = parser.parse_args()
-    hparams = read_hparams(HPARAMS, asked.overrides)
+    arguments = parser.parse_args()
+    hparams = read_hparams(HPARAMS, arguments.overrides)
     torch.set_num_threads(hparams["threads"])
-    separator = load(asked.packed)
+    separator = load(arguments.packed)
     if separator.lips_size is None:
-        raise SystemExit(f"{asked.packed} has no lip stream")
-    maker, mixtures = test_set(hparams, asked.every, asked.bucket)
+        raise SystemExit(f"{arguments.packed} has no lip stream")
+    maker, mixtures = test_set(hparams, arguments.every, arguments.bucket)
     recognize, summaries = Recognizer(hparams["asr_source"]), {}
     decibels = {}
 
@@ -223,13 +223,13 @@ def main():
 
     print(f"{'':20}{'SI-SNR in dB by bucket, avg.':>40}  {'WER in %':>35}")
     items = list(listed_mixtures(maker, mixtures))
-    if asked.audio_only:
-        score("audio only", load(asked.audio_only), items)
-    for name in asked.only:
+    if arguments.audio_only:
+        score("audio only", load(arguments.audio_only), items)
+    for name in arguments.only:
         shown, faults = CONDITIONS[name]
         videos = LipVideos(maker, separator.lips_size, faults, shown)
         score(name, separator, list(listed_mixtures(maker, mixtures, videos)))
-    if asked.camera == "True":
+    if arguments.camera == "True":
         videos = LipVideos(maker, separator.lips_size)
         seen = camera_items(items, Panorama(videos), separator.lips_size)
         score("through the camera", separator, seen)
@@ -239,8 +239,8 @@ def main():
             count, *rest = means.items()
             shown = ", ".join(f"{name} {value:.2f}" for name, value in rest)
             print(f"{whose:12}{count[1]:4} mixtures  {shown}")
-    if asked.out:
-        Path(asked.out).write_text(json.dumps(summaries, indent=1) + "\n")
+    if arguments.out:
+        Path(arguments.out).write_text(json.dumps(summaries, indent=1) + "\n")
 
 
 if __name__ == "__main__":

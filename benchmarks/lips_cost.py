@@ -34,7 +34,7 @@ def main():
     size = separators["with lips"].lips_size
     pictures = torch.randint(256, (1, SECONDS * 25 + 1, *size)).byte()
     mixture = torch.randn(1, SECONDS * 16000, 7)
-    given = {
+    inputs = {
         "audio only": (mixture, torch.tensor([60.0])),
         "with lips": (mixture, torch.tensor([60.0]), pictures),
     }
@@ -44,7 +44,7 @@ def main():
     for _ in range(rounds + 1):  # the first round warms up
         for name, separator in separators.items():
             start = time.process_time()
-            separator(*given[name])
+            separator(*inputs[name])
             times[name].append(time.process_time() - start)
     medians = {n: statistics.median(t[1:]) for n, t in times.items()}
     for name, median in medians.items():

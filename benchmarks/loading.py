@@ -89,8 +89,8 @@ def main():
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--loader_workers", type=int, default=1)
     parser.add_argument("--out", help="JSON file of the numbers")
-    asked = parser.parse_args()
-    hparams = read_hparams(asked.hparams, asked.overrides)
+    arguments = parser.parse_args()
+    hparams = read_hparams(arguments.hparams, arguments.overrides)
     torch.set_num_threads(hparams["threads"])
     build = build_separator(hparams["separator_file"])
     hparams["microphones"] = build.features.microphones
@@ -98,7 +98,7 @@ def main():
     datasets, maker = dataio_prep(hparams)
     options = {
         **hparams["train_loader"],
-        "num_workers": asked.loader_workers,
+        "num_workers": arguments.loader_workers,
     }
 
     def loader(name):
@@ -107,29 +107,29 @@ def main():
     for name, dataset in (("mixtures", "train"), ("voices", "voices")):
         rate = items_per_second(datasets[dataset])
         print(f"{name:14}{rate:8.0f} items/s in a loader process")
-    if not asked.steps:
+    if not arguments.steps:
         return
-    training = Training(hparams, asked.device)
+    training = Training(hparams, arguments.device)
     batch = next(iter(loader("train")))
     mixer = DeviceMixer(maker.rooms, hparams["chunk_seconds"])
-    mixer = mixer.to(asked.device)
+    mixer = mixer.to(arguments.device)
     rates = {
-        "no loading": training.rate(repeat(batch), asked.steps),
+        "no loading": training.rate(repeat(batch), arguments.steps),
         "loader mixes": training.rate(
             chain.from_iterable(loader("train") for _ in range(99)),
-            asked.steps,
+            arguments.steps,
         ),
         "device mixes": training.rate(
             chain.from_iterable(loader("voices") for _ in range(99)),
-            asked.steps,
+            arguments.steps,
             mixer,
         ),
     }
     for name, rate in rates.items():
         share = 100 * rate / rates["no loading"]
         print(f"{name:14}{rate:8.2f} steps/s {share:6.0f} %")
-    if asked.out:
-        Path(asked.out).write_text(json.dumps(rates, indent=1) + "\n")
+    if arguments.out:
+        Path(arguments.out).write_text(json.dumps(rates, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -152,13 +152,13 @@ def score(layers, width):
 
     kl = KLScores(CANDIDATES, form="categorical", chunk=1)
     hessian = SCORERS["hessian"](CANDIDATES, chunk=BATCHES // 2)
-    for name, scorer, *given in (
+    for name, scorer, *values in (
         ("kl", kl, inputs),
         ("hessian", hessian, longer, loss),
     ):
         ddp_barrier()
         started = time.process_time(), time.perf_counter()
-        table = scorer(model, *given, progress=False)
+        table = scorer(model, *values, progress=False)
         took = (
             time.process_time() - started[0],
             time.perf_counter() - started[1],

@@ -251,7 +251,7 @@ def same(one, other):
 
 
 def one_row(name, row, folder, manifest, bits=(2, 4, 8)):
-    """Quantize, load, compare: what is told of a class."""
+    """Quantize, load, compare: what is result of a class."""
     row = {"class": name, **row}
     source, packed = folder / "source", folder / "packed"
     if "refused" in row:
@@ -262,7 +262,7 @@ def one_row(name, row, folder, manifest, bits=(2, 4, 8)):
         return {"failed": f"{name} is not refused"}
     sys.modules.setdefault("speechbrain_interfaces", sys.modules[__name__])
     write_source(row, source)
-    found = quantize_pretrained(
+    report = quantize_pretrained(
         source,
         row["class"],
         manifest,
@@ -273,15 +273,16 @@ def one_row(name, row, folder, manifest, bits=(2, 4, 8)):
         progress=False,
     )
     loaded = find_class(row["class"]).from_hparams(source=str(packed))
-    said = outputs(row, loaded)
+    estimates = outputs(row, loaded)
     expected = outputs(row, with_weights_of(row, source, packed))
     plain = find_class(row["class"]).from_hparams(source=str(source))
     return {
-        "bytes": found.bytes,
-        "divergence": found.divergence,
-        "unit": found.unit,
-        "same_bits": same(said, expected),
-        "changed": found.divergence > 0 and not same(said, outputs(row, plain)),
+        "bytes": report.bytes,
+        "divergence": report.divergence,
+        "unit": report.unit,
+        "same_bits": same(estimates, expected),
+        "changed": report.divergence > 0
+        and not same(estimates, outputs(row, plain)),
     }
 
 
@@ -302,12 +303,12 @@ def main(arguments=None):
             print(name, f"needs {row['needs']}", flush=True)
             continue
         try:
-            told = one_row(name, row, folder, manifest)
+            result = one_row(name, row, folder, manifest)
         except Exception as error:
             if options.only:
                 raise
-            told = {"failed": f"{type(error).__name__}: {error}"}
-        print(name, json.dumps(told)[:500], flush=True)
+            result = {"failed": f"{type(error).__name__}: {error}"}
+        print(name, json.dumps(result)[:500], flush=True)
 
 
 if __name__ == "__main__":

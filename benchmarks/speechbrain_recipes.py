@@ -186,14 +186,14 @@ def first_calls(model, run):
     names = {id(m): n for n, m in model.named_modules()}
     calls, running, handles = [], [], []
 
-    def before(module, given, keywords):
+    def before(module, inputs, keywords):
         if not running:
             torch.manual_seed(0)  # some have dropout in evaluation, too
-            kept = copy.deepcopy((given, keywords))
+            kept = copy.deepcopy((inputs, keywords))
             calls.append([names[id(module)], kept, None])
         running.append(module)
 
-    def after(module, given, keywords, output):
+    def after(module, inputs, keywords, output):
         running.pop()
         if not running:
             calls[-1][2] = copy.deepcopy(output)
@@ -248,10 +248,10 @@ def compare(trained, fresh, calls):
         f"value: {n}" for n in one if n in other and not same(one[n], other[n])
     ]
     modules = dict(fresh.named_modules())
-    for name, (given, keywords), output in calls:
+    for name, (inputs, keywords), output in calls:
         torch.manual_seed(0)
         with torch.no_grad():
-            again = modules[name](*given, **keywords)
+            again = modules[name](*inputs, **keywords)
         pairs = list(zip(leaves(output), leaves(again), strict=True))
         if not all(same(*pair) for pair in pairs):
             problems.append(f"output: {name}")
@@ -273,7 +273,12 @@ class Watch:
 
         @wraps(fit)  # the runner looks at its signature
         def watched_fit(
-            brain, epoch_counter, train_set, valid_set=None, *given, **options
+            brain,
+            epoch_counter,
+            train_set,
+            valid_set=None,
+            *more,
+            **options,
         ):
             if self.data is None:  # a GAN's Brain calls `fit` in its own
                 self.brain = brain
@@ -284,13 +289,18 @@ class Watch:
                 data = train_set if valid_set is None else valid_set
                 self.data = data, loading
             return fit(
-                brain, epoch_counter, train_set, valid_set, *given, **options
+                brain,
+                epoch_counter,
+                train_set,
+                valid_set,
+                *more,
+                **options,
             )
 
-        def watched_evaluate(brain, test_set, *given, **options):
+        def watched_evaluate(brain, test_set, *more, **options):
             keys = {k: v for k, v in options.items() if k.endswith("_key")}
             self.keys = keys
-            return evaluate(brain, test_set, *given, **options)
+            return evaluate(brain, test_set, *more, **options)
 
         def watched_train(brain, train_set, epoch, enable):
             if self.kill and epoch >= 2:
@@ -303,8 +313,8 @@ class Watch:
                 brain.fit_batch = last_step
             return fit_train(brain, train_set, epoch, enable)
 
-        def watched_load(stream, overrides=None, *given, **options):
-            found = load(stream, overrides, *given, **options)
+        def watched_load(stream, overrides=None, *more, **options):
+            found = load(stream, overrides, *more, **options)
             if "modules" in found:
                 self.hparams = overrides
             return found
@@ -326,9 +336,9 @@ class Watch:
 
 
 def check(recipe, watch):
-    """Pack, load, compare; a dict that is told."""
+    """Pack, load, compare; the result, JSON-ready."""
     brain = watch.brain
-    trained, told = brain.modules, {}
+    trained, result = brain.modules, {}
     brain.on_stage_start(sb.Stage.VALID, 1)
     calls = first_calls(trained, watch.evaluate_one)
     packed = recipe.folder / "packed"
@@ -337,26 +347,26 @@ def check(recipe, watch):
     path = packed / "model.safetensors"
     torch.manual_seed(4321)
     with open(recipe.plain, encoding="utf-8") as source:
-        found = hyperpyyaml.load_hyperpyyaml(source, watch.hparams)
-    fresh = torch.nn.ModuleDict(found["modules"]).eval()
+        hparams = hyperpyyaml.load_hyperpyyaml(source, watch.hparams)
+    fresh = torch.nn.ModuleDict(hparams["modules"]).eval()
     load_packed_(fresh, packed)
-    told["problems"] = compare(trained, fresh, calls)
-    told["compared"] = {
+    result["problems"] = compare(trained, fresh, calls)
+    result["compared"] = {
         "tensors": len(trained.state_dict()),
         "states": len(module_states(trained)[0]),
         "calls": len(calls),
     }
-    told["bytes"] = path.stat().st_size
+    result["bytes"] = path.stat().st_size
     if recipe.way != "float" and "epochs" in recipe.row:
         again = pack_results(
             recipe.folder, recipe.out / f"again_{recipe.way}", **watch.keys
         )
-        told["pack_results"] = (
+        result["pack_results"] = (
             "same bytes"
             if again.read_bytes() == path.read_bytes()
             else "other bytes"
         )
-    return told
+    return result
 
 
 def run_script(recipe, epochs, kill):
@@ -375,9 +385,9 @@ def run_script(recipe, epochs, kill):
 
 
 def in_a_process(recipe, epochs, kill, limit, log):
-    """Exit status and what was told; forked, as imports take long."""
-    told = recipe.out / f"{recipe.way}.json"
-    told.unlink(missing_ok=True)
+    """Exit status and what was path; forked, as imports take long."""
+    path = recipe.out / f"{recipe.way}.json"
+    path.unlink(missing_ok=True)
     child = os.fork()
     if not child:
         with open(log, "ab") as out:
@@ -385,7 +395,7 @@ def in_a_process(recipe, epochs, kill, limit, log):
             os.dup2(out.fileno(), 2)
         code = 0
         try:
-            write_json(told, run_script(recipe, epochs, kill))
+            write_json(path, run_script(recipe, epochs, kill))
         except SystemExit as end:
             print("ended:", end.code)
             code = 1
@@ -405,8 +415,8 @@ def in_a_process(recipe, epochs, kill, limit, log):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         return "time is up", None
-    found = json.loads(told.read_text()) if told.exists() else None
-    return os.waitstatus_to_exitcode(status), found
+    result = json.loads(path.read_text()) if path.exists() else None
+    return os.waitstatus_to_exitcode(status), result
 
 
 def last_line(log):
@@ -430,10 +440,10 @@ def one_way(recipe, limit):
         if status != KILLED:
             return {"failed": last_line(log), "killed": False}
     epochs = 2 if kills else 1
-    status, told = in_a_process(recipe, epochs, False, limit, log)
-    if told is None:
+    status, result = in_a_process(recipe, epochs, False, limit, log)
+    if result is None:
         return {**row, "failed": f"{status}: {last_line(log)}"}
-    return {**row, **told, "seconds": round(time.time() - started)}
+    return {**row, **result, "seconds": round(time.time() - started)}
 
 
 def make_tokenizer(out, hparams):

@@ -177,8 +177,8 @@ def memory(options, microphones):
         with tempfile.TemporaryDirectory() as folder:
             path, out = Path(folder) / "mix.wav", Path(folder) / "out.wav"
             write_noise(path, 60 * minutes, microphones)
-            given = path, "--doa", 60, "--model", options.packed, "-o", out
-            rows[f"{minutes:g} minutes"] = peak_mib(SEPARATE, *given)
+            arguments = path, "--doa", 60, "--model", options.packed, "-o", out
+            rows[f"{minutes:g} minutes"] = peak_mib(SEPARATE, *arguments)
     return rows
 
 

@@ -123,20 +123,20 @@ def arguments():
 
 def main():
     """Score all and print the table."""
-    given = arguments()
+    options = arguments()
     torch.set_num_threads(1)
-    separators = {name: load_separator(name) for name in given.packed}
+    separators = {name: load_separator(name) for name in options.packed}
     first = next(iter(separators.values()))
     microphones = first.features.microphones
-    folder, counts = given.data_folder, {"test": given.rooms}
+    folder, counts = options.data_folder, {"test": options.rooms}
     prepare_rooms(folder, counts, microphones, SEED)
     speech = load_speech(folder / "test_speech.json", folder)
-    rooms = RoomBank(folder, "test", given.rooms)
-    recognize = Recognizer(given.asr) if given.asr else None
+    rooms = RoomBank(folder, "test", options.rooms)
+    recognize = Recognizer(options.asr) if options.asr else None
     maker = MixtureMaker(
-        speech, rooms, seed=SEED, augmentation=only_noise(given.noise)
+        speech, rooms, seed=SEED, augmentation=only_noise(options.noise)
     )
-    rows = score(separators, maker, given.mixtures, recognize)
+    rows = score(separators, maker, options.mixtures, recognize)
     print(table(rows, recognize))
     if recognize:
         pairs = [(row["said"], row["heard"]["target"]) for row in rows]
@@ -144,8 +144,8 @@ def main():
         print(
             f"WER of clean speech {recognized_clean(speech, recognize):.2f} %"
         )
-    if given.save:
-        given.save.write_text(json.dumps(rows, indent=1))
+    if options.save:
+        options.save.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

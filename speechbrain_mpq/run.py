@@ -155,12 +155,12 @@ class Runner:
 
         from .utils import did_you_mean
 
-        known, kinds = {"Brain"}, [Brain]
+        names, kinds = {"Brain"}, [Brain]
         while kinds:
             more = kinds.pop().__subclasses__()
-            known.update(k.__name__ for k in more)
+            names.update(k.__name__ for k in more)
             kinds += more
-        if self.brain_name not in known:
+        if self.brain_name not in names:
             raise UnsuitableScript(
                 f"--brain {self.brain_name}: the script has no such class"
                 f"{did_you_mean(self.brain_name, [kind.__name__])}"
@@ -407,18 +407,18 @@ def _runner(options):
     """The runner of the command line; what it cannot mean ends the program."""
     from .quantization.plan import Scheme
 
-    known = vars(options).copy()
-    del known["script"]
+    settings = vars(options).copy()
+    del settings["script"]
     scheme_options = {
-        field.name: known.pop(field.name) for field in fields(Scheme)
+        field.name: settings.pop(field.name) for field in fields(Scheme)
     }
     try:
         # What is not asked for is left to a quantizer of the recipe's own.
         scheme = Scheme(**scheme_options)
-        known["scheme"] = scheme if scheme != Scheme() else None
-        if known["candidate_bits"] is None:
-            del known["candidate_bits"]
-        return Runner(known.pop("bits"), **known)
+        settings["scheme"] = scheme if scheme != Scheme() else None
+        if settings["candidate_bits"] is None:
+            del settings["candidate_bits"]
+        return Runner(settings.pop("bits"), **settings)
     except ValueError as error:
         raise SystemExit(str(error)) from error
 

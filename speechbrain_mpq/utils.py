@@ -543,7 +543,7 @@ def repeated_blocks(names):
     }
 
 
-def did_you_mean(word, known):
+def did_you_mean(word, names):
     """Ends a message on a word that is not known.
 
     Arguments
@@ -565,12 +565,12 @@ def did_you_mean(word, known):
     >>> did_you_mean("x", ["midtread", "midrise"])
     ': there are midtread, midrise'
     """
-    known = list(known)
-    lower = {str(name).lower(): name for name in known}
+    names = list(names)
+    lower = {str(name).lower(): name for name in names}
     close = difflib.get_close_matches(str(word).lower(), lower, 1, 0.6)
     if close:
         return f": did you mean {lower[close[0]]}?"
-    return f": there are {', '.join(map(str, known))}" if known else ""
+    return f": there are {', '.join(map(str, names))}" if names else ""
 
 
 def duration(seconds):

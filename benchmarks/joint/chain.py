@@ -217,8 +217,8 @@ class Bench:
         inputs, reference, mixture = self.calibration
         for network in (self.chain, chain):
             network.bridge.set_mixtures(reference, mixture)
-        expected, found = self.chain(inputs), chain(inputs)
-        total = categorical_kl(expected, found).sum()
+        expected, estimate = self.chain(inputs), chain(inputs)
+        total = categorical_kl(expected, estimate).sum()
         return total.item() / expected[..., 0].numel()
 
     @torch.no_grad()

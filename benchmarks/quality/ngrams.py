@@ -89,10 +89,10 @@ def main():
             lines = path.read_text("utf-8").splitlines()[1 : options.order + 1]
         counts = [int(line.split("=")[1]) for line in lines]
         items = list(test_items(ngram, test, vocabulary))
-        found = LANGUAGE_MODELLING.summarise(items)
+        summary = LANGUAGE_MODELLING.summarise(items)
         print(
             f"| {options.order} | {least} | {sum(counts):,} | "
-            f"{found['ppl']:.1f} | {found['ppl_known']:.1f} | "
+            f"{summary['ppl']:.1f} | {summary['ppl_known']:.1f} | "
             f"{trie_bytes(counts):,} |",
             flush=True,
         )

@@ -132,12 +132,12 @@ def measure_model(name, folder, options):
 @torch.no_grad()
 def interleaved(running, inputs, waveforms, doa, separator, options, per_hour):
     """Median seconds per hour of speech of network and whole path."""
-    wanted = running[BASELINE](inputs) if BASELINE in running else None
+    reference = running[BASELINE](inputs) if BASELINE in running else None
     original, rows = separator.mask_net, {}
     for name, network in running.items():
         snr = None
-        if wanted is not None and name != BASELINE:
-            snr = decibels(wanted, network(inputs))
+        if reference is not None and name != BASELINE:
+            snr = decibels(reference, network(inputs))
         rows[name] = {"decibels": snr} | {key: [] for key in MEASURED}
     for _ in range(options.rounds):
         for name, network in running.items():

@@ -207,7 +207,7 @@ def predicted_and_measured(
     scored = set(table.candidate_bits)
     rows = []
     for name, plan in plans.items():
-        known = all(c.bits in scored for c in plan.clusters.values())
+        all_scored = all(c.bits in scored for c in plan.clusters.values())
         measured = scorer.measure(
             network,
             plan,
@@ -221,7 +221,9 @@ def predicted_and_measured(
                 "plan": name,
                 "average_bits": plan.average_bits,
                 "bytes": plan.bytes,
-                "predicted": predicted_score(table, plan) if known else None,
+                "predicted": predicted_score(table, plan)
+                if all_scored
+                else None,
                 "measured": measured,
             }
         )

@@ -18,7 +18,7 @@ from .scores import ScoreTable, check_candidates
 from .sharing import process, share
 
 
-def second_order_damage(curvature, weight, quantized):
+def second_order_increase(curvature, weight, quantized):
     """Half the sum of h (q - w)^2."""
     error = (quantized - weight).double()
     return (curvature.double() * error.square()).sum().item() / 2
@@ -136,7 +136,7 @@ class SquaredGradients:
         def damages(name):
             return [
                 sum(
-                    second_order_damage(
+                    second_order_increase(
                         squares[tensor],
                         self._tensors[tensor].weight,
                         self._quantized(tensor, bits),

@@ -155,9 +155,9 @@ class BalancedProbes:
         traces = torch.zeros_like(self.logs)
         traces.index_add_(0, self.block, forms.double())
         traces /= self.scales.square()
-        known = traces.isfinite() & (traces != 0)
-        self.logs += torch.where(known, traces.abs(), 1.0).log2()
-        self.counts += known
+        nonzero = traces.isfinite() & (traces != 0)
+        self.logs += torch.where(nonzero, traces.abs(), 1.0).log2()
+        self.counts += nonzero
         return traces
 
 
@@ -226,15 +226,15 @@ def _estimates(drawn, products, summands, probes, progress, log):
         (index, row) for index in range(summands) for row in range(probes)
     ]
     totals = torch.zeros(probes, len(drawn.logs), dtype=torch.float64)
-    known, done = dict(log.known), 0
+    finished, done = dict(log.known), 0
     hidden = rank or not progress
     with tqdm(total=len(steps), desc="Hessian", disable=hidden) as bar:
         while done < len(steps):
             scales = drawn.scales
             name, alike = f"probe {done}", digest(scales)
-            if (name, alike) in known:
+            if (name, alike) in finished:
                 drawn.draw()
-                found, states = [known[name, alike]], []
+                estimates, states = [finished[name, alike]], []
             else:
                 ahead = min(count // team, len(steps) - done)
                 probe, states = _draw(drawn, ahead, rank // team)
@@ -244,9 +244,9 @@ def _estimates(drawn, products, summands, probes, progress, log):
                     forms = products(steps[place][0], probe, scales)
                 if forms is not None:
                     log.add((f"probe {place}", alike), forms)
-                found = [forms for forms in gathered(forms) if forms]
+                estimates = [forms for forms in gathered(forms) if forms]
             before = done
-            for forms in found:
+            for forms in estimates:
                 estimate = drawn.estimates(
                     torch.tensor(forms, dtype=torch.float64)
                 )
@@ -597,12 +597,12 @@ class HessianScores(Scorer):
         def rows(cluster):
             names = members[cluster]
             weights = {n: tensor_of(root, n).weight for n in names}
-            found = []
+            errors = []
             for bits in self.candidate_bits:
                 values = quantized_values(root, names, bits, self.scheme)
                 row = [_squared_error(weights[n], values[n]) for n in names]
-                found.append(row)
-            return found
+                errors.append(row)
+            return errors
 
         costs = {
             cluster: sum(tensor_of(root, n).weight.numel() for n in names)
@@ -611,9 +611,9 @@ class HessianScores(Scorer):
         return {
             cluster: {
                 bits: dict(zip(members[cluster], row))
-                for bits, row in zip(self.candidate_bits, found)
+                for bits, row in zip(self.candidate_bits, errors)
             }
-            for cluster, found in share(costs, rows, log).items()
+            for cluster, errors in share(costs, rows, log).items()
         }
 
     def _traces(self, network, inputs, loss, root, members, progress, log):
@@ -698,16 +698,16 @@ def _report(traces, probes):
         for name, row in traces.items()
         if row["standard_error"] > NOISY * abs(row["trace"]) or row["trace"] < 0
     ]
-    known = sorted(
+    relative_errors = sorted(
         row["standard_error"] / abs(row["trace"])
         for row in traces.values()
         if row["trace"]
     )
-    if known:
+    if relative_errors:
         logger.info(
             f"Hessian traces of {len(traces)} clusters with {probes} probes: "
-            f"standard error {known[len(known) // 2]:.1%} in the median, "
-            f"{known[-1]:.1%} at most"
+            f"standard error {relative_errors[len(relative_errors) // 2]:.1%} "
+            f"in the median, {relative_errors[-1]:.1%} at most"
         )
     if noisy:
         logger.warning(

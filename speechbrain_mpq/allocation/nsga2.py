@@ -111,8 +111,8 @@ class Evaluations:
 
         witnesses = [] if self._is_checked else keys[:1]
         costs = dict.fromkeys(keys, 1.0)
-        found = share(costs, objectives, self._log, witnesses)
-        self.known |= {key: tuple(values) for key, values in found.items()}
+        results = share(costs, objectives, self._log, witnesses)
+        self.known |= {key: tuple(values) for key, values in results.items()}
         self._is_checked = True
         self._is_saved = False
 
@@ -159,7 +159,7 @@ class Evaluations:
         try:
             content = strict_json(read_text(self.checkpoint))
             settings, rows = content["settings"], content["evaluations"]
-            known = {
+            stored = {
                 tuple(key): (float(error), float(size))
                 for key, error, size in rows
             }
@@ -174,7 +174,7 @@ class Evaluations:
                     f"{self.checkpoint} is of another search: its {name} "
                     "differ; delete it or name another file"
                 )
-        self.known = known
+        self.known = stored
 
 
 @dataclass(frozen=True)
@@ -409,13 +409,13 @@ def additive_search(
         for bits in candidates
     }
     plans = [full, *alone.values()]
-    found = (
+    results = (
         score.evaluate_all(plans)
         if isinstance(score, Evaluations)
         else [score(plan) for plan in plans]
     )
-    base, losses, sizes = found[0][0], {}, {}
-    for place, (value, size) in zip(alone, found[1:]):
+    base, losses, sizes = results[0][0], {}, {}
+    for place, (value, size) in zip(alone, results[1:]):
         losses[place], sizes[place] = value - base, size
     hull = _hull_plans(seen.genes, candidates, losses, sizes)
     spread = np.linspace(0, len(hull) - 1, min(left, len(hull)))
@@ -483,11 +483,11 @@ def hypervolume(evaluations, reference):
     >>> hypervolume(items, (1.0, 4.0))
     2.0
     """
-    area, (ceiling, largest) = 0.0, reference
+    area, (highest, largest) = 0.0, reference
     for item in pareto_front(evaluations):
-        if item.size < largest and item.error < ceiling:
-            area += (ceiling - item.error) * (largest - item.size)
-            ceiling = item.error
+        if item.size < largest and item.error < highest:
+            area += (highest - item.error) * (largest - item.size)
+            highest = item.error
     return area
 
 

@@ -396,7 +396,7 @@ class RefinedScores(DerivedScores):
             tables.append(table)
             plans.append(plan)
             measured.append(scorer.measure(network, plan, *needed, **where))
-            scorer.given = plan
+            scorer.base_plan = plan
         best = measured.index(min(measured))
         tables[best].details |= {"round": best, "measured_plans": measured}
         return tables[best]

@@ -132,14 +132,14 @@ def weights_digest(module):
     >>> weights_digest(torch.nn.Identity())[:8]
     'e3b0c442'
     """
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name, tensor in chain(
         module.named_parameters(), module.named_buffers()
     ):
-        found.update(name.encode())
+        sha256.update(name.encode())
         content = tensor.detach().cpu().flatten().view(torch.uint8)
-        found.update(content.numpy().tobytes())
-    return found.hexdigest()
+        sha256.update(content.numpy().tobytes())
+    return sha256.hexdigest()
 
 
 class ResultLog:
@@ -180,8 +180,8 @@ class ResultLog:
         own = {}
         for path in sorted(self._path.parent.glob(f"{self._name}.*.jsonl")):
             own.update(_read_lines(path))
-        for found in gathered(own):  # folders may be of one machine each
-            self.known.update(found)
+        for results in gathered(own):  # folders may be of one machine each
+            self.known.update(results)
 
     def add(self, name, result):
         """Keep a result."""
@@ -275,8 +275,8 @@ def share(
     """
     log = ResultLog(None, None) if log is None else log
     rank, count = process()
-    known = _witnessed(compute, log, witnesses)
-    left = {name: c for name, c in costs.items() if name not in known}
+    results = _witnessed(compute, log, witnesses)
+    left = {name: c for name, c in costs.items() if name not in results}
     own = {}
     hidden = rank or not progress
     mine = shares(left, count)[rank]
@@ -284,29 +284,29 @@ def share(
     for name in tqdm(mine, title, disable=hidden):
         own[name] = compute(name)
         log.add(name, own[name])
-    for found in gathered(own):
-        known |= found
-    return {name: known[name] for name in costs}
+    for part in gathered(own):
+        results |= part
+    return {name: results[name] for name in costs}
 
 
 def _witnessed(compute, log, witnesses):
     """What an earlier start has left, and witnesses; refused unless alike."""
-    found = {name: compute(name) for name in witnesses}
-    for other, theirs in enumerate(gathered(found)):
-        if repr(theirs) != repr(found):
+    results = {name: compute(name) for name in witnesses}
+    for other, theirs in enumerate(gathered(results)):
+        if repr(theirs) != repr(results):
             raise ValueError(
                 f"processes {process()[0]} and {other} find other results for "
-                f"{', '.join(map(str, found))}: give all processes the same "
+                f"{', '.join(map(str, results))}: give all processes the same "
                 "weights, the same data and the same number of threads"
             )
-    old = {name: log.known[name] for name in found if name in log.known}
-    if any(repr(found[name]) != repr(old[name]) for name in old):
+    old = {name: log.known[name] for name in results if name in log.known}
+    if any(repr(results[name]) != repr(old[name]) for name in old):
         logger.warning(
             "What an earlier start has left is of other weights or data: "
             "scoring anew"
         )
         log.forget()
-    for name in found:
+    for name in results:
         if name not in log.known:
-            log.add(name, found[name])
+            log.add(name, results[name])
     return dict(log.known)

@@ -251,7 +251,7 @@ class _Sweep:
 
     Results are named (chunk, cluster): summed errors, one for each candidate.
     With "" in place of a cluster it is what the full-precision output is
-    divided by, the error of the given plan, and a digest of that output. A
+    divided by, the error of the base plan, and a digest of that output. A
     large model times all candidates would not fit into memory: scales are
     kept, values are made from them anew in each chunk.
     """
@@ -266,7 +266,7 @@ class _Sweep:
         }
         self._scales = {}  # (tensor, bits) -> scale
         self._chunk = None  # the one that is loaded
-        self._given = ExitStack()  # in which the given plan is in place
+        self._base_plan = ExitStack()  # in which the base plan is in place
         self._early = {}  # results that were asked for beforehand
 
     def planned(self, bits):
@@ -278,17 +278,17 @@ class _Sweep:
         return values
 
     @contextmanager
-    def over(self, chunks, error, scale, given=None):
+    def over(self, chunks, error, scale, base_values=None):
         """Ready to compute results of some chunks."""
         self.chunks, self.error, self.scale = chunks, error, scale
-        self.given, self._plain = given, {}
-        for name in given or ():
+        self.base_values, self._plain = base_values, {}
+        for name in base_values or ():
             self._plain[name] = tensor_of(self.root, name).weight.clone()
         with torch.no_grad():
             try:
                 yield self
             finally:
-                self._given.close()
+                self._base_plan.close()
                 self._chunk = None
 
     def __call__(self, name):
@@ -307,19 +307,19 @@ class _Sweep:
         return [float(error) for error in errors]
 
     def _load(self, chunk):
-        """Run a chunk in full precision, and then at the given plan."""
-        self._given.close()
+        """Run a chunk in full precision, and then at the base plan."""
+        self._base_plan.close()
         start = sum(len(before) for before in self.chunks[:chunk])
         self._items = slice(start, start + len(self.chunks[chunk]))
         self._cache = self._inputs_of_stages(self.chunks[chunk])
         self._reference = reference = self._cache[-1]
-        divisor, given_error = float(self.scale(reference, self._items)), 0.0
-        if self.given is not None:
-            self._given.enter_context(replaced(self.root, self.given))
+        divisor, base_error = float(self.scale(reference, self._items)), 0.0
+        if self.base_values is not None:
+            self._base_plan.enter_context(replaced(self.root, self.base_values))
             self._cache = self._inputs_of_stages(self.chunks[chunk])
             errors = self.error(reference, self._cache[-1], self._items)
-            given_error = float(errors)
-        self._summary = [divisor, given_error, digest(reference)]
+            base_error = float(errors)
+        self._summary = [divisor, base_error, digest(reference)]
         self._chunk = chunk
 
     def _inputs_of_stages(self, inputs):
@@ -341,16 +341,16 @@ class _Sweep:
         """The network's output at each candidate of one cluster."""
         index, path = self.places[cluster]
         _, changed = self.stages[index]
-        given, outputs = self._cache[index], []
+        inputs, outputs = self._cache[index], []
         for bits in self.candidates:
             values = self._values(cluster, bits)
             inside = {n.removeprefix(path): v for n, v in values.items()}
             with replaced(changed, inside):
-                outputs.append(changed(given))
+                outputs.append(changed(inputs))
         output = torch.cat(outputs)
         for _, stage in self.stages[index + 1 :]:
             output = stage(output)
-        return output.split(len(given))
+        return output.split(len(inputs))
 
     def _values(self, cluster, bits):
         """Values of a cluster's tensors, made from those in full precision."""
@@ -380,10 +380,10 @@ class _Sweep:
         self((0, cheapest))  # scales are fitted, and all is in memory
         started = time.perf_counter()
         self._early[0, cheapest] = self((0, cheapest))
-        took, told = time.perf_counter() - started, steps.get(cheapest, 0.0)
+        took, estimate = time.perf_counter() - started, steps.get(cheapest, 0.0)
         # Copies and the comparison take time as well.
-        factor = min(took / told, 1.0) if told else 1.0
-        rest = max(took - told, 0.0)
+        factor = min(took / estimate, 1.0) if estimate else 1.0
+        rest = max(took - estimate, 0.0)
         steps = {name: factor * cost + rest for name, cost in steps.items()}
         steps = {"": factor * sum(self._seconds), **steps}
         # By clusters, so that each one's scales are fitted in one process.
@@ -396,12 +396,12 @@ class _Sweep:
         return ddp_broadcast((costs, first))
 
     def totals(self, results):
-        """Errors of every cluster and of the given plan, by the divisor."""
-        divisor = given = 0.0
+        """Errors of every cluster and of the base plan, by the divisor."""
+        divisor = base_error = 0.0
         totals = {c: [0.0] * len(self.candidates) for c in self.places}
         for chunk in range(len(self.chunks)):
             divisor += results[chunk, ""][0]
-            given += results[chunk, ""][1]
+            base_error += results[chunk, ""][1]
             for cluster, row in totals.items():
                 for which, error in enumerate(results[chunk, cluster]):
                     row[which] += error
@@ -411,7 +411,7 @@ class _Sweep:
                 "are all zero on this data"
             )
         errors = {n: [e / divisor for e in row] for n, row in totals.items()}
-        return errors, given / divisor
+        return errors, base_error / divisor
 
 
 class OutputScores(Scorer):
@@ -422,9 +422,9 @@ class OutputScores(Scorer):
     costs a full pass.
 
     Usually one cluster is quantized and all others are in full precision.
-    With `given` the others have the bits of a plan, and the score is the error
-    of the whole network, against full precision as ever. The table's details
-    then hold "given_score", the error of that plan itself.
+    With `given`, the base plan, the others have its bits, and the score is the
+    error of the whole network, against full precision as ever. The table's
+    details then hold "given_score", the error of the base plan itself.
 
     Arguments
     ---------
@@ -434,8 +434,8 @@ class OutputScores(Scorer):
         Items that go through the network at a time. Memory grows with chunk x
         candidates; the scores do not depend on it beyond rounding.
     given : BitPlan or int or None
-        Bits of the clusters that are not being tried; those that a plan does
-        not name stay in full precision.
+        The base plan: bits of the clusters that are not being tried; those
+        that it does not name stay in full precision.
     **scheme : dict
         As for `Scorer`.
 
@@ -467,7 +467,7 @@ class OutputScores(Scorer):
         super().__init__(candidate_bits, **scheme)
         self.chunk = chunk
         plan_or_none = given is None or isinstance(given, BitPlan)
-        self.given = given if plan_or_none else check_bits(given)
+        self.base_plan = given if plan_or_none else check_bits(given)
 
     def one_by_one(self):
         """A copy that passes single items, as those of other shapes need."""
@@ -524,7 +524,7 @@ class OutputScores(Scorer):
             Of one process.
         """
         sweep = self._sweep(network, Selection(include, exclude, prefix))
-        bits = self._bits(self.given, sweep)
+        bits = self._bits(self.base_plan, sweep)
         with self._over(sweep, network, self.comparison(*values), bits):
             return sum(sweep.costs()[0].values())
 
@@ -548,7 +548,7 @@ class OutputScores(Scorer):
         started = time.perf_counter()
         selection = selection or Selection()
         sweep = self._sweep(network, selection)
-        bits = self._bits(self.given, sweep)
+        bits = self._bits(self.base_plan, sweep)
         log = ResultLog(folder, self._settings(sweep, selection, inputs))
         with self._over(sweep, network, (inputs, error, scale), bits):
             costs, first = sweep.costs()
@@ -558,10 +558,10 @@ class OutputScores(Scorer):
                 order=itemgetter(0),  # one chunk after the other
             )
         log.close()
-        errors, given_error = sweep.totals(results)
+        errors, base_error = sweep.totals(results)
         details = {"items": len(inputs)}
         if bits:
-            details["given_score"] = given_error
+            details["given_score"] = base_error
         details["seconds"] = round(time.perf_counter() - started, 2)
         return ScoreTable(
             scores={
@@ -577,8 +577,8 @@ class OutputScores(Scorer):
 
     def _sweep(self, network, selection):
         """What scores a network's clusters."""
-        found = scored_clusters(network, selection, self.scheme)
-        return _Sweep(network, selection.prefix, *found, self)
+        root_and_members = scored_clusters(network, selection, self.scheme)
+        return _Sweep(network, selection.prefix, *root_and_members, self)
 
     def _bits(self, plan_or_bits, sweep):
         """Bits of the clusters that have some while others are scored."""
@@ -591,18 +591,18 @@ class OutputScores(Scorer):
         inputs, error, scale = compared
         if not len(inputs):
             raise ValueError("scoring needs at least one item of input")
-        given = sweep.planned(bits) if bits else None
+        base_values = sweep.planned(bits) if bits else None
         chunks = inputs.split(self.chunk)
-        with evaluating(network), sweep.over(chunks, error, scale, given):
+        with evaluating(network), sweep.over(chunks, error, scale, base_values):
             yield
 
     def _settings(self, sweep, selection, inputs):
         """What scores depend on besides weights and data, for JSON."""
-        plan = isinstance(self.given, BitPlan)
+        plan = isinstance(self.base_plan, BitPlan)
         return {
             "method": self.method,
             "candidate_bits": self.candidate_bits,
-            "given": self.given.to_dict() if plan else self.given,
+            "given": self.base_plan.to_dict() if plan else self.base_plan,
             "scheme": repr(self.scheme),
             "prefix": selection.prefix,
             "members": sweep.members,

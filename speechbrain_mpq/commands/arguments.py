@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
     def _check_options(self, args):
         """End the program at the first option that there is not."""
-        known = [
+        options = [
             name for name in self._option_string_actions if name[:2] == "--"
         ]
         subcommands = any(
@@ -50,9 +50,9 @@ class Parser(argparse.ArgumentParser):
             if text == "--" or (subcommands and text[:1] != "-"):
                 return  # what follows is checked by the subcommand
             name = text.partition("=")[0]
-            if text[:2] != "--" or any(k.startswith(name) for k in known):
+            if text[:2] != "--" or any(k.startswith(name) for k in options):
                 continue
-            self.error(f"no option {name}{did_you_mean(name, known)}")
+            self.error(f"no option {name}{did_you_mean(name, options)}")
 
     def _check_value(self, action, value):
         """Refuse a value that is none of the choices."""

@@ -388,9 +388,9 @@ def _followed(states, arcs, place):
         _, state = heapq.heappop(queue)  # all arcs that enter it are done
         cost = reached[state]
         for target, word, weight in arcs[state]:
-            known = following[word] if word else reached
-            if cost + weight < known.get(target, math.inf):
-                known[target] = cost + weight
+            costs = following[word] if word else reached
+            if cost + weight < costs.get(target, math.inf):
+                costs[target] = cost + weight
             if not word and target not in queued:
                 queued.add(target)
                 heapq.heappush(queue, (place[target], target))

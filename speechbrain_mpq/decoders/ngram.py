@@ -66,12 +66,12 @@ class Ngram:
         list of float
             Natural logarithms, one more than words.
         """
-        known = [
+        in_vocabulary = [
             word if word in self.words else self.unknown or word
             for word in words
         ]
         context, scores = (BOS,), []
-        for word in [*known, EOS]:
+        for word in [*in_vocabulary, EOS]:
             scores.append(math.log(10) * self.model.logprob(word, context))
             context = (*context, word)[-(self.model.top_order - 1) :]
             if self.model.top_order == 1:

@@ -318,8 +318,8 @@ def _check_splits(documents, splits):
         for name in names:
             words = "\n".join(documents[name])
             digest = hashlib.sha256(words.encode()).hexdigest()
-            for key, known in ((name, where), (digest, digests)):
-                other = known.setdefault(key, (split, name))
+            for key, owners in ((name, where), (digest, digests)):
+                other = owners.setdefault(key, (split, name))
                 if other[0] != split and words:
                     raise ValueError(
                         f"{other[1]} of {other[0]} and {name} of {split} are "

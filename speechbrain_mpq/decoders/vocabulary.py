@@ -250,11 +250,12 @@ class Lexicon:
                 pronunciation = [
                     _STRESS.sub("", phone) for phone in pronunciation
                 ]
-            known = pronunciations.setdefault(
+            variants = pronunciations.setdefault(
                 fold(_ALTERNATIVE.sub("", word)), []
             )
-            if pronunciation not in known:  # without stress, some are the same
-                known.append(pronunciation)
+            # without stress, some are the same
+            if pronunciation not in variants:
+                variants.append(pronunciation)
         return cls(pronunciations, silence, phones)
 
     def write(self, path):

@@ -318,12 +318,12 @@ def trace_errors(traces, narrow=False):
     good = trace > 0
     style = {"fmt": ".", "color": PALETTE[1], "ecolor": GREY, "lw": 1}
     axes.errorbar(place[good], trace[good], error[good], **style)
-    known = ~good & (error > 0)
+    imprecise = ~good & (error > 0)
     style = {"mfc": "none", "color": PALETTE[0], "label": "not above zero"}
-    if known.any():
-        axes.plot(place[known], error[known], "o", **style)
+    if imprecise.any():
+        axes.plot(place[imprecise], error[imprecise], "o", **style)
         axes.legend()
-    if good.any() or known.any():
+    if good.any() or imprecise.any():
         axes.set_yscale("log")
     axes.set_xlabel("cluster, in the order of the signal")
     axes.set_ylabel("trace")
@@ -491,12 +491,12 @@ def _name_blocks(axes, places, starts):
     for index, (block, _) in enumerate(places):
         first, _ = spans.get(block, (starts[index], 0))
         spans[block] = first, starts[index + 1]
-    middles = [sum(span) / 2 for span in spans.values()]
+    centers = [sum(span) / 2 for span in spans.values()]
     labels = [
         block if last - first > starts[-1] / 60 else ""
         for block, (first, last) in zip(_short(spans), spans.values())
     ]
-    axes.set_xticks(middles, labels, rotation=90 if len(labels) > 8 else 0)
+    axes.set_xticks(centers, labels, rotation=90 if len(labels) > 8 else 0)
     axes.set_xlabel("blocks, as wide as their parameters")
 
 
@@ -505,8 +505,8 @@ def _name_bars(axes, names, starts):
     widths = np.diff(starts)
     shown = [i for i in range(len(names)) if widths[i] > starts[-1] / 80]
     shown = shown or range(len(names))
-    middles = [(starts[i] + starts[i + 1]) / 2 for i in shown]
-    axes.set_xticks(middles, [names[i] for i in shown], rotation=90, fontsize=7)
+    centers = [(starts[i] + starts[i + 1]) / 2 for i in shown]
+    axes.set_xticks(centers, [names[i] for i in shown], rotation=90, fontsize=7)
 
 
 def _sublayer_legend(axes, clusters, places, columns):
@@ -542,13 +542,13 @@ def _cluster_ticks(axes, names):
         _name_ticks(axes, names)
         return
     blocks = [block for block, _ in places]
-    middles, labels = [], _short(dict.fromkeys(blocks))
+    centers, labels = [], _short(dict.fromkeys(blocks))
     for block in dict.fromkeys(blocks):
         columns = [i for i, other in enumerate(blocks) if other == block]
-        middles.append(np.mean(columns))
+        centers.append(np.mean(columns))
         line = {"color": rcParams["axes.edgecolor"], "lw": 0.6}
         axes.axvline(columns[-1] + 0.5, **line)
-    axes.set_xticks(middles, labels, rotation=90 if len(labels) > 8 else 0)
+    axes.set_xticks(centers, labels, rotation=90 if len(labels) > 8 else 0)
     axes.set_xlabel("blocks; their sublayers from left to right")
 
 

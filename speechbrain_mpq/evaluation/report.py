@@ -141,8 +141,8 @@ def _interval(system, full, measure, z):
     difference = ours - theirs
     if not z or not difference:
         return None
-    reach = 1.96 * abs(difference / z)
-    return difference - reach, difference + reach
+    margin = 1.96 * abs(difference / z)
+    return difference - margin, difference + margin
 
 
 def _gain(system):
@@ -253,7 +253,7 @@ def _pareto_section(runs, predicted=None, own=True):
     )
 
 
-def _plan_section(plan, ceiling=None):
+def _plan_section(plan, gain=None):
     """Bits per cluster, and how many parameters have how many."""
     clusters = plan["clusters"]
     average = bits_text({"bits": plan["average_bits"]})
@@ -262,8 +262,8 @@ def _plan_section(plan, ceiling=None):
         f"{size_text(plan['bytes'])} by the plan's count."
     )
     parts = [tag("h2", "Where the bits went"), tag("p", text(note))]
-    if ceiling:
-        parts.append(tag("p", text(_ceiling_note(ceiling))))
+    if gain:
+        parts.append(tag("p", text(_coding_gain_note(gain))))
     caption = (
         "Bits of every cluster, in the order of the signal; areas are bytes"
     )
@@ -359,14 +359,14 @@ def _bits_table(clusters):
     return tag("table", head + tag("tbody", "".join(rows)))
 
 
-def _ceiling_note(ceiling):
+def _coding_gain_note(gain):
     """What mixed precision can win here, and what the plan wins."""
     note = (
         "If each bit took off 6 dB of harm, mixed precision could lose at most "
-        f"{ceiling['am_gm_db']:.1f} dB less than uniform precision of the same "
+        f"{gain['am_gm_db']:.1f} dB less than uniform precision of the same "
         "bytes: the arithmetic over the geometric mean of the sensitivities."
     )
-    limited, planned = ceiling.get("limited_db"), ceiling.get("planned_db")
+    limited, planned = gain.get("limited_db"), gain.get("planned_db")
     if limited is not None:
         note += f" Within the candidate bits it is {limited:.1f} dB."
     if planned is not None:

@@ -226,11 +226,11 @@ def _neighbours(results_folder, runs):
     """Finished runs on the same test set, except those given."""
     if results_folder is None:
         return []
-    known = {Path(run["folder"]).resolve() for run in runs}
+    folders = {Path(run["folder"]).resolve() for run in runs}
     names = {(system_key(run), run.get("seed")) for run in runs}
     neighbours = []
     for path in sorted(Path(results_folder).glob("*/*/metrics.json")):
-        if path.parent.resolve() in known:
+        if path.parent.resolve() in folders:
             continue
         try:
             if _task_name(path) != runs[0].get("task"):

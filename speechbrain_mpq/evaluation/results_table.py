@@ -67,8 +67,8 @@ def compare(run, baseline):
         return significance(*items, baseline["system"], task)
     test = run.get(task.tested.test.key)
     # Only full precision is sure to be the one system of its name.
-    known = test and baseline["bits"] >= FULL_PRECISION
-    return test if known and test["against"] == baseline["system"] else None
+    is_tested = test and baseline["bits"] >= FULL_PRECISION
+    return test if is_tested and test["against"] == baseline["system"] else None
 
 
 def choose_baselines(runs, against=None):
@@ -108,13 +108,13 @@ def significance_marks(run, runs, baselines):
     return marks
 
 
-def _one_named(name, known):
+def _one_named(name, keys):
     """The one system of a name such as "fp32" or "uniform_4bit"."""
-    matching = [key for key in known if name in _names(*key)]
+    matching = [key for key in keys if name in _names(*key)]
     if len(matching) == 1:
         return matching[0]
     problem = "names several systems" if matching else "is not there"
-    there = ", ".join(_names(*key)[-1] for key in known)
+    there = ", ".join(_names(*key)[-1] for key in keys)
     raise ValueError(f"the baseline {name!r} {problem}; choose from: {there}")
 
 

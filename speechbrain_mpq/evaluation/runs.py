@@ -200,10 +200,10 @@ def table_order(run):
     ['fp32', 'uniform', 'hes', 'kl']
     """
     name = run["system"]
-    known = name in _PAPER_ORDER
+    in_paper = name in _PAPER_ORDER
     return (
         run["bits"] < FULL_PRECISION,
-        _PAPER_ORDER.index(name) if known else len(_PAPER_ORDER),
+        _PAPER_ORDER.index(name) if in_paper else len(_PAPER_ORDER),
         name,
         run["bits"],
         run.get("estimator") or "",

@@ -114,8 +114,8 @@ def _summarise_separation(items):
     }
     for signal in ("mixture", "target"):
         key = f"hypothesis_{signal}"
-        known = all(item.get(key) is not None for item in items)
-        if words.words and known:
+        recognised = all(item.get(key) is not None for item in items)
+        if words.words and recognised:
             block[f"wer_{signal}"] = count_word_errors(items, key).rate
     return block
 

@@ -266,9 +266,9 @@ def find_task(name=None):
     if name in _HOMES and name not in _TASKS:
         import_module(f".{_HOMES[name]}", __package__)
     if name not in _TASKS:
-        known = ", ".join(sorted({*_HOMES, *_TASKS}))
+        names = ", ".join(sorted({*_HOMES, *_TASKS}))
         raise ValueError(
-            f"there is no task {name!r}, only {known}: import its module"
+            f"there is no task {name!r}, only {names}: import its module"
         )
     return _TASKS[name]
 

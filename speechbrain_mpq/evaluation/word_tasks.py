@@ -199,10 +199,12 @@ class Perplexity:
             "PPL", "PPL_known" (without <unk>), "words" and "unknown"; a
             perplexity of no words is NaN.
         """
-        known = self.words - self.unknown
+        known_words = self.words - self.unknown
         return {
             "PPL": perplexity(self.total, self.words),
-            "PPL_known": perplexity(self.total - self.total_unknown, known),
+            "PPL_known": perplexity(
+                self.total - self.total_unknown, known_words
+            ),
             "words": self.words,
             "unknown": self.unknown,
         }
@@ -214,11 +216,13 @@ def _summarise_language(items):
         sum(item[key] for item in items)
         for key in ("nats", "words", "nats_unknown", "unknown")
     )
-    known = words - unknown
+    known_words = words - unknown
     return {
         "n": len(items),
         "ppl": perplexity(nats, words) if words else None,
-        "ppl_known": perplexity(nats - nats_unknown, known) if known else None,
+        "ppl_known": perplexity(nats - nats_unknown, known_words)
+        if known_words
+        else None,
         "words": words,
         "unknown": unknown,
     }

@@ -289,10 +289,10 @@ def _hparams_file(text):
     raise ValueError(f"no {what} {text}{did_you_mean(text, names)}")
 
 
-def _check_keys(arguments, known):
+def _check_keys(arguments, keys):
     """Refuse options that neither the file nor SpeechBrain has."""
     run_options = {option.name for option in fields(RunOptions)}
-    names = [*known, *run_options - {"param_file", "overridden_args"}]
+    names = [*keys, *run_options - {"param_file", "overridden_args"}]
     flags = {f.name for f in fields(RunOptions) if f.default is False}
     after = None
     for text in arguments:
@@ -442,10 +442,10 @@ def _check_number(key, text, own, kind):
 
 def _check_within(key, node, usual):
     """Refuse keys that the file's mapping has not."""
-    known = [name.value for name, _ in usual.value]
+    usual_names = [name.value for name, _ in usual.value]
     for name, _ in node.value:
-        if name.value not in known:
-            close = did_you_mean(name.value, known)
+        if name.value not in usual_names:
+            close = did_you_mean(name.value, usual_names)
             raise ValueError(f"--{key} has no {name.value!r} here{close}")
 
 

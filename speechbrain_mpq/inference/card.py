@@ -134,11 +134,11 @@ def _numbers(config, model_bytes, metrics):
         "corpus": "corpus",
         "seed": "seed",
     }
-    known = {**config.get("metadata", {}), **metrics}
+    values = {**config.get("metadata", {}), **metrics}
     return rows + [
-        (label, str(known[key]))
+        (label, str(values[key]))
         for key, label in names.items()
-        if known.get(key) is not None
+        if values.get(key) is not None
     ]
 
 
@@ -276,11 +276,11 @@ def _draw_planar(positions_cm, microphones):
     """Draw a planar array from above; letters are twice as high as wide."""
     x, y = zip(*positions_cm)
     middle = (min(x) + max(x)) / 2, (min(y) + max(y)) / 2
-    reach = max(max(x) - min(x), max(y) - min(y)) / 2
+    extent = max(max(x) - min(x), max(y) - min(y)) / 2
     rows = [[" "] * (2 * PLANAR_COLUMNS + 1) for _ in range(PLANAR_COLUMNS + 1)]
     for number, (right, up) in enumerate(positions_cm, 1):
-        column = round(PLANAR_COLUMNS * (1 + (right - middle[0]) / reach))
-        row = round(PLANAR_COLUMNS / 2 * (1 - (up - middle[1]) / reach))
+        column = round(PLANAR_COLUMNS * (1 + (right - middle[0]) / extent))
+        row = round(PLANAR_COLUMNS / 2 * (1 - (up - middle[1]) / extent))
         label = str(number) if number in microphones else UNUSED
         for place, letter in enumerate(label, column):
             if place < len(rows[row]):
@@ -402,14 +402,14 @@ def _front_matter(plan, tags, base_model=None, **matter):
         tags += ["quantized", f"{bits_word(plan['average_bits'])}-bit"]
         bits = {cluster["bits"] for cluster in plan["clusters"].values()}
         tags += ["mixed-precision"] if len(bits) > 1 else []
-    known = {key: value for key, value in matter.items() if value is not None}
+    fields = {key: value for key, value in matter.items() if value is not None}
     if plan and base_model is not None:
-        known["base_model"] = base_model
-        known["base_model_relation"] = "quantized"
+        fields["base_model"] = base_model
+        fields["base_model_relation"] = "quantized"
     text = yaml.safe_dump(
         {
             "library_name": "speechbrain",
-            **known,
+            **fields,
             "tags": list(dict.fromkeys(tags)),
         },
         sort_keys=False,
@@ -518,8 +518,12 @@ def read_sample(folder):
             channels = file.channels
     except (OSError, soundfile.LibsndfileError):
         return None
-    known = key == "doa" and doa.replace(".", "", 1).isdigit()
-    return {"doa": float(doa) if known else None, **tags, "channels": channels}
+    has_doa = key == "doa" and doa.replace(".", "", 1).isdigit()
+    return {
+        "doa": float(doa) if has_doa else None,
+        **tags,
+        "channels": channels,
+    }
 
 
 def _loudest(signal):

@@ -476,10 +476,13 @@ def relative_lengths(lengths, wavs, name="wav_lens"):
     """
     if lengths is None:
         return torch.ones(len(wavs), device=wavs.device)
-    found = torch.as_tensor(lengths, device=wavs.device).float()
-    if found.shape != (len(wavs),) or not ((found > 0) & (found <= 1)).all():
+    fractions = torch.as_tensor(lengths, device=wavs.device).float()
+    if (
+        fractions.shape != (len(wavs),)
+        or not ((fractions > 0) & (fractions <= 1)).all()
+    ):
         raise ValueError(
             f"{name} must be {len(wavs)} relative lengths above 0 and up to 1, "
             f"not {lengths}: divide numbers of samples by that of the longest"
         )
-    return found
+    return fractions

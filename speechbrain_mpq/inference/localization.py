@@ -86,9 +86,9 @@ class Localization:
     talkers: tuple
     curve: torch.Tensor
 
-    def share_at(self, doa, reach=8.0):
+    def share_at(self, doa, tolerance=8.0):
         """Sum the shares near a direction, 0 to 1."""
-        near = _degrees_between(_directions(self.curve), doa) <= reach
+        near = _degrees_between(_directions(self.curve), doa) <= tolerance
         return round(self.curve[near].sum().item(), 4)
 
 

@@ -163,15 +163,15 @@ def _compared(module, running, waveforms):
 def _metadata(interface):
     """What whoever runs the file must know."""
     hparams = interface.hparams
-    known = {"sample_rate": hparams.sample_rate}
+    content = {"sample_rate": hparams.sample_rate}
     for name in ("tokenizer", "label_encoder"):
         table = getattr(getattr(hparams, name, None), "ind2lab", None)
         if table:
-            known["labels"] = [str(table[i]) for i in range(len(table))]
+            content["labels"] = [str(table[i]) for i in range(len(table))]
     blank = getattr(hparams, "blank_index", None)
     if blank is not None:
-        known["blank_index"] = blank
-    return {key: json.dumps(value) for key, value in known.items()}
+        content["blank_index"] = blank
+    return {key: json.dumps(value) for key, value in content.items()}
 
 
 def _convolved_stft(self, x):

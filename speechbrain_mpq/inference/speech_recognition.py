@@ -179,10 +179,10 @@ class HybridASR:
         numbers : list of list of int
             Places of these words in `vocabulary`.
         """
-        said = [self._search(row) for row in self.outputs(wavs, wav_lens)]
+        hypotheses = [self._search(row) for row in self.outputs(wavs, wav_lens)]
         places = {word: i for i, word in enumerate(self.vocabulary)}
-        numbers = [[places[word] for word in words] for words in said]
-        return [" ".join(words) for words in said], numbers
+        numbers = [[places[word] for word in words] for words in hypotheses]
+        return [" ".join(words) for words in hypotheses], numbers
 
     def transcribe_file(self, path):
         """Most probable words of a recording.
@@ -374,8 +374,8 @@ def check_lexicon(model, lexicon):
     model : TDNNF
     lexicon : Lexicon
     """
-    known, outputs = model.settings["phones"], model.settings["outputs"]
-    if outputs != 2 * len(lexicon.phones) or (known or lexicon.phones) != (
+    phones, outputs = model.settings["phones"], model.settings["outputs"]
+    if outputs != 2 * len(lexicon.phones) or (phones or lexicon.phones) != (
         lexicon.phones
     ):
         raise ValueError(

@@ -211,8 +211,8 @@ class IntegerCell(torch.nn.Module):
         )
         for weight, bias in zip((self.weight_ih, self.weight_hh), self.bias):
             # Both are codes of 8 bits or fewer, or the states of a cell
-            reach = weight.long().abs().sum(1) * 2**7 + bias.long().abs()
-            fits = fits and reach.max() < 2**31
+            bound = weight.long().abs().sum(1) * 2**7 + bias.long().abs()
+            fits = fits and bound.max() < 2**31
         if not fits:
             raise ValueError("constants with which int32 could overflow")
 

@@ -150,13 +150,13 @@ def read_texts(entries, key=None):
 def _text_of(name, entry, key):
     """The text that an entry has under a key, or a usual one."""
     keys = [key] if key else TEXT_KEYS
-    found = [k for k in keys if isinstance(entry.get(k), str)]
-    if not found or not entry[found[0]].strip():
+    present = [k for k in keys if isinstance(entry.get(k), str)]
+    if not present or not entry[present[0]].strip():
         raise ValueError(
             f"manifest entry {name!r} has no text under {' or '.join(keys)}, "
             f"only {sorted(entry)}: name its key by --text-key"
         )
-    return entry[found[0]]
+    return entry[present[0]]
 
 
 def read_audio(name, entry, key, normalize):

@@ -48,8 +48,8 @@ class LedOutputs(DistributionComparison):
         self.tokens = []
         for index in range(len(items)):
             with torch.no_grad():
-                found = self.recognized(*self.batch(torch.tensor([index])))
-            self.tokens.append([int(token) for token in found])
+                recognized = self.recognized(*self.batch(torch.tensor([index])))
+            self.tokens.append([int(token) for token in recognized])
 
     @property
     def decoder(self):
@@ -131,10 +131,10 @@ class PhonemeOutputs(LedOutputs):
         inputs = self.interface.encode_input({"txt": texts})
         self.interface._update_graphemes(inputs)
         keys = getattr(self.interface.hparams, "model_input_keys", inputs)
-        found = self.interface.mods.model(**{k: inputs[k] for k in keys})
+        outputs = self.interface.mods.model(**{k: inputs[k] for k in keys})
         keys = self.interface.hparams.model_output_keys
-        found = dict(zip(keys, found))
-        return found["encoder_out"], found["char_lens"]
+        outputs = dict(zip(keys, outputs))
+        return outputs["encoder_out"], outputs["char_lens"]
 
     def recognized(self, texts, lengths, indices):
         """See ``LedOutputs``."""
@@ -227,7 +227,7 @@ class SpectrogramOutputs(Comparison):
     def outputs(self, texts, lengths, indices):
         """See ``Comparison``."""
         device = self.interface.device
-        found = []
+        spectrograms = []
         for text, index in zip(texts, indices):
             tokens, count = self.interface.text_to_seq(text)
             tokens = torch.tensor(tokens, device=device)[None]
@@ -240,8 +240,8 @@ class SpectrogramOutputs(Comparison):
                     (tokens, counts, mel, count, frames)
                 )
             ends = gates.reshape(1, 1, -1)
-            found.append(torch.cat([spectrogram, ends], 1)[0].T)
-        return torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
+            spectrograms.append(torch.cat([spectrogram, ends], 1)[0].T)
+        return torch.nn.utils.rnn.pad_sequence(spectrograms, batch_first=True)
 
     def valid(self, items, frames):
         """See ``Comparison``."""

@@ -292,11 +292,15 @@ class StepRounding(Function):
         needed = context.needs_input_grad[:2]
         plain = weight.dtype == gradient.dtype == alpha.dtype == torch.float32
         if plain and _in_place(gradient, weight):
-            found = _smooth_gradients(gradient, weight, alpha, context.table)
-            found = [g if n else None for g, n in zip(found, needed)]
+            gradients = _smooth_gradients(
+                gradient, weight, alpha, context.table
+            )
+            gradients = [g if n else None for g, n in zip(gradients, needed)]
         else:
-            found = _by_autograd(gradient, weight, alpha, context.table, needed)
-        return *found, None, None
+            gradients = _by_autograd(
+                gradient, weight, alpha, context.table, needed
+            )
+        return *gradients, None, None
 
 
 def _smooth(weight, alpha, bits, codebook):
@@ -319,13 +323,13 @@ def _by_autograd(gradient, weight, alpha, table, needed):
         inputs = [weight, alpha]
         if not again:
             inputs = [i.detach().requires_grad_() for i in inputs]
-        wanted = [i for i, n in zip(inputs, needed) if n]
+        differentiated = [i for i, n in zip(inputs, needed) if n]
         values = _smooth(*inputs, *table)
-        found = torch.autograd.grad(
-            values, wanted, gradient, create_graph=again
+        gradients = torch.autograd.grad(
+            values, differentiated, gradient, create_graph=again
         )
-    found = iter(found)
-    return [next(found) if n else None for n in needed]
+    gradients = iter(gradients)
+    return [next(gradients) if n else None for n in needed]
 
 
 def _smooth_gradients(gradient, weight, alpha, table):

@@ -136,12 +136,12 @@ def feedback_levels(
     levels, error = torch.empty_like(columns), torch.zeros_like(columns)
     for stop in range(columns.shape[-2], 0, -BLOCK):
         start = max(stop - BLOCK, 0)
-        known = factor[..., start:stop, stop:] @ error[..., stop:, :]
+        later_errors = factor[..., start:stop, stop:] @ error[..., stop:, :]
         for i in range(stop - 1, start - 1, -1):
             inner = factor[..., i : i + 1, i + 1 : stop]
             fed = (inner @ error[..., i + 1 : stop, :])[..., 0, :]
-            wanted = columns[..., i, :] + known[..., i - start, :] + fed
-            level = nearest_levels(wanted, bits, alpha, codebook)
+            target = columns[..., i, :] + later_errors[..., i - start, :] + fed
+            level = nearest_levels(target, bits, alpha, codebook)
             levels[..., i, :] = level
             error[..., i, :] = columns[..., i, :] - level * alpha
     return levels[..., order.argsort(), :].mT.contiguous()

@@ -182,9 +182,11 @@ def described_tensors(header):
         rows = _joined(header["shapes"], header["bits"])
     else:
         tree = leaves(header["tensors"])
-        rows = [(name, *_parted(name, leaf)) for name, leaf in _few(tree)]
+        rows = [
+            (name, *_split_bits(name, leaf)) for name, leaf in _limit_size(tree)
+        ]
     rows_of_slices = list(
-        _few(piece for row in rows for piece in _slices(*row))
+        _limit_size(piece for row in rows for piece in _slices(*row))
     )
     names = {name for name, _, _ in rows_of_slices}
     if len(names) < len(rows_of_slices):
@@ -236,11 +238,11 @@ def _joined(shapes, bits):
         shapes and _count_leaves(shapes) != len(bits)
     ):
         raise ValueError("not one entry of bits for every shape")
-    named = sorted(_few(leaves(shapes, joined=True)))
+    named = sorted(_limit_size(leaves(shapes, joined=True)))
     return [(name, b, shape) for (name, shape), b in zip(named, bits)]
 
 
-def _few(named):
+def _limit_size(named):
     """Tuples that begin with a name, as long as they take sane room."""
     room = MAX_NAMED
     for entry in named:
@@ -250,7 +252,7 @@ def _few(named):
         yield entry
 
 
-def _parted(name, leaf):
+def _split_bits(name, leaf):
     """(bits, shape) of [bits, *shape]."""
     if not isinstance(leaf, list) or not leaf:
         raise ValueError(f"{name} is not described by [bits, *shape]")

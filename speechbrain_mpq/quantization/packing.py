@@ -121,7 +121,7 @@ def content_of(model, granularity=None):
     quantized = {n: t for n, t in sorted(tensors.items()) if t.fake_quantize}
     buffers = stored_buffers(model)
     floats, left_out, refused = {}, {}, {}
-    known = {id(t.parameter) for t in tensors.values()}
+    stored_ids = {id(t.parameter) for t in tensors.values()}
     for name, tensor in tensors.items():
         if tensor.fake_quantize and tensor.chain is not None:
             why = f"{tensor.parameter_name} results from it"
@@ -129,7 +129,7 @@ def content_of(model, granularity=None):
             for inner in inner_buffers(tensor):
                 if inner in buffers:
                     left_out[inner] = why
-                    known.add(id(buffers.pop(inner)))
+                    stored_ids.add(id(buffers.pop(inner)))
         elif not tensor.fake_quantize and tensor.chain is not None:
             floats.update(tensor.parts)
         elif not tensor.fake_quantize:
@@ -137,7 +137,7 @@ def content_of(model, granularity=None):
     for name in sorted(made_alike(model)):
         if name in buffers:
             left_out[name] = "the same in every new module of its class"
-            known.add(id(buffers.pop(name)))
+            stored_ids.add(id(buffers.pop(name)))
     for name, tensor in {**floats, **buffers}.items():
         problem = why_not(name, tensor) or _name_problem(name)
         if problem:
@@ -158,10 +158,10 @@ def content_of(model, granularity=None):
             floats[name] = buffer
         else:
             quantized[name] = exact
-    known |= {id(t) for t in [*floats.values(), *buffers.values()]}
+    stored_ids |= {id(t) for t in [*floats.values(), *buffers.values()]}
     states, problems = module_states(model)
     refused.update(problems)
-    refused.update(unknown_state(model, known))
+    refused.update(unknown_state(model, stored_ids))
     states = {name: encode(state, name) for name, state in states.items()}
     quantized = dict(sorted(quantized.items()))
     return Content(quantized, floats, states, same, left_out, refused)

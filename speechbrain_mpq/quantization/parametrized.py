@@ -169,9 +169,9 @@ def _apart(plain):
 
     @wraps(plain)
     def copied(self, memo):
-        known = id(self) in memo
+        is_copied = id(self) in memo
         copy = plain(self, memo)
-        if not known and type(copy) is type(self):
+        if not is_copied and type(copy) is type(self):
             _unshare_class_(copy)
         return copy
 

@@ -79,12 +79,12 @@ def scheme_of(scheme=None, **options):
     """
     if not options:
         return scheme
-    known = [field.name for field in fields(Scheme)]
+    names = [field.name for field in fields(Scheme)]
     for name in options:
-        if name not in known:
+        if name not in names:
             raise TypeError(
                 f"a quantization scheme has no option {name!r}"
-                f"{near_misses(name, known)}: choose from {', '.join(known)}"
+                f"{near_misses(name, names)}: choose from {', '.join(names)}"
             )
     return Scheme(**{**(vars(scheme) if scheme else {}), **options})
 

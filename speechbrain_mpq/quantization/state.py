@@ -298,9 +298,9 @@ def own_hook(module, kind):
     """Finds a hook for checkpoints that a module's class brought along."""
     if _hooks() is None:
         return None
-    known = getattr(_hooks(), f"DEFAULT_{kind}_HOOKS")
-    base = next((k for k in type(module).__mro__ if k in known), None)
-    return None if base in (None, torch.nn.Module) else known[base]
+    defaults = getattr(_hooks(), f"DEFAULT_{kind}_HOOKS")
+    base = next((k for k in type(module).__mro__ if k in defaults), None)
+    return None if base in (None, torch.nn.Module) else defaults[base]
 
 
 def read_saved(module):
@@ -385,7 +385,7 @@ def _set(model, states):
             own_hook(module, "LOAD")(module, file, True)
 
 
-def unknown_state(model, known):
+def unknown_state(model, stored_ids):
     """Names what is in ``state_dict`` and neither parameter nor buffer."""
     names = {n for n, _ in model.named_parameters(remove_duplicate=False)}
     names |= {n for n, _ in model.named_buffers(remove_duplicate=False)}
@@ -393,7 +393,7 @@ def unknown_state(model, known):
         name: "in state_dict, but neither parameter nor buffer"
         for name, value in model.state_dict(keep_vars=True).items()
         if name not in names
-        and id(value) not in known
+        and id(value) not in stored_ids
         and not name.endswith("_extra_state")
     }
 

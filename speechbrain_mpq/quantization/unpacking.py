@@ -530,8 +530,10 @@ def _check_states(packed, model, own):
     for name in packed.states:
         path, _, kind = name.rpartition(".")
         module = modules.get(path)
-        known = module is not None and (name in own or _can_load(module, kind))
-        if not known:
+        is_loadable = module is not None and (
+            name in own or _can_load(module, kind)
+        )
+        if not is_loadable:
             raise PackedModelError(
                 packed.path,
                 f"another model: adds {name}",

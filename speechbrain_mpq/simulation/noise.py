@@ -213,9 +213,9 @@ class NoiseMaker:
     def __init__(
         self, voices=(), held_out=HELD_OUT, seed=1234, sample_rate=16000
     ):
-        known = {*OF_VOICES, *OF_NOTHING}
-        if held_out not in known:
-            raise ValueError(f"no noise {held_out!r}: choose of {known}")
+        kinds = {*OF_VOICES, *OF_NOTHING}
+        if held_out not in kinds:
+            raise ValueError(f"no noise {held_out!r}: choose of {kinds}")
         self.voices = voices
         self.held_out = held_out
         self.seed = seed

@@ -436,14 +436,14 @@ _loading_a_part = []  # modules that are being loaded by hooks of their own
 def _complete_hooks(kind):
     """Let a class's hooks save scales too, and load what they saved."""
     for name in ("SAVE", "LOAD", "TRANSFER"):
-        known = getattr(hooks, f"DEFAULT_{name}_HOOKS")
-        plain = next((known[k] for k in kind.__mro__ if k in known), None)
+        defaults = getattr(hooks, f"DEFAULT_{name}_HOOKS")
+        plain = next((defaults[k] for k in kind.__mro__ if k in defaults), None)
         if plain is None or hasattr(plain, "completed"):
             continue
         new = _saves_scales(plain) if name == "SAVE" else _loads_a_part(plain)
         new.completed = True
-        owner = next(k for k in kind.__mro__ if k in known)
-        known[owner] = new
+        owner = next(k for k in kind.__mro__ if k in defaults)
+        defaults[owner] = new
 
 
 def _saves_scales(plain):

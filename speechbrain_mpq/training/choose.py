@@ -340,7 +340,7 @@ class _Request:
 
     scores: str | Scorer | None
     rounding: str | None
-    asked_method: str | EstimationMethod | None
+    requested_method: str | EstimationMethod | None
     candidate_bits: tuple
     limits: dict  # those of `allocate_bits`
     method: EstimationMethod | None = None
@@ -348,7 +348,7 @@ class _Request:
     def complete(self, brain, quantizer):
         """Fill in the usual ways, and refuse what a Brain cannot do."""
         _check_scripting(brain, quantizer)
-        method = self.asked_method
+        method = self.requested_method
         self.method = _method_for(brain, method, self.candidate_bits)
         if method:
             tensors = named_tensors(quantizer.model)
@@ -363,7 +363,7 @@ class _Request:
     @property
     def settings(self):
         """What a plan depends on, for JSON."""
-        scores, method = self.scores, self.asked_method
+        scores, method = self.scores, self.requested_method
         return {
             "scores": scores if isinstance(scores, str) else _class(scores),
             **self.limits,
@@ -399,7 +399,7 @@ def _chosen(brain, quantizer, request, calibration, store, progress):
     )
     is_new = store.is_new
     pipeline.run(progress)
-    if request.asked_method:
+    if request.requested_method:
         attach(brain, request.method, quantizer.model)
     if is_new and hasattr(brain, "hparams"):
         log_stats(brain.hparams, plan_stats(quantizer.plan, store.folder))
@@ -491,8 +491,8 @@ def system_of(model, folder):
         full = {"bits": 32, "average_bits": 32, **full, **size}
         return {"system": "fp32", **full}
     plan = bit_plan(model)
-    known = (Path(folder) / SETTINGS).exists()
-    settings = earlier_settings(folder) if known else {}
+    has_settings = (Path(folder) / SETTINGS).exists()
+    settings = earlier_settings(folder) if has_settings else {}
     rounding = settings.get("rounding")
     return {
         "system": settings.get("scores", "uniform"),
@@ -518,8 +518,8 @@ def _quantizer(hparams, folder):
     plan = BitPlan.load(path)
     if quantizer is None:
         quantizer = Quantizer(hparams["modules"], None)
-    known = (folder / SETTINGS).exists()
-    method = earlier_settings(folder).get("method") if known else None
+    has_settings = (folder / SETTINGS).exists()
+    method = earlier_settings(folder).get("method") if has_settings else None
     if method in METHODS:
         quantizer.use_method(method_of(method))
     quantizer.quantize(plan)

@@ -308,7 +308,7 @@ def _in_form(scorer, network, forms):
         "candidate_bits": base.candidate_bits,
         "scheme": base.scheme,
         "chunk": base.chunk,
-        "given": base.given,
+        "given": base.base_plan,
     }
     if not forms:
         logger.info(

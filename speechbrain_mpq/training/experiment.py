@@ -179,11 +179,11 @@ class Experiment:
 
     def _roots(self, keys):
         """Of differing keys those that others do not merely follow."""
-        known = entries(self.source.text)
+        values = entries(self.source.text)
         free = [
             key
             for key in keys
-            if key in known and "!ref" not in yaml.serialize(known[key])
+            if key in values and "!ref" not in yaml.serialize(values[key])
         ]
         return free or keys
 
@@ -365,12 +365,12 @@ def prototypes_of(source, hparams):
 def _estimations(source, own_bits):
     """Overrides for a baseline: as they are, and with its own estimation."""
     estimations = [source.command]
-    known = entries(source.resolved)
+    values = entries(source.resolved)
     special = any(
-        key in known and _is_set(known[key]) for key in ("admm", "one_stage")
+        key in values and _is_set(values[key]) for key in ("admm", "one_stage")
     )
-    if own_bits != 32 and not special and set(ESTIMATION) <= set(known):
-        own = {key: known[key] for key in ESTIMATION}
+    if own_bits != 32 and not special and set(ESTIMATION) <= set(values):
+        own = {key: values[key] for key in ESTIMATION}
         estimations.append(overrides_text({**entries(source.command), **own}))
     return estimations
 
@@ -383,19 +383,19 @@ def _is_set(node):
 def overrides_for(path, overrides, bits):
     """What of an experiment's overrides its baseline depends on."""
     text = hparams_text(path)
-    known = entries(text)
+    values = entries(text)
     own = {
         *("system", "scores", "output_folder", "against", "prototypes", "bits"),
         *("one_stage", "admm"),
     }
-    if "admm" in known and _is_set(known["admm"]):
+    if "admm" in values and _is_set(values["admm"]):
         own |= ADMM_KEYS
     if bits == 32:
         own.add("number_of_epochs")  # shipped as it is, unless asked itself
     shared = {
         key: node
         for key, node in entries(overrides).items()
-        if key in known and key not in own
+        if key in values and key not in own
     }
     shared["bits"] = yaml.compose(str(bits))
     settings = HparamsSource(path, overrides_text(shared)).settings

@@ -199,9 +199,9 @@ class HparamsSource:
     def _found(self, places):
         """Overrides with values in place, and files where they are."""
         nodes = entries(self.overrides)
-        known = entries(self.resolved)
+        values = entries(self.resolved)
         for key in FILES:
-            value = known[key].value if key in known else None
+            value = values[key].value if key in values else None
             if value and str(find_file(value)) != value:
                 places.setdefault(key, str(find_file(value)))
         for key, value in places.items():

@@ -188,7 +188,7 @@ class Quantizer:
         if not isinstance(bits, BitPlan | None):
             check_uniform_bits(bits)
         self.model = _named_targets(targets)
-        self.asked = Selection(include, exclude), vectors
+        self.requested = Selection(include, exclude), vectors
         if not vectors:
             exclude = [*as_list(exclude), *_vectors(self.model)]
         self.selection = Selection(include, exclude)
@@ -388,7 +388,7 @@ def quantizer_of(
             f"a {type(quantizer).__name__}"
         )
     elif (Selection(include, exclude), vectors) not in (
-        quantizer.asked,
+        quantizer.requested,
         (Selection(), True),
     ):
         raise ValueError(
@@ -508,8 +508,8 @@ class _Watch:
             logger.warning(f"In the first step {_message(names, weights)}")
         if self.steps[key] == 2:
             _warn_of_others(left)
-        known = not left or self.steps[key] >= 2
-        self.done = known and not any(self.missing.values())
+        is_settled = not left or self.steps[key] >= 2
+        self.done = is_settled and not any(self.missing.values())
 
 
 def _fewest_patterns(names, all_names):

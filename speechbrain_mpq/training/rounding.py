@@ -107,8 +107,8 @@ def _unscaled(layer, inputs):
     plain = functional_call(layer, {"weight": ones, "bias": zeros}, (inputs,))
     expected = _channels(layer, plain) * layer.weight[:, None, None]
     expected = expected + layer.bias[:, None, None]
-    found = _channels(layer, layer(inputs))
-    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
+    unfolded = _channels(layer, layer(inputs))
+    if not torch.allclose(unfolded, expected, rtol=1e-3, atol=1e-4):
         raise NoMatrixError(
             f"{type(layer).__name__} has a weight and a bias vector but does "
             "not scale and shift channels: leave its network in nearest "
@@ -129,8 +129,8 @@ def _unfolded(layer, inputs):
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     frames = F.pad(inputs, padding, mode=mode)
     size, stride, dilation = *layer.kernel_size, *layer.stride, *layer.dilation
-    reach = dilation * (size - 1) + 1
-    windows = frames.unfold(-1, reach, stride)[..., ::dilation]
+    span = dilation * (size - 1) + 1
+    windows = frames.unfold(-1, span, stride)[..., ::dilation]
     # [batch, groups, channels, frames, taps] -> [groups, columns, samples]
     windows = windows.unflatten(1, (layer.groups, -1))
     columns = windows.permute(1, 2, 4, 0, 3).flatten(3).flatten(1, 2)
@@ -173,26 +173,26 @@ def round_layer_(tensors, layer, plain, uses, dampings=DAMPINGS):
             _store_(tensor, values[tensor.rows], alpha)
     for tensor in biases:
         weight = weight_matrix(plain, layer.weight).double()
-        wanted = (means[1] - weight @ means[0]).flatten()
-        _store_(tensor, *_nearest(tensor, wanted))
+        target = (means[1] - weight @ means[0]).flatten()
+        _store_(tensor, *_nearest(tensor, target))
 
 
 def _halves(uses):
     """Every other item of all uses, and those between."""
     halves, start = ([], []), 0
-    for given, target in uses:
+    for inputs, target in uses:
         for which, half in enumerate(halves):
             items = slice((start + which) % 2, None, 2)
-            if len(given[items]):
-                half.append((given[items], target[items]))
-        start += len(given)
+            if len(inputs[items]):
+                half.append((inputs[items], target[items]))
+        start += len(inputs)
     return halves
 
 
 def _matrices(plain, use):
     """What is given and wanted in a use, as float64 matrices."""
-    given, target = use
-    x, y = input_matrix(plain, given), output_matrix(plain, target)
+    inputs, target = use
+    x, y = input_matrix(plain, inputs), output_matrix(plain, target)
     return x.double(), y.double()
 
 
@@ -243,31 +243,31 @@ def _fitted(weights, trained, moment, cross, damping):
     return values, scales
 
 
-def _calibrated(tensor, wanted, moment):
+def _calibrated(tensor, target, moment):
     """Values of a tensor at calibrated levels, as a matrix, and their scale."""
     fake_quantize, shape = tensor.fake_quantize, tensor.weight.shape
     bits, codebook = fake_quantize.stored_bits, fake_quantize.codebook
     granularity = "channel" if fake_quantize.alpha.dim() else "tensor"
-    alpha = fit_scale(wanted.reshape(shape), bits, granularity, codebook)
+    alpha = fit_scale(target.reshape(shape), bits, granularity, codebook)
     if alpha.dim():
-        alpha = alpha.reshape(*wanted.shape[:-1], 1)
+        alpha = alpha.reshape(*target.shape[:-1], 1)
     if fake_quantize.codebook == "entropy":
         alpha = alpha.float()  # another step is another rate
     else:
-        alpha = calibrated_scale(wanted, moment, bits, alpha, codebook)
+        alpha = calibrated_scale(target, moment, bits, alpha, codebook)
         alpha = alpha.float()
-    levels = calibrated_levels(wanted, moment, bits, alpha, codebook)
+    levels = calibrated_levels(target, moment, bits, alpha, codebook)
     return levels * alpha, alpha
 
 
-def _nearest(tensor, wanted):
+def _nearest(tensor, target):
     """Values of a tensor at the nearest levels, and their scale."""
     if tensor.fake_quantize is None:
-        return wanted, None
+        return target, None
     fake_quantize = tensor.fake_quantize
     bits, codebook = fake_quantize.stored_bits, fake_quantize.codebook
-    alpha = fit_scale(wanted, bits, codebook=codebook)
-    return nearest_levels(wanted, bits, alpha, codebook) * alpha, alpha
+    alpha = fit_scale(target, bits, codebook=codebook)
+    return nearest_levels(target, bits, alpha, codebook) * alpha, alpha
 
 
 def _store_(tensor, values, alpha):
@@ -396,21 +396,21 @@ class CalibratedRounding:
                 self.calibration.run(index)
         return seen
 
-    def _round(self, name, given):
+    def _round(self, name, inputs):
         """Round one layer, if there is something to round; or note why not."""
         layer = self.network.get_submodule(name)
         if not _is_open(self.tensors, layer):
             return
-        reason = self._round_layer(name, layer, given)
+        reason = self._round_layer(name, layer, inputs)
         if reason:
             self.left[name] = reason
         else:
             self.rounded.append(name)
 
-    def _round_layer(self, name, layer, given):
+    def _round_layer(self, name, layer, inputs):
         """Round a layer; or say why not."""
         pairs, dtype = [], self.plain[name].weight.dtype  # autocast is over
-        for uses, now in zip(self.uses[name], given):
+        for uses, now in zip(self.uses[name], inputs):
             shapes = [shape for shape, _ in uses]
             if shapes != [tensor.shape for tensor in now]:
                 return "used otherwise once quantized"

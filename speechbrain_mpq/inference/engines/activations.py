@@ -131,8 +131,8 @@ class _RangeObserver:
     def best(self):
         """Choose the range of least squared error."""
         low, high = self.low.double().numpy(), self.high.double().numpy()
-        middles = (np.arange(BINS) + 0.5) / BINS
-        values = low[:, None] + (high - low)[:, None] * middles
+        centers = (np.arange(BINS) + 0.5) / BINS
+        values = low[:, None] + (high - low)[:, None] * centers
         counts = self.counts.double().numpy()
         scale, zero_point = search_ranges(values, counts, self.signed)
         if not self.per_channel:

@@ -180,9 +180,9 @@ def check_features(settings):
             "the file does not say what its features are: it classifies "
             "features, not sounds (see load_integer_gru)"
         )
-    known = "sample_rate n_mels hop_length most_seconds mean deviation".split()
-    if not isinstance(settings, dict) or sorted(settings) != sorted(known):
-        raise ValueError(f"features are {', '.join(known)}")
+    names = "sample_rate n_mels hop_length most_seconds mean deviation".split()
+    if not isinstance(settings, dict) or sorted(settings) != sorted(names):
+        raise ValueError(f"features are {', '.join(names)}")
 
     def numbers(values, least, most, whole=False):
         kinds = (int,) if whole else (int, float)

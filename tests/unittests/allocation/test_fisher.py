@@ -8,7 +8,7 @@ import torch.nn as nn
 
 from speechbrain_mpq.allocation.fisher import (
     SquaredGradients,
-    second_order_damage,
+    second_order_increase,
 )
 from speechbrain_mpq.quantization.fake_quant import LearnedStep
 from speechbrain_mpq.quantization.quant_api import cluster_quantized, quantize_
@@ -42,7 +42,7 @@ def test_damage_is_exact_for_a_quadratic_loss():
     def loss(w):
         return (curvature * (w - optimum).square()).sum().item() / 2
 
-    measured = second_order_damage(curvature, optimum, quantized)
+    measured = second_order_increase(curvature, optimum, quantized)
     expected = loss(quantized) - loss(optimum)
     assert measured == pytest.approx(expected, rel=1e-5)
 
@@ -86,7 +86,7 @@ def test_table_is_the_sum_over_the_cluster_written_out(network):
             with cluster_quantized(plain, cluster, bits):
                 after = plain.get_submodule(cluster).state_dict()
                 expected = sum(
-                    second_order_damage(
+                    second_order_increase(
                         watched.mean()[f"{cluster}.{name}"],
                         before[name],
                         after[name],
@@ -113,7 +113,7 @@ def test_slices_and_other_tables_are_scored_as_they_are():
     plain.weight.data.copy_(rows)
     quantize_(plain, 2, **kind)
     curvature = watched.mean()["weight[2:4]"]
-    expected = second_order_damage(curvature, rows, plain.weight.detach())
+    expected = second_order_increase(curvature, rows, plain.weight.detach())
     assert table.scores[".[2:4]"][2] == pytest.approx(expected)
 
 

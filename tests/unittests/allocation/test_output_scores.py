@@ -432,7 +432,7 @@ def test_plan_of_the_table_is_never_worse_than_that_of_the_first(
         plan = allocate_bits(table, average_bits=bits)
         error = scores.measure(refined_network, plan, refined_inputs)
         assert error == min(table.details["measured_plans"])
-    assert scores.given is None  # the user's own object is left alone
+    assert scores.base_plan is None  # the user's own object is left alone
 
 
 def test_a_plan_that_comes_back_ends_it(refined_inputs):
