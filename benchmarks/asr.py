@@ -34,7 +34,6 @@ from speechbrain_mpq.ptq.interface_outputs import CTCOutputs
 from speechbrain_mpq.ptq.pretrained import (
     CANDIDATES,
     InterfaceCalibration,
-    chosen_names,
 )
 from speechbrain_mpq.ptq.pretrained_folder import (
     find_class,
@@ -108,7 +107,7 @@ def score(options):
     interface, comparison = load(options)
     modules, _ = packable(interface)
     calibration = InterfaceCalibration(comparison, modules)
-    selection = Selection(chosen_names(calibration.model, modules))
+    selection = Selection(calibration.chosen_names())
     scheme = Scheme(codebook=CODEBOOK)
     scorer, network, values = calibration.prepared(
         scorer_of("kl", scheme, CANDIDATES)

@@ -44,7 +44,6 @@ NAME_PART = 32  # characters of a name that a temporary name repeats
 MAX_JSON = 2**28  # bytes
 MAX_INTEGER = 2**64  # in JSON: what no tensor can hold is a mistake
 PIPE_SECONDS = 10.0  # that a named pipe may take to begin
-IN_USE = ".in_use"  # held by who is at work in a folder
 _ABANDONED = re.compile(rf"\..*\.[0-9a-f]{{32}}{re.escape(PARTIAL)}", re.DOTALL)
 _SCRATCH = ".speechbrain_mpq."
 
@@ -183,63 +182,6 @@ def scratch_folder(parent=None):
                 _lock(stack.enter_context(open(new, "xb")))
                 os.replace(new, lock)
             yield Path(folder)
-
-
-def hold_folder(folder):
-    """Marks a folder as in use, until this process ends, however it ends.
-
-    Arguments
-    ---------
-    folder : Path
-
-    Returns
-    -------
-    file or None
-        To be kept; None where there are no locks. A folder that another
-        process holds is a BlockingIOError.
-    """
-    if fcntl is None:
-        return None
-    lock = open(folder / IN_USE, "w")
-    for last in (*[False] * 20, True):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if last:
-                lock.close()
-                raise BlockingIOError(
-                    f"another process is at work in {folder}: wait for its end"
-                ) from error
-            time.sleep(0.01)  # it may only have looked
-        except OSError:  # a file system without locks
-            break
-        else:
-            break
-    return lock
-
-
-def folder_in_use(folder):
-    """Whether another process holds a folder.
-
-    Example
-    -------
-    >>> folder = Path(getfixture("tmpdir"))
-    >>> held = hold_folder(folder)
-    >>> folder_in_use(folder)
-    True
-    >>> held.close()
-    >>> folder_in_use(folder)
-    False
-    """
-    path = folder / IN_USE
-    if fcntl is None or not path.exists():
-        return False
-    with open(path) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
 
 
 @cache  # once a process: a folder may have many thousand files

@@ -37,7 +37,7 @@ from ..evaluation.wer import oracle_errors
 from ..evaluation.word_tasks import RECOGNITION
 from ..inference.folder import write_card
 from ..inference.speech_recognition import save_recognizer
-from ..simulation.augmentation import NoisySpeech, Voices
+from ..simulation.augmentation import NoisySpeech, Reverberation, Voices
 from ..simulation.noise import NoiseMaker
 from ..simulation.rooms import RoomBank
 from ..training.checkpoints import load_best_
@@ -324,8 +324,9 @@ def audio_pipeline(hparams, name, speech, noisy):
         NoiseMaker(Voices(speech), seed=hparams["noise_seed"]),
         snr=hparams["snr"][split],
         seed=hparams["noise_seed"],
-        rirs=bank.first_microphone(),
-        reverberant_share=hparams["reverberant_share"][split],
+        reverberation=Reverberation(
+            bank.first_microphone(), hparams["reverberant_share"][split]
+        ),
     )
 
     def draw(key, _):

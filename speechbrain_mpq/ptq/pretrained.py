@@ -87,6 +87,28 @@ class InterfaceCalibration(Calibration):
         self.prototypes = prototypes
         self._layers = InterfaceOutputs(comparison, each_layer_once=True)
 
+    @classmethod
+    def of(cls, comparison, quantized, prototypes=None):
+        """That of an interface which is compared with another's outputs."""
+        modules, _ = packable(quantized)
+        return cls(comparison.of(quantized), modules, prototypes)
+
+    def chosen_names(self, include=("*",), exclude=(), vectors=False):
+        """Name the parameters that are to be quantized."""
+        tensors = named_tensors(self.model)
+        chosen = select(tensors, include, exclude)
+        if not vectors:
+            chosen = [t for t in chosen if t.weight.dim() > 1]
+        stored = set(shared_parameters(self.model, self.modules.values()))
+        names = [t.name for t in chosen if t.name in stored]
+        if not names:
+            raise ValueError(
+                "nothing to quantize: no parameter that the patterns leave is "
+                "in a file of the source that can be packed "
+                f"({list(self.modules)})"
+            )
+        return names
+
     def run(self, index):
         """Pass all items, each layer once."""
         self._layers(torch.arange(len(self.comparison)))
@@ -142,22 +164,6 @@ class InterfaceCalibration(Calibration):
             "prototypes": self.prototypes,
         }
         return scorer, self.model, values
-
-
-def chosen_names(network, modules, include=("*",), exclude=(), vectors=False):
-    """Parameters of an interface that are to be quantized."""
-    tensors = named_tensors(network)
-    chosen = select(tensors, include, exclude)
-    if not vectors:
-        chosen = [t for t in chosen if t.weight.dim() > 1]
-    stored = set(shared_parameters(network, modules.values()))
-    names = [t.name for t in chosen if t.name in stored]
-    if not names:
-        raise ValueError(
-            "nothing to quantize: no parameter that the patterns leave is in "
-            f"a file of the source that can be packed ({list(modules)})"
-        )
-    return names
 
 
 CANDIDATES = (1.6, 2, 3, 4, 5, 6, 8, 16)
@@ -257,8 +263,7 @@ def quantize_pretrained(
     >>> outcome.plan.average_bits  # doctest: +SKIP
     3.99
     """
-    scheme = Scheme(codebook=codebook, gates=gates)
-    options = _plan_options(budget, candidate_bits, scores, scheme)
+    options = _plan_options(budget, candidate_bits, scores, codebook, gates)
     _check_ways(rounding, method)
     output, cls = _empty_folder(output), find_class(class_name)
     check_source(source)
@@ -274,16 +279,13 @@ def quantize_pretrained(
     if progress and measure:
         _tell(measure.cost(interface, tests))
     quantized, _ = load_interface(cls, source, device)
-    modules, _ = packable(quantized)
-    compared = comparison.of(quantized)
-    calibration = InterfaceCalibration(compared, modules, prototypes)
-    names = chosen_names(calibration.model, modules, include, exclude, vectors)
+    calibration = InterfaceCalibration.of(comparison, quantized, prototypes)
+    names = calibration.chosen_names(include, exclude, vectors)
     _quantize(calibration, names, progress, rounding=rounding, **options)
     evaluate = partial(_quality, measure, interface, tests, progress)
-    known = {"source": str(source), "budget": budget}
-    known["plan"] = bit_plan(calibration.model)
+    origin = {"source": str(source), "budget": budget}
     return _written(
-        comparison, quantized, hparams_path, output, evaluate, known
+        comparison, calibration, hparams_path, output, evaluate, origin
     )
 
 
@@ -328,8 +330,9 @@ class _Data:
         return outputs(interface, items), tests
 
 
-def _plan_options(budget, candidate_bits, scores, scheme):
+def _plan_options(budget, candidate_bits, scores, codebook, gates):
     """Scheme, limits and scorer of the plan; a scorer None: uniform bits."""
+    scheme = Scheme(codebook=codebook, gates=gates)
     limits = parse_budget(budget)
     limits["min_bits"] = check_candidates(candidate_bits)[0]
     scorer = scorer_of(scores, scheme, candidate_bits)
@@ -355,9 +358,10 @@ def _tell(sentence):
     print(sentence, file=sys.stderr)
 
 
-def _written(comparison, quantized, hparams_path, output, evaluate, known):
+def _written(comparison, calibration, hparams_path, output, evaluate, origin):
     """Write the folder, load it again, and say how good the loaded one is."""
-    source, cls = comparison.interface, type(quantized)
+    source, quantized = comparison.interface, calibration.comparison.interface
+    cls = type(quantized)
     modules, reasons = packable(quantized)
     with scratch_folder(output.parent) as scratch:
         folder = Path(scratch) / output.name
@@ -374,7 +378,8 @@ def _written(comparison, quantized, hparams_path, output, evaluate, known):
             left_alone=_left_alone(modules, quantized.mods),
             reasons=reasons,
             card=read_front_matter(hparams_path.parent),
-            **known,
+            plan=bit_plan(calibration.model),
+            **origin,
         )
         card = model_card(outcome)
         (folder / "README.md").write_text(card, encoding="utf-8")

@@ -7,12 +7,14 @@ utterance in noise depends on (seed, epoch, key) alone. Waveforms are [samples].
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.fft
 import soundfile
 from scipy.signal import oaconvolve, resample_poly
 
+from ..utils import SAMPLE_RATE
 from .noise import NoiseMaker, draw_by, mix_at_snr
 
 WINDOW, HOP = 512, 128  # samples: 32 and 8 ms at 16 kHz
@@ -339,6 +341,22 @@ class Voices(Sequence):
         return _read_speech(self.paths[index], self.sample_rate)
 
 
+@dataclass(frozen=True)
+class Reverberation:
+    """Rooms that utterances are heard in, and how many of them are.
+
+    Arguments
+    ---------
+    rirs : sequence of numpy.ndarray
+        Impulse responses to draw from, [samples] each.
+    share : float
+        Share of the utterances that are in one of these rooms, 0 to 1.
+    """
+
+    rirs: Sequence = ()
+    share: float = 1.0
+
+
 class NoisySpeech:
     """Puts noise under the utterances of a split.
 
@@ -355,13 +373,9 @@ class NoisySpeech:
     gain : sequence of float
         Lowest and highest gain of the whole in dB, drawn evenly.
     seed : int
-    sample_rate : int
-        Hz.
-    rirs : sequence of numpy.ndarray
-        Impulse responses of rooms to draw from, [samples] each.
-    reverberant_share : float
-        Share of the utterances that are heard in one of these rooms; the
-        clean speech is then that of the room without its noise.
+    reverberation : Reverberation or None
+        Rooms in which utterances are heard; the clean speech is then that of
+        the room without its noise.
 
     Example
     -------
@@ -382,19 +396,16 @@ class NoisySpeech:
         snr=(-5.0, 20.0),
         gain=(0.0, 0.0),
         seed=1234,
-        sample_rate=16000,
-        rirs=(),
-        reverberant_share=1.0,
+        reverberation=None,
     ):
         if not speech:
             raise ValueError("the manifest has no utterances")
         self.speech = speech
         self.noise = noise
-        self.samples = seconds and round(seconds * sample_rate)
+        self.samples = seconds and round(seconds * SAMPLE_RATE)
         self.snr, self.gain = snr, gain
         self.seed = seed
-        self.sample_rate = sample_rate
-        self.rirs, self.reverberant_share = rirs, reverberant_share
+        self.reverberation = reverberation or Reverberation()
 
     def draw(self, key, epoch=0, kind=None):
         """One clip.
@@ -415,16 +426,17 @@ class NoisySpeech:
             "noise", its type, and "snr" in dB.
         """
         rng = draw_by(self.seed, epoch, key)
-        speech = _read_speech(self.speech[key]["wav"], self.sample_rate)
+        speech = _read_speech(self.speech[key]["wav"])
         if self.samples:
             speech = _fitted(rng, speech, self.samples)
-        if len(self.rirs) and rng.random() < self.reverberant_share:
-            rir = self.rirs[rng.integers(len(self.rirs))]
+        rirs, share = self.reverberation.rirs, self.reverberation.share
+        if len(rirs) and rng.random() < share:
+            rir = rirs[rng.integers(len(rirs))]
             speech = oaconvolve(speech, rir)[: len(speech)]
         noise, kind = self.noise.draw(key, len(speech), epoch, kind)
         snr = rng.uniform(*self.snr)
         speech = speech * 10 ** (rng.uniform(*self.gain) / 20)
-        noisy, clean = mix_at_snr(speech, noise, snr, self.sample_rate)
+        noisy, clean = mix_at_snr(speech, noise, snr, SAMPLE_RATE)
         drawn = {"noise": kind, "snr": float(snr)}
         return noisy.astype(np.float32), clean.astype(np.float32), drawn
 

@@ -19,7 +19,7 @@ from speechbrain_mpq.run import (
     main,
     quantized_fit,
 )
-from speechbrain_mpq.utils import hold_folder
+from speechbrain_mpq.training.experiment import hold_folder
 
 
 class Onlooker:

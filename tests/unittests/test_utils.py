@@ -12,7 +12,6 @@ from speechbrain_mpq import utils
 from speechbrain_mpq.utils import (
     atomic_write,
     check_output,
-    hold_folder,
     keep_freed_memory,
     open_input,
     read_json,
@@ -251,11 +250,3 @@ def test_outputs_that_cannot_be(tmp_path):
         check_output(tmp_path / "no" / "out.json")
     with pytest.raises(IsADirectoryError, match="is a folder"):
         check_output(tmp_path)
-
-
-def test_a_folder_is_held_once(tmp_path):
-    held = hold_folder(tmp_path)
-    with pytest.raises(BlockingIOError, match="another process is at work"):
-        hold_folder(tmp_path)
-    held.close()
-    hold_folder(tmp_path).close()
