@@ -42,6 +42,9 @@ TRAINING = (
     *("--lr", "0.001", "--number_of_epochs", "1"),
     *("--training_steps", "220", "--warmup_steps", "20"),
 )
+# In full precision: the same steps once more, and the bytes of two bits.
+PLAIN = ("longer", "smaller")
+SMALLER = ("--size", "19", "--dropout", "0", "--number_of_epochs", "2")
 SCORES = {
     "kl": "kl",
     "hessian": "hessian:probes=50",
@@ -54,6 +57,7 @@ METHODS = {
     "ste": "straight_through",
     "step": "log_step",
     "admm": "admm",
+    "global": "admm:global_table=True",
     "printed": "admm_printed",
 }
 
@@ -129,17 +133,18 @@ ROWS = (
     *(Row("rounded", bits) for bits in EQUAL),
     *(Row("rounded", bits, **NODE) for bits in EQUAL),
     Row("rounded", 2, **MIDRISE),
-    *(Row("rounded", bits, **ENTROPY) for bits in (1, 1.5, 2, 4)),
+    *(Row("rounded", bits, **ENTROPY) for bits in (1, 2, 4)),
     *(Row("rounded", 2, name) for name in SCORES),
     *(Row("rounded", 4, name) for name in ("kl", "hessian", "nas")),
     *(Row("ste", bits) for bits in EQUAL),
     *(Row("ste", bits, "kl") for bits in BUDGETS),
     *(Row("step", bits) for bits in (1, 2)),
     Row("ste", 2, **MIDRISE),
-    *(Row("ste", bits, **ENTROPY) for bits in (1, 1.5, 2)),
+    *(Row("ste", bits, **ENTROPY) for bits in (1, 2)),
     *(Row("admm", bits) for bits in EQUAL),
+    *(Row("global", bits) for bits in EQUAL),
     Row("printed", 2),
-    *(Row("admm", bits, **NODE) for bits in (1, 2)),
+    *(Row("admm", bits, **NODE) for bits in EQUAL),
     *(Row("ste", bits, "hessian") for bits in BUDGETS),
     *(Row("ste", bits, "nas", prototypes="admm") for bits in BUDGETS),
     Row("ste", 2, "reversed"),
@@ -177,11 +182,13 @@ class Setting:
             *(TRAINING if trains else ()),
         ]
 
-    def longer(self):
-        """Arguments of train.py for full precision with the same steps."""
+    def plain(self, name):
+        """Arguments of train.py for a row of `PLAIN`, in full precision."""
+        longer = name == "longer"
+        start = ("--start_from", str(self.start)) if longer else SMALLER
         return [
-            *(self.script, self.hparams, "--start_from", str(self.start)),
-            *self.recipe_options("longer", True),
+            *(self.script, self.hparams, *start),
+            *self.recipe_options(name, longer),
         ]
 
 
@@ -261,7 +268,7 @@ def run_row(row, setting):
     else:
         import runpy
 
-        arguments = setting.longer()
+        arguments = setting.plain(row)
 
         def main(arguments):
             return runpy.run_path(arguments[0], run_name="__main__")
@@ -277,7 +284,7 @@ def run_row(row, setting):
 
 def wanted_rows(patterns):
     """Rows whose names fit a pattern; all of them for none."""
-    every = ["longer", *ROWS]
+    every = [*PLAIN, *ROWS]
     return [
         row
         for row in every
@@ -317,18 +324,24 @@ def table(results):
     return "\n".join(lines)
 
 
-def main():
-    """Run the rows that are asked for and print the table."""
+def read_options():
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("hparams", help="recipes/SOTU/LM/hparams/...")
     parser.add_argument("--data_folder", type=Path, required=True)
     parser.add_argument("--start_from", type=Path, required=True)
     parser.add_argument("--results_folder", type=Path, default="results/rows")
     parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument("--name", help="of the results (default: the hparams)")
     parser.add_argument("--only", nargs="+", metavar="PATTERN")
     parser.add_argument("--commands", action="store_true")
-    options = parser.parse_args()
-    name = Path(options.hparams).stem
+    return parser.parse_args()
+
+
+def main():
+    """Run the rows that are asked for and print the table."""
+    options = read_options()
+    name = options.name or Path(options.hparams).stem
     setting = Setting(
         options.hparams,
         options.data_folder,
@@ -340,7 +353,7 @@ def main():
     if options.commands:
         for row in rows:
             own = isinstance(row, Row)
-            words = row.arguments(setting) if own else setting.longer()
+            words = row.arguments(setting) if own else setting.plain(row)
             print("python", "-m speechbrain_mpq.run " * own + " ".join(words))
         return 0
     kept = KEPT / f"{name}_{options.seed}.json"

@@ -57,6 +57,12 @@ def prepare_sotu(data_folder, text_folder=None, vocabulary=5000, seed=1234):
     else:
         documents = read_documents(text_folder)
     documents = {name: sentences(text) for name, text in documents.items()}
+    for name, lines in documents.items():
+        if not lines:
+            raise ValueError(
+                f"{name} has no words, which are of the letters a to z: take "
+                "it out of the texts"
+            )
     splits = split_documents(documents, seed=seed)
     manifest = write_corpus(data_folder, documents, splits, vocabulary)
     done.write_text(json.dumps(options))

@@ -104,6 +104,10 @@ def run(options) -> int:
         options.lm, options.engine, options.threads
     )
     unknown, words = _check_words(lists, lm.vocabulary, options)
+    told = f"{unknown} of {words} words unknown"
+    if ngram:
+        unknown = _check_ngram(lists, lm.vocabulary, ngram, options.ngram)
+        told += f" ({unknown} to the n-gram)"
     weights = RescoringWeights(
         options.lm_weight,
         options.word_bonus,
@@ -124,8 +128,8 @@ def run(options) -> int:
     )
     empty = sum(not h.split() for row in lists for h in row.hypotheses)
     print(
-        f"{len(lists)} lists, another best hypothesis in {changed}; "
-        f"{unknown} of {words} words unknown, {empty} empty hypotheses",
+        f"{len(lists)} lists, another best hypothesis in {changed}; {told}, "
+        f"{empty} empty hypotheses",
         file=sys.stderr,
     )
     return 0
@@ -162,6 +166,20 @@ def _check_words(lists, vocabulary, options):
             "not of pieces of words?"
         )
     return unknown, words
+
+
+def _check_ngram(lists, vocabulary, ngram, path):
+    """Count the words that an n-gram does not know; refuse too many."""
+    texts = (text for row in lists for text in row.hypotheses)
+    words = [word for text in texts for word in vocabulary.split(text)]
+    unknown = sum(word not in ngram.words for word in words)
+    if unknown > TOO_MANY * len(words):
+        raise ValueError(
+            f"{unknown} of {len(words)} words are not in {path}: is it an "
+            "n-gram of this language, with words in the case of the language "
+            "model's vocabulary?"
+        )
+    return unknown
 
 
 def _number(text):

@@ -15,10 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..utils import write_text
+from ..utils import open_input, write_text
+from .nbest import TOO_MANY
 from .vocabulary import Vocabulary
 
 SPLITS = ("train", "valid", "test")
+LOOKED_AT = 1000  # sentences of a split, to see whether its words are known
+LONG = 10  # words of a sentence that is not said twice by chance
+TOO_ALIKE = 0.5  # share of such sentences that tells a copy
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve "
     "thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
@@ -309,6 +313,70 @@ def write_corpus(folder, documents, splits, size):
         folder / "documents.json", json.dumps(description, indent=1) + "\n"
     )
     return description
+
+
+def read_corpus(folder):
+    """Sentences of a prepared folder, whoever prepared it.
+
+    Arguments
+    ---------
+    folder : str or Path
+
+    Returns
+    -------
+    corpus : dict of str -> list of str
+        Split -> sentences, which may be empty lines.
+    vocabulary : Vocabulary
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> documents = {"a": ["so be it"], "b": ["it is"], "c": ["be it so"]}
+    >>> splits = {"train": ["a"], "valid": ["b"], "test": ["c"]}
+    >>> _ = write_corpus(folder, documents, splits, None)
+    >>> corpus, vocabulary = read_corpus(folder)
+    >>> corpus["test"], len(vocabulary)
+    (['be it so'], 7)
+    """
+    vocabulary = Vocabulary.read(Path(folder) / "vocab.txt")
+    corpus = {}
+    for split in SPLITS:
+        path = Path(folder) / f"{split}.txt"
+        try:
+            with open_input(path) as file:
+                text = file.read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path} is not UTF-8 text ({error}): convert it, for example "
+                "with iconv -f latin1 -t utf-8"
+            ) from error
+        if not text.strip():
+            raise ValueError(f"an empty corpus: {path} has no words")
+        corpus[split] = text.splitlines()
+        words = " ".join(corpus[split][:LOOKED_AT])
+        unknown = len(vocabulary.unknown(words))
+        if unknown > TOO_MANY * len(words.split()):
+            raise ValueError(
+                f"{unknown} of the first {len(words.split())} words of {path} "
+                f"are not in {folder}/vocab.txt: prepare the text with a "
+                "vocabulary of its own"
+            )
+    trained = _long(corpus["train"])
+    for split in SPLITS[1:]:
+        own = _long(corpus[split])
+        share = len(own & trained) / max(len(own), 1)
+        if share > TOO_ALIKE:
+            raise ValueError(
+                f"{share:.0%} of the sentences of {LONG} words or more in "
+                f"{split}.txt of {folder} are in its train.txt, too: split "
+                "the corpus by document"
+            )
+    return corpus, vocabulary
+
+
+def _long(lines):
+    """The long ones of some sentences."""
+    return {line for line in lines if line.count(" ") >= LONG - 1}
 
 
 def _check_splits(documents, splits):

@@ -133,11 +133,19 @@ class Vocabulary:
             Unknown words have the number of <unk>.
         """
         words = self.split(text)
-        return [self.numbers.get(word, self.unk_index) for word in words]
+        numbers = [self.numbers.get(word, self.unk_index) for word in words]
+        if min(numbers, default=self.unk_index) < self.unk_index:
+            raise ValueError(
+                f"{text!r} holds {words[numbers.index(min(numbers))]}, which "
+                "is no word: leave out what marks beginning, end and padding"
+            )
+        return numbers
 
     def unknown(self, text):
-        """Words of a text that are not in the vocabulary."""
-        return [w for w in self.split(text) if w not in self.numbers]
+        """Words of a text that are not in the vocabulary, <unk> among them."""
+        number = self.numbers.get
+        unk = self.unk_index
+        return [word for word in self.split(text) if number(word, unk) == unk]
 
 
 _ALTERNATIVE = re.compile(r"\(\d+\)$")  # CMUdict: read(2)

@@ -13,11 +13,13 @@ scale and codebook entries to T + lam, and raised in lam.
 """
 
 import math
+from collections import defaultdict
 
 import torch
 
 from .codebook import (
     dequantize,
+    fit_scale,
     largest_level,
     nearest_levels,
     rows_by_scale,
@@ -164,13 +166,22 @@ class ADMM(FakeQuantize):
         weight : torch.Tensor
             Float weight T.
         """
-        weight = weight.detach()
+        self.reset(weight)
+        self._project(weight.detach())
+
+    def reset(self, weight):
+        """Room for the parts of a weight, no dual variable, the first scale.
+
+        Arguments
+        ---------
+        weight : torch.Tensor
+            Float weight T.
+        """
         if self.projection.shape != weight.shape:
-            self._make_room(weight)
+            self._make_room(weight.detach())
         if self.first_alpha is not None:
             self.alpha.fill_(self.first_alpha)
         self.dual.zero_()
-        self._project(weight)
         self.started.fill_(True)
 
     def iterate(self, weight):
@@ -194,8 +205,20 @@ class ADMM(FakeQuantize):
             self.rounds,
             self.codebook,
         )
+        self.set_projection(alpha, levels)
+
+    def set_projection(self, alpha, levels):
+        """Takes the result of a codebook step.
+
+        Arguments
+        ---------
+        alpha : torch.Tensor
+        levels : torch.Tensor
+            In the shape of the weight.
+        """
         self.alpha.copy_(alpha)
-        self.projection.copy_(dequantize(levels, self.alpha, weight.dtype))
+        projection = dequantize(levels, self.alpha, self.projection.dtype)
+        self.projection.copy_(projection)
 
     def finish(self, weight):
         """Replaces the float weight by its projection.
@@ -213,3 +236,76 @@ class ADMM(FakeQuantize):
                 weight.copy_(self.projection)
             self.dual.zero_()
             self.started.fill_(False)
+
+
+def start_with_one_table(estimators, weights):
+    """Begins as `ADMM.start`, with one table for all tensors of equal bits.
+
+    Arguments
+    ---------
+    estimators : list of ADMM
+        With a single scale each.
+    weights : list of torch.Tensor
+        Float weights T.
+
+    Example
+    -------
+    >>> weights = [torch.tensor([1.0, 1.0]), torch.tensor([-4.0])]
+    >>> both = [ADMM(1, 1.0), ADMM(1, 4.0)]
+    >>> start_with_one_table(both, weights)
+    >>> [estimator.eval()(w) for estimator, w in zip(both, weights)]
+    [tensor([2., 2.]), tensor([-2.])]
+    """
+    for estimator, weight in zip(estimators, weights, strict=True):
+        estimator.reset(weight)
+    for members in _by_table(estimators, weights):
+        first, _ = members[0]
+        if first.first_alpha is None:
+            target = torch.cat([(w + e.dual).flatten() for e, w in members])
+            bits, codebook = first.stored_bits, first.codebook
+            alpha = fit_scale(target, bits, codebook=codebook)
+            for estimator, _ in members:
+                estimator.alpha.copy_(alpha)
+    _project_together(estimators, weights)
+
+
+def iterate_with_one_table(estimators, weights):
+    """As `ADMM.iterate`, with one table for all tensors of equal bits.
+
+    Arguments
+    ---------
+    estimators : list of ADMM
+        That `start_with_one_table` began.
+    weights : list of torch.Tensor
+        Float weights T as they are now.
+    """
+    _project_together(estimators, weights)
+    for estimator, weight in zip(estimators, weights, strict=True):
+        dual = dual_step(estimator.dual, weight.detach(), estimator.projection)
+        estimator.dual.copy_(dual)
+
+
+def _by_table(estimators, weights):
+    """Estimators and their weights, those together that share a table."""
+    groups = defaultdict(list)
+    for estimator, weight in zip(estimators, weights, strict=True):
+        table = estimator.stored_bits, estimator.codebook
+        groups[table].append((estimator, weight.detach()))
+    return groups.values()
+
+
+def _project_together(estimators, weights):
+    """One codebook step for all tensors of each table."""
+    for members in _by_table(estimators, weights):
+        first, _ = members[0]
+        targets = [(w + e.dual).flatten() for e, w in members]
+        alpha, levels = codebook_step(
+            torch.cat(targets),
+            first.stored_bits,
+            first.alpha,
+            first.rounds,
+            first.codebook,
+        )
+        parts = levels.split([len(target) for target in targets])
+        for (estimator, weight), own in zip(members, parts):
+            estimator.set_projection(alpha, own.view_as(weight))

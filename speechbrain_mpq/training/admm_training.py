@@ -30,8 +30,10 @@ from speechbrain.utils.distributed import main_process_only
 from ..quantization.admm import (
     ADMM,
     augmented_gradient,
+    iterate_with_one_table,
     proximal_step,
     relative_distance,
+    start_with_one_table,
 )
 from ..quantization.tensors import named_tensors
 from ..utils import read_text, strict_json, write_json
@@ -268,6 +270,9 @@ class ADMMTraining(EstimationMethod):
     printed : bool
         Replaces it by the paper's `ExtraGradient` with steps of 0.001 behind
         a look-ahead of 0.02, and starts scales at 1, as printed there.
+    global_table : bool
+        One scale for all tensors of the same bits, the paper's global ADMM,
+        where there would be one a tensor. The packed file has it beside each.
 
     Example
     -------
@@ -302,6 +307,7 @@ class ADMMTraining(EstimationMethod):
         largest_penalty=1.0,
         step=STEP,
         printed=False,
+        global_table=False,
     ):
         super().__init__(partial(ADMM, first_alpha=1.0) if printed else ADMM)
         if iteration_steps < 1 or penalty <= 0 or growth < 1:
@@ -317,6 +323,7 @@ class ADMMTraining(EstimationMethod):
         self.largest_penalty = max(penalty, largest_penalty)
         self.step = PRINTED_STEP if printed else step
         self.kind = ExtraGradient if printed else AdamExtraGradient
+        self.global_table = global_table
         self.history = []
         self.steps = 0
         self._tensors = []
@@ -332,6 +339,12 @@ class ADMMTraining(EstimationMethod):
         """Refuse what the method cannot do, before any work."""
         if rounding == "calibrated":
             raise ValueError(ROUNDED)
+        if self.global_table and scheme.granularity != "tensor":
+            raise ValueError(
+                f"one table for all and granularity {scheme.granularity!r} "
+                "exclude each other: leave out global_table, or ask for "
+                '"tensor"'
+            )
 
     def check_brain(self, brain):
         """Refuse a Brain whose optimizer cannot be replaced."""
@@ -386,15 +399,22 @@ class ADMMTraining(EstimationMethod):
                 f"{type(optimizer).__name__}: let `opt_class` be "
                 "ExtraGradient or AdamExtraGradient"
             )
-        for tensor in self._tensors:
-            if not tensor.fake_quantize.started:
-                tensor.fake_quantize.start(tensor.weight)
+        self._start_tensors()
         optimizer.estimators = {}
         for tensor in self._tensors:
             own = optimizer.estimators.setdefault(tensor.parameter, [])
             own.append((tensor.rows, tensor.fake_quantize))
         optimizer.penalty = self.penalty
         self._optimizer = optimizer
+
+    def _start_tensors(self):
+        """Begin with all tensors that no checkpoint has brought back."""
+        fresh = [t for t in self._tensors if not t.fake_quantize.started]
+        if self.global_table and fresh:
+            start_with_one_table(*_parts(self._tensors))
+            return
+        for tensor in fresh:
+            tensor.fake_quantize.start(tensor.weight)
 
     def before_step(self, brain, batch):
         """First half of an extra-gradient step; the Brain does the second."""
@@ -420,11 +440,13 @@ class ADMMTraining(EstimationMethod):
 
     def _iterate(self):
         """End an outer iteration."""
-        floats = [tensor.weight for tensor in self._tensors]
-        estimators = [tensor.fake_quantize for tensor in self._tensors]
+        estimators, floats = _parts(self._tensors)
         before = [estimator.projection.clone() for estimator in estimators]
-        for estimator, weight in zip(estimators, floats):
-            estimator.iterate(weight)
+        if self.global_table:
+            iterate_with_one_table(estimators, floats)
+        else:
+            for estimator, weight in zip(estimators, floats):
+                estimator.iterate(weight)
         now = [estimator.projection for estimator in estimators]
         row = {
             "iteration": len(self.history) + 1,
@@ -492,3 +514,9 @@ def _admm_tensors(model):
         for tensor in named_tensors(model).values()
         if isinstance(tensor.fake_quantize, ADMM)
     ]
+
+
+def _parts(tensors):
+    """Estimators and float weights of tensors."""
+    estimators = [tensor.fake_quantize for tensor in tensors]
+    return estimators, [tensor.weight for tensor in tensors]

@@ -17,7 +17,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.utils.distributed import run_on_main
 
-from speechbrain_mpq.decoders.vocabulary import Vocabulary
+from speechbrain_mpq.decoders.text_corpus import read_corpus
 from speechbrain_mpq.evaluation.word_tasks import Perplexity
 from speechbrain_mpq.training.checkpoints import load_best_
 
@@ -80,7 +80,7 @@ class LM(sb.Brain):
 def dataio_prep(hparams):
     """Datasets by name, and the vocabulary."""
     folder = Path(hparams["data_folder"])
-    vocabulary = Vocabulary.read(folder / "vocab.txt")
+    corpus, vocabulary = read_corpus(folder)
     if len(vocabulary) != hparams["vocabulary"]:
         raise ValueError(
             f"{folder} has a vocabulary of {len(vocabulary)}, the hparams one "
@@ -95,11 +95,10 @@ def dataio_prep(hparams):
         yield torch.tensor([*tokens, vocabulary.eos_index])
 
     datasets = {}
-    for split in ("train", "valid", "test"):
-        text = (folder / f"{split}.txt").read_text(encoding="utf-8")
+    for split, sentences in corpus.items():
         lines = {
             f"{split}_{i:07d}": {"words": line, "length": line.count(" ") + 2}
-            for i, line in enumerate(text.splitlines())
+            for i, line in enumerate(sentences)
         }
         datasets[split] = DynamicItemDataset(
             lines,

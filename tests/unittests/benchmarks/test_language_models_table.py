@@ -12,6 +12,7 @@ from speechbrain_mpq.decoders.ngram import Ngram, estimate_arpa
 from speechbrain_mpq.decoders.vocabulary import Vocabulary
 from speechbrain_mpq.inference.language_model import LanguageModel
 from speechbrain_mpq.lobes.models.language_models import TiedRNNLM
+from speechbrain_mpq.quantization.codebook import check_bits
 from speechbrain_mpq.quantization.plan import Scheme
 from speechbrain_mpq.run import _parser
 from speechbrain_mpq.training.choose import method_of, scorer_of
@@ -61,7 +62,17 @@ def test_every_row_is_a_command_that_the_runner_takes(rows, setting):
         method_of(options.method)
         scheme = Scheme(gates=True)
         scorer_of(options.scores, scheme, options.candidate_bits)
+        if options.scores == "uniform":
+            check_bits(row.bits)  # all weights get them
         assert "--number_of_epochs" in rest or row.method == "rounded"
+
+
+def test_full_precision_is_trained_on_or_from_nothing(rows, setting):
+    longer, smaller = (setting.plain(name) for name in rows.PLAIN)
+    assert str(setting.start) in longer and str(setting.start) not in smaller
+    assert str(rows.few_sentences(setting.data)) in longer
+    assert str(setting.data) in smaller
+    assert rows.wanted_rows(["smaller"]) == ["smaller"]
 
 
 def test_fine_tuning_sees_every_eighth_sentence(rows, setting):

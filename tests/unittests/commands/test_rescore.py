@@ -22,12 +22,13 @@ from speechbrain_mpq.quantization.quant_api import quantize_
 
 WORDS = "so be it is the state".split()
 ARPA = """\\data\\
-ngram 1=5
+ngram 1=6
 ngram 2=1
 
 \\1-grams:
 -1.0 so -0.5
 -1.0 be -0.5
+-1.0 the -0.5
 -0.5 </s>
 -99 <s> -0.25
 -2.0 <unk>
@@ -119,6 +120,17 @@ def test_mixed_with_an_ngram(folder):
     assert row["lm_scores"][place] == pytest.approx(expected, rel=1e-5)
 
 
+def test_an_ngram_of_other_words(folder, capsys):
+    path = folder / "lm.arpa"
+    path.write_text(ARPA)
+    call(folder, "--ngram", str(path))
+    # of so be it, so is it, the st and BE: it, is, it and st
+    assert "1 of 9 words unknown (4 to the n-gram)" in capsys.readouterr().err
+    path.write_text(ARPA.replace("so", "SO").replace("be", "BE"))
+    assert call(folder, "--ngram", str(path)) == 1
+    assert f"8 of 9 words are not in {path}" in capsys.readouterr().err
+
+
 def test_unknown_words(folder, capsys):
     assert call(folder, "--unknown", "error") == 1
     assert "u1: 'st' is not in the vocabulary" in capsys.readouterr().err
@@ -136,6 +148,7 @@ def test_unknown_words(folder, capsys):
     [
         ({"hypotheses": ["x y z so"], "scores": [-1]}, (), "3 of 4 words"),
         ({"hypotheses": ["so"], "scores": [2]}, (), "a score of 2 is above 0"),
+        ({"hypotheses": ["so </s>"], "scores": [-1]}, (), "which is no word"),
         (
             {"hypotheses": ["so"], "scores": [-1]},
             ("--scores", "costs"),

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from speechbrain_mpq.decoders.text_corpus import (
+    LONG,
     normalize,
+    read_corpus,
     read_documents,
     sentences,
     spell_number,
@@ -89,6 +91,31 @@ def test_a_corpus_is_written(tmp_path):
         "unknown_words": 3,  # is, what, is
     }
     assert json.loads((tmp_path / "documents.json").read_text()) == told
+
+
+def test_prepared_folders_are_checked_as_they_are_read(tmp_path):
+    write_corpus(tmp_path, corpus(), SPLITS, 7)
+    read, vocabulary = read_corpus(tmp_path)
+    assert read["train"] == ["so be it", "it is so"]
+    assert vocabulary.words == Vocabulary.read(tmp_path / "vocab.txt").words
+    (tmp_path / "valid.txt").write_text("be\nword1 word2\n")
+    with pytest.raises(ValueError, match="2 of the first 3 words of .*valid"):
+        read_corpus(tmp_path)
+    line = " ".join(["so", "be"] * (LONG // 2))
+    for split in ("train", "valid"):
+        (tmp_path / f"{split}.txt").write_text(f"{line}\nso be it\n")
+    with pytest.raises(ValueError, match="100% of the sentences of 10 words"):
+        read_corpus(tmp_path)
+    for content, match in (
+        (b"\n \n", "an empty corpus: .*valid.txt has no words"),
+        ("caf\u00e9".encode("latin1"), "valid.txt is not UTF-8 text"),
+    ):
+        (tmp_path / "valid.txt").write_bytes(content)
+        with pytest.raises(ValueError, match=match):
+            read_corpus(tmp_path)
+    (tmp_path / "valid.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="valid.txt"):
+        read_corpus(tmp_path)
 
 
 def test_unk_in_the_text_is_the_symbol(tmp_path):

@@ -10,6 +10,10 @@ def test_numbers_begin_with_the_special_symbols(tmp_path):
     assert vocabulary.words == [*SPECIAL, "so", "be"]
     assert vocabulary.encode_as_ids("be  so it") == [5, 4, 3]
     assert vocabulary.encode_as_ids("") == []
+    assert vocabulary.unknown("so <unk> it") == ["<unk>", "it"]
+    for symbol in ("<pad>", "<s>", "</s>"):
+        with pytest.raises(ValueError, match=f"{symbol}, which is no word"):
+            vocabulary.encode_as_ids(f"so {symbol} be")
     vocabulary.write(tmp_path / "vocab.txt")
     again = Vocabulary.read(tmp_path / "vocab.txt")
     assert again.words == vocabulary.words

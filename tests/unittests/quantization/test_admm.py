@@ -10,8 +10,10 @@ from speechbrain_mpq.quantization.admm import (
     augmented_gradient,
     codebook_step,
     dual_step,
+    iterate_with_one_table,
     proximal_step,
     relative_distance,
+    start_with_one_table,
 )
 from speechbrain_mpq.quantization.codebook import (
     codebook,
@@ -264,3 +266,34 @@ def test_new_values_start_again():
     quantize_(plain, 2)
     x = torch.randn(3, 6)
     assert torch.equal(layer(x), plain(x))
+
+
+@pytest.mark.parametrize("first_alpha", [None, 1.0])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_one_table_is_that_of_the_whole_as_one_tensor(bits, first_alpha):
+    torch.manual_seed(bits)
+    weights = [torch.randn(5, 6), 3 * torch.randn(8), torch.randn(2, 3)]
+    parts = [ADMM(bits, 0.1, first_alpha=first_alpha) for _ in weights]
+    joined = torch.cat([weight.flatten() for weight in weights])
+    whole = ADMM(bits, fit_scale(joined, bits), first_alpha=first_alpha)
+    start_with_one_table(parts, weights)
+    whole.start(joined)
+    for shift in (0.0, 0.1, -0.2):
+        moved = [weight + shift for weight in weights]
+        iterate_with_one_table(parts, moved)
+        whole.iterate(joined + shift)
+        for name in ("projection", "dual"):
+            found = [getattr(part, name).flatten() for part in parts]
+            torch.testing.assert_close(torch.cat(found), getattr(whole, name))
+        assert [part.alpha for part in parts] == [whole.alpha] * 3
+
+
+def test_tables_are_those_of_equal_bits():
+    torch.manual_seed(0)
+    weights = [torch.randn(9), 2 * torch.randn(9), torch.randn(9)]
+    parts = [ADMM(bits, 1.0) for bits in (2, 2, 4)]
+    start_with_one_table(parts, weights)
+    alone = ADMM(4, fit_scale(weights[2], 4))
+    alone.start(weights[2])
+    assert parts[0].alpha == parts[1].alpha != parts[2].alpha
+    assert torch.equal(parts[2].projection, alone.projection)

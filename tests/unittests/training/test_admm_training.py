@@ -17,7 +17,7 @@ from speechbrain_mpq import choose_bits
 from speechbrain_mpq.quantization.admm import ADMM
 from speechbrain_mpq.quantization.fake_quant import FakeQuantize
 from speechbrain_mpq.quantization.packing import load_packed_, save_packed
-from speechbrain_mpq.quantization.plan import BitPlan
+from speechbrain_mpq.quantization.plan import BitPlan, Scheme
 from speechbrain_mpq.quantization.quant_api import bit_plan, quantize_
 from speechbrain_mpq.quantization.tensors import named_tensors
 from speechbrain_mpq.training.admm_training import (
@@ -197,13 +197,14 @@ def fitted(
     estimator=ADMM,
     plan=2,
     run_opts=None,
+    **settings,
 ):
     """A Brain after training in a folder, and its model."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Linear(8, 3))
     quantize_(model, plan, exclude=["*.bias"], estimator=estimator)
     admm = ADMMTraining(
-        folder / "admm.json", iteration_steps, penalty=0.05, growth=1.2
+        folder / "admm.json", iteration_steps, 0.05, 1.2, **settings
     )
     counter = EpochCounter(epochs)
     brain = Regression(
@@ -263,6 +264,34 @@ def test_what_was_validated_is_packed_at_mixed_widths(tmp_path):
     rows = json.loads((tmp_path / "run/admm.json").read_text())
     validated = [r["valid_loss"] for r in rows if r["valid_loss"] is not None]
     assert sum(losses).item() / len(losses) == pytest.approx(min(validated))
+
+
+def test_one_table_of_the_whole_model_is_what_is_packed(tmp_path):
+    fitted(tmp_path / "run", 1, global_table=True)
+    # A killed run goes on with it.
+    brain, model = fitted(tmp_path / "run", 3, global_table=True)
+    brain.hparams.admm.finish(model)
+    save_packed(model, tmp_path / "packed")
+    fresh = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Linear(8, 3))
+    load_packed_(fresh, tmp_path / "packed")
+    sizes = torch.cat(
+        [layer.weight.detach().abs().flatten() for layer in fresh]
+    )
+    assert len(sizes[sizes > 0].unique()) == 1  # levels -1, 0 and 1
+    _, apart = fitted(tmp_path / "apart", 1)
+    scales = [
+        t.fake_quantize.alpha
+        for t in named_tensors(apart).values()
+        if t.fake_quantize
+    ]
+    assert scales[0] != scales[1]
+
+
+def test_one_table_excludes_one_a_row(tmp_path):
+    method = ADMMTraining(tmp_path / "admm.json", global_table=True)
+    method.check(Scheme(), "nearest", None)
+    with pytest.raises(ValueError, match="leave out global_table"):
+        method.check(Scheme("channel"), "nearest", None)
 
 
 def test_rescaling_keeps_the_multiplier(tmp_path):
