@@ -72,6 +72,7 @@ MOVED = {
     "training.packed_results": "training.choose",
     "training.plan_store": "training.pipeline",
     "training.prototypes": "training.pipeline",
+    "training.rehearsal": "training.calibration",
     "training.unreached": "training.quantizer",
     "vision.detector": "vision.video",
     "vision.direction": "vision.face_tracking",

@@ -10,7 +10,7 @@ from helpers import brain_of, fit, hparams_of, script
 
 from speechbrain_mpq import choose_bits
 from speechbrain_mpq.allocation.scores import ScoreTable
-from speechbrain_mpq.training.rehearsal import Rehearsal
+from speechbrain_mpq.training.calibration import Rehearsal
 
 LOADER = {"batch_size": 4}
 TinyASR = script().TinyASR
