@@ -17,6 +17,7 @@ import torch
 from speechbrain.utils.checkpoints import Checkpointer
 
 from speechbrain_mpq.decoders.vocabulary import Vocabulary
+from speechbrain_mpq.evaluation.task import markdown_lines
 from speechbrain_mpq.evaluation.word_tasks import perplexity
 from speechbrain_mpq.lobes.models.language_models import TiedRNNLM
 from speechbrain_mpq.quantization.admm import ADMM
@@ -33,6 +34,7 @@ SENTENCES = {"train": slice(3, None, 8), "valid": slice(None, None, 24)}
 WORDS = {"train": 1200, "valid": 2000}  # of a batch
 SEEDS = {"train": 0, "valid": 1}  # of the order of batches
 CLIP = 5.0
+COLUMNS = ("run", "steps", "PPL", "PPL in float", "levels changed", "moved")
 RUNS = {  # name -> settings; none: straight through
     "straight through": None,
     "admm": {"penalty": 0.03, "growth": 1.09},
@@ -166,7 +168,7 @@ class Run:
         if self.admm:
             self.admm.after_step(self.brain)
 
-    def row(self, data):
+    def cells(self, data):
         """What the table says now."""
         changed = total = moved = power = 0
         for tensor, (weight, levels) in zip(self.tensors, self.first):
@@ -176,7 +178,12 @@ class Run:
             power += float(weight.square().sum())
         quantized = measured(self.model, data)
         in_float = measured(self.model, data, True) if self.admm else math.nan
-        return quantized, in_float, changed / total, math.sqrt(moved / power)
+        return (
+            f"{quantized:.1f}",
+            f"{in_float:.1f}",
+            f"{100 * changed / total:.1f} %",
+            f"{math.sqrt(moved / power):.2f}",
+        )
 
 
 def main():
@@ -194,23 +201,20 @@ def main():
     state = torch.load(best.paramfiles["model"], weights_only=True)
     vocab, size = state["embedding.Embedding.weight"].shape
     layers = sum("weight_ih" in name for name in state)
-    print("| run | steps | PPL | PPL in float | levels changed | moved |")
-    print("|---|---|---|---|---|---|")
-    for name in options.only:
-        torch.manual_seed(0)
-        model = TiedRNNLM(vocab=vocab, size=size, layers=layers)
-        model.load_state_dict(state)
-        run = Run(model, options.bits, RUNS[name])
-        for number in range(STEPS):
-            run.step(number, train[number % len(train)])
-            if number + 1 in SHOWN:
-                cells = run.row(valid)
-                print(
-                    f"| {name} | {number + 1} | {cells[0]:.1f} | "
-                    f"{cells[1]:.1f} | {100 * cells[2]:.1f} % | "
-                    f"{cells[3]:.2f} |",
-                    flush=True,
-                )
+
+    def rows():
+        for name in options.only:
+            torch.manual_seed(0)
+            model = TiedRNNLM(vocab=vocab, size=size, layers=layers)
+            model.load_state_dict(state)
+            run = Run(model, options.bits, RUNS[name])
+            for number in range(STEPS):
+                run.step(number, train[number % len(train)])
+                if number + 1 in SHOWN:
+                    yield name, number + 1, *run.cells(valid)
+
+    for line in markdown_lines(COLUMNS, rows()):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from speechbrain_mpq.evaluation.task import markdown_table
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 ALL = "1.6, 2, 3, 4, 5, 6, 8, 16"
@@ -75,17 +77,18 @@ def measured(name, bits, folder, overrides):
 def table(rows):
     """Markdown: a row for each variant, with its gain over the first."""
     base = rows[0]
-    lines = [
-        "| variant | kB | SI-SNR dB | gain | WER % |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        gain = row["si_snr"] - base["si_snr"]
-        lines.append(
-            f"| {row['variant']} | {row['bytes'] / 1000:.0f} | "
-            f"{row['si_snr']:.2f} | {gain:+.2f} | {row['wer']:.1f} |"
+    cells = [
+        (
+            row["variant"],
+            f"{row['bytes'] / 1000:.0f}",
+            f"{row['si_snr']:.2f}",
+            f"{row['si_snr'] - base['si_snr']:+.2f}",
+            f"{row['wer']:.1f}",
         )
-    return "\n".join(lines)
+        for row in rows
+    ]
+    header = ("variant", "kB", "SI-SNR dB", "gain", "WER %")
+    return markdown_table(header, cells).rstrip()
 
 
 def main():

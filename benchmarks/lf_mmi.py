@@ -24,6 +24,7 @@ from speechbrain_mpq.decoders.chain_graphs import (
     numerator_graph,
     phone_lattice,
 )
+from speechbrain_mpq.evaluation.task import markdown_lines
 from speechbrain_mpq.nnet.lf_mmi import LFMMILoss
 
 FRAME = 0.03  # seconds, after subsampling by three
@@ -118,16 +119,20 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    print("| loss | ms a step | MiB |")
-    print("| --- | --- | --- |")
+    rows = (in_a_process(name, options) for name in SYSTEMS)
+    for line in markdown_lines(("loss", "ms a step", "MiB"), rows):
+        print(line, flush=True)
+
+
+def in_a_process(name, options):
+    """Cells of one loss, whose memory no other one has taken."""
     context = multiprocessing.get_context("spawn")
-    for name in SYSTEMS:
-        queue = context.Queue()
-        process = context.Process(target=measure, args=(name, options, queue))
-        process.start()
-        seconds, mib = queue.get()
-        process.join()
-        print(f"| {name} | {1e3 * seconds:.0f} | {mib:.0f} |", flush=True)
+    queue = context.Queue()
+    process = context.Process(target=measure, args=(name, options, queue))
+    process.start()
+    seconds, mib = queue.get()
+    process.join()
+    return name, f"{1e3 * seconds:.0f}", f"{mib:.0f}"
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ import threading
 import time
 from pathlib import Path
 
+from speechbrain_mpq.evaluation.task import markdown_table
+
 ROOT = Path(__file__).parents[1]
 COUNTS = {"train": 0, "valid": 0}
 
@@ -104,9 +106,8 @@ def main():
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs"
     )
-    print("| what | measured | limit |\n|---|---|---|")
-    for name, value, limit in rows:
-        print(f"| {name} | {value:.2f} | {limit} |")
+    rows = [(name, f"{value:.2f}", limit) for name, value, limit in rows]
+    print(markdown_table(("what", "measured", "limit"), rows), end="")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from speechbrain_mpq import coverage, quantize_
+from speechbrain_mpq.evaluation.task import markdown_table
 from speechbrain_mpq.lobes.models.dnsmos import (
     DNSMOS,
     BinaryDNSMOS,
@@ -31,6 +32,13 @@ from speechbrain_mpq.lobes.models.dnsmos import (
 
 FRAMES_PER_SECOND = 50
 CALLS = 10  # in one measurement
+COLUMNS = (
+    "system",
+    "ms of CPU time",
+    "peak KiB",
+    "stored bytes",
+    "counted KiB",
+)
 SYSTEMS = {
     "float network": partial(DNSMOS),
     "binary maps, training graph": partial(BinaryDNSMOS),
@@ -102,8 +110,7 @@ def main():
             for _ in range(CALLS):
                 call(x)
             times[name].append((time.process_time() - started) / CALLS)
-    print("| system | ms of CPU time | peak KiB | stored bytes | counted KiB |")
-    print("|---|---|---|---|---|")
+    rows = []
     for name, (network, _, size) in systems.items():
         command = [sys.executable, __file__, "--peak_of", name]
         command += ["--seconds", str(options.seconds)]
@@ -113,10 +120,9 @@ def main():
         counts = memory(network, len(x), 120, values, 1 if binary else 32)
         ms = 1000 * statistics.median(times[name])
         counted = counts["largest map"][1]
-        print(
-            f"| {name} | {ms:.1f} | {peak / 1024:.0f} | {size:,} | "
-            f"{counted / 1024:.0f} |"
-        )
+        sizes = f"{peak / 1024:.0f}", f"{size:,}", f"{counted / 1024:.0f}"
+        rows.append((name, f"{ms:.1f}", *sizes))
+    print(markdown_table(COLUMNS, rows), end="")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from speechbrain_mpq.evaluation.task import markdown_table
 from speechbrain_mpq.utils import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +35,15 @@ EVERY = 8  # of the training sentences, one is trained on again
 BATCH = 32  # validation sentences that scores look at, always the first
 FULL = "full"  # the row that others are compared with
 MODEL_FILE = "model.safetensors"
+COLUMNS = (
+    "system",
+    "asked",
+    "in the file",
+    "PPL",
+    "PPL of known words",
+    "bytes",
+    "smaller",
+)
 COMMON = (
     *("--float_vectors", "--gates", "--batches", "1", "--min_bits", "1"),
     *("--candidate_bits", "1", "2", "4", "8", "--rounding", "nearest"),
@@ -307,21 +317,22 @@ def table(results):
     """
     full = results[FULL]
     weights = full["bytes"] * 8 / 32
-    lines = [
-        "| system | asked | in the file | PPL | PPL of known words | bytes | "
-        "smaller |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, row in results.items():
         more = 100 * (row["ppl"] / full["ppl"] - 1)
         change = "" if name == FULL else f" ({more:+.1f} %)"
-        lines.append(
-            f"| {name} | {row['average_bits']:.2f} | "
-            f"{8 * row['bytes'] / weights:.2f} | {row['ppl']:.1f}{change} | "
-            f"{row['ppl_known']:.1f} | {row['bytes']:,} | "
-            f"{full['bytes'] / row['bytes']:.1f} |"
+        rows.append(
+            (
+                name,
+                f"{row['average_bits']:.2f}",
+                f"{8 * row['bytes'] / weights:.2f}",
+                f"{row['ppl']:.1f}{change}",
+                f"{row['ppl_known']:.1f}",
+                f"{row['bytes']:,}",
+                f"{full['bytes'] / row['bytes']:.1f}",
+            )
         )
-    return "\n".join(lines)
+    return markdown_table(COLUMNS, rows).rstrip()
 
 
 def read_options():

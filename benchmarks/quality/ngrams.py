@@ -16,9 +16,18 @@ from pathlib import Path
 
 from speechbrain_mpq.decoders.ngram import Ngram, estimate_arpa
 from speechbrain_mpq.decoders.vocabulary import Vocabulary
+from speechbrain_mpq.evaluation.task import markdown_lines
 from speechbrain_mpq.evaluation.word_tasks import LANGUAGE_MODELLING
 
 VALUE = 8  # bits of a probability or a back-off weight
+COLUMNS = (
+    "order",
+    "least count",
+    "n-grams",
+    "PPL",
+    "PPL of known words",
+    "bytes",
+)
 
 
 def trie_bytes(counts):
@@ -76,26 +85,33 @@ def main():
         (options.data / f"{split}.txt").read_text("utf-8").splitlines()
         for split in ("train", "test")
     )
-    print(
-        "| order | least count | n-grams | PPL | PPL of known words | bytes |"
+    rows = (
+        row(options, least, vocabulary, train, test)
+        for least in options.min_count
     )
-    print("|---|---|---|---|---|---|")
-    for least in options.min_count:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "lm.arpa")
-            words = set(vocabulary.words)
-            estimate_arpa(path, train, options.order, None, words, least)
-            ngram = Ngram(path)
-            lines = path.read_text("utf-8").splitlines()[1 : options.order + 1]
-        counts = [int(line.split("=")[1]) for line in lines]
-        items = list(test_items(ngram, test, vocabulary))
-        summary = LANGUAGE_MODELLING.summarise(items)
-        print(
-            f"| {options.order} | {least} | {sum(counts):,} | "
-            f"{summary['ppl']:.1f} | {summary['ppl_known']:.1f} | "
-            f"{trie_bytes(counts):,} |",
-            flush=True,
-        )
+    for line in markdown_lines(COLUMNS, rows):
+        print(line, flush=True)
+
+
+def row(order, least, vocabulary, train, test):
+    """Cells of the n-grams that are seen so often."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "lm.arpa")
+        words = set(vocabulary.words)
+        estimate_arpa(path, train, order, None, words, least)
+        ngram = Ngram(path)
+        lines = path.read_text("utf-8").splitlines()[1 : order + 1]
+    counts = [int(line.split("=")[1]) for line in lines]
+    items = list(test_items(ngram, test, vocabulary))
+    summary = LANGUAGE_MODELLING.summarise(items)
+    return (
+        order,
+        least,
+        f"{sum(counts):,}",
+        f"{summary['ppl']:.1f}",
+        f"{summary['ppl_known']:.1f}",
+        f"{trie_bytes(counts):,}",
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
+from speechbrain_mpq.evaluation.task import markdown_table
+
 HERE = Path(__file__).parent
 OURS = ("ours, mixed", "ours, uniform")  # labels, drawn bold
 UNIFORM = ("uniform", "admm")  # systems of one precision
@@ -224,22 +226,15 @@ def table(full, points):
     -------
     str
     """
-    lines = []
+    parts = []
     for post_training in (True, False):
         shown = [p for p in points if p["post_training"] == post_training]
         ours = [p for p in shown if p["tool"] == "ours"]
         name = "Without training" if post_training else "Trained"
-        lines += [f"## {name}", "", _row(COLUMNS), _row(["---"] * len(COLUMNS))]
         shown.sort(key=lambda p: (p["stored_bytes"], p["tool"], p["setting"]))
-        rest = [full, *reversed(shown)]
-        lines += [_row(_cells(point, ours)) for point in rest]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _row(cells):
-    """One line of a Markdown table."""
-    return f"| {' | '.join(map(str, cells))} |"
+        rows = [_cells(point, ours) for point in (full, *reversed(shown))]
+        parts.append(f"## {name}\n\n{markdown_table(COLUMNS, rows)}")
+    return "\n".join(parts)
 
 
 def _cells(point, ours):

@@ -33,6 +33,7 @@ from speechbrain_mpq.decoders.nbest import (
 )
 from speechbrain_mpq.decoders.ngram import Ngram
 from speechbrain_mpq.evaluation.significance import mapsswe
+from speechbrain_mpq.evaluation.task import markdown_table
 from speechbrain_mpq.evaluation.wer import WordErrors, word_errors
 from speechbrain_mpq.inference.language_model import rescore
 from speechbrain_mpq.utils import read_json, strict_json, write_json
@@ -241,13 +242,10 @@ class Bench:
 def table(rows):
     """Results as a table in Markdown."""
     names = list(next(iter(rows.values()))["sets"])
-    heads = [f"WER {name} | p" for name in names]
-    lines = [
-        "| system | " + " | ".join(heads) + " | ms a word | bytes |",
-        "|---" * (3 + 2 * len(names)) + "|",
-    ]
+    heads = [head for name in names for head in (f"WER {name}", "p")]
+    lines = []
     for name, row in rows.items():
-        cells = []
+        cells = [name]
         for own in row["sets"].values():
             p = own.get("p")
             small = "< 0.001" if p is not None and p < 0.001 else None
@@ -257,8 +255,10 @@ def table(rows):
         cells.append("" if time_a_word is None else f"{time_a_word:.3f}")
         size = row.get("bytes")
         cells.append("" if size is None else f"{size:,}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(
+        ("system", *heads, "ms a word", "bytes"), lines
+    ).rstrip()
 
 
 def read_options():

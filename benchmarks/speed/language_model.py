@@ -21,9 +21,12 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from speechbrain_mpq.evaluation.task import markdown_lines
+
 HYPOTHESES = 20
 CHANGED = 0.2  # of the words of a hypothesis
 ENGINES = ("torch", "onnx")
+COLUMNS = ("model", "engine", "ms a word", "times", "load s", "MiB", "PPL")
 
 
 def lists_of(sentences, vocabulary):
@@ -128,17 +131,21 @@ def main():
     lines = options.text.read_text(encoding="utf-8").splitlines()
     sentences = [x for x in lines if least <= len(x.split()) <= most]
     sentences = sentences[: options.lists]
-    print("| model | engine | ms a word | times | load s | MiB | PPL |")
-    print("|---|---|---|---|---|---|---|")
-    for folder in options.folders:
-        rows = measured(folder, sentences, options.rounds)
-        for engine, row in rows.items():
-            print(
-                f"| {Path(folder).name} | {engine} | {row['ms_a_word']:.4f} | "
-                f"{row['times']:.1f} | {row['load_seconds']:.1f} | "
-                f"{row['peak_mib']:.0f} | {row['ppl']:.2f} |",
-                flush=True,
-            )
+    rows = (
+        (
+            Path(folder).name,
+            engine,
+            f"{row['ms_a_word']:.4f}",
+            f"{row['times']:.1f}",
+            f"{row['load_seconds']:.1f}",
+            f"{row['peak_mib']:.0f}",
+            f"{row['ppl']:.2f}",
+        )
+        for folder in options.folders
+        for engine, row in measured(folder, sentences, options.rounds).items()
+    )
+    for line in markdown_lines(COLUMNS, rows):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

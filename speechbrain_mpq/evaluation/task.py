@@ -8,6 +8,7 @@ by the name in metrics.json; a file without one is of the separation task.
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import chain
 from statistics import fmean
 
 from .significance import mapsswe
@@ -288,9 +289,23 @@ def markdown_table(header, rows):
     | --- | --- |
     | 4 | 5.2 % |
     """
-    lines = [header, ["---"] * len(header), *rows]
-    cells = [[str(c).replace("|", "\\|") for c in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n"
+    return "\n".join(markdown_lines(header, rows)) + "\n"
+
+
+def markdown_lines(header, rows):
+    """Yield the lines of a table in Markdown, each as soon as its row is there.
+
+    Example
+    -------
+    >>> for line in markdown_lines(("bits", "WER"), [(4, "5.2 %")]):
+    ...     print(line, flush=True)
+    | bits | WER |
+    | --- | --- |
+    | 4 | 5.2 % |
+    """
+    for row in chain((header, ["---"] * len(header)), rows):
+        cells = [str(cell).replace("|", "\\|") for cell in row]
+        yield f"| {' | '.join(cells)} |"
 
 
 def mean(values):

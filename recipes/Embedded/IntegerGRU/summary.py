@@ -10,9 +10,20 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import fmean, stdev
 
+from speechbrain_mpq.evaluation.task import markdown_table
+
 METHODS = ("NSGA-II", "random", "greedy", "scores", "scores, whole hull")
 SMALLER = "NSGA-II, smaller"
 SEARCHES = ("NSGA-II", "random", "greedy")
+COLUMNS = (
+    "task",
+    "system",
+    "% of 8 bits",
+    "test error %, 8 bits",
+    "test error %",
+    "more than 8 bits, 95 % interval of each seed",
+    "McNemar p",
+)
 
 
 def main(arguments=None):
@@ -41,25 +52,21 @@ def main(arguments=None):
 
 def volumes(tasks):
     """Hypervolumes of the fronts, on what the searches saw."""
-    head = "| task | seeds | " + " | ".join(METHODS) + " |"
-    lines = [head, "|---" * (2 + len(METHODS)) + "|"]
+    rows = []
     for task, runs in tasks.items():
         cells = [
             spread([run["hypervolumes"][name] for run in runs], 3)
             for name in METHODS
         ]
-        lines.append(f"| {task} | {len(runs)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append((task, len(runs), *cells))
+    return markdown_table(("task", "seeds", *METHODS), rows).rstrip()
 
 
 def grown(tasks):
     """Hypervolumes after some of the evaluations."""
     runs = [run for per_task in tasks.values() for run in per_task]
     counts = sorted(map(int, runs[0]["hypervolumes_of_the_first"]["random"]))
-    lines = [
-        f"| task | search | {' | '.join(map(str, counts))} | all |",
-        "|---" * (3 + len(counts)) + "|",
-    ]
+    rows = []
     for task, per_task in tasks.items():
         for name in SEARCHES:
             cells = [
@@ -73,16 +80,13 @@ def grown(tasks):
                 for count in counts
             ]
             cells.append(spread([r["hypervolumes"][name] for r in per_task], 3))
-            lines.append(f"| {task} | {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append((task, name, *cells))
+    return markdown_table(("task", "search", *counts, "all"), rows).rstrip()
 
 
 def reached(tasks):
     """Evaluations until the hypervolume of scores and knapsack."""
-    lines = [
-        "| task | scores | " + " | ".join(SEARCHES) + " |",
-        "|---" * (2 + len(SEARCHES)) + "|",
-    ]
+    rows = []
     for task, runs in tasks.items():
         cells = [
             ", ".join(
@@ -95,8 +99,8 @@ def reached(tasks):
             for name in SEARCHES
         ]
         few = ", ".join(str(score_evaluations(run)) for run in runs)
-        lines.append(f"| {task} | {few} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append((task, few, *cells))
+    return markdown_table(("task", "scores", *SEARCHES), rows).rstrip()
 
 
 def score_evaluations(run):
@@ -112,11 +116,7 @@ def homogeneous_rows(run):
 
 def chosen(tasks):
     """Plans that validation chose, on the test set, against 8 bits."""
-    lines = [
-        "| task | system | % of 8 bits | test error %, 8 bits | test error % | "
-        "more than 8 bits, 95 % interval of each seed | McNemar p |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     for task, runs in tasks.items():
         names = [f"{name}, chosen" for name in METHODS]
         names += [f"{n}, trained again" for n in ("NSGA-II", SMALLER)]
@@ -134,11 +134,8 @@ def chosen(tasks):
                 for r, _ in pairs
             )
             p = ", ".join(f"{r['p']:.2f}" for r, _ in pairs)
-            lines.append(
-                f"| {task} | {name} | {size} | {eight} | {error} | {between} "
-                f"| {p} |"
-            )
-    return "\n".join(lines)
+            lines.append((task, name, size, eight, error, between, p))
+    return markdown_table(COLUMNS, lines).rstrip()
 
 
 def by_name(run):

@@ -26,6 +26,7 @@ from speechbrain_mpq.evaluation.significance import (
     mcnemar,
     paired_difference,
 )
+from speechbrain_mpq.evaluation.task import markdown_lines
 from speechbrain_mpq.evaluation.word_tasks import CLASSIFICATION
 from speechbrain_mpq.inference.classification import (
     matrix_plan,
@@ -49,6 +50,17 @@ from speechbrain_mpq.quantization.packing import MODEL_FILE
 
 PARTS = 150, 300, 600  # evaluations to tell hypervolumes of
 EVALUATION_BATCH = 128  # sequences of about the same length
+COLUMNS = (
+    "system",
+    "evaluations",
+    "bytes",
+    "% of 8 bits",
+    "valid error %",
+    "test error %",
+    "more than 8 bits, 95 % interval",
+    "right only here / only at 8 bits",
+    "McNemar p",
+)
 
 
 class ClassifierBrain(sb.Brain):
@@ -510,27 +522,28 @@ def table(content):
         f"Task {content['task']}, seed {content['seed']}, "
         f"{content['items']['test']} test sequences.",
         "",
-        "| system | evaluations | bytes | % of 8 bits | valid error % | "
-        "test error % | more than 8 bits, 95 % interval | right only here / "
-        "only at 8 bits | McNemar p |",
-        "|---|---|---|---|---|---|---|---|---|",
     ]
 
     def percent(value, digits=1):
         return "" if value is None else f"{100 * value:.{digits}f}"
 
-    for row in content["rows"]:
-        lines.append(
-            f"| {row['system']} | {row['evaluations'] or ''} | "
-            f"{row['bytes']} | {percent(row['size_of_8_bits'])} | "
-            f"{percent(row['valid_error'], 2)} | "
-            f"{percent(row['test_error'], 2)} | "
+    rows = [
+        (
+            row["system"],
+            row["evaluations"] or "",
+            row["bytes"],
+            percent(row["size_of_8_bits"]),
+            percent(row["valid_error"], 2),
+            percent(row["test_error"], 2),
             f"{100 * row['more_test_errors']:+.1f} "
             f"[{100 * row['interval'][0]:.1f}, "
-            f"{100 * row['interval'][1]:.1f}] | "
-            f"{row['only_this_right']} / {row['only_8_bits_right']} | "
-            f"{row['p']:.3f} |"
+            f"{100 * row['interval'][1]:.1f}]",
+            f"{row['only_this_right']} / {row['only_8_bits_right']}",
+            f"{row['p']:.3f}",
         )
+        for row in content["rows"]
+    ]
+    lines.extend(markdown_lines(COLUMNS, rows))
     volumes = [f"{n} {v:.4f}" for n, v in content["hypervolumes"].items()]
     lines += ["", "Hypervolumes on validation: " + ", ".join(volumes) + "."]
     reached = content["evaluations_until_scores"]
