@@ -359,10 +359,8 @@ def main(arguments=None):
 
 
 def _suggest_options(parser, rest):
-    """Warn of what looks like a mistyped option of its own.
-
-    It may be the script's: that is for the script to refuse.
-    """
+    """Warn of what looks like a mistyped option of its own."""
+    # It may be the script's: that is for the script to refuse.
     hparams = next((text for text in rest if Path(text).is_file()), None)
     if hparams is None:
         return

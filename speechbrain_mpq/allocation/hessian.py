@@ -212,12 +212,10 @@ def difference_traces(
 
 
 def _estimates(drawn, products, summands, probes, progress, log):
-    """Estimates of all traces, [probes, blocks], added up over the summands.
-
-    Each probe depends on the scales that those before it have led to. So
-    processes look ahead: they compute probes side by side with the scales of
-    now, and throw away those before which the scales have turned out others.
-    """
+    """Estimates of all traces, [probes, blocks], added up over the summands."""
+    # Each probe depends on the scales that those before it have led to. So
+    # processes look ahead: they compute probes side by side with the scales of
+    # now, and throw away those before which the scales have turned out others.
     log = ResultLog(None, None) if log is None else log
     rank, count = process()
     team = min(products.team, count)  # processes that make one estimate

@@ -225,10 +225,8 @@ def _add_options(parser):
 
 
 def _separate(model, audio, file, doas, names, options, track=None):
-    """Write the talkers of a recording; progress on standard error.
-
-    Returns the paths; none where standard output has taken the sound.
-    """
+    """Write the talkers of a recording; progress on standard error."""
+    # Returns the paths; none where standard output has taken the sound.
     from ..utils import scratch_folder
 
     lips, outs = None, None

@@ -217,12 +217,10 @@ def check_scales(acoustic_scale, lm_scale, silence_weight=0.5):
 
 
 def _lexicon_fst(lexicon, words, silence_weight):
-    """Text of L, phone + 1 to word + 1, and the symbol of back-off in it.
-
-    Symbols above the phones keep pronunciations apart that are the same or
-    begin alike (#1, #2, ...), silences (the next one) and back-off (#0): they
-    go when the graph has been determinized.
-    """
+    """Text of L, phone + 1 to word + 1, and the symbol of back-off in it."""
+    # Symbols above the phones keep pronunciations apart that are the same or
+    # begin alike (#1, #2, ...), silences (the next one) and back-off (#0): they
+    # go when the graph has been determinized.
     encoded = lexicon.encode(words, "of the n-gram")
     uses = Counter(tuple(alternative) for row in encoded for alternative in row)
     beginnings = {key[:end] for key in uses for end in range(len(key))}
@@ -308,11 +306,9 @@ def _ngram_fst(ngram, words, scale):
 
 
 def _chain_fst(text, phones):
-    """Text of HLG of that of LG.
-
-    An arc with a phone goes to a state that emits its loop pdf, one for each
-    phone and target, and from there on by the target's arcs.
-    """
+    """Text of HLG of that of LG."""
+    # An arc with a phone goes to a state that emits its loop pdf, one for each
+    # phone and target, and from there on by the target's arcs.
     pdfs = chain_topology(phones) + 1
     rows = [line.split() for line in text.splitlines() if line.strip()]
     free = 1 + max(int(n) for row in rows for n in row[: 1 + (len(row) > 2)])
@@ -340,13 +336,11 @@ def _chain_fst(text, phones):
 
 
 def _distinct(lattice, count):
-    """Word numbers and costs of the best word sequences of a lattice.
-
-    Paths that differ in times, silences or pronunciations only are one. A
-    beginning of a sentence is the set of states that it leads to; the cost of
-    the best way to the end from each is known, so that beginnings are gone on
-    with in the order of the sentences that they can become.
-    """
+    """Word numbers and costs of the best word sequences of a lattice."""
+    # Paths that differ in times, silences or pronunciations only are one. A
+    # beginning of a sentence is the set of states that it leads to; the cost of
+    # the best way to the end from each is known, so that beginnings are gone on
+    # with in the order of the sentences that they can become.
     arcs, final = _read_lattice(lattice)
     order = _topological(arcs)
     rest = dict(final)  # the least cost from each state to the end

@@ -175,10 +175,8 @@ def _metadata(interface):
 
 
 def _convolved_stft(self, x):
-    """SpeechBrain's `STFT.forward` in real numbers, of one channel.
-
-    Gives [batch, frames, bins, 2].
-    """
+    """SpeechBrain's `STFT.forward` in real numbers, of one channel."""
+    # Gives [batch, frames, bins, 2].
     place = np.arange(self.n_fft // 2 + 1)[:, None] * np.arange(self.n_fft)
     turn = 2 * np.pi / self.n_fft * (place % self.n_fft)
     left = (self.n_fft - self.win_length) // 2

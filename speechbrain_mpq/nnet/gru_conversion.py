@@ -143,11 +143,9 @@ class Calibration:
         return self._rows[name, bits][2:]
 
     def _draw(self, values, count, seed=0):
-        """Some of the values at random, [count] or fewer.
-
-        Every so many, or the same places at each step, would be the same few
-        columns again and again.
-        """
+        """Some of the values at random, [count] or fewer."""
+        # Every so many, or the same places at each step, would be the same few
+        # columns again and again.
         if len(values) <= count:
             return values.cpu()
         generator = torch.Generator().manual_seed(seed)

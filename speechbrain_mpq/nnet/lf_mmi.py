@@ -46,12 +46,10 @@ class _Objective(torch.autograd.Function):
 
 
 def _denominate(denominator, outputs, lengths, numerator):
-    """Log-sum and posteriors of the denominator, exact for any outputs.
-
-    Where the linear domain has lost paths (outputs that are hundreds of nats
-    apart), forward and backward disagree, or a part is more than the whole:
-    those utterances are done again in the log domain, which is slower.
-    """
+    """Log-sum and posteriors of the denominator, exact for any outputs."""
+    # Where the linear domain has lost paths (outputs that are hundreds of nats
+    # apart), forward and backward disagree, or a part is more than the whole:
+    # those utterances are done again in the log domain, which is slower.
     recursion = denominator(outputs, lengths)
     occupancy, again = denominator.occupancies(outputs, lengths, recursion)
     log_sum = recursion.log_sum

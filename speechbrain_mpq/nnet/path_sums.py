@@ -202,10 +202,8 @@ def log_occupancy(graphs, outputs, lengths, recursion, leak=NO_LEAK):
 
 
 def _log_add(a, b):
-    """Log of the sum of two weights.
-
-    The second derivative of logaddexp is NaN where one of them is DEAD.
-    """
+    """Log of the sum of two weights."""
+    # The second derivative of logaddexp is NaN where one of them is DEAD.
     if torch.is_grad_enabled():
         return torch.stack((a, b)).logsumexp(0)
     return torch.logaddexp(a, b)
@@ -229,11 +227,9 @@ def _at_frame(values, frames):
 
 
 def _of_outputs(entering, staying, graphs, outputs, lengths):
-    """Posteriors of states as those of outputs, [T, B, S] to [B, T, K].
-
-    A product with the states' pdfs: adding to indices has no fixed order on a
-    GPU.
-    """
+    """Posteriors of states as those of outputs, [T, B, S] to [B, T, K]."""
+    # A product with the states' pdfs: adding to indices has no fixed order on a
+    # GPU.
     size = outputs.shape[2]
     occupancy = 0
     for share, pdfs in ((entering, graphs.entry), (staying, graphs.loop)):

@@ -221,12 +221,10 @@ class LearnedRounding(Function):
 
 
 def _inside(gradient, weight, largest, alpha):
-    """A gradient, zero where the weight is beyond the ends of its table.
-
-    Without a comparison and a choice, which take several times as long: these
-    backward functions leave out the ends, which belong to the table. With it
-    comes room for a tensor of its shape, or None.
-    """
+    """A gradient, zero where the weight is beyond the ends of its table."""
+    # Without a comparison and a choice, which take several times as long: these
+    # backward functions leave out the ends, which belong to the table. With it
+    # comes room for a tensor of its shape, or None.
     plain = weight.dtype == gradient.dtype == alpha.dtype == torch.float32
     if plain and weight.is_cpu and not alpha.dim():
         end = _beyond(alpha.item() * largest)
@@ -241,11 +239,9 @@ def _inside(gradient, weight, largest, alpha):
 
 
 def _in_place(gradient, weight):
-    """Whether results may take the room of other ones.
-
-    Another layout would be summed in another order, and a gradient that is
-    differentiated again needs all of them.
-    """
+    """Whether results may take the room of other ones."""
+    # Another layout would be summed in another order, and a gradient that is
+    # differentiated again needs all of them.
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return False
     return gradient.stride() == weight.stride()
@@ -304,11 +300,9 @@ class StepRounding(Function):
 
 
 def _smooth(weight, alpha, bits, codebook):
-    """What is differentiated in the place of rounding.
-
-    Inside the table a weight follows its gradient and the scale gets what
-    rounding changed; beyond its ends the scale gets all of it.
-    """
+    """What is differentiated in the place of rounding."""
+    # Inside the table a weight follows its gradient and the scale gets what
+    # rounding changed; beyond its ends the scale gets all of it.
     largest, _ = table_ends(bits, codebook)
     levels = nearest_levels(weight.detach(), bits, alpha.detach(), codebook)
     steps = weight / alpha.clamp_min(torch.finfo(alpha.dtype).tiny)

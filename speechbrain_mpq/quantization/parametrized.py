@@ -141,11 +141,9 @@ def detach(module, attribute, keep_quantized=False):
 
 
 def _unshare_class_(module):
-    """Give a parametrized module a class of its own.
-
-    torch edits the class that it made for the module, and a deep copy of the
-    module shares that class.
-    """
+    """Give a parametrized module a class of its own."""
+    # torch edits the class that it made for the module, and a deep copy of the
+    # module shares that class.
     kind = type(module)
     module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
 
@@ -419,11 +417,10 @@ def _read(module, attribute, read):
 
 
 def _as_parameter(chain, value):
-    """A weight that requires gradients where its parameter does.
-
-    Without gradients, too, as a parameter does: matrix products round
-    otherwise, and SpeechBrain's complex layers leave out a bias that does not.
-    """
+    """A weight that requires gradients where its parameter does."""
+    # Without gradients, too, as a parameter does: matrix products round
+    # otherwise, and SpeechBrain's complex layers leave out a bias that does
+    # not.
     if value.requires_grad or torch.is_grad_enabled():
         return value
     trained = any(p.requires_grad for p in chain._parameters.values())

@@ -350,11 +350,9 @@ class _Enough(Exception):
 
 
 def _result_of(brain, name, batch, stage):
-    """What a method of a Brain returns when it evaluates a batch.
-
-    Recipes whose `compute_forward` takes other arguments than a batch, as in
-    separation, call it from an `evaluate_batch` of their own.
-    """
+    """What a method of a Brain returns when it evaluates a batch."""
+    # Recipes whose `compute_forward` takes other arguments than a batch, as in
+    # separation, call it from an `evaluate_batch` of their own.
     results, plain = [], getattr(brain, name)
 
     def stop(*args, **kwargs):
@@ -397,11 +395,9 @@ def _result_of(brain, name, batch, stage):
 
 @contextmanager
 def _numpy_without_gradients():
-    """Let metrics and searches take arrays of tensors that have gradients.
-
-    A Brain evaluates without gradients and need not detach what it makes NumPy
-    arrays of. No loss depends on these: it would have no gradient.
-    """
+    """Let metrics and searches take arrays of tensors that have gradients."""
+    # A Brain evaluates without gradients and need not detach what it makes
+    # NumPy arrays of. No loss depends on these: it would have no gradient.
     plain = torch.Tensor.numpy
 
     def numpy(tensor, **options):
@@ -434,10 +430,8 @@ def calibration_batches(brain, dataset, count, loader_kwargs=None):
 
 
 def _of_main_process(dataset, count):
-    """The first batches of some data, the same in all processes.
-
-    A sampler may give each process other data, and augmentation draws anew.
-    """
+    """The first batches of some data, the same in all processes."""
+    # A sampler may give each process other data, and augmentation draws anew.
     load = main_process_only(lambda: [b for _, b in zip(range(count), dataset)])
     try:
         return load()
