@@ -90,7 +90,7 @@ def coding_gain(table, bits) -> CodingGain:
     """
     least, most = table.candidate_bits[0], table.candidate_bits[-1]
     if least == most:
-        raise ValueError("a ceiling needs scores at two candidates or more")
+        raise ValueError("a coding gain needs scores at two candidates or more")
     if not least <= bits <= most:
         raise ValueError(
             f"average bits must lie in {least} to {most}, the candidates of "
@@ -250,7 +250,7 @@ def expected_gain(table, plan, bits=None):
 
 
 def write_expected_gain(folder, table, plan, bits, min_bits):
-    """Write ceiling.json and pareto.json of a plan, and log the ceiling."""
+    """Write ceiling.json and pareto.json of a plan, and log the coding gain."""
     gain, sentence = expected_gain(table, plan, bits)
     logger.info(sentence)
     usable = [b for b in table.candidate_bits if b >= min_bits]

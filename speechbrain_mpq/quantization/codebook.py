@@ -69,7 +69,7 @@ def table_bits(bits, codebook="midtread"):
     return 2 if bits == TERNARY_BITS else bits
 
 
-def pool_bits(bits, codebook="midtread"):
+def packed_width(bits, codebook="midtread"):
     """Bits of an integer that is not entropy-coded, 1.6 included."""
     return table_bits(bits, codebook) if codebook == "entropy" else bits
 

@@ -22,7 +22,7 @@ from .codebook import (
     check_bits,
     has_zero,
     largest_level,
-    pool_bits,
+    packed_width,
 )
 from .plan import packed_bytes
 
@@ -129,7 +129,7 @@ def pack_bits(integers, bits, codebook="midtread"):
     byte, value + 1 as digits to base 3, the first one lowest.
     """
     largest = largest_level(check_bits(bits), codebook)
-    bits = pool_bits(bits, codebook)
+    bits = packed_width(bits, codebook)
     values = integers.detach().cpu().numpy().reshape(-1).astype(np.int32)
     zero = has_zero(bits, codebook)
     even = False if zero else (values % 2 == 0).any()
@@ -169,7 +169,7 @@ def _bits_of_piece(numbers, bits):
 
 def unpack_bits(packed, bits, shape, codebook="midtread"):
     """The integers that ``pack_bits`` stored."""
-    count, bits = math.prod(shape), pool_bits(check_bits(bits), codebook)
+    count, bits = math.prod(shape), packed_width(check_bits(bits), codebook)
     needed = packed_bytes(count, bits, scales=0)
     if len(packed) != needed:
         raise ValueError(

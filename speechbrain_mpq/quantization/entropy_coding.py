@@ -33,7 +33,7 @@ ONE = 2**16  # weight of the middle of a geometric distribution
 WORD = 4  # bytes that range coders write at a time
 
 
-def encode_pool(packed, described, codebook="midtread"):
+def encode_packed(packed, described, codebook="midtread"):
     """Write the integers of a model by their frequencies.
 
     Arguments
@@ -55,10 +55,10 @@ def encode_pool(packed, described, codebook="midtread"):
     >>> from .container import pack_bits
     >>> weights = torch.tensor([0] * 80 + [1, -1] * 10 + [2, -3] * 2)
     >>> packed = pack_bits(weights, 4)
-    >>> coded = encode_pool(packed, [(4, len(weights))])
+    >>> coded = encode_packed(packed, [(4, len(weights))])
     >>> len(packed), len(coded)
     (52, 19)
-    >>> decoded = decode_pool(coded, [(4, len(weights))])
+    >>> decoded = decode_packed(coded, [(4, len(weights))])
     >>> bool((decoded == packed).all())
     True
     """
@@ -84,8 +84,8 @@ def encode_pool(packed, described, codebook="midtread"):
     return torch.from_numpy(np.concatenate([head, *plain, words]))
 
 
-def decode_pool(coded, described, codebook="midtread"):
-    """Read what `encode_pool` wrote.
+def decode_packed(coded, described, codebook="midtread"):
+    """Read what `encode_packed` wrote.
 
     Arguments
     ---------
@@ -123,7 +123,7 @@ def decode_pool(coded, described, codebook="midtread"):
         if kind != PLAIN
     )
     if len(first) != plain or len(stream) % WORD:
-        raise ValueError("a coded pool that is cut off")
+        raise ValueError("coded integers that are cut off")
     if coded_values > VALUES_PER_BYTE * len(stream):
         raise ValueError(
             f"{coded_values} values in a stream of {len(stream)} bytes"
@@ -158,12 +158,12 @@ def _decoded(decoder, weights, bits, count):
 
 
 def check_claims(size, described):
-    """Refuse a pool that cannot hold what is said to be in it.
+    """Refuse coded integers that cannot hold what is said to be in them.
 
     Arguments
     ---------
     size : int
-        Bytes of the coded pool.
+        Bytes of the coded integers.
     described : sequence of (int or float, int)
         Bits and count of each tensor.
     """

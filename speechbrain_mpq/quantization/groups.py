@@ -229,7 +229,7 @@ class RowGroups(torch.nn.Module):
             quantizer.refit(weight[rows])
 
 
-def cut(tensors, rows, gates=False):
+def split_groups(tensors, rows, gates=False):
     """Cuts large matrices and filters into slices of rows.
 
     Arguments
@@ -249,7 +249,7 @@ def cut(tensors, rows, gates=False):
     -------
     >>> import torch
     >>> from speechbrain_mpq.quantization.tensors import named_tensors
-    >>> list(cut(named_tensors(torch.nn.Linear(2, 5)), 3))
+    >>> list(split_groups(named_tensors(torch.nn.Linear(2, 5)), 3))
     ['weight[0:2]', 'weight[2:5]', 'bias']
     """
     counts = {
@@ -261,10 +261,10 @@ def cut(tensors, rows, gates=False):
     gated = {}
     if gates:
         gated = {n: len(_gates(t)) for n, t in tensors.items() if _gates(t)}
-    return _cut(tensors, counts | gated, gated)
+    return _split(tensors, counts | gated, gated)
 
 
-def cut_as_named(tensors, names, gated=()):
+def split_as_named(tensors, names, gated=()):
     """Cuts tensors into as many slices as names tell; some into gates.
 
     Example
@@ -272,14 +272,14 @@ def cut_as_named(tensors, names, gated=()):
     >>> import torch
     >>> from speechbrain_mpq.quantization.tensors import named_tensors
     >>> tensors = named_tensors(torch.nn.Linear(2, 5))
-    >>> list(cut_as_named(tensors, ["weight[0:2]", "weight[2:5]"]))
+    >>> list(split_as_named(tensors, ["weight[0:2]", "weight[2:5]"]))
     ['weight[0:2]', 'weight[2:5]', 'bias']
     """
     names = [split_name(name) for name in names]
     counts = Counter(name for name, rows in names if rows != ...)
     gated = [n for n in gated if n in tensors]
     gated = [n for n in gated if counts[n] == len(_gates(tensors[n]))]
-    return _cut(tensors, counts, gated)
+    return _split(tensors, counts, gated)
 
 
 def _gates(tensor):
@@ -289,16 +289,16 @@ def _gates(tensor):
     return gates_of(*tensor.owners[0])
 
 
-def _cut(tensors, counts, gated=()):
+def _split(tensors, counts, gated=()):
     """Slices of the tensors that more than one are wanted of."""
-    pieces = []
+    groups = []
     for name, tensor in tensors.items():
         if name in gated:
             tensor = replace(tensor, gated=True)
         count = counts.get(name, 1)
         if count == 1 or tensor.reason:
-            pieces.append(tensor)
+            groups.append(tensor)
         else:
             length = tensor.shape[0]
-            pieces += [tensor.slice(r) for r in row_slices(length, count)]
-    return {piece.name: piece for piece in pieces}
+            groups += [tensor.slice(r) for r in row_slices(length, count)]
+    return {group.name: group for group in groups}

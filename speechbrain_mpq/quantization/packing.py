@@ -18,15 +18,15 @@ from pathlib import Path
 import torch
 
 from ..utils import write_text
-from .codebook import GRANULARITIES, pool_bits, quantize_to_integers
+from .codebook import GRANULARITIES, packed_width, quantize_to_integers
 from .container import (
     PackedModelError,
     container_bytes,
     pack_bits,
     write_container,
 )
-from .entropy_coding import encode_pool
-from .groups import cut_as_named, split_name
+from .entropy_coding import encode_packed
+from .groups import split_as_named, split_name
 from .header import (
     check_name,
     describe,
@@ -52,7 +52,7 @@ from .unpacking import (
     CODED,
     CODING,
     MODEL_FILE,
-    POOLS,
+    PACKED_TENSORS,
     PackedModel,
     PackedTensor,
     check_compatible,
@@ -107,7 +107,7 @@ class Content:
         return {SAME: torch.tensor(list(text.encode()), dtype=torch.uint8)}
 
     def stored(self):
-        """Collects the tensors of the file but the two pools."""
+        """Collects the tensors of the file but the packed ones."""
         stored = dict(self.floats)
         for parts in self.states.values():
             stored.update(parts)
@@ -169,7 +169,7 @@ def content_of(model, granularity=None):
 
 def _name_problem(name):
     """Why a file cannot hold a name; empty if it can."""
-    if name in POOLS:
+    if name in PACKED_TENSORS:
         return "its name is taken by the format"
     try:
         check_name(name)
@@ -238,7 +238,7 @@ def save_packed(
             "in the whole model"
         )
     entropy_coded = entropy_coded or codebook == "entropy"
-    pools = _pack_tensors(content.quantized, codebook)
+    packed_tensors = _pack_tensors(content.quantized, codebook)
     header, version = _header(
         describe(content.quantized),
         granularity,
@@ -248,7 +248,7 @@ def save_packed(
         entropy_coded,
     )
     if entropy_coded:
-        pools = with_coding(pools, header)
+        packed_tensors = with_coding(packed_tensors, header)
     readable = {
         **readable_config(header, version),
         "plan": plan.to_dict() if plan else None,
@@ -262,8 +262,8 @@ def save_packed(
     floats = content.stored().items()
     floats = {n: t.detach().cpu().contiguous() for n, t in floats}
     check = partial(_check_written, path)
-    tensors = {**floats, **pools}
-    del pools
+    tensors = {**floats, **packed_tensors}
+    del packed_tensors
     write_container(path, tensors, header, str(version), check)
     write_text(folder / CONFIG_FILE, text)
     return path
@@ -281,12 +281,12 @@ def _check_written(path, part):
 
 
 def _pack_tensors(quantized, codebook):
-    """The pools of a model's quantized tensors."""
+    """The packed tensors of a model's quantized tensors."""
     if not quantized:
         return {}
     stored = [tensor.fake_quantize for tensor in quantized.values()]
     sizes = [
-        packed_bytes(t.weight.numel(), pool_bits(q.stored_bits, codebook), 0)
+        packed_bytes(t.weight.numel(), packed_width(q.stored_bits, codebook), 0)
         for t, q in zip(quantized.values(), stored)
     ]
     # All at once: small pieces between large temporaries would keep the
@@ -300,7 +300,7 @@ def _pack_tensors(quantized, codebook):
         integers = quantize_to_integers(weight, bits, alpha, codebook)
         room.copy_(pack_bits(integers, bits, codebook))
         scales.append(check_scales(alpha.detach().cpu().float().reshape(-1)))
-    return dict(zip(POOLS, (packed, torch.cat(scales))))
+    return dict(zip(PACKED_TENSORS, (packed, torch.cat(scales))))
 
 
 def _axes(quantized, granularity):
@@ -318,7 +318,7 @@ def with_coding(tensors, header):
     """The tensors of a file of format 5, of those of one without coding."""
     codebook = header.get("codebook", "midtread")
     counts = [
-        (pool_bits(bits, codebook), math.prod(shape))
+        (packed_width(bits, codebook), math.prod(shape))
         for _, bits, shape in described_tensors(header)
     ]
     if not counts:
@@ -327,7 +327,7 @@ def with_coding(tensors, header):
             "out entropy_coded"
         )
     rest = {name: t for name, t in tensors.items() if name != "packed"}
-    return {CODED: encode_pool(tensors["packed"], counts, codebook), **rest}
+    return {CODED: encode_packed(tensors["packed"], counts, codebook), **rest}
 
 
 def _header(
@@ -443,8 +443,8 @@ def packed_file_bytes(
     if entropy_coded:
         _, (size,) = kinds.pop("packed")
         if plan is None:
-            pools = _pack_tensors(quantized, codebook)
-            size = len(with_coding(pools, header)[CODED])
+            packed_tensors = _pack_tensors(quantized, codebook)
+            size = len(with_coding(packed_tensors, header)[CODED])
         kinds[CODED] = torch.uint8, (size,)
     return container_bytes(kinds, header, str(version))
 
@@ -469,7 +469,7 @@ def _as_planned(model, plan, content):
             chain=tensor.chain,
             parts=tensor.parts,
         )
-    members = cut_as_named(whole, plan.tensors, plan.gated)
+    members = split_as_named(whole, plan.tensors, plan.gated)
     quantized, floats = {}, content.stored()
     for cluster, entry in plan.clusters.items():
         own = [n for n, t in members.items() if t.cluster == cluster]

@@ -21,7 +21,7 @@ from .codebook import (
     scale_shape,
 )
 from .fake_quant import FakeQuantize
-from .groups import RowGroups, cut, cut_as_named
+from .groups import RowGroups, split_as_named, split_groups
 from .packing import content_of, unpackable
 from .parametrized import (
     Constant,
@@ -218,7 +218,7 @@ def clusters(model, include=("*",), exclude=(), rows=None, gates=False):
     ['0.weight_ih_l0[3:6]', '0.weight_hh_l0[3:6]']
     """
     grouped = defaultdict(list)
-    tensors = cut(named_tensors(model), rows, gates)
+    tensors = split_groups(named_tensors(model), rows, gates)
     for tensor in select(tensors, include, exclude):
         grouped[tensor.cluster].append(tensor.name)
     return dict(grouped)
@@ -282,11 +282,11 @@ def quantize_(
     if isinstance(plan_or_bits, BitPlan):
         scheme = replace(scheme, codebook=codebook or plan_or_bits.codebook)
         plan = plan_or_bits
-        tensors = cut_as_named(tensors, plan.tensors, plan.gated)
+        tensors = split_as_named(tensors, plan.tensors, plan.gated)
         chosen = select(tensors, include, exclude)
         bits = bits_of_plan(plan_or_bits, tensors, chosen)
     else:
-        tensors = cut(tensors, scheme.rows, scheme.gates)
+        tensors = split_groups(tensors, scheme.rows, scheme.gates)
         chosen = select(tensors, include, exclude)
         bits = dict.fromkeys([t.name for t in chosen], check_bits(plan_or_bits))
     whole = _whole_parameters(tensors, bits)
@@ -297,12 +297,12 @@ def quantize_(
         name: fit_tensor(tensors[name], bits[name], scheme) for name in by_size
     }
     made = [(p, _quantizers(p, bits, scales, scheme, estimator)) for p in whole]
-    for pieces, quantizers in made:
-        divided = len(pieces) > 1
+    for groups, quantizers in made:
+        divided = len(groups) > 1
         quantizer = quantizers[0]
         if divided:
-            quantizer = RowGroups(quantizers, pieces[0].gated)
-        for module, attribute in pieces[0].owners:
+            quantizer = RowGroups(quantizers, groups[0].gated)
+        for module, attribute in groups[0].owners:
             attach(module, attribute, quantizer)
     computed_once(model)
     copies_apart(model)
@@ -311,15 +311,15 @@ def quantize_(
     return bit_plan(model)
 
 
-def _quantizers(pieces, bits, scales, scheme, estimator):
+def _quantizers(groups, bits, scales, scheme, estimator):
     """What quantizes a parameter, one for each group of output channels."""
-    quantizers = [estimator(bits[p.name], scales[p.name]) for p in pieces]
+    quantizers = [estimator(bits[p.name], scales[p.name]) for p in groups]
     for quantizer in quantizers:
         quantizer.set_codebook(scheme.codebook)
         needs_parameter = getattr(quantizer, "needs_parameter", False)
-        if needs_parameter and pieces[0].chain is not None:
+        if needs_parameter and groups[0].chain is not None:
             raise ValueError(
-                f"{pieces[0].name} results from parametrizations of its "
+                f"{groups[0].name} results from parametrizations of its "
                 f"module's own, which {type(quantizer).__name__} cannot "
                 "train: call torch.nn.utils.parametrize."
                 "remove_parametrizations on its module first, or exclude it"
@@ -398,7 +398,7 @@ def cluster_quantized(
     are overwritten in place.
     """
     scheme = scheme_of(scheme, **options) or Scheme()
-    tensors = cut(named_tensors(model), scheme.rows, scheme.gates)
+    tensors = split_groups(named_tensors(model), scheme.rows, scheme.gates)
     grouped = defaultdict(list)
     for tensor in select(tensors, include, exclude):
         grouped[tensor.cluster].append(tensor)
@@ -451,18 +451,18 @@ def written(tensor, value):
 
 
 def _whole_parameters(tensors, bits):
-    """The pieces of every parameter that gets bits, one list for each."""
-    pieces = defaultdict(list)
+    """The groups of every parameter that gets bits, one list for each."""
+    groups = defaultdict(list)
     for tensor in tensors.values():
-        pieces[tensor.parameter_name].append(tensor)
+        groups[tensor.parameter_name].append(tensor)
     names = dict.fromkeys(tensors[name].parameter_name for name in bits)
-    for piece in (p for name in names for p in pieces[name]):
-        if piece.name not in bits:
+    for group in (p for name in names for p in groups[name]):
+        if group.name not in bits:
             raise ValueError(
-                f"{piece.name} gets no bits, other rows of its tensor do: "
+                f"{group.name} gets no bits, other rows of its tensor do: "
                 "quantize all slices of a tensor or none"
             )
-    return [pieces[name] for name in names]
+    return [groups[name] for name in names]
 
 
 def fit_tensor(tensor, bits, scheme, name=None):

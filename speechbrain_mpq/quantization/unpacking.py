@@ -19,11 +19,11 @@ from .codebook import (
     check_codebook,
     dequantize,
     largest_level,
-    pool_bits,
+    packed_width,
     scale_shape,
 )
 from .container import PIECE, PackedModelError, read_container, unpack_bits
-from .entropy_coding import check_claims, decode_pool
+from .entropy_coding import check_claims, decode_packed
 from .groups import first_row, split_name
 from .header import check_name, described_tensors, scale_axes
 from .parametrized import fix_
@@ -43,7 +43,7 @@ from .tensors import named_tensors
 logger = logging.getLogger(__name__)
 
 MODEL_FILE = "model.safetensors"
-POOLS = ("packed", "scales")
+PACKED_TENSORS = ("packed", "scales")
 CODED = "@coded"  # of format 5, in the place of packed
 CODING = "range"
 
@@ -99,7 +99,7 @@ class PackedTensor:
         count = math.prod(self.shape)
         for start in range(0, count, PIECE):
             size = min(PIECE, count - start)
-            bits = pool_bits(self.bits, self.codebook)
+            bits = packed_width(self.bits, self.codebook)
             first = packed_bytes(start, bits, scales=0)
             packed = self.packed[first:][: packed_bytes(size, bits, 0)]
             yield start, unpack_bits(packed, self.bits, (size,), self.codebook)
@@ -128,7 +128,7 @@ class PackedTensor:
                 raise ValueError(
                     f"{name}: integers that are not in the {bits}-bit codebook"
                 )
-        bits = pool_bits(bits, self.codebook)
+        bits = packed_width(bits, self.codebook)
         if bits == TERNARY_BITS:
             room = 3 ** (count % 5) if count % 5 else 256
         else:
@@ -225,7 +225,7 @@ def read_model(path, compatible=None):
     try:
         tensors = without_coding(container)
         quantized = _quantized(tensors, container.config, read["described"])
-        rest = {n: t for n, t in tensors.items() if n not in POOLS}
+        rest = {n: t for n, t in tensors.items() if n not in PACKED_TENSORS}
         floats, states = decode_states(rest if quantized else tensors)
     except _INCONSISTENT as error:
         raise _inconsistent(path, error) from error
@@ -242,10 +242,10 @@ def without_coding(container):
         described = described_tensors(config)
         codebook = config.get("codebook", "midtread")
         counts = [
-            (pool_bits(bits, codebook), math.prod(shape))
+            (packed_width(bits, codebook), math.prod(shape))
             for _, bits, shape in described
         ]
-        tensors["packed"] = decode_pool(tensors.pop(CODED), counts, codebook)
+        tensors["packed"] = decode_packed(tensors.pop(CODED), counts, codebook)
     return tensors
 
 
@@ -276,13 +276,13 @@ def _check_header(header, version, kinds):
             raise ValueError(f"{name} is stored twice")
         alpha = scale_shape(shape, granularity, axes.get(name, (0,)))
         rows.append((name, bits, shape, alpha))
-        width = pool_bits(bits, codebook)
+        width = packed_width(bits, codebook)
         size += packed_bytes(math.prod(shape), width, scales=0)
         count += math.prod(alpha)
-        if described and not set(POOLS) <= set(kinds):
-            raise KeyError(POOLS)
+        if described and not set(PACKED_TENSORS) <= set(kinds):
+            raise KeyError(PACKED_TENSORS)
     for name in kinds:
-        if name not in POOLS or not described:
+        if name not in PACKED_TENSORS or not described:
             check_name(name)
     if described:
         expected = {
@@ -307,7 +307,7 @@ def _plain_kinds(header, kinds):
         raise ValueError(f"the unknown coding {header['coding']!r:.40}")
     codebook = check_codebook(header.get("codebook", "midtread"))
     counts = [
-        (pool_bits(bits, codebook), math.prod(shape))
+        (packed_width(bits, codebook), math.prod(shape))
         for _, bits, shape in described_tensors(header)
     ]
     if not counts or "packed" in kinds:
@@ -325,8 +325,8 @@ def _declared(described, kinds):
     """Name -> (shape, type) of all that a header declares."""
     shapes = {n: (shape, dtype) for n, (dtype, shape) in kinds.items()}
     if described:
-        pools = {*POOLS, CODED}
-        shapes = {n: s for n, s in shapes.items() if n not in pools}
+        packed_tensors = {*PACKED_TENSORS, CODED}
+        shapes = {n: s for n, s in shapes.items() if n not in packed_tensors}
     return shapes | _whole_shapes(
         {name: shape for name, _, shape, _ in described}
     )
@@ -347,12 +347,12 @@ def _quantized(tensors, config, described):
     """The quantized tensors of a file whose header is sound, checked."""
     if not described:  # full precision
         return {}
-    packed, scales = (tensors[name] for name in POOLS)
+    packed, scales = (tensors[name] for name in PACKED_TENSORS)
     codebook = config.get("codebook", "midtread")
     check_scales(scales)
     quantized = {}
     for name, bits, shape, alpha_shape in described:
-        width = pool_bits(bits, codebook)
+        width = packed_width(bits, codebook)
         size = packed_bytes(math.prod(shape), width, scales=0)
         count = math.prod(alpha_shape)
         alpha = scales[:count].reshape(alpha_shape)

@@ -27,7 +27,7 @@ from ..allocation.fisher import SquaredGradients, fitted
 from ..allocation.scores import check_candidates
 from ..allocation.solver import parse_budget
 from ..quantization.codebook import check_bits
-from ..quantization.groups import cut
+from ..quantization.groups import split_groups
 from ..quantization.packing import save_packed
 from ..quantization.plan import bit_plan
 from ..quantization.tensors import named_tensors, select
@@ -373,7 +373,9 @@ class LearnedBits(Quantizer):
     def quantize(self, plan_or_bits):
         """Start at these bits, and watch gradients from now on."""
         scheme = self.scheme
-        tensors = cut(named_tensors(self.model), scheme.rows, scheme.gates)
+        tensors = split_groups(
+            named_tensors(self.model), scheme.rows, scheme.gates
+        )
         for tensor in select(tensors, **self.selection.patterns):
             if not tensor.parameter.requires_grad:
                 raise ValueError(

@@ -205,7 +205,7 @@ def test_nothing_is_decoded_of_a_file_that_fits_nothing(tmp_path, monkeypatch):
     assert container.version == "5"
     config["architecture"]["arguments"]["channels"] += 8
     write_container(path, container.tensors, config, "5")
-    for name in ("decode_pool", "decode_states"):
+    for name in ("decode_packed", "decode_states"):
         monkeypatch.delattr(f"speechbrain_mpq.quantization.unpacking.{name}")
     with pytest.raises(PackedModelError, match="the model's is"):
         load(folder)

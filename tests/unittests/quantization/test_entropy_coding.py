@@ -16,8 +16,8 @@ from speechbrain_mpq.quantization.entropy_coding import (
     LIKELIEST,
     VALUES_PER_BYTE,
     check_claims,
-    decode_pool,
-    encode_pool,
+    decode_packed,
+    encode_packed,
 )
 from speechbrain_mpq.quantization.packing import (
     load_packed_,
@@ -56,8 +56,8 @@ def test_coding_is_lossless_and_close_to_the_entropy(bits, codebook, count):
     integers = drawn(bits, codebook, count)
     packed = pack_bits(integers, bits, codebook)
     described = [(bits, count)]
-    coded = encode_pool(packed, described, codebook)
-    again = decode_pool(coded, described, codebook)
+    coded = encode_packed(packed, described, codebook)
+    again = decode_packed(coded, described, codebook)
     assert torch.equal(again, packed)
     found = unpack_bits(again, bits, (count,), codebook)
     assert torch.equal(found, integers)
@@ -73,8 +73,8 @@ def test_tensors_of_all_kinds_in_one_stream():
     ]
     pieces = [pack_bits(t, b) for t, (b, _) in zip(tensors, sizes)]
     packed = torch.cat(pieces)
-    coded = encode_pool(packed, sizes)
-    assert torch.equal(decode_pool(coded, sizes), packed)
+    coded = encode_packed(packed, sizes)
+    assert torch.equal(decode_packed(coded, sizes), packed)
     assert len(coded) < 0.95 * len(packed)
 
 
@@ -83,8 +83,8 @@ def test_one_level_alone_costs_what_keeps_readers_safe(value):
     integers = torch.full((100000,), value, dtype=torch.int32)
     integers[7] = 1
     described = [(4, len(integers))]
-    coded = encode_pool(pack_bits(integers, 4), described)
-    assert torch.equal(decode_pool(coded, described), pack_bits(integers, 4))
+    coded = encode_packed(pack_bits(integers, 4), described)
+    assert torch.equal(decode_packed(coded, described), pack_bits(integers, 4))
     floor = -np.log2(LIKELIEST) * len(integers) / 8
     assert floor <= len(coded) < 1.2 * floor
     assert len(integers) < VALUES_PER_BYTE * len(coded)
@@ -96,7 +96,7 @@ def test_claims_are_refused_before_anything_is_reserved():
         with pytest.raises(ValueError, match="integers in 1000 bytes"):
             check_claims(len(coded), described)
         with pytest.raises(ValueError, match="integers in 1000 bytes"):
-            decode_pool(coded, described)
+            decode_packed(coded, described)
 
 
 def test_damaged_streams_are_errors_or_other_integers():
@@ -106,7 +106,7 @@ def test_damaged_streams_are_errors_or_other_integers():
         drawn(b, "midtread", n, seed=i) for i, (b, n) in enumerate(sizes)
     ]
     packed = torch.cat([pack_bits(t, b) for t, (b, _) in zip(tensors, sizes)])
-    coded = encode_pool(packed, sizes).numpy()
+    coded = encode_packed(packed, sizes).numpy()
     rng = np.random.default_rng(0)
     refused = 0
     for _ in range(400):
@@ -117,7 +117,7 @@ def test_damaged_streams_are_errors_or_other_integers():
         if rng.random() < 0.3:
             damaged = damaged[: rng.integers(1, len(damaged))]
         try:
-            found = decode_pool(torch.from_numpy(damaged), sizes)
+            found = decode_packed(torch.from_numpy(damaged), sizes)
             assert len(found) == len(packed)
         except (ValueError, IndexError):
             refused += 1

@@ -18,7 +18,7 @@ from speechbrain_mpq.quantization.container import (
     read_container,
     write_container,
 )
-from speechbrain_mpq.quantization.groups import cut
+from speechbrain_mpq.quantization.groups import split_groups
 from speechbrain_mpq.quantization.packing import (
     load_packed_,
     packed_file_bytes,
@@ -327,7 +327,7 @@ def test_the_bytes_of_a_file_are_known_before(tmp_path, granularity, rows):
         if name == "norm":
             continue  # stays in float
         entries[name] = (own, (1.6, 2, 5, 16)[i % 4])
-    tensors = cut(named_tensors(model), rows)
+    tensors = split_groups(named_tensors(model), rows)
     sizes = {name: tensor.weight.numel() for name, tensor in tensors.items()}
     plan = BitPlan(
         {
