@@ -464,8 +464,9 @@ def _add_choices(add):
     add(
         "--scores",
         help="what bits are chosen by: kl (the default), output_error, "
-        "hessian, loss, nas, weight_error, size, random, reversed, uniform; "
-        "settings behind a colon: random:seed=3, hessian:probes=50",
+        "hessian, loss, nas, weight_error, size, random, reversed, table, "
+        "uniform; settings behind a colon: random:seed=3, "
+        "table:file=results/kl_4bit/scores.json",
     )
     add(
         "--method",

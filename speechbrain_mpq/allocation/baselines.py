@@ -2,10 +2,12 @@
 
 Scores that look at no data, and good ones dealt out in reverse. They go
 through the same solver to the same bytes as any other score, so that a
-difference between two plans is one between the scores alone.
+difference between two plans is one between the scores alone. Scores of an
+earlier run, from its file, are here as well: they look at no data either.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -216,6 +218,69 @@ class WeightErrorScores(WeightScores):
         return row
 
 
+class StoredScores(Scorer):
+    """The scores that an earlier run has left in its scores.json.
+
+    Other budgets, candidates and controls then need no second sweep.
+
+    Arguments
+    ---------
+    candidate_bits : sequence of int
+        Some of those that were scored.
+    file : str or Path
+        A scores.json of the same model and scheme.
+    **scheme : dict
+        As for `Scorer`.
+
+    Example
+    -------
+    >>> network = torch.nn.Sequential(torch.nn.PReLU(), torch.nn.PReLU(4))
+    >>> path = getfixture("tmp_path") / "scores.json"
+    >>> SizeScores((2, 3, 4))(network).save(path)
+    >>> StoredScores((2, 4), path)(network).candidate_bits
+    (2, 4)
+    """
+
+    method = "stored"
+
+    def __init__(self, candidate_bits=(2, 4, 8, 16), file=None, **scheme):
+        super().__init__(candidate_bits, **scheme)
+        if not file or not Path(file).is_file():
+            raise ValueError(
+                f"no file {file} of scores: name the scores.json of an "
+                "earlier run, as in table:file=results/kl_4bit/scores.json"
+            )
+        self.file = file
+
+    def score(self, network, values, selection, progress=True, folder=None):
+        """Read the scores of a network, see `Scorer.score`."""
+        table = ScoreTable.load(self.file)
+        root, members = scored_clusters(network, selection, self.scheme)
+        sizes = table_sizes(root, members, self.scheme)
+        if (table.tensors, table.codebook) != (
+            sizes["tensors"],
+            self.scheme.codebook,
+        ):
+            raise ValueError(
+                f"{self.file} has scores of another model or scheme "
+                f"({len(table.tensors)} clusters, codebook {table.codebook}; "
+                f"here {len(members)}, {self.scheme.codebook}): give the "
+                "options that it was made with, or score again"
+            )
+        missing = set(self.candidate_bits) - set(table.candidate_bits)
+        if missing:
+            raise ValueError(
+                f"{self.file} has no scores at {sorted(missing)} bits, only "
+                f"at {list(table.candidate_bits)}: choose among these as "
+                "candidate bits, or score again"
+            )
+        scores = {
+            cluster: {bits: row[bits] for bits in self.candidate_bits}
+            for cluster, row in table.scores.items()
+        }
+        return replace(table, scores=scores, **sizes)
+
+
 class ReversedScores(DerivedScores):
     """Good scores dealt out in reverse: the worst plan that they can make.
 
@@ -228,6 +293,8 @@ class ReversedScores(DerivedScores):
         Bits to score.
     scores : Scorer or None
         What is reversed; None: `KLScores`.
+    file : str, Path or None
+        A scores.json to take instead, see `StoredScores`.
     **scheme : dict
         As for `Scorer`.
 
@@ -241,7 +308,11 @@ class ReversedScores(DerivedScores):
 
     additive = False  # the scores are another cluster's
 
-    def __init__(self, candidate_bits=(2, 4, 8, 16), scores=None, **scheme):
+    def __init__(
+        self, candidate_bits=(2, 4, 8, 16), scores=None, file=None, **scheme
+    ):
+        if file:
+            scores = StoredScores(candidate_bits, file, **scheme)
         self.base = scores or KLScores(candidate_bits, **scheme)
 
     def score(self, network, values, selection, progress=True, folder=None):

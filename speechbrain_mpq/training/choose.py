@@ -14,6 +14,7 @@ from ..allocation.baselines import (
     RandomScores,
     ReversedScores,
     SizeScores,
+    StoredScores,
     WeightErrorScores,
 )
 from ..allocation.hessian import HessianScores
@@ -62,6 +63,7 @@ SCORERS = {
     "size": SizeScores,
     "random": RandomScores,
     "reversed": ReversedScores,
+    "table": StoredScores,
 }
 SCORES = (*SCORERS, "uniform")
 METHODS = {
@@ -261,8 +263,9 @@ def choose_bits(
         none or do not depend on all that the loss needs. "output_error": that
         error, relative, summed over outputs. "hessian": curvature of its loss.
         "loss": increase of its loss. "nas": search in a super-network.
-        "weight_error", "size" and "random" look at weights only. "uniform":
-        the same bits for all. Or an object such as `KLScores`.
+        "weight_error", "size" and "random" look at weights only. "table:file=
+        scores.json": those of an earlier run. "uniform": the same bits for
+        all. Or an object such as `KLScores`.
     budget : int, float or str
         Bits on average, or bytes of the packed file (see `parse_budget`).
     quantizer : Quantizer or None

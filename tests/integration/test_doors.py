@@ -35,6 +35,7 @@ from speechbrain_mpq.training.choose import METHODS, SCORES
 
 SCRIPT, YAML = TINY_RECIPE / "train.py", TINY_RECIPE / "train.yaml"
 FEW = (2, 4, 8)  # candidates; scoring takes less time
+ALONE = [name for name in SCORES if name != "table"]  # which wants a file
 
 
 def outputs(modules):
@@ -113,7 +114,7 @@ def test_runner_trains_resumes_packs_and_loads(method, tmp_path, runs):
     assert packed.read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("scores", SCORES)
+@pytest.mark.parametrize("scores", ALONE)
 def test_runner_scores_without_training(scores, tmp_path, runs):
     options = ["--method", "post_training", "--scores", scores]
     path = run(tmp_path, *options, "--equal_bits", "*")
@@ -126,7 +127,20 @@ def test_runner_scores_without_training(scores, tmp_path, runs):
     assert torch.equal(outputs(fresh), outputs(brain.modules))
 
 
-@pytest.mark.parametrize("scores", SCORES)
+def test_runner_takes_the_scores_of_an_earlier_run(tmp_path, runs):
+    options = ["--method", "post_training", "--bits", "3.5"]
+    run(tmp_path / "first", *options, "--scores", "kl")
+    stored = f"table:file={tmp_path}/first/scores.json"
+    run(tmp_path / "second", *options, "--scores", stored)
+    tables = [tmp_path / name / "scores.json" for name in ("first", "second")]
+    assert tables[0].read_bytes() == tables[1].read_bytes()
+    plans = [BitPlan.load(table.with_name("plan.json")) for table in tables]
+    assert plans[0] == plans[1] and plans[0].average_bits <= 3.5
+    with pytest.raises(SystemExit, match="no file nowhere .*scores.json"):
+        run(tmp_path / "third", "--scores", "table:file=nowhere")
+
+
+@pytest.mark.parametrize("scores", ALONE)
 def test_any_brain_is_scored(scores, tmp_path):
     brain = brain_of(hparams_of("plain", tmp_path))
     plan = choose_bits(
@@ -183,7 +197,7 @@ def source(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("scores", SCORES)
+@pytest.mark.parametrize("scores", ALONE)
 def test_an_interface_is_scored(scores, source, tmp_path):
     done = quantize_pretrained(
         source / "ctc",

@@ -10,6 +10,7 @@ from speechbrain_mpq.allocation.baselines import (
     RandomScores,
     ReversedScores,
     SizeScores,
+    StoredScores,
     WeightErrorScores,
     expected_noise,
 )
@@ -181,3 +182,33 @@ def test_reversed_scores_give_the_least_needy_the_most_bits(network):
     twice = ReversedScores(BITS, ReversedScores(BITS, scores))(network)
     for name, row in twice.scores.items():
         assert row == pytest.approx(forward.scores[name])
+
+
+def test_stored_scores_give_the_same_plans_and_other_budgets(network, tmp_path):
+    made = WeightErrorScores(BITS)(network, progress=False)
+    made.save(tmp_path / "scores.json")
+    stored = StoredScores(BITS, tmp_path / "scores.json")(network)
+    assert stored == made
+    few = StoredScores((2, 4), tmp_path / "scores.json")(network)
+    assert few.candidate_bits == (2, 4)
+    assert allocate_bits(few, average_bits=3) == allocate_bits(
+        made, average_bits=3, candidate_bits=(2, 4)
+    )
+    dealt = ReversedScores(BITS, file=tmp_path / "scores.json")(network)
+    again = ReversedScores(BITS, WeightErrorScores(BITS))(
+        network, progress=False
+    )
+    assert dealt.scores == again.scores
+
+
+def test_stored_scores_of_something_else_are_refused(network, tmp_path):
+    path = tmp_path / "scores.json"
+    with pytest.raises(ValueError, match="no file .*name the scores.json"):
+        StoredScores(BITS, path)
+    SizeScores(BITS)(network).save(path)
+    with pytest.raises(ValueError, match="of another model or scheme"):
+        StoredScores(BITS, path)(network[:3])
+    with pytest.raises(ValueError, match="codebook midtread"):
+        StoredScores(BITS, path, codebook="midrise")(network)
+    with pytest.raises(ValueError, match=r"no scores at \[5\] bits"):
+        StoredScores((2, 5), path)(network)
