@@ -221,7 +221,8 @@ def _lexicon_fst(lexicon, words, silence_weight):
     # Symbols above the phones keep pronunciations apart that are the same or
     # begin alike (#1, #2, ...), silences (the next one) and back-off (#0): they
     # go when the graph has been determinized.
-    encoded = lexicon.encode(words, "of the n-gram")
+    lexicon.check_vocabulary(words)
+    encoded = lexicon.encode(words)
     uses = Counter(tuple(alternative) for row in encoded for alternative in row)
     beginnings = {key[:end] for key in uses for end in range(len(key))}
     backoff = len(lexicon.phones) + 1

@@ -49,6 +49,8 @@ class ExactDecoder:
                 "ask for N-best lists (nbest), with pip install "
                 "'speechbrain_mpq[decode]'"
             )
+        lexicon.check_vocabulary(self.words)
+        self.outputs = len(lexicon.phones) * (1 if ctc else 2)
         self.graph, self.labels = word_graph(
             lexicon, self.words, ngram.bigram(self.words), lm_scale
         )
@@ -69,6 +71,11 @@ class ExactDecoder:
         words : list of str
         score : float
         """
+        if outputs.ndim != 2 or outputs.shape[1] != self.outputs:
+            raise ValueError(
+                f"outputs {outputs.shape} for a graph of {self.outputs}: it "
+                "was made with another model's lexicon"
+            )
         states, score = best_path(self.graph, self.scale * outputs)
         numbers = [self.labels[state] for state in states]
         return [self.words[i] for i in numbers if i is not None], score

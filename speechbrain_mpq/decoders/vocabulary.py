@@ -148,6 +148,32 @@ class Vocabulary:
         return [word for word in self.split(text) if number(word, unk) == unk]
 
 
+def _some(words, most=5):
+    """The first words of a list, for a message of one line."""
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(map(repr, words[:most])) + more
+
+
+def _text_of(path):
+    """Content of a lexicon's file."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"no lexicon {path}: name a file of `word phone phone ...` lines"
+        )
+    content = Path(path).read_bytes()
+    try:
+        text, wrong = content.decode("utf-8-sig"), content.find(b"\0")
+    except UnicodeDecodeError as error:
+        text, wrong = "", error.start
+    if wrong >= 0:
+        form = "utf-16" if b"\0" in content else "latin1"
+        raise ValueError(
+            f"{path} is not UTF-8 (byte {wrong}): convert it, for example "
+            f"with `iconv -f {form} -t utf-8`"
+        )
+    return text
+
+
 _ALTERNATIVE = re.compile(r"\(\d+\)$")  # CMUdict: read(2)
 _STRESS = re.compile(r"(?<=[A-Z])[0-2]$")  # CMUdict: AH0
 
@@ -235,13 +261,7 @@ class Lexicon:
         >>> Lexicon.read(path).pronunciations
         {'read': [['R', 'EH', 'D'], ['R', 'IY', 'D']]}
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{path} is not UTF-8 (byte {error.start}): convert it, for "
-                "example with `iconv -f latin1 -t utf-8`"
-            ) from None
+        text = _text_of(path)
         stress = stress or any(map(_STRESS.search, phones or ()))
         pronunciations = {}
         for number, line in enumerate(text.splitlines(), start=1):
@@ -264,7 +284,10 @@ class Lexicon:
             # without stress, some are the same
             if pronunciation not in variants:
                 variants.append(pronunciation)
-        return cls(pronunciations, silence, phones)
+        try:
+            return cls(pronunciations, silence, phones)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def write(self, path):
         """Write a file that `read` takes, an alternative on each line.
@@ -279,6 +302,21 @@ class Lexicon:
             for alternative in alternatives
         ]
         write_text(path, "\n".join(lines) + "\n")
+
+    def check_vocabulary(self, words):
+        """Refuse the vocabulary of an n-gram with words that are not here.
+
+        Arguments
+        ---------
+        words : sequence of str
+        """
+        missing = sorted({w for w in words if w not in self.pronunciations})
+        if missing:
+            raise ValueError(
+                f"the n-gram has {len(missing)} words without pronunciation, "
+                f"{_some(missing)}: add them to the lexicon, or take the "
+                "n-gram that belongs to it"
+            )
 
     def encode(self, words, utterance="?"):
         """Phone numbers of the words of a transcript.
@@ -301,8 +339,8 @@ class Lexicon:
         if missing:
             raise ValueError(
                 f"utterance {utterance}: no pronunciation of "
-                f"{', '.join(map(repr, missing))}: add it to the lexicon, or "
-                "remove the utterance"
+                f"{_some(missing)}: add it to the lexicon, or remove the "
+                "utterance"
             )
         return [
             [

@@ -40,7 +40,7 @@ from ..inference.speech_recognition import save_recognizer
 from ..simulation.augmentation import NoisySpeech, Reverberation, Voices
 from ..simulation.noise import NoiseMaker
 from ..simulation.rooms import RoomBank
-from ..training.checkpoints import load_best_
+from ..training.checkpoints import check_same_network, load_best_
 from ..training.choose import system_of
 from ..training.hparams_source import HparamsSource
 from ..utils import write_text
@@ -82,7 +82,9 @@ class HybridRecognition(sb.Brain):
         if not self.hparams.ctc:
             return self.lf_mmi(outputs, batch.numerator, wav_lens, xent)
         outputs = outputs[:, :, : self.hparams.phones]
-        return self.ctc(outputs.log_softmax(2), batch.phones, wav_lens)
+        lengths = (wav_lens * outputs.shape[1]).round().long()
+        self.name_too_short(batch.id, batch.phones, lengths.tolist())
+        return self.ctc(outputs.log_softmax(2), batch.phones, lengths)
 
     def compute_objectives(self, predictions, batch, stage):
         """The loss, but in the test; word errors, but in training.
@@ -101,9 +103,20 @@ class HybridRecognition(sb.Brain):
                 self.recognize(batch.id[i], batch.words[i], rows[i, :length])
         return loss
 
-    def ctc(self, log_probs, phones, wav_lens):
+    def name_too_short(self, keys, phones, lengths):
+        """Log the utterances that CTC cannot align, as LF-MMI does: once."""
+        left_out = self.lf_mmi.left_out
+        for key, said, frames in zip(keys, phones, lengths):
+            # Equal neighbours have a blank between them
+            wanted = len(said) + sum(a == b for a, b in zip(said, said[1:]))
+            if wanted > frames and key not in left_out:
+                left_out[key] = f"{wanted} frames at least, {frames} there"
+                logger.warning(
+                    "CTC leaves out utterance %s: %s", key, left_out[key]
+                )
+
+    def ctc(self, log_probs, phones, lengths):
         """CTC per frame, whose blank is the phone of silence."""
-        lengths = (wav_lens * log_probs.shape[1]).round().long()
         total = torch.nn.functional.ctc_loss(
             log_probs.transpose(0, 1),
             torch.tensor(
@@ -232,8 +245,7 @@ class WordSearch:
     def __init__(self, lexicon, ngram, hparams):
         self.count = hparams["nbest"]
         self.exact = not self.count
-        # What the best checkpoint has least of
-        self.criterion = "WER" if self.exact else "loss"
+        self.criterion = _criterion(hparams)
         scales = {k: hparams[k] for k in ("acoustic_scale", "lm_scale")}
         if self.exact:
             ctc = hparams["ctc"]
@@ -251,6 +263,11 @@ class WordSearch:
             return self.decoder.nbest(outputs, self.count, key)
         words, score = self.decoder(outputs)
         return NBest(key, [" ".join(words)], [score])
+
+
+def _criterion(hparams):
+    """What the best checkpoint has least of."""
+    return "loss" if hparams["nbest"] else "WER"
 
 
 class Graphs:
@@ -279,7 +296,7 @@ class Graphs:
         if not path.is_file():
             run_on_main(estimate_arpa, args=[path, transcripts.values()])
         ngram = Ngram(path)
-        lexicon.encode(ngram.vocabulary, "of the n-gram")
+        lexicon.check_vocabulary(ngram.vocabulary)
         self.vocabulary = ngram.vocabulary
         self.word_search = WordSearch(lexicon, ngram, hparams)
 
@@ -370,6 +387,8 @@ def load_data(hparams):
         {key: entry["words"] for key, entry in entries.items()},
         hparams,
     )
+    for key, entry in datasets["valid"].data.items():
+        graphs.lattice(entry["words"], key)  # an error now, not after an epoch
     target = _target(graphs, hparams["ctc"])
     for name, dataset in datasets.items():
         options = sets[name]
@@ -521,6 +540,33 @@ def _spoken(lexicon, words):
     )
 
 
+def _begin(hparams):
+    """The network as training begins with it, and the search if there is one.
+
+    Checkpoints of another network are refused before any work.
+    """
+    model = hparams["model"]
+    search = hparams["bottleneck_search"] if hparams["search"] else None
+    if search:
+        search.prepare(model)
+    options = "the options of that training (--search, --bottlenecks, --size)"
+    if hparams["start_from"]:
+        load_best_(
+            model,
+            hparams["start_from"],
+            f"give {options}",
+            name="model",
+            key=_criterion(hparams),
+        )
+    check_same_network(
+        model,
+        hparams["checkpointer"],
+        f"give another --output_folder, or {options}",
+        name="model",
+    )
+    return search
+
+
 def run(arguments, prepare, script):
     """Prepare, train and test: the main of a recipe.
 
@@ -537,6 +583,7 @@ def run(arguments, prepare, script):
     hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
     source = HparamsSource(hparams_file, overrides)
     hparams = source.read()
+    search = _begin(hparams)
     sb.utils.distributed.ddp_init_group(run_opts)
     folder = Path(hparams["output_folder"])
     sb.create_experiment_directory(folder)
@@ -549,17 +596,7 @@ def run(arguments, prepare, script):
         beside = Path(script).with_name(hparams["lexicon_file"])
         hparams["lexicon_file"] = beside
     datasets, graphs = load_data(hparams)
-    if hparams["start_from"]:
-        load_best_(
-            hparams["model"],
-            hparams["start_from"],
-            "give the sizes that it was trained with",
-            name="model",
-            key=graphs.word_search.criterion,
-        )
-    search = hparams["bottleneck_search"] if hparams["search"] else None
     if search:
-        search.prepare(hparams["model"])
         train = datasets["train"]
         datasets["train"], held_out = (
             FilteredSortedDynamicItemDataset(train, keys)

@@ -65,6 +65,36 @@ def load_best_(network, folder, hint, name="network", key="loss"):
         raise ValueError(f"{folder} has another network: {hint}") from error
 
 
+def check_same_network(network, checkpointer, hint, name="network"):
+    """Refuse to go on from checkpoints of a network of other sizes.
+
+    Arguments
+    ---------
+    network : torch.nn.Module
+        What the newest checkpoint will be loaded into.
+    checkpointer : speechbrain.utils.checkpoints.Checkpointer
+    hint : str
+        What to do about it, for the message.
+    name : str
+        Under which the checkpointer saves the network.
+    """
+    newest = checkpointer.find_checkpoint()
+    if newest is None or name not in newest.paramfiles:
+        return
+    path = newest.paramfiles[name]
+    if not zipfile.is_zipfile(path) or _zip_damage(path):
+        return  # which the loading tells
+    state = torch.load(path, weights_only=True)
+    # Names that only one of them has are those of quantized weights.
+    for key, own in network.state_dict().items():
+        saved = state.get(key, own)
+        if saved.shape != own.shape:
+            raise ValueError(
+                f"{newest.path} is of another network ({key} is "
+                f"{list(saved.shape)}, here {list(own.shape)}): {hint}"
+            )
+
+
 class AtomicCheckpointer(Checkpointer):
     """A Checkpointer whose checkpoints survive a kill while being written.
 

@@ -116,3 +116,17 @@ def test_phones_of_another_lexicon(trained, shared):
     row = {**ROW, "test_debug_flags": flags}
     with pytest.raises(ValueError, match="has 37 phones.*give --phones 37"):
         start_row(row, shared, shared / "other")
+
+
+@pytest.mark.parametrize("option", ["--output_folder", "--start_from"])
+def test_search_over_another_training_is_refused(option, trained, shared):
+    flags = ROW["test_debug_flags"].replace("epochs 3", "epochs 1")
+    row = {**ROW, "test_debug_flags": f"{flags} --search True"}
+    row["test_debug_flags"] += " --candidates [2,4,16]"
+    folder = trained
+    if option == "--start_from":
+        row["test_debug_flags"] += f" --start_from {trained}"
+        folder = shared / "begun"
+    with pytest.raises(ValueError, match="another network.*--search") as error:
+        start_row(row, shared, folder)
+    assert "\n" not in str(error.value)

@@ -11,7 +11,12 @@ from speechbrain_mpq.decoders.chain_graphs import (
     numerator_graph,
     phone_lattice,
 )
-from speechbrain_mpq.decoders.viterbi import best_path, word_graph
+from speechbrain_mpq.decoders.ngram import Ngram, estimate_arpa
+from speechbrain_mpq.decoders.viterbi import (
+    ExactDecoder,
+    best_path,
+    word_graph,
+)
 from speechbrain_mpq.decoders.vocabulary import Lexicon
 
 LEXICON = Lexicon(
@@ -78,3 +83,13 @@ def test_no_path():
 def test_bigram_of_other_words():
     with pytest.raises(ValueError, match="a bigram of 2 words.* 3 words"):
         word_graph(LEXICON, WORDS[:2], bigram())
+
+
+@pytest.mark.parametrize("ctc", [False, True])
+def test_a_graph_of_another_model_is_refused(ctc, tmp_path):
+    estimate_arpa(tmp_path / "lm.arpa", ["tea eat", "a"])
+    decoder = ExactDecoder(LEXICON, Ngram(tmp_path / "lm.arpa"), ctc=ctc)
+    width = len(LEXICON.phones) * (1 if ctc else 2)
+    decoder(np.zeros((9, width)))
+    with pytest.raises(ValueError, match="graph of .*another model's lexicon"):
+        decoder(np.zeros((9, width + 2)))

@@ -111,12 +111,26 @@ def test_bad_files(tmp_path):
         Lexicon.read(path)
     path.write_text("\ufeffone W AH N\n", encoding="utf-8")  # Windows
     assert list(Lexicon.read(path).pronunciations) == ["one"]
+    path.write_bytes("one W AH N\n".encode("utf-16-le"))
+    with pytest.raises(ValueError, match="latin.txt is not UTF-8 .*utf-16"):
+        Lexicon.read(path)
+    with pytest.raises(FileNotFoundError, match="no lexicon .*word phone"):
+        Lexicon.read(tmp_path / "nowhere.txt")
+    path.write_text("one W AH N\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="latin.txt: phones .*'AH', 'N', 'W'"):
+        Lexicon.read(path, phones=["sil", "ae"])
 
 
 def test_words_without_pronunciation():
     lexicon = Lexicon({"one": [["w"]]})
     with pytest.raises(ValueError, match="utterance u5: .* 'three', 'two'"):
         lexicon.encode(["two", "one", "three"], "u5")
+    several = [f"w{i}" for i in range(9)]
+    with pytest.raises(ValueError, match="'w4' and 4 more: add it"):
+        lexicon.encode(several)
+    lexicon.check_vocabulary(["one"])
+    with pytest.raises(ValueError, match="n-gram has 1 words .*'two'.*belongs"):
+        lexicon.check_vocabulary(["two", "one"])
     with pytest.raises(TypeError, match="transcript.split"):
         lexicon.encode("one one")
     with pytest.raises(ValueError, match="'two' has a pronunciation without"):

@@ -15,6 +15,7 @@ from speechbrain_mpq.quantization.fake_quant import (
 )
 from speechbrain_mpq.training.checkpoints import (
     AtomicCheckpointer,
+    check_same_network,
     recover_whole,
 )
 from speechbrain_mpq.training.quantizer import Quantizer
@@ -298,3 +299,17 @@ def test_a_whole_model_may_lack_nothing_as_ever():
     Quantizer({"layer": layer}, bits=4)
     with pytest.raises(ValueError, match="lacks '0.weight'"):
         layer.load_state_dict({}, strict=False)
+
+
+def test_checkpoints_of_a_network_of_other_sizes_are_refused(tmp_path):
+    checkpointer = AtomicCheckpointer(tmp_path, {"net": torch.nn.Linear(2, 1)})
+    check_same_network(torch.nn.Linear(3, 1), checkpointer, "go", name="net")
+    checkpoint = checkpointer.save_checkpoint()
+    check_same_network(torch.nn.Linear(2, 1), checkpointer, "go", name="net")
+    with pytest.raises(ValueError, match=r"weight is \[1, 2\], here .*: go$"):
+        check_same_network(
+            torch.nn.Linear(3, 1), checkpointer, "go", name="net"
+        )
+    path = checkpoint.paramfiles["net"]
+    path.write_bytes(path.read_bytes()[:40])
+    check_same_network(torch.nn.Linear(3, 1), checkpointer, "go", name="net")
