@@ -3,7 +3,8 @@
 Of a separator it measures the ranges of the activations on some recordings,
 which int8 engines need, and writes them beside the weights (activations.json),
 and the mask network as files of the engine, for other programs. A folder of
-SpeechBrain's own interfaces becomes one ONNX file, from samples to scores.
+SpeechBrain's own interfaces becomes one ONNX file, from samples to scores; the
+network of a hybrid recognizer one from features to log-probabilities.
 """
 
 from pathlib import Path
@@ -16,6 +17,7 @@ EXAMPLE = """
   speechbrain-mpq export packed --engine onnx --calibration mixtures.json
   speechbrain-mpq separate mix.wav --doa 60 --model fast --engine openvino
   speechbrain-mpq export asr_4bit --engine onnx --class EncoderASR -o asr.onnx
+  speechbrain-mpq export pretrained/asr_tdnnf_4bit --engine onnx -o asr.onnx
 mixtures.json: {"first": {"wav": "mix.flac", "doa": 60}, ...}, ten seconds each
 of a dozen recordings are enough"""
 
@@ -44,7 +46,7 @@ def add_arguments(parser):
         "-o",
         "--out",
         metavar="PATH",
-        help="folder to write (default: the same), or with --class the file",
+        help="folder to write (default: the same); of a recognizer the file",
     )
 
 
@@ -53,7 +55,10 @@ def run(options) -> int:
     if options.class_name:
         return _interface(options)
     from ..inference.exporting import export
+    from ..inference.folder import NGRAM_FILE
 
+    if Path(options.folder, NGRAM_FILE).is_file():
+        return _recognizer(options)
     report = export(
         options.folder, options.out, options.engine, options.calibration
     )
@@ -78,11 +83,7 @@ def _interface(options):
     from ..ptq.pretrained_folder import check_source, find_class
 
     folder = Path(options.folder)
-    if options.engine != "onnx" or options.calibration:
-        raise ValueError(
-            "with --class choose --engine onnx and leave --calibration out: "
-            "what its layers read is rounded as it comes"
-        )
+    _check_onnx(options)
     cls = find_class(options.class_name)
     check_source(folder)
     out = Path(options.out or f"{folder.resolve().name}.onnx")
@@ -90,6 +91,34 @@ def _interface(options):
     with scratch_folder() as fetched:
         interface = cls.from_hparams(source=str(folder), savedir=fetched)
         report = export_interface(interface, out, folder)
+    _tell(out, report)
+    return 0
+
+
+def _recognizer(options):
+    """Write the ONNX file of a hybrid recognizer's network."""
+    from ..inference.loading import load
+    from ..inference.onnx_recognizer import export_recognizer
+
+    _check_onnx(options)
+    folder = Path(options.folder)
+    out = Path(options.out or f"{folder.resolve().name}.onnx")
+    check_output(out)
+    _tell(out, export_recognizer(load(folder), out, folder))
+    return 0
+
+
+def _check_onnx(options):
+    """Refuse what a recognizer's file is not made with."""
+    if options.engine != "onnx" or options.calibration:
+        raise ValueError(
+            "for a recognizer or --class choose --engine onnx and leave "
+            "--calibration out: what layers read is rounded as it comes"
+        )
+
+
+def _tell(out, report):
+    """Say what was written."""
     done = report["weights"]
     print(
         f"{done.get('integer', 0)} weights are multiplied as integers, "
@@ -100,4 +129,3 @@ def _interface(options):
         f"{out}: {report['bytes']} bytes, {report['decibels']:.1f} dB from "
         "PyTorch on noise"
     )
-    return 0

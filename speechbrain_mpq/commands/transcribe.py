@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from ..utils import SAMPLE_RATE, check_output
+from .arguments import add_engine_options
 from .audio_files import (
     STREAM,
     STREAM_NAME,
@@ -70,6 +71,7 @@ def add_arguments(parser):
         help="how much worse than the best a hypothesis may be, nats "
         "(default: %(default)s)",
     )
+    add_engine_options(parser, ("torch", "onnx"))
 
 
 def run(options) -> int:
@@ -87,6 +89,8 @@ def run(options) -> int:
         options.ngram,
         acoustic_scale=options.acoustic_scale,
         lm_scale=options.lm_scale,
+        engine=options.engine,
+        threads=options.threads,
     )
     beams = {"beam": options.beam, "lattice_beam": options.lattice_beam}
     lists = []

@@ -25,6 +25,7 @@ from .folder import LEXICON_FILE, NGRAM_FILE, fetch_folder, save_separator
 from .loading import load
 from .registry import flag, number, optional, register, several, whole
 
+ENGINES = ("torch", "onnx")
 SHORTEST = 400  # samples: one window of the features
 
 
@@ -80,17 +81,25 @@ class HybridASR:
         self.lexicon, self.ngram = lexicon, ngram
         self.vocabulary = ngram.vocabulary
         # Words without pronunciation are named now, not in the middle of work.
-        lexicon.encode(self.vocabulary, "of the n-gram")
+        lexicon.check_vocabulary(self.vocabulary)
         self.acoustic_scale, self.lm_scale = acoustic_scale, lm_scale
         self.compute_features = Fbank(
             sample_rate=SAMPLE_RATE, n_mels=model.settings["input_size"]
         ).to(self.device)
         self.normalize = InputNormalization(norm_type="sentence")
+        self.network = self.model
         self._exact = self._decoder = None
 
     @classmethod
     def from_pretrained(
-        cls, source, lexicon=None, ngram=None, hub=None, **options
+        cls,
+        source,
+        lexicon=None,
+        ngram=None,
+        hub=None,
+        engine="torch",
+        threads=1,
+        **options,
     ):
         """Load a folder or hub repository; nothing in it is executed.
 
@@ -102,6 +111,11 @@ class HybridASR:
             Files to take in place of the folder's own.
         hub : dict or None
             What `folder.fetch_folder` takes.
+        engine : str
+            "torch", or "onnx": ONNX Runtime multiplies the stored integers, on
+            the CPU; takes the extra `onnx`.
+        threads : int
+            Of ONNX Runtime.
         **options
             `acoustic_scale`, `lm_scale` and `device`.
 
@@ -115,12 +129,19 @@ class HybridASR:
             raise ValueError(
                 f"{folder} holds a {type(model).__name__}, no TDNN-F"
             )
-        return cls(
+        if engine not in ENGINES:
+            raise ValueError(f"engine {engine!r} is none of {ENGINES}")
+        recognizer = cls(
             model,
             read_lexicon(folder, model, lexicon),
             read_ngram(folder, ngram),
             **options,
         )
+        if engine == "onnx":
+            from .onnx_recognizer import RecognizerSession
+
+            recognizer.network = RecognizerSession(model, folder, threads)
+        return recognizer
 
     @torch.inference_mode()
     def outputs(self, wavs, wav_lens=None):
@@ -155,7 +176,7 @@ class HybridASR:
             raise ValueError("waveforms hold NaN or infinity")
         wav_lens = relative_lengths(wav_lens, wavs)
         feats = self.normalize(self.compute_features(wavs), wav_lens)
-        outputs = self.model(feats, wav_lens).log_softmax(2).cpu().numpy()
+        outputs = self.network(feats, wav_lens).log_softmax(2).cpu().numpy()
         frames = (wav_lens * outputs.shape[1]).round().long().tolist()
         return [row[:length] for row, length in zip(outputs, frames)]
 
@@ -236,7 +257,7 @@ class HybridASR:
         list of NBest
             With "acoustic_scores" and "lm_scores", unscaled, as details.
         """
-        decoder = self._word_decoder(**options)
+        decoder = self.word_decoder(**options)
         rows = self.outputs(wavs, wav_lens)
         ids = [f"utterance_{i}" for i in range(len(rows))] if not ids else ids
         return [
@@ -244,7 +265,7 @@ class HybridASR:
             for row, key in zip(rows, ids, strict=True)
         ]
 
-    def _word_decoder(self, **options):
+    def word_decoder(self, **options):
         """Kaldi's decoder with these beams, kept for the next call."""
         from ..decoders.kaldi_decoder import WordDecoder
 
@@ -262,7 +283,7 @@ class HybridASR:
     def _search(self, outputs):
         """Words of one utterance, [frames, outputs]."""
         if len(self.vocabulary) > LARGEST_EXACT:
-            best = self._word_decoder().nbest(outputs, count=1)
+            best = self.word_decoder().nbest(outputs, count=1)
             return best.hypotheses[0].split()
         if self._exact is None:
             self._exact = ExactDecoder(
@@ -363,7 +384,7 @@ def _beside(usual, other, name):
 def _check_ngram(folder, model):
     """Refuse an n-gram whose words the lexicon beside it cannot pronounce."""
     vocabulary = read_ngram(folder).vocabulary
-    read_lexicon(folder, model).encode(vocabulary, "of the n-gram")
+    read_lexicon(folder, model).check_vocabulary(vocabulary)
 
 
 def check_lexicon(model, lexicon):

@@ -154,7 +154,7 @@ def test_refuses_other_phones_and_words(folder, tmp_path, arpa):
     with pytest.raises(ValueError, match="not UTF-8.*iconv"):
         HybridASR.from_pretrained(folder, lexicon=path)
     path.write_text("tea t iy\n")
-    with pytest.raises(ValueError, match="no pronunciation of 'a', 'eat'"):
+    with pytest.raises(ValueError, match="without pronunciation, 'a', 'eat'"):
         HybridASR.from_pretrained(folder, lexicon=path)
     with pytest.raises(ValueError, match="is no ARPA file"):
         HybridASR.from_pretrained(folder, ngram=path)
@@ -215,7 +215,7 @@ def test_verification_needs_what_is_beside_the_weights(folder, name):
     content = (folder / name).read_text()
     (folder / name).write_text(content.replace("tea", "sea"))
     (problem,) = check_folder(folder)
-    assert "no pronunciation of 'sea'" in problem or "'tea'" in problem
+    assert "without pronunciation, 'sea'" in problem or "'tea'" in problem
     (folder / name).unlink()
     assert any(f"no {folder / name}" in one for one in check_folder(folder))
 
