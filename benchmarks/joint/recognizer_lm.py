@@ -3,7 +3,7 @@
 > python benchmarks/joint/recognizer_lm.py --bytes 515000 \
     --recognizer results/asr_kl/scores.json results/asr/published \
     --lm results/lm_kl/scores.json results/lm/published \
-    --sentence 130 12
+    --sentence 132 12
 
 Each model has a score table, KL divergences of a frame and of a word, and a
 folder in full precision, which tells what its file holds beside the weights. A
@@ -294,7 +294,7 @@ def read_options(arguments=None):
         "--sentence",
         type=float,
         nargs=2,
-        default=(130, 12),
+        default=(132, 12),
         metavar=("FRAMES", "WORDS"),
     )
     add("--left", type=float, nargs=2, default=(1.0, 1.0), metavar="SHARE")

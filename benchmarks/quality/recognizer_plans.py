@@ -25,13 +25,14 @@ import speechbrain as sb
 import torch
 from speechbrain.dataio.dataset import FilteredSortedDynamicItemDataset
 
-from speechbrain_mpq import choose_bits, load
+from speechbrain_mpq import choose_bits
 from speechbrain_mpq.evaluation.significance import mapsswe
 from speechbrain_mpq.evaluation.wer import WordErrors, word_errors
 from speechbrain_mpq.experiments.hybrid_recognition import (
     load_data,
     make_brain,
 )
+from speechbrain_mpq.inference.loading import load
 from speechbrain_mpq.inference.speech_recognition import save_recognizer
 from speechbrain_mpq.quantization.plan import Scheme
 from speechbrain_mpq.quantization.quant_api import dequantize_
