@@ -27,6 +27,7 @@ from speechbrain.dataio.dataset import FilteredSortedDynamicItemDataset
 
 from speechbrain_mpq import choose_bits
 from speechbrain_mpq.evaluation.significance import mapsswe
+from speechbrain_mpq.evaluation.task import markdown_table
 from speechbrain_mpq.evaluation.wer import WordErrors, word_errors
 from speechbrain_mpq.experiments.hybrid_recognition import (
     load_data,
@@ -205,18 +206,12 @@ def rows_of(kept):
 
 def table(rows, full):
     """Means over the seeds as a table in Markdown."""
-    lines = [
-        f"full precision: {full:.2f} %\n",
-        "| bits | plan | bytes | WER % (each seed) | p full | p uniform |",
-        "|---|---|---|---|---|---|",
-    ]
+    heads = ("bits", "plan", "bytes", "WER % (seeds)", "p full", "p uniform")
     kinds = sorted({(row["bits"], PLANS.index(row["plan"])) for row in rows})
+    lines = []
     for bits, number in kinds:
-        own = [
-            row
-            for row in rows
-            if (row["bits"], row["plan"]) == (bits, PLANS[number])
-        ]
+        plan = PLANS[number]
+        own = [r for r in rows if (r["bits"], r["plan"]) == (bits, plan)]
         own.sort(key=lambda row: row["seed"])
         mean = statistics.mean(row["wer"] for row in own)
         each = ", ".join(f"{row['wer']:.2f}" for row in own)
@@ -225,9 +220,9 @@ def table(rows, full):
             for k in ("p_full", "p_uniform")
         ]
         size = f"{round(np.mean([row['bytes'] for row in own])):,}"
-        cells = [f"{bits:g}", PLANS[number], size, f"{mean:.2f} ({each})", *ps]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([f"{bits:g}", plan, size, f"{mean:.2f} ({each})", *ps])
+    text = markdown_table(heads, lines).rstrip()
+    return f"full precision: {full:.2f} %\n\n{text}"
 
 
 def read_options(arguments=None):

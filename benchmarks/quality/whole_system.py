@@ -33,6 +33,7 @@ from speechbrain_mpq.decoders.kaldi_decoder import decoding_graph
 from speechbrain_mpq.decoders.nbest import read_nbest
 from speechbrain_mpq.decoders.ngram import Ngram
 from speechbrain_mpq.evaluation.significance import mapsswe
+from speechbrain_mpq.evaluation.task import markdown_table
 from speechbrain_mpq.utils import scratch_folder, write_json
 
 NONE = "-"  # in the place of a language model
@@ -145,13 +146,10 @@ def measured(systems, hypotheses):
 def table(rows):
     """Rows as a table in Markdown."""
     names = list(rows[0]["sets"])
-    heads = [f"WER {name} | p 0 | p 1" for name in names]
-    lines = [
-        "| | system | recognizer | language model | together | times | "
-        + " | ".join(heads)
-        + " |",
-        "|---" * (6 + 3 * len(names)) + "|",
-    ]
+    heads = ["", "system", "recognizer", "language model", "together", "times"]
+    for name in names:
+        heads += [f"WER {name}", "p 0", "p 1"]
+    lines = []
     for number, row in enumerate(rows):
         cells = [f"{number}", row["system"]]
         cells += [f"{row[k]:,}" for k in ("recognizer", "lm", "together")]
@@ -161,8 +159,8 @@ def table(rows):
             for rival, p in enumerate(row["sets"][name]["p"]):
                 small = "< 0.001" if p < 0.001 else f"{p:.2g}"
                 cells.append("" if rival == number else small)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(heads, lines).rstrip()
 
 
 def read_options(arguments=None):

@@ -26,6 +26,7 @@ import torch
 
 from speechbrain_mpq import HybridASR, LanguageModel
 from speechbrain_mpq.decoders.nbest import NBest, RescoringWeights
+from speechbrain_mpq.evaluation.task import markdown_table
 from speechbrain_mpq.inference.language_model import rescore
 from speechbrain_mpq.utils import (
     SAMPLE_RATE,
@@ -150,12 +151,14 @@ def factors(rows, seconds):
 
 def table(result):
     """Factors as a table in Markdown."""
-    heads = " | ".join(f"{what} | times" for what in SUMS)
-    lines = [f"| system | {heads} |", "|---" * (1 + 2 * len(SUMS)) + "|"]
+    heads = ["system"]
+    for what in SUMS:
+        heads += [what, "times"]
+    lines = []
     for name, row in result.items():
-        cells = [f"{row[w][0]:.4f} | {row[w][1]:.2f}" for w in SUMS]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        cells = [(f"{row[w][0]:.4f}", f"{row[w][1]:.2f}") for w in SUMS]
+        lines.append([name, *(cell for pair in cells for cell in pair)])
+    return markdown_table(heads, lines).rstrip()
 
 
 def read_options(arguments=None):

@@ -14,9 +14,9 @@ def test_utterances_too_short_for_ctc_are_named_once(caplog):
     phones, lengths = [[1, 2, 1], [1, 1, 2], [1, 2, 1, 2]], [3, 3, 3]
     for _ in range(2):
         HybridRecognition.name_too_short(brain, keys, phones, lengths)
-    assert brain.lf_mmi.left_out == {
-        key: "4 frames at least, 3 there" for key in keys[1:]
-    }
+    assert brain.lf_mmi.left_out == dict.fromkeys(
+        keys[1:], "4 frames at least, 3 there"
+    )
     assert len(caplog.records) == 2
     # PyTorch's CTC knows the same ones
     log_probs = torch.zeros(3, 3, 4).log_softmax(2)
