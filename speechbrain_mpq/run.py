@@ -133,7 +133,7 @@ class Runner:
         """Refuse a folder that another process is at work in."""
         from speechbrain.utils.distributed import if_main_process
 
-        from .training.experiment import hold_folder
+        from .locks import hold_folder
 
         if not if_main_process():
             return

@@ -13,6 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from speechbrain_mpq.decoders.text_corpus import normalize, write_corpus
+from speechbrain_mpq.locks import one_at_a_time
 
 # Meetings of the full-corpus partition by the beginnings of their names.
 VALID = "ES2011 IS1008 TS3004 IB4001 IB4002 IB4003 IB4004 IB4010 IB4011"
@@ -79,6 +80,7 @@ def read_segments(path, words):
     return utterances
 
 
+@one_at_a_time
 def prepare_ami_text(folder, data_folder, vocabulary=None):
     """Write train.txt, valid.txt, test.txt and vocab.txt.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import soundfile
 
+from speechbrain_mpq.locks import one_at_a_time
 from speechbrain_mpq.simulation.noise import (
     DNS_CLEAN,
     DNS_NOISE,
@@ -26,6 +27,7 @@ SAMPLE_RATE = 16000  # Hz
 SHORTEST = 1.0  # seconds
 
 
+@one_at_a_time
 def prepare_dns(dns, data_folder, limit=None):
     """Write `<split>_speech.json` for the clean speech of the challenge.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from speechbrain_mpq.locks import one_at_a_time
 from speechbrain_mpq.simulation.augmentation import change_speed
 from speechbrain_mpq.simulation.noise import resampled
 from speechbrain_mpq.simulation.recordings import (
@@ -35,6 +36,7 @@ ROOMS = {"train": 200, "valid": 50, "test": 100}  # as hparams/kl_4bit.yaml
 MICROPHONES = (1, 4, 6, 8, 10, 12, 15)  # that the separator uses
 
 
+@one_at_a_time
 def prepare_fsdd(
     recordings,
     data_folder,

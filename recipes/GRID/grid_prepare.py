@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from speechbrain_mpq.locks import one_at_a_time
 from speechbrain_mpq.simulation.recordings import (
     ffmpeg_program,
     read_sound,
@@ -66,6 +67,7 @@ def words_of(name):
     )
 
 
+@one_at_a_time
 def prepare_grid(
     corpus, data_folder, test_only=False, held_out=3, seed=1234, workers=4
 ):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from speechbrain_mpq.locks import one_at_a_time
 from speechbrain_mpq.simulation.recordings import run_jobs, write_manifests
 from speechbrain_mpq.utils import atomic_write, read_json
 from speechbrain_mpq.vision.face_tracking import track_video
@@ -28,6 +29,7 @@ SMALLEST_FACE = 0.2  # of the picture's height: these videos are close-ups
 SHOWN = 5  # failures named in an error
 
 
+@one_at_a_time
 def prepare_lips(data_folder, size=(24, 32), workers=4, blank=False):
     """Write the pictures that are missing, and name them in the manifests.
 

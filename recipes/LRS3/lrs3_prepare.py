@@ -17,6 +17,7 @@ from lrs3_layout import find_clips
 from lrs3_selection import draw_clips, draw_speakers
 from lrs3_transcripts import cut, read_transcript
 
+from speechbrain_mpq.locks import one_at_a_time
 from speechbrain_mpq.simulation.recordings import (
     ffmpeg_program,
     write_manifests,
@@ -30,6 +31,7 @@ SPEAKERS = {"lrs3": 4320, "lrs2": 0}
 SHOWN = 5  # broken clips named in an error
 
 
+@one_at_a_time
 def prepare_lrs3(
     corpus,
     data_folder,

@@ -11,12 +11,14 @@ import argparse
 from pathlib import Path
 
 from speechbrain_mpq.decoders.vocabulary import Lexicon
+from speechbrain_mpq.locks import one_at_a_time
 from speechbrain_mpq.simulation.recordings import seconds_of
 from speechbrain_mpq.utils import write_json
 
 LONGEST = 40.0  # seconds; the longest utterances of LibriSpeech have 35
 
 
+@one_at_a_time
 def prepare_librispeech(librispeech_folder, data_folder, cmudict, subsets):
     """Write `<name>_speech.json` and lexicon.txt.
 

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from speechbrain_mpq.decoders.text_corpus import SPLITS, write_corpus
+from speechbrain_mpq.locks import one_at_a_time
 
 
 def read_ptb(folder):
@@ -40,6 +41,7 @@ def read_ptb(folder):
     return texts
 
 
+@one_at_a_time
 def prepare_ptb(folder, data_folder):
     """Write train.txt, valid.txt, test.txt and vocab.txt.
 

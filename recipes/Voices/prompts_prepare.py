@@ -18,6 +18,7 @@ from voices_prepare import decode, trim, unpacked
 
 from speechbrain_mpq.decoders.text_corpus import normalize
 from speechbrain_mpq.decoders.vocabulary import Lexicon
+from speechbrain_mpq.locks import one_at_a_time
 from speechbrain_mpq.simulation.recordings import (
     ffmpeg_program,
     limit_peak,
@@ -34,6 +35,7 @@ NAMES = {"*": " star ", "#": " pound "}  # as they are said
 SHORTEST = 0.2  # seconds of a trimmed recording
 
 
+@one_at_a_time
 def prepare_prompts(packages, data_folder, cmudict, workers=2):
     """Write speech, `<split>_speech.json` and lexicon.txt.
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from speechbrain_mpq.locks import one_at_a_time
 from speechbrain_mpq.simulation.noise import resampled
 from speechbrain_mpq.simulation.recordings import (
     ffmpeg_program,
@@ -142,6 +143,7 @@ _FILLETS_ROLE = re.compile(r"(?P<language>\w+)/[^-]+-(?P<role>[a-z]+)-.*")
 _ALLISON = re.compile(r"asterisk_(?:en_US|es_MX)_f_Allison")
 
 
+@one_at_a_time
 def prepare_voices(
     packages,
     data_folder,

@@ -17,6 +17,7 @@ import torch
 
 from ..lobes.models.separator import MIN_RMS
 from ..lobes.models.spatial_features import check_doa
+from ..locks import alone_in
 from ..quantization.packing import MODEL_FILE, read_model
 from ..utils import SAMPLE_RATE, read_json, scratch_folder, write_json
 from .audio import AudioError, AudioFile
@@ -131,23 +132,26 @@ def export(folder, out=None, engine="openvino", calibration=None):
     out = Path(folder if out is None else out)
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file: name a folder to write")
-    network = lower(folder)
-    if calibration is None:
-        ranges, batches, seconds = read_ranges(folder, network), [], 0.0
-    else:
-        batches, seconds = _calibration_features(
-            load(folder), read_manifest(calibration)
+    with alone_in(out):
+        with scratch_folder(out):  # whether anything can be written there
+            pass
+        network = lower(folder)
+        if calibration is None:
+            ranges, batches, seconds = read_ranges(folder, network), [], 0.0
+        else:
+            batches, seconds = _calibration_features(
+                load(folder), read_manifest(calibration)
+            )
+            ranges = engine_ranges(network, batches)
+        snr = _compare(network, module.compiled(network, ranges), batches)
+        if out.resolve() != Path(folder).resolve():
+            copy_folder(read_model(folder), out)
+        if batches:
+            write_ranges(out, ranges, seconds)
+        files = _write_whole(
+            out, lambda to: module.write_files(network, ranges, to)
         )
-        ranges = engine_ranges(network, batches)
-    snr = _compare(network, module.compiled(network, ranges), batches)
-    if out.resolve() != Path(folder).resolve():
-        copy_folder(read_model(folder), out)
-    if batches:
-        write_ranges(out, ranges, seconds)
-    files = _write_whole(
-        out, lambda to: module.write_files(network, ranges, to)
-    )
-    write_exports(out, files)
+        write_exports(out, files)
     return {"files": files, "decibels": snr, "seconds": seconds}
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from ..locks import IN_USE
 from ..nnet.integer_gru_file import is_integer_gru
 from ..quantization.container import PackedModelError
 from ..quantization.packing import (
@@ -41,9 +42,10 @@ _EXECUTABLE = (
     *(".npy", ".npz", ".py", ".pyc", ".so", ".dll", ".dylib", ".sh", ".exe"),
 )
 _OWN = (*FILES, EXPORTS_FILE)
-# What git and the hub's client leave in folders that they make, and the log of
-# its training, which SpeechBrain's published models have beside them.
-_TOLERATED = (".gitattributes", ".gitignore", "train_log.txt")
+# What git and the hub's client leave in folders that they make, the log of its
+# training, which SpeechBrain's published models have beside them, and the lock
+# of an export that was killed.
+_TOLERATED = (".gitattributes", ".gitignore", "train_log.txt", IN_USE)
 _TOLERATED_FOLDERS = (".git/", ".cache/huggingface/")
 _MAX_TEXT = 2**26  # bytes
 

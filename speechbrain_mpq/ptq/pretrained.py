@@ -16,6 +16,7 @@ from ..allocation.output_scores import KLScores, OutputErrorScores
 from ..allocation.scores import check_candidates
 from ..allocation.solver import parse_budget
 from ..allocation.sweep import OutputScores
+from ..locks import alone_in
 from ..quantization.fake_quant import FakeQuantize
 from ..quantization.packing import packed_file_bytes
 from ..quantization.plan import Scheme, Selection, bit_plan
@@ -267,26 +268,27 @@ def quantize_pretrained(
     _check_ways(rounding, method)
     output, cls = _empty_folder(output), find_class(class_name)
     check_source(source)
-    # What may be wrong with the data is found before anything is loaded.
-    counts = {"items": items, "test_items": test_items}
-    keys = {"audio": audio_key, "text": text_key}
-    reads = task_of(cls)[0].reads
-    data = _Data.of(calibration, test, data_root, reads, keys[reads], **counts)
-    measure = _measurable(task_of(cls)[1], data.tested, reference)
-    # There are two of it: one is quantized and compared with the other.
-    interface, hparams_path = load_interface(cls, source, device)
-    comparison, tests = data.read(interface, progress)
-    if progress and measure:
-        _tell(measure.cost(interface, tests))
-    quantized, _ = load_interface(cls, source, device)
-    calibration = InterfaceCalibration.of(comparison, quantized, prototypes)
-    names = calibration.chosen_names(include, exclude, vectors)
-    _quantize(calibration, names, progress, rounding=rounding, **options)
-    evaluate = partial(_quality, measure, interface, tests, progress)
-    origin = {"source": str(source), "budget": budget}
-    return _written(
-        comparison, calibration, hparams_path, output, evaluate, origin
-    )
+    with alone_in(output, beside=True):
+        # What may be wrong with the data is found before anything is loaded.
+        counts = {"items": items, "test_items": test_items}
+        reads = task_of(cls)[0].reads
+        key = {"audio": audio_key, "text": text_key}[reads]
+        data = _Data.of(calibration, test, data_root, reads, key, **counts)
+        measure = _measurable(task_of(cls)[1], data.tested, reference)
+        # There are two of it: one is quantized and compared with the other.
+        interface, hparams_path = load_interface(cls, source, device)
+        comparison, tests = data.read(interface, progress)
+        if progress and measure:
+            _tell(measure.cost(interface, tests))
+        quantized, _ = load_interface(cls, source, device)
+        calibration = InterfaceCalibration.of(comparison, quantized, prototypes)
+        names = calibration.chosen_names(include, exclude, vectors)
+        _quantize(calibration, names, progress, rounding=rounding, **options)
+        evaluate = partial(_quality, measure, interface, tests, progress)
+        origin = {"source": str(source), "budget": budget}
+        return _written(
+            comparison, calibration, hparams_path, output, evaluate, origin
+        )
 
 
 @dataclass

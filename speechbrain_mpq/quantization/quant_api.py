@@ -17,6 +17,7 @@ from .codebook import (
     check_bits,
     dequantize,
     fit_scale,
+    largest_level,
     nearest_levels,
     scale_shape,
 )
@@ -45,6 +46,7 @@ from .tensors import (
     named_tensors,
     near_misses,
     plain_buffers,
+    refuse_shared_memory,
     select,
 )
 
@@ -56,7 +58,8 @@ def coverage(model):
 
     A tensor that is quantized in groups of output channels has a row for each
     of them. The bytes are those of the packed file but its header
-    (``packed_file_bytes`` counts that, too).
+    (``packed_file_bytes`` counts that, too); with the entropy codebook, whose
+    tensors are coded all together, those of the bits that were asked for.
 
     Arguments
     ---------
@@ -290,6 +293,7 @@ def quantize_(
         chosen = select(tensors, include, exclude)
         bits = dict.fromkeys([t.name for t in chosen], check_bits(plan_or_bits))
     whole = _whole_parameters(tensors, bits)
+    refuse_shared_memory([pieces[0] for pieces in whole], model)
     # All scales first: a tensor that is refused leaves the model as it was.
     # The largest before the others, which then fit into its memory.
     by_size = sorted(bits, key=lambda name: -tensors[name].weight.numel())
@@ -306,7 +310,12 @@ def quantize_(
             attach(module, attribute, quantizer)
     computed_once(model)
     copies_apart(model)
-    for name, why in unpackable(model).items():
+    try:
+        refused = unpackable(model)
+    except ValueError:
+        dequantize_(model)
+        raise
+    for name, why in refused.items():
         logger.warning(f"{name} cannot be packed: {why}")
     return bit_plan(model)
 
@@ -497,7 +506,15 @@ def _fit(name, weight, bits, scheme, shape):
             f"{name} has NaN or infinite values: load sound weights before "
             "quantizing"
         )
-    return fit_scale(weight, bits, codebook=scheme.codebook, shape=shape)
+    alpha = fit_scale(weight, bits, codebook=scheme.codebook, shape=shape)
+    largest = torch.tensor(largest_level(bits, scheme.codebook))
+    if not torch.isfinite(dequantize(largest, alpha, weight.dtype)).all():
+        raise ValueError(
+            f"{name} has values up to {weight.abs().max():.3g}: a table of "
+            f"{bits} bits would end above what {weight.dtype} or the scale's "
+            "float32 can hold. Load sound weights, or exclude it"
+        )
+    return alpha
 
 
 def _quantized(tensor, bits, scheme):

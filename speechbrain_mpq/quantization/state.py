@@ -57,7 +57,14 @@ class JsonText(str):
 
 def stored_buffers(model):
     """Finds the persistent buffers of a model but those of its quantizers."""
-    stored = model.state_dict(keep_vars=True)
+    try:
+        stored = model.state_dict(keep_vars=True)
+    except Exception as error:
+        raise ValueError(
+            f"the model's own state_dict hook fails ({error!r}): it wants a "
+            "weight that has another name while it is quantized; exclude that "
+            "weight, or the module"
+        ) from error
     return {n: b for n, b in plain_buffers(model).items() if n in stored}
 
 

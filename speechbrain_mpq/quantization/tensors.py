@@ -1,6 +1,7 @@
 """The weights of a model, by the names that they have while it is plain."""
 
 import difflib
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
@@ -22,6 +23,8 @@ from .parametrized import (
 ROOT = "."  # cluster of the parameters that the model itself owns
 OLD_WEIGHT_NORM = "torch.nn.utils.weight_norm"
 
+# What a scale can be fitted to; eight-bit floats are made to be stored only.
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # torch's layers whose weights are [input channels, output channels, ...].
 TRANSPOSED = (
     torch.nn.ConvTranspose1d,
@@ -135,7 +138,9 @@ def named_tensors(model):
         if "parametrizations" in path.split("."):
             continue
         for tensor in _tensors_of(path, module):
-            identity = id(tensor.parameter), slice_name("", tensor.rows)
+            # One part of what a weight results from may be tied alone.
+            held = tensor.parts.values() or [tensor.parameter]
+            identity = *map(id, held), slice_name("", tensor.rows)
             first = tensors.setdefault(identity, tensor)
             if first is not tensor:
                 new = [o for o in tensor.owners if not _is_in(o, first.owners)]
@@ -239,6 +244,73 @@ def _refuse_uncomputable(chosen):
         )
 
 
+def refuse_shared_memory(chosen, model):
+    """Refuses weights some values of which are another tensor's as well.
+
+    Such tensors follow each other while they are trained in place, but have
+    quantized values of their own, and a packed file is loaded into one of them
+    over the other.
+
+    Arguments
+    ---------
+    chosen : list of NamedTensor
+        To be quantized.
+    model : torch.nn.Module
+        That holds them.
+
+    Example
+    -------
+    >>> model = torch.nn.ModuleList([torch.nn.Linear(3, 3) for _ in range(2)])
+    >>> model[1].weight = torch.nn.Parameter(model[0].weight.data)
+    >>> refuse_shared_memory(list(named_tensors(model).values()), model)
+    Traceback (most recent call last):
+    ...
+    ValueError: 0.weight and 1.weight share memory, but are no one parameter...
+    """
+    by_storage = defaultdict(dict)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if not isinstance(tensor, UninitializedTensorMixin) and _span(tensor):
+            place = tensor.untyped_storage().data_ptr()
+            by_storage[place][id(tensor)] = name, tensor
+    for tensor in chosen:
+        for part in tensor.parts.values() or [tensor.parameter]:
+            beside = by_storage[part.untyped_storage().data_ptr()]
+            for key, (name, other) in beside.items():
+                if key != id(part) and _overlap(part, other):
+                    raise ValueError(
+                        f"{tensor.name} and {name} share memory, but are no "
+                        "one parameter: assign the parameter itself to both "
+                        "modules (b.weight = a.weight), or give one a "
+                        "clone() of it"
+                    )
+
+
+def _span(tensor):
+    """The bytes of its storage from its first value to its last, a range."""
+    if not tensor.numel() or tensor.is_meta or tensor.layout != torch.strided:
+        return range(0)
+    steps = zip(tensor.shape, tensor.stride())
+    values = 1 + sum((size - 1) * step for size, step in steps)
+    start = tensor.storage_offset() * tensor.element_size()
+    return range(start, start + values * tensor.element_size())
+
+
+def _overlap(one, other):
+    """Whether two tensors of one storage have a value in common."""
+    first, second = _span(one), _span(other)
+    if max(first.start, second.start) >= min(first.stop, second.stop):
+        return False
+    if one.dtype != other.dtype:
+        return True
+    # Columns of a matrix lie between each other's without a common one.
+    places = torch.arange(max(first.stop, second.stop) // one.element_size())
+    one, other = (
+        places.as_strided(t.shape, t.stride(), t.storage_offset()).flatten()
+        for t in (one, other)
+    )
+    return bool(torch.isin(one, other).any())
+
+
 def near_misses(wrong, names):
     """The end of a message about a name or pattern that is not there.
 
@@ -312,6 +384,6 @@ def _reason(tensor):
     """Why a tensor cannot be quantized, if so."""
     if isinstance(tensor, UninitializedTensorMixin):
         return "without a shape before the first forward"
-    if not tensor.is_floating_point():
+    if tensor.dtype not in FLOATS:
         return f"not a float tensor ({tensor.dtype})"
     return "" if tensor.numel() else "empty"

@@ -30,6 +30,7 @@ import soundfile
 from scipy.signal import resample_poly
 from tqdm import tqdm
 
+from ..locks import one_at_a_time
 from ..utils import (
     SAMPLE_RATE,
     atomic_write,
@@ -402,6 +403,7 @@ def sentence(rng):
     )
 
 
+@one_at_a_time
 def prepare_speech(
     data_folder,
     train=4000,

@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..lobes.models.spatial_features import SPEED_OF_SOUND, linear_array
+from ..locks import one_at_a_time
 from ..utils import (
     SAMPLE_RATE,
     atomic_write,
@@ -157,6 +158,7 @@ ROOMS_PER_SHARD = 25
 SPLITS = ("train", "valid", "test")
 
 
+@one_at_a_time
 def prepare_rooms(
     data_folder,
     counts,

@@ -318,6 +318,8 @@ class BrainCalibration(Calibration):
                 weight.requires_grad_(True)
             try:
                 output = network(torch.tensor(0))
+                if not output.requires_grad:  # detached, as a hard decision
+                    return set()
                 total = (output + output.square() / 2).sum()
                 gradients = torch.autograd.grad(
                     total, weights, allow_unused=True

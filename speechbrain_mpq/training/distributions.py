@@ -6,6 +6,9 @@ recognized by their values, not by their names. Scorers see a network that puts
 out the distributions, the outputs or the loss of a batch.
 """
 
+from collections import deque
+from dataclasses import fields, is_dataclass
+
 import torch
 from speechbrain.utils.logger import get_logger
 
@@ -13,6 +16,7 @@ from ..allocation.output_scores import FORMS, KLScores, OutputErrorScores
 
 logger = get_logger(__name__)
 TOLERANCE = 1e-3  # of sums of probabilities; half floats have no more
+KINDS = ("log_softmax", "softmax", "sigmoid")  # the most telling one first
 EDGE = 1e-6  # masks keep this distance from 0 and 1, so that logits exist
 
 
@@ -44,16 +48,34 @@ def distribution_type(tensor):
     return "sigmoid" if inside.all() else ""
 
 
-def find_distributions(predictions):
-    """All distributions in a Brain's predictions of the most telling kind.
+def find_distributions(predictions, more=0):
+    """The distributions in a Brain's predictions of the most telling kind.
 
     Log-probabilities come before probabilities and those before masks.
+
+    Arguments
+    ---------
+    predictions : object
+        Tensors in lists, tuples, dicts and objects.
+    more : int
+        Of so many other kinds that are there, too.
+
+    Returns
+    -------
+    list of torch.Tensor
+
+    Example
+    -------
+    >>> attention = torch.full((2, 4), 0.25)
+    >>> outputs = attention, attention.log()
+    >>> [len(find_distributions(outputs, more)) for more in (0, 1)]
+    [1, 2]
     """
     tensors = list(tensors_in(predictions))
     kinds = [distribution_type(tensor) for tensor in tensors]
-    for kind in ("log_softmax", "softmax", "sigmoid"):
-        if kind in kinds:
-            return [tensor for tensor, k in zip(tensors, kinds) if k == kind]
+    taken = [kind for kind in KINDS if kind in kinds][: 1 + more]
+    if taken:
+        return [tensor for tensor, k in zip(tensors, kinds) if k in taken]
     shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors[:5])
     raise NoDistributionError(
         "the predictions hold no distribution to compare, only tensors of "
@@ -96,8 +118,15 @@ def to_log_probs(tensor):
     )
 
 
-def tensors_in(predictions):
+def tensors_in(predictions, inside=()):
     """All tensors of nested predictions, in order.
+
+    Arguments
+    ---------
+    predictions : object
+        Tensors in lists, tuples, dicts and objects.
+    inside : tuple of int
+        Ids of what these are in, which they may refer to.
 
     Yields
     ------
@@ -111,14 +140,21 @@ def tensors_in(predictions):
     """
     if isinstance(predictions, torch.Tensor):
         yield predictions
-    elif isinstance(predictions, dict):
-        for value in predictions.values():
-            yield from tensors_in(value)
-    elif isinstance(predictions, list | tuple):
-        for value in predictions:
-            yield from tensors_in(value)
-    elif hasattr(predictions, "__dict__"):
-        yield from tensors_in(vars(predictions))
+    elif id(predictions) not in inside:
+        inside = *inside, id(predictions)
+        for value in _values_in(predictions):
+            yield from tensors_in(value, inside)
+
+
+def _values_in(thing):
+    """What a list, dict or object holds."""
+    if isinstance(thing, dict):
+        return thing.values()
+    if isinstance(thing, list | tuple | set | frozenset | deque):
+        return thing
+    if is_dataclass(thing) and not isinstance(thing, type):
+        return [getattr(thing, f.name) for f in fields(thing)]
+    return getattr(thing, "__dict__", {}).values()
 
 
 def _sums_to_one(values):
@@ -142,7 +178,17 @@ class DistributionNetwork(_BrainNetwork):
 
     def __init__(self, calibration):
         super().__init__(calibration)
-        self.__dict__.update(forms=None, parts={})
+        self.__dict__.update(forms=None, parts={}, more=0)
+
+    def with_more(self):
+        """Puts out another kind of distributions as well, if there is one."""
+        predictions = self.calibration.run(0)
+        found, all_ = (
+            len(find_distributions(predictions, n))
+            for n in (self.more, self.more + 1)
+        )
+        self.__dict__.update(forms=None, parts={}, more=self.more + 1)
+        return all_ > found
 
     def forward(self, index):
         """Logs of one batch's distributions, [1, ...] or [1, values]."""
@@ -151,7 +197,7 @@ class DistributionNetwork(_BrainNetwork):
         if self.calibration.output:
             outputs = [self.calibration.output(predictions)]
         else:
-            outputs = find_distributions(predictions)
+            outputs = find_distributions(predictions, self.more)
         logs, forms = zip(*map(to_log_probs, outputs))
         if forms != (self.forms or forms):
             raise ValueError(
@@ -185,7 +231,11 @@ class OutputNetwork(_BrainNetwork):
             norms = enumerate(output.detach().norm() for output in outputs)
             self.parts[index] = [(i, n) for i, n in norms if n.isfinite()]
         if not self.parts[index]:
-            raise NoOutputError("the predictions hold no finite output")
+            raise NoOutputError(
+                "the predictions hold no finite output that depends on the "
+                "weights: return one that is not detached, name one by "
+                'output=, or use scores="loss"'
+            )
         if not torch.is_grad_enabled():
             outputs = [output.detach() for output in outputs]
         if len(self.parts[index]) == 1:
@@ -244,9 +294,11 @@ class _JointKLScores(KLScores):
 def network_for(scorer, calibration):
     """What puts out what a scorer compares, and the scorer in its form.
 
-    KL scores compare the distributions that are found. Where these are none,
-    or the loss needs weights that they do not depend on, as attention weights
-    of a speech synthesis do not depend on its decoder, all outputs count.
+    KL scores compare the distributions that are found, of the most telling
+    kind, or of more kinds where the loss needs weights that those do not depend
+    on. Where there are none, or all of them do not depend on what the loss
+    needs, as attention weights of a speech synthesis do not depend on its
+    decoder, all outputs count.
     """
     if isinstance(scorer.base, OutputErrorScores):
         with calibration.ready():
@@ -263,7 +315,10 @@ def network_for(scorer, calibration):
                 raise
             network = _outputs_of(calibration, error)
     forms = getattr(network, "forms", ())
-    unseen = [] if calibration.output or not forms else _unseen(network)
+    unseen = []
+    if forms and not calibration.output:
+        unseen = _unseen_by_all(network)
+        forms = network.forms
     if unseen:
         logger.info(
             f"The loss needs {len(unseen)} parameters that no distribution "
@@ -285,6 +340,21 @@ def _outputs_of(calibration, error=None):
     except (NoGradientError, NoOutputError) as none:
         raise (error or none) from none
     return network
+
+
+def _unseen_by_all(network):
+    """Parameters that the loss needs and no kind of distribution depends on.
+
+    As many kinds count from now on as leave none.
+    """
+    unseen = _unseen(network)
+    while unseen:
+        with network.calibration.ready(), torch.no_grad():
+            if not network.with_more():
+                break
+            network(torch.tensor(0))
+        unseen = _unseen(network)
+    return unseen
 
 
 def _unseen(network):

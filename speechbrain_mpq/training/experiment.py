@@ -17,13 +17,13 @@ import json
 import math
 import re
 import shutil
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 from speechbrain.utils.logger import get_logger
 
+from ..locks import folder_in_use, hold_folder
 from ..utils import read_json, scratch_folder, write_json
 from .hparams_source import (
     PLACES,
@@ -38,76 +38,13 @@ from .hparams_source import (
     unread,
 )
 
-try:
-    import fcntl
-except ImportError:  # Windows: no folder is held
-    fcntl = None
-
 __all__ = ["Experiment", "Step", "plan_steps", "read_hparams"]
 logger = get_logger(__name__)
-IN_USE = ".in_use"  # held by who is at work in a folder
 _LONGEST = 48  # letters of what a folder's name says of its settings
 # ADMM has an estimator and an optimizer of its own, with another unit of lr.
 ADMM_KEYS = {"estimator", "opt_class", "lr", "round_calibrated"}
 # How weights are found after the bits are: what "estimation" means in tables.
 ESTIMATION = ("estimator", "round_calibrated")
-
-
-def hold_folder(folder):
-    """Marks a folder as in use, until this process ends, however it ends.
-
-    Arguments
-    ---------
-    folder : Path
-
-    Returns
-    -------
-    file or None
-        To be kept; None where there are no locks. A folder that another
-        process holds is a BlockingIOError.
-    """
-    if fcntl is None:
-        return None
-    lock = open(folder / IN_USE, "w")
-    for last in (*[False] * 20, True):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if last:
-                lock.close()
-                raise BlockingIOError(
-                    f"another process is at work in {folder}: wait for its end"
-                ) from error
-            time.sleep(0.01)  # it may only have looked
-        except OSError:  # a file system without locks
-            break
-        else:
-            break
-    return lock
-
-
-def folder_in_use(folder):
-    """Whether another process holds a folder.
-
-    Example
-    -------
-    >>> folder = Path(getfixture("tmpdir"))
-    >>> held = hold_folder(folder)
-    >>> folder_in_use(folder)
-    True
-    >>> held.close()
-    >>> folder_in_use(folder)
-    False
-    """
-    path = folder / IN_USE
-    if fcntl is None or not path.exists():
-        return False
-    with open(path) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
 
 
 def digest(paths, begin=""):

@@ -11,6 +11,7 @@ from speechbrain.utils import checkpoints
 from speechbrain.utils.checkpoints import Checkpointer
 
 from speechbrain_mpq import choose_bits, run
+from speechbrain_mpq.locks import hold_folder
 from speechbrain_mpq.quantization.packing import read_packed
 from speechbrain_mpq.quantization.plan import BitPlan
 from speechbrain_mpq.run import (
@@ -19,7 +20,6 @@ from speechbrain_mpq.run import (
     main,
     quantized_fit,
 )
-from speechbrain_mpq.training.experiment import hold_folder
 
 
 class Onlooker:

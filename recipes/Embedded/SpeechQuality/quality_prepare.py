@@ -15,6 +15,7 @@ from scipy.signal import istft, stft
 from tqdm import tqdm
 
 from speechbrain_mpq.evaluation.signal_quality import P808, wideband_pesq
+from speechbrain_mpq.locks import one_at_a_time
 from speechbrain_mpq.simulation.augmentation import NoisySpeech, Voices
 from speechbrain_mpq.simulation.noise import NoiseFolder, NoiseMaker, draw_by
 from speechbrain_mpq.utils import write_json
@@ -25,6 +26,7 @@ CHUNK = 50  # clips between two marks of progress
 ATTEMPTS = 20  # PESQ finds no utterance in some clips
 
 
+@one_at_a_time
 def prepare_quality(
     data_folder,
     clips,

@@ -419,3 +419,36 @@ def test_slices_and_tables_have_their_rows():
     assert piece["bytes"] == 5 + 4 and piece["codebook"] == "midrise"
     assert rows["1.weight"]["codebook"] is None
     assert sum(row["bytes"] for row in rows.values()) == plan.bytes
+
+
+@pytest.mark.parametrize(
+    "dtype, largest",
+    [
+        (torch.float32, 3.4e38),
+        (torch.float64, 1e300),
+        (torch.float16, 65504),
+        (torch.bfloat16, 3.38e38),
+    ],
+)
+def test_a_table_that_would_end_at_infinity(dtype, largest):
+    layer = torch.nn.Linear(2, 2, bias=False, dtype=dtype)
+    values = torch.tensor([[largest, 1.0], [2.0, -largest]], dtype=dtype)
+    with torch.no_grad():
+        layer.weight.copy_(values)
+    with pytest.raises(ValueError, match="weight has values up to .*4 bits"):
+        quantize_(layer, 4)
+    assert torch.equal(layer.weight, values)
+    with torch.no_grad():
+        layer.weight.mul_(1e-3 if dtype != torch.float64 else 1e-270)
+    quantize_(layer, 4)
+    assert torch.isfinite(layer.weight).all()
+
+
+def test_floats_that_nothing_computes_with_stay():
+    layer = torch.nn.Linear(2, 2)
+    small = torch.zeros(3, dtype=torch.float8_e4m3fn)
+    layer.codes = torch.nn.Parameter(small, requires_grad=False)
+    plan = quantize_(layer, 4)
+    assert plan.tensors == ["weight", "bias"]
+    (row,) = [row for row in coverage(layer) if row["tensor"] == "codes"]
+    assert "float8_e4m3fn is not supported" in row["reason"]

@@ -294,6 +294,44 @@ def test_tied_names_are_all_there():
     assert not isinstance(kept.embedding, type(model.embedding))
 
 
+class Pair(nn.Module):
+    """Two matrices, and a third one that is a buffer."""
+
+    def __init__(self, one, other, buffer):
+        super().__init__()
+        self.one, self.other = nn.Parameter(one), nn.Parameter(other)
+        self.register_buffer("third", buffer)
+
+
+def views():
+    """A matrix, another one, and pairs that share memory or do not."""
+    matrix, other = torch.randn(4, 4), torch.randn(4, 4)
+    return {
+        "same": (matrix, matrix.data, other),
+        "transposed": (matrix, matrix.T, other),
+        "buffer": (matrix, other, matrix.view(-1)),
+        "other type": (matrix, other, matrix.view(torch.int32)),
+        "inside": (matrix[:, :3], matrix[1:, 2:], other),
+        "columns": (matrix[:, :2], matrix[:, 2:], other),
+        "rows": (matrix[:2], matrix[2:], other),
+    }
+
+
+@pytest.mark.parametrize("kind", views())
+def test_weights_that_share_memory_are_refused(kind):
+    pair = views()[kind]
+    model = Pair(*pair)
+    before = [value.clone() for value in pair]
+    if kind in ("columns", "rows"):  # beside each other
+        quantize_(model, 2, granularity="channel")
+        dequantize_(model)
+    else:
+        with pytest.raises(ValueError, match="share memory, but are no one"):
+            quantize_(model, 2)
+    assert not list(model.children())
+    assert all(map(torch.equal, pair, before))
+
+
 def test_a_layer_under_two_names_is_quantized_once(tmp_path):
     def build(seed):
         torch.manual_seed(seed)
@@ -309,6 +347,17 @@ def test_a_layer_under_two_names_is_quantized_once(tmp_path):
     save_packed(model, tmp_path)
     load_packed_(other, tmp_path)
     assert torch.equal(other["b"][0].weight, model["a"].weight)
+
+
+def test_a_hook_that_wants_another_name_is_told():
+    def rename(module, state, prefix, metadata):
+        state[prefix + "kernel"] = state.pop(prefix + "weight")
+
+    layer = nn.Linear(2, 2)
+    layer._register_state_dict_hook(rename)
+    with pytest.raises(ValueError, match="state_dict hook fails.*'weight'"):
+        quantize_(layer, 4)
+    quantize_(layer, 4, exclude="weight")  # and it was left as it was
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])

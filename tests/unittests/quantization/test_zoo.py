@@ -40,6 +40,7 @@ SETTINGS = {
     "1.6-channel": {"plan_or_bits": 1.6, "granularity": "channel"},
     "2-rows": {"plan_or_bits": 2, "rows": 3},
     "3-midrise": {"plan_or_bits": 3, "codebook": "midrise"},
+    "4-entropy": {"plan_or_bits": 4, "codebook": "entropy"},
     "8": {"plan_or_bits": 8},
     "16-channel": {"plan_or_bits": 16, "granularity": "channel"},
 }
@@ -173,6 +174,26 @@ def low_rank():
     return layer
 
 
+class TiedDirections(nn.Module):
+    """Two layers with weight norm that have one direction, two lengths."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = (
+            parametrizations.weight_norm(nn.Linear(4, 4)) for _ in range(2)
+        )
+        one, other = (
+            layer.parametrizations.weight for layer in (self.one, self.other)
+        )
+        other.original1 = one.original1
+        with torch.no_grad():
+            other.original0.mul_(2)
+
+    def forward(self, x):
+        """Go through both."""
+        return self.other(self.one(x))
+
+
 def after_data(module, *shape):
     """A module that has seen data, and kept statistics of them."""
     for _ in range(3):
@@ -253,6 +274,7 @@ ZOO = {
         lambda: parametrizations.weight_norm(nn.Conv1d(4, 6, 3)),
         draw(2, 4, 9),
     ),
+    "tied_directions": (TiedDirections, draw(2, 4)),
     "spectral_norm": (
         lambda: after_data(
             parametrizations.spectral_norm(nn.Linear(4, 6)), 3, 4

@@ -1,6 +1,8 @@
 """Bits by what a Brain's own passes say, and packing from an output folder."""
 
 import copy
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import speechbrain as sb
@@ -21,6 +23,10 @@ from speechbrain_mpq import (
 from speechbrain_mpq.allocation.scores import ScoreTable
 from speechbrain_mpq.quantization.plan import Scheme
 from speechbrain_mpq.quantization.quant_api import cluster_quantized
+from speechbrain_mpq.training.calibration import (
+    BrainCalibration,
+    calibration_batches,
+)
 from speechbrain_mpq.training.choose import ANCHOR, method_of, scorer_of
 from speechbrain_mpq.training.quantizer import quantizer_of
 
@@ -231,6 +237,57 @@ def test_no_distribution(brain, data):
     brain.hparams.norm = lambda hidden: hidden * float("nan")
     with pytest.raises(ValueError, match="no distribution.*output="):
         choose_bits(brain, data, **wrong)
+
+
+class TwoKinds(script().TinyASR):
+    """Puts out a distribution, and one of another kind of a second head."""
+
+    made = {
+        "softmax": lambda hidden: hidden.softmax(-1),
+        "sigmoid": torch.sigmoid,
+        "decision": lambda hidden: hidden.softmax(-1).detach(),
+    }
+    second = "softmax"
+
+    def compute_forward(self, batch, stage):
+        """Log-probabilities, and what the second head says."""
+        batch = batch.to(self.device)
+        hidden, _ = self.modules.encoder(batch.feats[0])
+        outputs = self.modules.output(hidden)
+        found = SimpleNamespace(heads=[self.made[self.second](3 * outputs)])
+        found.itself = found  # and objects may know each other
+        is_hard = self.second == "decision"
+        found.first = outputs if is_hard else hidden.log_softmax(-1)
+        return found
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Energy of both."""
+        head, first = predictions.heads[0], predictions.first
+        loss = head.square().mean() + first.square().mean()
+        return loss + self.modules.output.w.weight.square().mean()
+
+
+@pytest.mark.parametrize(
+    "second, method",
+    [
+        ("softmax", "joint_kl"),
+        ("sigmoid", "joint_kl"),
+        ("decision", "output_error"),
+    ],
+)
+def test_distributions_of_other_kinds_count_where_the_loss_needs_them(
+    brain, data, second, method
+):
+    brain.__class__ = type("Brain", (TwoKinds,), {"second": second})
+    load = partial(calibration_batches, brain, data, 1, LOADER)
+    calibration = BrainCalibration(brain.modules, brain, load)
+    scorer, network, _ = calibration.prepared(scorer_of("kl", Scheme()))
+    assert scorer.method == method
+    with torch.no_grad():
+        output = network(torch.tensor(0))
+        found = calibration.run(0)
+    sizes = found.first.numel(), found.heads[0].numel()
+    assert output.numel() == sum(sizes[: 1 + (method == "joint_kl")])
 
 
 class Synthesizer(script().TinyASR):

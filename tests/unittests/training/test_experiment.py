@@ -9,7 +9,6 @@ import yaml
 from speechbrain_mpq.training.experiment import (
     Experiment,
     digest,
-    hold_folder,
     overrides_for,
     plan_steps,
     text_digest,
@@ -337,11 +336,3 @@ def test_prototypes_need_scores(monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(ValueError, match="set prototypes to null"):
         planned("uniform_4bit.yaml", "prototypes: hparams/uniform_4bit.yaml")
-
-
-def test_a_folder_is_held_once(tmp_path):
-    held = hold_folder(tmp_path)
-    with pytest.raises(BlockingIOError, match="another process is at work"):
-        hold_folder(tmp_path)
-    held.close()
-    hold_folder(tmp_path).close()

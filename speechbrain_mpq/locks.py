@@ -1,0 +1,188 @@
+"""Folders that one process works in at a time.
+
+A lock ends with its process, however that ends. Forked workers do not keep it:
+those of a process that was killed may live on for a while.
+"""
+
+import inspect
+import logging
+import os
+import time
+import weakref
+import zlib
+from contextlib import contextmanager, suppress
+from functools import wraps
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked
+    fcntl = None
+
+logger = logging.getLogger(__name__)
+IN_USE = ".in_use"  # held by who is at work in a folder
+_TRIES = 20  # to take a lock that somebody may only have looked at
+_PAUSE = 0.01  # seconds between two of them
+_LOCKS = weakref.WeakSet()  # open files of this process's locks
+_MINE = set()  # folders that `alone_in` holds
+
+
+def _leave_to_parent():
+    """In a forked child: the locks stay its parent's alone."""
+    for lock in list(_LOCKS):
+        lock.close()
+    _MINE.clear()
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def hold_folder(folder):
+    """Marks a folder as in use, until this process ends, however it ends.
+
+    Arguments
+    ---------
+    folder : Path
+
+    Returns
+    -------
+    file or None
+        To be kept; None where there are no locks. A folder that another
+        process holds is a BlockingIOError.
+    """
+    lock = _taken(Path(folder) / IN_USE)
+    if lock is False:
+        raise BlockingIOError(
+            f"another process is at work in {folder}: wait for its end"
+        )
+    return lock
+
+
+def _taken(path):
+    """The lock of a file; None without locks, False where it is another's."""
+    if fcntl is None:
+        return None
+    for _ in range(_TRIES):
+        lock = open(path, "w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            time.sleep(_PAUSE)
+            continue
+        except OSError:  # a file system without locks
+            return lock
+        if os.fstat(lock.fileno()).st_nlink:
+            _LOCKS.add(lock)
+            return lock
+        lock.close()  # its owner removed it meanwhile
+    return False
+
+
+def folder_in_use(folder):
+    """Whether another process holds a folder.
+
+    Example
+    -------
+    >>> folder = Path(getfixture("tmpdir"))
+    >>> held = hold_folder(folder)
+    >>> folder_in_use(folder)
+    True
+    >>> held.close()
+    >>> folder_in_use(folder)
+    False
+    """
+    path = folder / IN_USE
+    if fcntl is None or not path.exists():
+        return False
+    with open(path) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+@contextmanager
+def alone_in(folder, wait=False, beside=False):
+    """Keeps other processes out of a folder meanwhile; nothing is left of it.
+
+    Within one process calls may be nested.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Made if it is not there, unless `beside`.
+    wait : bool
+        Wait for the end of another process; else it is a BlockingIOError.
+    beside : bool
+        The lock is in the folder that it is in.
+
+    Example
+    -------
+    >>> folder = Path(getfixture("tmpdir"))
+    >>> with alone_in(folder):
+    ...     folder_in_use(folder)
+    True
+    >>> list(folder.iterdir())
+    []
+    """
+    folder = Path(folder).resolve()
+    if folder in _MINE:
+        yield
+        return
+    made = not (folder.exists() or beside)
+    path = folder / IN_USE
+    if beside:  # a name may have 255 bytes
+        name = f".{zlib.crc32(os.fsencode(folder.name)):08x}{IN_USE}"
+        path = folder.with_name(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = _taken(path)
+    except OSError:  # where nothing can be written, nobody else writes
+        lock = None
+    if lock is False and not wait:
+        raise BlockingIOError(
+            f"another process is at work in {folder}: wait for its end, or "
+            "name another folder"
+        )
+    if lock is False:
+        logger.warning(f"Another process is at work in {folder}: waiting")
+    while lock is False:
+        time.sleep(1)
+        lock = _taken(path)
+    _MINE.add(folder)
+    try:
+        yield
+    finally:
+        _MINE.discard(folder)
+        if lock is not None:
+            path.unlink(missing_ok=True)
+            lock.close()
+        if made:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
+
+
+def one_at_a_time(prepare):
+    """Lets one process prepare a data folder, and others wait for its end.
+
+    Arguments
+    ---------
+    prepare : callable
+        With an argument `data_folder`; what is there already it leaves.
+
+    Returns
+    -------
+    callable
+    """
+    signature = inspect.signature(prepare)
+
+    @wraps(prepare)
+    def prepare_alone(*arguments, **options):
+        bound = signature.bind(*arguments, **options).arguments
+        with alone_in(bound["data_folder"], wait=True):
+            return prepare(*arguments, **options)
+
+    return prepare_alone
