@@ -367,6 +367,10 @@ class SpatialFeatures(nn.Module):
         waveform : torch.Tensor
             [batch, samples].
         """
+        if spectrum.requires_grad:
+            # The same signal, and the gradients that earlier trainings had.
+            options = {"window": self.window, "length": samples}
+            return torch.istft(spectrum, self.n_fft, self.hop, **options)
         frames = torch.fft.irfft(spectrum.transpose(1, 2), n=self.n_fft)
         signal = overlap_add(frames * self.window, self.hop)
         energy = self.window.square().expand(1, frames.shape[1], -1)
