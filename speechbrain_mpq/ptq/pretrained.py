@@ -270,10 +270,8 @@ def quantize_pretrained(
     check_source(source)
     with alone_in(output, beside=True):
         # What may be wrong with the data is found before anything is loaded.
-        counts = {"items": items, "test_items": test_items}
-        reads = task_of(cls)[0].reads
-        key = {"audio": audio_key, "text": text_key}[reads]
-        data = _Data.of(calibration, test, data_root, reads, key, **counts)
+        keys, counts = (audio_key, text_key), (items, test_items)
+        data = _Data.of(cls, (calibration, test, data_root), keys, counts)
         measure = _measurable(task_of(cls)[1], data.tested, reference)
         # There are two of it: one is quantized and compared with the other.
         interface, hparams_path = load_interface(cls, source, device)
@@ -301,8 +299,11 @@ class _Data:
     key: str | None
 
     @classmethod
-    def of(cls, calibration, test, root, reads, key, items, test_items):
+    def of(cls, interface, manifests, keys, counts):
         """Those of the manifests; all of their files are there."""
+        (calibration, test, root), (items, test_items) = manifests, counts
+        reads = task_of(interface)[0].reads
+        key = keys[reads == "text"]
         entries = read_manifest(calibration, root)
         tested = read_manifest(test, root) if test else entries
         entries = evenly_spaced(entries, items)

@@ -293,7 +293,7 @@ def quantize_(
         chosen = select(tensors, include, exclude)
         bits = dict.fromkeys([t.name for t in chosen], check_bits(plan_or_bits))
     whole = _whole_parameters(tensors, bits)
-    refuse_shared_memory([pieces[0] for pieces in whole], model)
+    refuse_shared_memory([groups[0] for groups in whole], model)
     # All scales first: a tensor that is refused leaves the model as it was.
     # The largest before the others, which then fit into its memory.
     by_size = sorted(bits, key=lambda name: -tensors[name].weight.numel())
@@ -301,11 +301,9 @@ def quantize_(
         name: fit_tensor(tensors[name], bits[name], scheme) for name in by_size
     }
     made = [(p, _quantizers(p, bits, scales, scheme, estimator)) for p in whole]
-    for groups, quantizers in made:
-        divided = len(groups) > 1
-        quantizer = quantizers[0]
-        if divided:
-            quantizer = RowGroups(quantizers, groups[0].gated)
+    for groups, (quantizer, *others) in made:
+        if others:
+            quantizer = RowGroups([quantizer, *others], groups[0].gated)
         for module, attribute in groups[0].owners:
             attach(module, attribute, quantizer)
     computed_once(model)
