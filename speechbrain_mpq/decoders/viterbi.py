@@ -110,9 +110,9 @@ def word_graph(lexicon, words, ngram, scale=1.0, silence_weight=0.5):
     >>> from .chain_graphs import estimate_ngram, phone_lattice
     >>> from .vocabulary import Lexicon
     >>> lexicon = Lexicon({"a": [["x"]], "b": [["y", "x"]]})
-    >>> said = [phone_lattice([[[0]], [[1]]])]  # a b
+    >>> lattices = [phone_lattice([[[0]], [[1]]])]  # a b
     >>> graph, labels = word_graph(
-    ...     lexicon, ["a", "b"], estimate_ngram(said, phones=2)
+    ...     lexicon, ["a", "b"], estimate_ngram(lattices, phones=2)
     ... )
     >>> labels  # after each word and at the start, a silence
     [None, 0, None, 1, None, None]

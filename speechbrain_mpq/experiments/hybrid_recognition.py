@@ -106,11 +106,11 @@ class HybridRecognition(sb.Brain):
     def name_too_short(self, keys, phones, lengths):
         """Log the utterances that CTC cannot align, as LF-MMI does: once."""
         left_out = self.lf_mmi.left_out
-        for key, said, frames in zip(keys, phones, lengths):
+        for key, row, frames in zip(keys, phones, lengths):
             # Equal neighbours have a blank between them
-            wanted = len(said) + sum(a == b for a, b in zip(said, said[1:]))
-            if wanted > frames and key not in left_out:
-                left_out[key] = f"{wanted} frames at least, {frames} there"
+            needed = len(row) + sum(a == b for a, b in zip(row, row[1:]))
+            if needed > frames and key not in left_out:
+                left_out[key] = f"{needed} frames at least, {frames} there"
                 logger.warning(
                     "CTC leaves out utterance %s: %s", key, left_out[key]
                 )

@@ -104,9 +104,9 @@ def lf_mmi(outputs, lengths, numerators, denominator, double_backward=False):
     >>> lattices = [phone_lattice([[phones]]) for phones in ([0, 1], [1, 0])]
     >>> ngram = estimate_ngram(lattices, phones=2, smoothing=0)
     >>> denominator = Denominator(denominator_graph(ngram), leak=0)
-    >>> said = [numerator_graph(lattice, ngram) for lattice in lattices]
+    >>> numerators = [numerator_graph(lattice, ngram) for lattice in lattices]
     >>> outputs, lengths = torch.zeros(2, 2, 4), torch.tensor([2, 2])
-    >>> objective, _ = lf_mmi(outputs, lengths, said, denominator)
+    >>> objective, _ = lf_mmi(outputs, lengths, numerators, denominator)
     >>> objective.exp()  # 1/8 of 3/4: two frames may be one phone, too
     tensor([0.1667, 0.1667], dtype=torch.float64)
     """
@@ -162,11 +162,11 @@ class LFMMILoss(torch.nn.Module):
     >>> lattice = phone_lattice([[[0, 1, 0]]])
     >>> ngram = estimate_ngram([lattice], phones=2, smoothing=0)
     >>> loss = LFMMILoss(denominator_graph(ngram), leak=0)
-    >>> said = numerator_graph(lattice, ngram, utterance="u1")
+    >>> numerator = numerator_graph(lattice, ngram, utterance="u1")
     >>> outputs = torch.zeros(1, 5, 4, requires_grad=True)
-    >>> loss(outputs, [said], torch.ones(1))  # per frame
+    >>> loss(outputs, [numerator], torch.ones(1))  # per frame
     tensor(0.0697, grad_fn=<ToCopyBackward0>)
-    >>> loss(outputs, [said], torch.tensor([0.4])).item()  # 2 of 5 frames
+    >>> loss(outputs, [numerator], torch.tensor([0.4])).item()  # 2 of 5 frames
     0.0
     >>> loss.left_out
     {'u1': '3 frames at least, 2 there'}

@@ -256,8 +256,8 @@ class DenseTransitions(torch.nn.Module):
     ...     estimate_ngram,
     ...     phone_lattice,
     ... )
-    >>> said = [phone_lattice([[[0, 1, 1]]])]
-    >>> ngram = estimate_ngram(said, 2, order=2, smoothing=0)
+    >>> lattices = [phone_lattice([[[0, 1, 1]]])]
+    >>> ngram = estimate_ngram(lattices, 2, order=2, smoothing=0)
     >>> transitions = DenseTransitions(denominator_graph(ngram), torch.float64)
     >>> transitions.backward(torch.ones(1, 2).double())  # without the end
     tensor([[1.0000, 0.5000]], dtype=torch.float64)
@@ -298,8 +298,8 @@ class PairTransitions(torch.nn.Module):
     ...     estimate_ngram,
     ...     phone_lattice,
     ... )
-    >>> said = [phone_lattice([[[0, 1, 1]]])]
-    >>> ngram = estimate_ngram(said, 2, order=3, smoothing=0)
+    >>> lattices = [phone_lattice([[[0, 1, 1]]])]
+    >>> ngram = estimate_ngram(lattices, 2, order=3, smoothing=0)
     >>> transitions = PairTransitions(denominator_graph(ngram), torch.float64)
     >>> transitions.weights.shape  # [q, p, r]
     torch.Size([2, 3, 2])
@@ -358,8 +358,8 @@ class SparseTransitions(torch.nn.Module):
     ...     estimate_ngram,
     ...     phone_lattice,
     ... )
-    >>> said = [phone_lattice([[[0, 1, 1]]])]
-    >>> ngram = estimate_ngram(said, 2, order=4, smoothing=0)
+    >>> lattices = [phone_lattice([[[0, 1, 1]]])]
+    >>> ngram = estimate_ngram(lattices, 2, order=4, smoothing=0)
     >>> transitions = SparseTransitions(denominator_graph(ngram), torch.float64)
     >>> transitions(torch.ones(1, 7).double())[0, :2]
     tensor([1.1429, 0.0000], dtype=torch.float64)
@@ -446,8 +446,8 @@ class Denominator(torch.nn.Module):
     ...     estimate_ngram,
     ...     phone_lattice,
     ... )
-    >>> said = [phone_lattice([[[0, 1]]])]
-    >>> ngram = estimate_ngram(said, phones=2, smoothing=0)
+    >>> lattices = [phone_lattice([[[0, 1]]])]
+    >>> ngram = estimate_ngram(lattices, phones=2, smoothing=0)
     >>> denominator = Denominator(denominator_graph(ngram), leak=0)
     >>> outputs = torch.zeros(2, 4, 4, dtype=torch.float64)
     >>> denominator(outputs, torch.tensor([2, 4])).log_sum.exp()  # 2 phones
