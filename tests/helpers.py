@@ -354,6 +354,8 @@ FORMS = {
     "sixteen": {"plan_or_bits": 16},
     "channels": {"plan_or_bits": 3, "granularity": "channel"},
     "slices": {"plan_or_bits": 4, "rows": 5, "codebook": "midrise"},
+    "entropy_2": {"plan_or_bits": 2, "codebook": "entropy"},
+    "entropy_6": {"plan_or_bits": 6, "codebook": "entropy"},
 }
 
 

@@ -20,7 +20,7 @@ import torch
 
 from ...quantization.codebook import dequantize
 from ...quantization.groups import first_row, split_name
-from .lowered import INT8_BITS
+from .lowered import LARGEST_INT8
 from .onnx_engine import TensorProto, helper, ml_dtypes, numpy_helper, onnx
 
 OPSET, IR_VERSION = 21, 10  # DequantizeLinear of int4 and int16
@@ -79,7 +79,7 @@ def stored_weights(packed):
             ]
         )
         most = np.abs(levels).max(initial=0)
-        kind = np.int8 if most < 2 ** (INT8_BITS - 1) else np.int16
+        kind = np.int8 if most <= LARGEST_INT8 else np.int16
         stored[name] = StoredWeight(levels.astype(kind), scale)
     return stored
 

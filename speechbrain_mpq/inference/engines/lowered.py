@@ -35,7 +35,7 @@ from ...quantization.packing import read_model
 
 PREFIX = "mask_net."
 SIGNED = 128  # the zero point that makes integers -128..127
-INT8_BITS = 8  # the widest weights whose integers fit int8
+LARGEST_INT8 = 127
 FLOAT_BITS = 32
 
 
@@ -48,8 +48,9 @@ class Convolution:
 
     name: str  # name of the layer
     bits: int | float  # widest stored bits of its weights; 32: floating point
-    # [outputs, inputs / groups, kernel]; int8 up to 8 bits, int16 up to 16
-    # bits, float32 where the weights are stored in floating point
+    # [outputs, inputs / groups, kernel]; int8 where all integers fit it, as up
+    # to 8 bits they do (4 by entropy), else int16; float32 where the weights
+    # are stored in floating point
     levels: np.ndarray
     scale: np.ndarray  # [outputs], float32
     bias: np.ndarray | None = None  # [outputs], float32
@@ -349,9 +350,12 @@ def _convolution(stored, name, dilation=1, depthwise=False):
     """A convolution; slices of its weights become scales of their rows."""
     pieces = stored.take(f"{name}.weight")
     bits = max(getattr(piece, "bits", FLOAT_BITS) for piece in pieces)
-    kind = np.int8 if bits <= INT8_BITS else np.int16
-    kind = np.float32 if bits == FLOAT_BITS else kind
     levels = np.concatenate([_levels(piece) for piece in pieces])
+    kind = np.float32
+    if bits != FLOAT_BITS:
+        # By entropy a level may lie far out, however few bits it costs.
+        fits = np.abs(levels).max(initial=0) <= LARGEST_INT8
+        kind = np.int8 if fits else np.int16
     has_bias = stored.has(f"{name}.bias")
     return Convolution(
         name=PREFIX + name,

@@ -44,9 +44,22 @@ def test_levels_are_the_stored_integers(form, tmp_path):
         ]
         stored = torch.cat([piece.integers for piece in pieces]).numpy()
         assert np.array_equal(layer.levels, stored)
-        assert layer.levels.dtype == (np.int8 if layer.bits <= 8 else np.int16)
+        fits = np.abs(stored).max() <= 127
+        assert layer.levels.dtype == (np.int8 if fits else np.int16)
+        assert fits or layer.bits > 8
         values = torch.cat([p.integers * p.alpha for p in pieces]).numpy()
         assert np.array_equal(layer.values(), values)
+
+
+def test_by_entropy_few_bits_may_not_fit_int8(tmp_path):
+    model = small_separator()
+    model.mask_net.conv_in.weight.data[0, 0] = 40.0  # far from all others
+    packed(tmp_path, "entropy_6", model=model)
+    layers = lower(tmp_path)
+    assert layers.conv_in.bits == 6 and layers.conv_in.levels.max() > 127
+    assert layers.conv_in.levels.dtype == np.int16 and layers.conv_out.is_int8
+    inputs = mask_inputs()
+    assert decibels(model.mask_net(inputs), run(layers, inputs)) > 100
 
 
 def test_slices_have_scales_of_their_own(tmp_path):
