@@ -452,12 +452,7 @@ class FakeQuantize(torch.nn.Module):
         self.midrise.fill_(check_codebook(codebook) == "midrise")
         self.entropy.fill_(codebook == "entropy")
         self._known = ()
-        if self.entropy and not self.keeps_scale:
-            raise ValueError(
-                f"{type(self).__name__} trains scales, and those of the "
-                "entropy codebook set what a weight costs: use StraightThrough "
-                "or PostTraining with it"
-            )
+        check_keeps_scale(type(self), codebook)
 
     def extra_repr(self):
         """Shown by ``print(model)``."""
@@ -484,6 +479,29 @@ class FakeQuantize(torch.nn.Module):
             state_dict.setdefault(prefix + name, torch.tensor(False))
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         self._known = ()  # it may be another's table
+
+
+def check_keeps_scale(estimator, codebook):
+    """Refuse an estimator that trains scales where these set the bits.
+
+    Arguments
+    ---------
+    estimator : type or functools.partial
+        Fake quantizer of each tensor.
+    codebook : str
+        Kind of the quantization tables.
+
+    Example
+    -------
+    >>> check_keeps_scale(FakeQuantize, "entropy")
+    """
+    estimator = getattr(estimator, "func", estimator)
+    if codebook == "entropy" and not estimator.keeps_scale:
+        raise ValueError(
+            f"{estimator.__name__} trains scales, and those of the entropy "
+            "codebook set what a weight costs: use StraightThrough or "
+            'PostTraining with it, or the codebook "midrise"'
+        )
 
 
 StraightThrough = FakeQuantize  # the name it has as an estimator

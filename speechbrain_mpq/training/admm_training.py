@@ -337,6 +337,7 @@ class ADMMTraining(EstimationMethod):
 
     def check(self, scheme, rounding, scorer):
         """Refuse what the method cannot do, before any work."""
+        super().check(scheme, rounding, scorer)
         if rounding == "calibrated":
             raise ValueError(ROUNDED)
         if self.global_table and scheme.granularity != "tensor":

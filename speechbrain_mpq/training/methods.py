@@ -7,7 +7,7 @@ end. `attach` hangs them on any Brain; no Brain asks which method it has.
 
 import speechbrain as sb
 
-from ..quantization.fake_quant import LogStep
+from ..quantization.fake_quant import LogStep, check_keeps_scale
 
 ROUNDED = (
     "calibrated rounding is for a plan that stays, and for estimators that "
@@ -49,6 +49,7 @@ class EstimationMethod:
 
     def check(self, scheme, rounding, scorer):
         """Refuse what the method cannot do, before any work."""
+        check_keeps_scale(self.estimator, scheme.codebook)
 
     def check_brain(self, brain):
         """Refuse a Brain that the method cannot train, before any work."""

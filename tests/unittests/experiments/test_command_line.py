@@ -108,6 +108,7 @@ def test_mistakes_are_answered_in_one_line(
             "train without --augmentation",
         ),
         (["--quantize_exclude", "['x*']"], "x\\*"),
+        (["--codebook", "entropy"], "LearnedStep trains scales.*PostTraining"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_baselines(
