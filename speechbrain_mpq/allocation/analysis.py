@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
 from ..quantization.plan import BitPlan, ClusterBits
@@ -270,7 +271,10 @@ def write_expected_gain(folder, table, plan, bits, min_bits):
 
 
 def write_additivity(folder, table, plan, scorer, network, values, **where):
-    """Write additivity.json: predicted and measured scores of some plans."""
+    """Write additivity.json: predicted and measured scores of some plans.
+
+    Processes share the passes; the main one writes.
+    """
     plans = {
         f"uniform {bits}": uniform_plan(table, bits)
         for bits in table.candidate_bits
@@ -283,7 +287,8 @@ def write_additivity(folder, table, plan, scorer, network, values, **where):
         plans={"chosen": plan, **plans},
         **where,
     )
-    write_json(Path(folder, "additivity.json"), rows)
+    if if_main_process():
+        write_json(Path(folder, "additivity.json"), rows)
 
 
 def _point(table, plan):

@@ -15,6 +15,7 @@ where a second derivative does not see them.
 import time
 from collections import defaultdict
 from contextlib import contextmanager
+from itertools import accumulate
 
 import torch
 from speechbrain.utils.logger import get_logger
@@ -236,13 +237,16 @@ def _estimates(drawn, products, summands, probes, progress, log):
             else:
                 ahead = min(count // team, len(steps) - done)
                 probe, states = _draw(drawn, ahead, rank // team)
-                forms = None
+                part, place = None, done + rank // team
                 if probe is not None:
-                    place = done + rank // team
-                    forms = products(steps[place][0], probe, scales)
-                if forms is not None:
-                    log.add((f"probe {place}", alike), forms)
-                estimates = [forms for forms in gathered(forms) if forms]
+                    part = products(steps[place][0], probe, scales)
+                parts = gathered(part)[: ahead * team]
+                estimates = [
+                    sum(parts[start : start + team], [])
+                    for start in range(0, len(parts), team)
+                ]
+                if probe is not None and rank % team == 0:
+                    log.add((f"probe {place}", alike), estimates[rank // team])
             before = done
             for forms in estimates:
                 estimate = drawn.estimates(
@@ -309,10 +313,9 @@ class _Differences:
         self._lengths = _lengths(weights)
 
     def __call__(self, index, probe, scales):
-        """The forms of one summand's Hessian, a float for each weight.
-
-        None in the second process of a team.
-        """
+        """The forms of one summand's Hessian, a float for each weight."""
+        # Of a team, one process gives those of the first weights, the other
+        # those of the rest.
         step = STEP * (self._lengths / scales).min().item()
         loss, weights = self.losses[index], self.weights
         probe = [z.to(w) for z, w in zip(probe, weights)]
@@ -323,15 +326,31 @@ class _Differences:
                 for side in (1, -1)
             )
             return _forms(probe, *sides, step)
-        own = _gradients_at(loss, weights, probe, -step if rank % 2 else step)
-        if rank % 2:
-            for gradient in own:
-                torch.distributed.send(gradient.contiguous(), rank - 1)
-            return None
-        behind = [torch.empty_like(g).contiguous() for g in own]
-        for gradient in behind:
-            torch.distributed.recv(gradient, rank + 1)
-        return _forms(probe, own, behind, step)
+        second = rank % 2
+        own = _gradients_at(loss, weights, probe, -step if second else step)
+        middle = _middle([weight.numel() for weight in weights])
+        halves = slice(None, middle), slice(middle, None)
+        kept = halves[second]
+        theirs = _exchanged(own[halves[1 - second]], own[kept], rank ^ 1)
+        sides = (theirs, own[kept]) if second else (own[kept], theirs)
+        return _forms(probe[kept], *sides, step)
+
+
+def _middle(sizes):
+    """How many of some weights are about half of all their values."""
+    ends = [0, *accumulate(sizes)]
+    return min(range(len(ends)), key=lambda n: abs(2 * ends[n] - ends[-1]))
+
+
+def _exchanged(given, like, other):
+    """Give another process some tensors, and take as many as are like these."""
+    sent = [torch.distributed.isend(g.contiguous(), other) for g in given]
+    taken = [torch.empty_like(g).contiguous() for g in like]
+    for tensor in taken:
+        torch.distributed.recv(tensor, other)
+    for request in sent:
+        request.wait()
+    return taken
 
 
 def _lengths(weights):
@@ -349,7 +368,7 @@ def _forms(probe, ahead, behind, step):
         (z.double() * (a.double() - b)).sum().cpu() / (2 * step)
         for z, a, b in zip(probe, ahead, behind)
     ]
-    return torch.stack(forms).tolist()
+    return torch.stack(forms).tolist() if forms else []
 
 
 def _gradients_at(loss, weights, probe, step):

@@ -419,15 +419,16 @@ def plan_by_scores(
         plan = allocate_within(table, limits, calibration.packed_bytes)
         if scorer.additive and len(table.candidate_bits) > 1:
             store.save_gain(table, plan, limits)
-        if additivity and scorer.measure and store.folder:
-            where = {**selection.patterns, "prefix": selection.prefix}
-            needed = [values[need] for need in scorer.needs]
-            write_additivity(
-                store.folder, table, plan, scorer, network, needed, **where
-            )
         return plan
 
-    return choose()
+    plan = choose()
+    if additivity and scorer.measure and store.folder:
+        where = {**selection.patterns, "prefix": selection.prefix}
+        needed = [values[need] for need in scorer.needs]
+        write_additivity(
+            store.folder, table, plan, scorer, network, needed, **where
+        )
+    return plan
 
 
 @contextmanager

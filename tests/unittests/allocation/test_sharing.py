@@ -17,6 +17,7 @@ from speechbrain.utils.distributed import ddp_init_group
 from torch.utils.data import DataLoader
 
 from speechbrain_mpq.allocation import sharing
+from speechbrain_mpq.allocation.analysis import write_additivity
 from speechbrain_mpq.allocation.baselines import WeightErrorScores
 from speechbrain_mpq.allocation.hessian import HessianScores
 from speechbrain_mpq.allocation.nsga2 import (
@@ -35,7 +36,9 @@ from speechbrain_mpq.allocation.output_scores import (
     WeightedErrorScores,
 )
 from speechbrain_mpq.allocation.plan_search import PlanObjectives
+from speechbrain_mpq.allocation.solver import allocate_bits
 from speechbrain_mpq.training.calibration import calibration_batches
+from speechbrain_mpq.utils import read_json
 
 BITS = (2, 4, 8)
 ROOT = Path(__file__).parents[3]
@@ -107,6 +110,17 @@ def searched(name, folder=None):
     return [list(item) for item in found.all()]
 
 
+def additivity(folder):
+    """Measured scores of whole plans beside what the table predicts."""
+    network, values = problem()
+    scorer = SCORERS["kl"]
+    given = network, values["inputs"]
+    found = scorer(*given, progress=False)
+    plan = allocate_bits(found, average_bits=3.5)
+    folder.mkdir(exist_ok=True)
+    write_additivity(folder, found, plan, scorer, network, given[1:])
+
+
 def as_json(value):
     """What it is in a file: keys are strings."""
     return json.loads(json.dumps(value))
@@ -143,6 +157,7 @@ def is_process(folder):
         return killed(folder, kill_after)
     found = {name: table(name, folder / name) for name in SCORERS}
     found |= {name: searched(name, folder) for name in SEARCHES}
+    additivity(folder / "plans")
     # Each has other data, and all look at the main process's.
     batches = calibration_batches(None, DataLoader([rank] * 3), 2)
     found["batches"] = [int(batch) for batch in batches]
@@ -189,6 +204,17 @@ def test_two_processes_find_the_table_of_one(name, shared):
     torch.set_num_threads(threads)
     assert ranks[0][name] == expected
     assert ranks[1][name] == expected
+
+
+def test_two_processes_measure_plans_as_one(shared, tmp_path):
+    folder, *_ = shared
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    additivity(tmp_path)
+    torch.set_num_threads(threads)
+    expected = read_json(tmp_path / "additivity.json")
+    assert len(expected) == 1 + len(BITS)
+    assert read_json(folder / "plans" / "additivity.json") == expected
 
 
 @pytest.mark.parametrize("name", SEARCHES)
