@@ -133,6 +133,7 @@ class Bench:
             *(self.calibration[name] for name in scores.needs),
             include=include,
             exclude=exclude,
+            prefix="mask_net",
             progress=sys.stderr.isatty(),
         )
 

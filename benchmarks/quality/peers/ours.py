@@ -1,6 +1,7 @@
 """speechbrain_mpq without training: what our YAML files say, up to there.
 
-`rounded` systems are rounded layer by layer to the outputs that the
+`best` has tables of 2^n levels here, but for `best entropy`. `rounded` systems
+are rounded layer by layer to the outputs that the
 full-precision network has (`round_calibrated_`), as in
 `train.py ... --estimator "!name:speechbrain_mpq.PostTraining"
 --round_calibrated True`.
@@ -20,6 +21,7 @@ POST_TRAINING = True
 PACKAGES = ("speechbrain_mpq",)
 LEAVES = "the biases of the first and last convolution"
 BUDGETS = {
+    "best entropy rounded": (2, 3, 4),
     "best rounded": (2, 3, 4, 6, 2.5, 5),
     "best": (2, 3, 4, 6),
     "mask_error": (3, 4, 6),
@@ -31,20 +33,21 @@ SETTINGS = {
         "name": system.split()[0],
         "bits": bits,
         "rounded": system.endswith("rounded"),
+        "entropy": "entropy" in system,
     }
     for system, budgets in BUDGETS.items()
     for bits in budgets
 }
 
 
-def build(bench, name, bits, rounded):
+def build(bench, name, bits, rounded, entropy=False):
     """Score, allocate, quantize, pack, and load what was packed."""
-    hparams = _hparams(bench, name)
+    hparams = hparams_of(bench, name, entropy)
     separator = bench.separator(hparams)
     chosen = bits
     if hparams["scores"] is not None:
         chosen = allocate_bits(
-            _table(bench, name),
+            table_of(bench, name, entropy),
             average_bits=bits,
             min_bits=hparams["min_bits"],
         )
@@ -72,21 +75,51 @@ def build(bench, name, bits, rounded):
 
 
 @cache
-def _hparams(bench, name):
-    """The settings of one of our systems."""
+def hparams_of(bench, name, entropy):
+    """The settings of one of our systems.
+
+    Arguments
+    ---------
+    bench : Workbench
+    name : str
+        Of its file.
+    entropy : bool
+        Whether `best` has levels by entropy.
+
+    Returns
+    -------
+    hparams : dict
+    """
     overrides = f"results_folder: {bench.work / 'hparams'}"
+    if name == "best" and not entropy:
+        overrides += "\ncodebook: midrise"
     return read_hparams(f"hparams/{name}_4bit.yaml", overrides)
 
 
 @cache
-def _table(bench, name):
-    """Scores of every cluster, once for all budgets."""
-    hparams, calibration = _hparams(bench, name), bench.calibration
+def table_of(bench, name, entropy):
+    """Scores of every cluster, once for all budgets.
+
+    Arguments
+    ---------
+    bench : Workbench
+    name : str
+        Of its file.
+    entropy : bool
+        Whether `best` has levels by entropy.
+
+    Returns
+    -------
+    ScoreTable
+    """
+    hparams = hparams_of(bench, name, entropy)
+    calibration = bench.calibration
     scorer = hparams["scores"]
     return scorer(
         bench.separator(hparams).mask_net,
         *(calibration[need] for need in scorer.needs),
         include=hparams["quantize_include"],
         exclude=hparams["quantize_exclude"],
+        prefix="mask_net",
         progress=False,
     )
