@@ -3,7 +3,9 @@
 > python benchmarks/scale.py
 
 Conformer encoders of SpeechBrain's own with random weights, the largest one
-as large as wav2vec2-large, each in a process of its own. Told are seconds of
+as large as wav2vec2-large, each in a process of its own; `--sizes wav2vec2` is
+wav2vec2-large itself, random too, in SpeechBrain's wrapper (`pip install
+'transformers<5'`). Told are seconds of
 the processor and the peak of memory, in units of the model's own (4 bytes a
 parameter) on top of what the process had before the model was made, for
 
@@ -33,6 +35,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,15 +47,26 @@ from speechbrain_mpq import load_packed_, quantize_, save_packed
 from speechbrain_mpq.allocation.output_scores import KLScores
 from speechbrain_mpq.allocation.sharing import gathered, process
 from speechbrain_mpq.training.choose import SCORERS
-from speechbrain_mpq.utils import write_json
+from speechbrain_mpq.utils import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 SIZES = {  # millions of parameters -> layers, width
-    1: (2, 128),
-    10: (6, 256),
-    100: (16, 512),
-    300: (12, 1024),
+    "1": (2, 128),
+    "10": (6, 256),
+    "100": (16, 512),
+    "300": (12, 1024),
 }
+WAV2VEC2 = "wav2vec2"
+LARGE = {  # what differs from the base model
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "conv_bias": True,
+}
+SAMPLES = 32000  # of an utterance of 2 s
 TOKENS = 1000
 FRAMES = 50  # of 40 ms
 BATCHES = 8
@@ -72,6 +86,39 @@ class Recognizer(torch.nn.Module):
         """Log-probabilities [items, frames, tokens]."""
         encoded, _ = self.encoder(x, pos_embs=self.positions(x))
         return self.output(encoded).log_softmax(-1)
+
+
+class Wav2Vec2Recognizer(torch.nn.Module):
+    """A wav2vec 2.0 in SpeechBrain's wrapper, from samples to tokens."""
+
+    def __init__(self, folder):
+        super().__init__()
+        from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
+
+        self.wav2vec2 = Wav2Vec2(folder, folder)
+        self.output = torch.nn.Linear(LARGE["hidden_size"], TOKENS)
+
+    def forward(self, x):
+        """Log-probabilities [items, frames, tokens]."""
+        return self.output(self.wav2vec2(x)).log_softmax(-1)
+
+
+def maker(size, folder):
+    """What makes a model, its parameters, and the shape of an utterance."""
+    if size != WAV2VEC2:
+        make = partial(Recognizer, *SIZES[size])
+        with torch.device("meta"):
+            return make, make(), (FRAMES, SIZES[size][1])
+    import transformers
+
+    config = transformers.Wav2Vec2Config(**LARGE)
+    extractor = transformers.Wav2Vec2FeatureExtractor()
+    for part in (extractor, transformers.Wav2Vec2Model(config)):
+        part.save_pretrained(folder)  # what would be downloaded
+    with torch.device("meta"):
+        model = transformers.Wav2Vec2Model(config)
+    model.output = torch.nn.Linear(LARGE["hidden_size"], TOKENS, device="meta")
+    return partial(Wav2Vec2Recognizer, folder), model, (SAMPLES,)
 
 
 def status(key):
@@ -105,17 +152,15 @@ class Stages:
         }
 
 
-def measure(layers, width, bits, scored):
+def measure(size, bits, scored, folder):
     """All stages of one size."""
     torch.manual_seed(0)
-    with torch.device("meta"):
-        parameters = sum(
-            p.numel() for p in Recognizer(layers, width).parameters()
-        )
+    make, described, shape = maker(size, folder)
+    parameters = sum(p.numel() for p in described.parameters())
     stages = Stages(parameters)
     with stages.stage("make"):
-        model = Recognizer(layers, width).eval()
-    inputs = torch.randn(BATCHES, FRAMES, width)
+        model = make().eval()
+    inputs = torch.randn(BATCHES, *shape)
     found = {"parameters": parameters}
     scores = KLScores(CANDIDATES, form="categorical", chunk=1)
     found["kl_expected_seconds"] = scores.expected_seconds(model, inputs)
@@ -128,7 +173,7 @@ def measure(layers, width, bits, scored):
         with stages.stage("pack"):
             path = save_packed(model, folder)
         found["packed_bytes"] = path.stat().st_size
-        other = Recognizer(layers, width).eval()
+        other = make().eval()
         with stages.stage("load"):
             load_packed_(other, folder)
     with torch.no_grad():
@@ -136,12 +181,13 @@ def measure(layers, width, bits, scored):
     return {**found, **stages.found}
 
 
-def score(layers, width):
+def score(size):
     """What scores take in each process that shares them."""
     if "RANK" in os.environ:
         ddp_init_group({"distributed_backend": "gloo"})
     torch.manual_seed(0)
-    model = Recognizer(layers, width).eval()
+    width = SIZES[size][1]
+    model = Recognizer(*SIZES[size]).eval()
     inputs = torch.randn(BATCHES, FRAMES, width)
     longer = torch.randn(BATCHES, 4 * FRAMES, width)
     tokens = torch.randint(TOKENS, longer.shape[:2])
@@ -173,7 +219,9 @@ def score(layers, width):
 def main():
     """Measure all sizes, each in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument(
+        "--sizes", nargs="+", choices=[*SIZES, WAV2VEC2], default=list(SIZES)
+    )
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--scored", type=float, default=20e6)
@@ -186,19 +234,22 @@ def main():
     torch.set_num_threads(options.threads)
     if options.scores:
         for size in options.sizes:
-            score(*SIZES[size])
+            score(size)
         return
     if options.alone:
         (size,) = options.sizes
-        print(json.dumps(measure(*SIZES[size], options.bits, options.scored)))
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure(size, options.bits, options.scored, folder)
+        print(json.dumps(found))
         return
-    rows = {}
+    output = Path(options.output)
+    rows = read_json(output) if output.exists() else {}
     for size in options.sizes:
-        line = [sys.executable, *sys.argv, "--sizes", str(size), "--alone"]
+        line = [sys.executable, *sys.argv, "--sizes", size, "--alone"]
         done = subprocess.run(line, check=True, stdout=subprocess.PIPE)
         rows[size] = json.loads(done.stdout.splitlines()[-1])
         print(size, json.dumps(rows[size]), flush=True)
-    write_json(Path(options.output), rows)
+        write_json(output, rows)
 
 
 if __name__ == "__main__":
