@@ -2,16 +2,17 @@
 
 > python benchmarks/size_quality.py
 
-Draws what is kept in `benchmarks/results/post_training` and
-`benchmarks/quality/results` to `docs/size_quality.svg`. The points are written
-into the file, too, so that a test can hold them against the results.
+Draws what is kept in `benchmarks/results/entropy` (`best`, whole files),
+`benchmarks/results/post_training` and `benchmarks/quality/results` (tensors) to
+`docs/size_quality.svg`. The points are written into the file, too, so that a
+test can hold them against the results.
 """
 
 import json
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = ROOT / "benchmarks/results/post_training"
+KEPT = ROOT / "benchmarks/results"
 OTHERS = ROOT / "benchmarks/quality/results"
 PICTURE = ROOT / "docs/size_quality.svg"
 WIDEST = 8  # bits; more are as good as full precision
@@ -43,15 +44,18 @@ def read_points():
         "full precision" has one.
     """
     points = {label: [] for label in STYLES}
-    for label, system in ((BEST, "best"), (UNIFORM, "uniform")):
-        for path in OURS.glob(f"{system}_*bit/1234/metrics.json"):
+    ours = ((BEST, "entropy/best"), (UNIFORM, "post_training/uniform"))
+    for label, system in ours:
+        for path in KEPT.glob(f"{system}*_*bit/1234/metrics.json"):
             metrics = json.loads(path.read_text(encoding="utf-8"))
             if metrics["bits"] > WIDEST:
                 continue
-            plan = path.with_name("plan.json").read_text(encoding="utf-8")
+            size = metrics["model_bytes"]
+            if label == UNIFORM:  # as of the other tools, without a header
+                plan = path.with_name("plan.json").read_text(encoding="utf-8")
+                size = json.loads(plan)["bytes"]
             points[label].append(
-                _point(json.loads(plan)["bytes"], metrics["average"])
-                + [metrics["bits"]]
+                [*_point(size, metrics["average"]), metrics["bits"]]
             )
     names = {label.split()[0].lower(): label for label in STYLES}
     for path in OTHERS.glob("*.json"):

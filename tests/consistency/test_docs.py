@@ -271,7 +271,7 @@ def test_picture_shows_what_was_measured():
     assert points == size_quality.read_points()
     results = (ROOT / "docs/results.md").read_text(encoding="utf-8")
     for _, si_snr, bits in points[size_quality.BEST]:
-        row = rf"best +PostTraining +{bits:g} .* {si_snr:.2f}\("
+        row = rf"\| {bits:g} \| 1234 \|.*\| \*\*{si_snr:.2f}\*\* \("
         assert re.search(row, results), (bits, si_snr)
 
 
