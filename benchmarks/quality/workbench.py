@@ -49,6 +49,8 @@ class Workbench:
                 "with `make demo`"
             )
         torch.set_num_threads(self.hparams["threads"])
+        microphones = self.separator().features.microphones
+        self.hparams["microphones"] = microphones
         self._recognizer = None
 
     def separator(self, hparams=None):
