@@ -1,13 +1,16 @@
-"""SI-SNR of packed separators on a corpus that they have never seen.
+"""SI-SNR, PESQ and words of packed separators on a corpus they never saw.
 
 > python benchmarks/zero_shot.py data/fsdd pretrained/separator_mini \
-    pretrained/separator_mini_4bit --asr pretrained/asr_mini
+    pretrained/separator_mini_4bit --pesq --asr results/asr_fsdd/1234/published
 
-Mixtures of the utterances of `test_speech.json` in the rooms of the test
-split, angle buckets in turn; as many as there are utterances are train.py's
-own. With --asr also word error rates: of the utterances as they are, and of
-mixture, estimate and reverberant target. --noise 10 adds generated noise from
-a place of its own, 10 dB below the target. --save writes the scores of each.
+Mixtures of the utterances of `test_speech.json` (or of --split valid) in the
+rooms of that split, angle buckets in turn; as many as there are utterances are
+train.py's own. --noise 10 adds generated noise from a place of its own, 10 dB
+below the target, --vary what else a training with `Augmentation` varies, one by
+one. Confusion is the share of mixtures, but for the closest bucket, whose
+estimate is nearer (in SI-SNR) to the other talker. With --asr also word error
+rates: of the utterances as they are, and of mixture, estimate and reverberant
+target. --save writes the scores of each.
 """
 
 import argparse
@@ -20,8 +23,9 @@ import torch
 from tqdm import tqdm
 
 from speechbrain_mpq import load_separator
-from speechbrain_mpq.evaluation.signal_quality import si_snr
-from speechbrain_mpq.evaluation.wer import word_errors
+from speechbrain_mpq.evaluation.signal_tasks import SEPARATION
+from speechbrain_mpq.evaluation.signal_quality import pesq_many, si_snr
+from speechbrain_mpq.evaluation.task import count_word_errors, markdown_table
 from speechbrain_mpq.inference.speech_recognition import Recognizer
 from speechbrain_mpq.simulation.augmentation import Augmentation
 from speechbrain_mpq.simulation.mixtures import (
@@ -32,6 +36,9 @@ from speechbrain_mpq.simulation.mixtures import (
 from speechbrain_mpq.simulation.rooms import RoomBank, prepare_rooms
 
 SEED = 1234  # corpus_seed of hparams
+NOTHING = dict.fromkeys(
+    ("voice", "noise", "third_talker", "microphones", "doa"), 0
+)
 
 
 def drawn_mixtures(maker, count):
@@ -43,80 +50,128 @@ def drawn_mixtures(maker, count):
 
 
 @torch.no_grad()
-def score(separators, maker, count, recognize):
-    """One dict for each mixture: SI-SNR and words by system."""
-    rows = []
+def score(separators, maker, count, recognize=None, pesq=False):
+    """Score all systems on the same mixtures.
+
+    Returns
+    -------
+    items : dict
+        System -> test items of the separation task, with "si_snr_interferer".
+    """
+    items, pairs = {name: [] for name in ("mixture", *separators)}, []
     for drawn in tqdm(drawn_mixtures(maker, count), total=count, disable=None):
         signals = maker.render(drawn)
         mixture = torch.from_numpy(signals["mixture"])
         target = torch.from_numpy(signals["target"])
+        interferer = torch.from_numpy(signals["interferer"])
         doa = torch.tensor([[drawn["doa_given"]]])
-        signals = {"mixture": mixture[:, 0]}
+        outputs = {"mixture": mixture[:, 0]}
         for name, separator in separators.items():
-            signals[name] = separator(mixture[None], doa)[0, 0]
-        row = {
-            "bucket": [low <= drawn["angle"] < high for low, high in BUCKETS],
-            "si_snr": {n: si_snr(s, target).item() for n, s in signals.items()},
-            "said": maker.speech[drawn["target"]]["words"],
+            outputs[name] = separator(mixture[None], doa)[0, 0]
+        shared = {
+            "angle": drawn["angle"],
+            "si_snr_mixture": si_snr(mixture[:, 0], target).item(),
+            "reference": maker.speech[drawn["target"]]["words"],
+            "hypothesis_target": recognize(target) if recognize else None,
         }
+        for name, output in outputs.items():
+            pairs.append((output.numpy(), target.numpy()))
+            items[name].append(
+                {
+                    **shared,
+                    "si_snr": si_snr(output, target).item(),
+                    "si_snr_interferer": si_snr(output, interferer).item(),
+                    "hypothesis": recognize(output) if recognize else "",
+                }
+            )
+    scores = [None] * len(pairs)
+    if pesq:
+        scores = pesq_many(pairs, workers=1, skip_undefined=True)
+    for number, value in enumerate(scores):
+        items[[*items][number % len(items)]][number // len(items)]["pesq"] = (
+            value
+        )
+    return items
+
+
+def confusion(items):
+    """Percent of mixtures with the other talker, but for the closest bucket."""
+    apart = [item for item in items if item["angle"] >= BUCKETS[0][1]]
+    other = [item["si_snr_interferer"] > item["si_snr"] for item in apart]
+    return 100 * np.mean(other)
+
+
+def table(items, recognize, pesq):
+    """One line for each system: the four buckets, their mean, all else."""
+    names = SEPARATION.conditions.names
+    head = ["SI-SNR dB", *names, "avg.", "confusion %"]
+    head += ["PESQ"] * pesq + ["WER %"] * bool(recognize)
+    lines = []
+    for system, scored in items.items():
+        inside = {name: [] for name in names}
+        for item in scored:
+            inside[SEPARATION.conditions.of(item)].append(item)
+        blocks = [SEPARATION.summarise(inside[name]) for name in names]
+        means = [block["si_snr"] for block in blocks]
+        line = [system[-40:], *means, np.mean(means), confusion(scored)]
+        if pesq:
+            line.append(np.mean([block["pesq"] for block in blocks]))
         if recognize:
-            signals["target"] = target
-            row["heard"] = {n: recognize(s) for n, s in signals.items()}
-        rows.append(row)
-    return rows
-
-
-def word_error_rate(pairs):
-    """Of (reference, hypothesis) pairs, in percent."""
-    counts = [word_errors(*pair) for pair in pairs]
-    return 100 * sum(c.errors for c in counts) / sum(c.words for c in counts)
-
-
-def table(rows, recognize):
-    """One line for each system, the four buckets and all."""
-    inside = np.array([row["bucket"] for row in rows])  # [mixtures, 4]
-    heads = [f"{low}-{high}" for low, high in BUCKETS]
-    lines = [f"{'SI-SNR dB':32s}" + "".join(f"{h:>9s}" for h in heads)]
-    lines[0] += f"{'avg.':>9s}" + (f"{'WER %':>9s}" if recognize else "")
-    for name in rows[0]["si_snr"]:
-        values = np.array([row["si_snr"][name] for row in rows])
-        means = [values[column].mean() for column in inside.T]
-        cells = [*means, np.mean(means)]
-        if recognize:
-            pairs = [(row["said"], row["heard"][name]) for row in rows]
-            cells.append(word_error_rate(pairs))
-        lines.append(f"{name[-32:]:32s}" + "".join(f"{c:9.2f}" for c in cells))
-    return "\n".join(lines)
+            line.append(count_word_errors(scored).rate)
+        lines.append([line[0], *(f"{value:.2f}" for value in line[1:])])
+    return markdown_table(head, lines)
 
 
 def recognized_clean(speech, recognize):
     """Word error rate of the utterances as they were recorded."""
-    return word_error_rate(
-        [
-            (entry["words"], recognize(soundfile.read(entry["wav"])[0]))
-            for entry in speech.values()
-        ]
-    )
+    items = [
+        {
+            "reference": entry["words"],
+            "hypothesis": recognize(soundfile.read(entry["wav"])[0]),
+        }
+        for entry in speech.values()
+    ]
+    return count_word_errors(items).rate
 
 
-def only_noise(snr):
-    """What puts noise into every mixture, and changes nothing else."""
-    if snr is None:
+def variation(vary, snr):
+    """What is varied in the mixtures, and nothing else; None: nothing.
+
+    A third talker, faulty microphones or another voice in every mixture;
+    directions off by up to 5 degrees; noise `snr` dB below the target.
+    """
+    if not vary and snr is None:
         return None
-    return Augmentation(
-        voice=0, noise=1, snr=(snr, snr), third_talker=0, microphones=0, doa=0
-    )
+    shares = NOTHING | dict.fromkeys(vary, 1)
+    if "doa" in vary:
+        shares["doa"] = 5.0
+    if snr is not None:
+        shares |= {"noise": 1, "snr": (snr, snr)}
+    return Augmentation(**shares)
 
 
 def arguments():
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog=__doc__.split("\n\n", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("data_folder", type=Path)
     parser.add_argument("packed", nargs="+", help="folders of separators")
+    parser.add_argument("--split", choices=("valid", "test"), default="test")
     parser.add_argument("--asr", help="folder or hub name of an EncoderASR")
+    parser.add_argument("--pesq", action="store_true")
     parser.add_argument("--mixtures", type=int, default=100)
     parser.add_argument("--rooms", type=int, default=100)
     parser.add_argument("--noise", type=float, help="dB below the target")
+    parser.add_argument(
+        "--vary",
+        nargs="+",
+        default=[],
+        choices=sorted(NOTHING),
+        help="in every mixture",
+    )
     parser.add_argument("--save", type=Path)
     return parser.parse_args()
 
@@ -127,25 +182,26 @@ def main():
     torch.set_num_threads(1)
     separators = {name: load_separator(name) for name in options.packed}
     first = next(iter(separators.values()))
+    folder, split = options.data_folder, options.split
     microphones = first.features.microphones
-    folder, counts = options.data_folder, {"test": options.rooms}
-    prepare_rooms(folder, counts, microphones, SEED)
-    speech = load_speech(folder / "test_speech.json", folder)
-    rooms = RoomBank(folder, "test", options.rooms)
+    prepare_rooms(folder, {split: options.rooms}, microphones, SEED)
+    speech = load_speech(folder / f"{split}_speech.json", folder)
     recognize = Recognizer(options.asr) if options.asr else None
     maker = MixtureMaker(
-        speech, rooms, seed=SEED, augmentation=only_noise(options.noise)
+        speech,
+        RoomBank(folder, split, options.rooms),
+        seed=SEED,
+        augmentation=variation(options.vary, options.noise),
     )
-    rows = score(separators, maker, options.mixtures, recognize)
-    print(table(rows, recognize))
+    items = score(separators, maker, options.mixtures, recognize, options.pesq)
+    print(table(items, recognize, options.pesq))
     if recognize:
-        pairs = [(row["said"], row["heard"]["target"]) for row in rows]
-        print(f"WER of reverberant targets {word_error_rate(pairs):.2f} %")
-        print(
-            f"WER of clean speech {recognized_clean(speech, recognize):.2f} %"
-        )
+        targets = count_word_errors(items["mixture"], "hypothesis_target")
+        print(f"WER of reverberant targets {targets.rate:.2f} %")
+        clean = recognized_clean(speech, recognize)
+        print(f"WER of clean speech {clean:.2f} %")
     if options.save:
-        options.save.write_text(json.dumps(rows, indent=1))
+        options.save.write_text(json.dumps(items, indent=1))
 
 
 if __name__ == "__main__":
