@@ -23,8 +23,8 @@ import torch
 from tqdm import tqdm
 
 from speechbrain_mpq import load_separator
-from speechbrain_mpq.evaluation.signal_tasks import SEPARATION
 from speechbrain_mpq.evaluation.signal_quality import pesq_many, si_snr
+from speechbrain_mpq.evaluation.signal_tasks import SEPARATION
 from speechbrain_mpq.evaluation.task import count_word_errors, markdown_table
 from speechbrain_mpq.inference.speech_recognition import Recognizer
 from speechbrain_mpq.simulation.augmentation import Augmentation
