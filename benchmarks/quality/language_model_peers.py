@@ -259,7 +259,11 @@ def main():
     results = read_json(KEPT / name) if (KEPT / name).exists() else {}
     for tool in options.only:
         model, size = TOOLS[tool](bench)
-        results[tool] = {**bench.perplexity(model), "bytes": size}
+        results[tool] = {
+            **bench.perplexity(model),
+            "bytes": size,
+            "average_bits": BITS,
+        }
         write_json(KEPT / name, results)
         print(f"{tool}: {results[tool]}", flush=True)
 

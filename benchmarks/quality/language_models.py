@@ -232,30 +232,40 @@ def few_sentences(data):
 
 
 def result_of(folder):
-    """What the table says of a published folder.
+    """What the table says of an output folder of the recipe.
 
     Arguments
     ---------
     folder : Path
-        Output folder of the recipe.
 
     Returns
     -------
     dict
     """
-    published = folder / "published"
-    config = read_json(published / "quantization_config.json")
-    test = config["metadata"]["test"]
-    tensors = config.get("tensors", {}).values()
-    size = (published / MODEL_FILE).stat().st_size
     plan = folder / "plan.json"
     average = read_json(plan)["average_bits"] if plan.exists() else 32.0
+    result = published_result(folder / "published")
+    return {**result, "average_bits": average}
+
+
+def published_result(folder):
+    """What the table says of a packed folder.
+
+    Arguments
+    ---------
+    folder : Path
+
+    Returns
+    -------
+    dict
+    """
+    config = read_json(folder / "quantization_config.json")
+    test = config["metadata"]["test"]
     return {
         "ppl": test["PPL"],
         "ppl_known": test["PPL_known"],
-        "bytes": size,
-        "average_bits": average,
-        "tensors": len(tensors),
+        "bytes": (folder / MODEL_FILE).stat().st_size,
+        "tensors": len(config.get("tensors", {})),
     }
 
 
@@ -303,36 +313,83 @@ def wanted_rows(patterns):
     ]
 
 
-def table(results):
+def in_order(results):
+    """Results in the order of the rows.
+
+    Arguments
+    ---------
+    results : dict
+        Row -> result.
+
+    Returns
+    -------
+    dict
+    """
+    names = [FULL, *(getattr(row, "name", row) for row in wanted_rows(()))]
+    return {name: results[name] for name in names if name in results}
+
+
+def table(results, errors=None):
     """The results as a table in Markdown.
 
     Arguments
     ---------
     results : dict
         Of one model: row -> result.
+    errors : dict or None
+        Word errors by `rescoring.py`: row -> result.
 
     Returns
     -------
     str
     """
-    full = results[FULL]
-    weights = full["bytes"] * 8 / 32
-    rows = []
+    sets = list(errors[FULL]["sets"]) if errors else []
+    full, rows = results[FULL], []
     for name, row in results.items():
-        more = 100 * (row["ppl"] / full["ppl"] - 1)
-        change = "" if name == FULL else f" ({more:+.1f} %)"
+        found = errors.get(name, {}).get("sets", {}) if errors else {}
         rows.append(
-            (
+            [
                 name,
-                f"{row['average_bits']:.2f}",
-                f"{8 * row['bytes'] / weights:.2f}",
-                f"{row['ppl']:.1f}{change}",
-                f"{row['ppl_known']:.1f}",
-                f"{row['bytes']:,}",
-                f"{full['bytes'] / row['bytes']:.1f}",
-            )
+                *perplexity_cells(row, full),
+                *(cell for key in sets for cell in word_cells(found.get(key))),
+                *byte_cells(row.get("bytes"), full["bytes"]),
+            ]
         )
-    return markdown_table(COLUMNS, rows).rstrip()
+    heads = [head for name in sets for head in (f"WER {name}", "p")]
+    columns = (*COLUMNS[:-2], *heads, *COLUMNS[-2:])
+    return markdown_table(columns, rows).rstrip()
+
+
+def perplexity_cells(row, full):
+    """Bits and perplexity, as they stand in the table."""
+    if "ppl" not in row:
+        return ("",) * 4
+    more = 100 * (row["ppl"] / full["ppl"] - 1)
+    change = "" if row is full else f" ({more:+.1f} %)"
+    average = row.get("average_bits")
+    return (
+        "" if average is None else f"{average:.2f}",
+        f"{32 * row['bytes'] / full['bytes']:.2f}",
+        f"{row['ppl']:.1f}{change}",
+        f"{row['ppl_known']:.1f}",
+    )
+
+
+def byte_cells(count, full):
+    """Bytes and how many times fewer than in full precision these are."""
+    if count is None:
+        return "", ""
+    return f"{count:,}", f"{full / count:.1f}"
+
+
+def word_cells(result):
+    """Word error rate and p of a set, as they stand in tables."""
+    if result is None:
+        return "", ""
+    p = result.get("p")
+    if p is None:
+        return f"{result['wer']:.2f}", ""
+    return f"{result['wer']:.2f}", "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def read_options():
@@ -384,8 +441,7 @@ def main():
             continue
         write_json(kept, results)
         print(f"{own}: PPL {results[own]['ppl']:.2f}", flush=True)
-    names = [FULL, *(getattr(row, "name", row) for row in wanted_rows(()))]
-    print(table({name: results[name] for name in names if name in results}))
+    print(table(in_order(results)))
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return bool(failed)

@@ -1,18 +1,18 @@
-"""Draw perplexity and word errors of the language models against bytes.
+"""Perplexity and word errors of the language models: one table, one plot.
 
 > python benchmarks/quality/language_models_plot.py
 
-Reads what `language_models.py` and `rescoring.py` have left in
-`benchmarks/results/language_models` and writes `docs/language-models.svg`.
+Reads what `language_models.py`, `language_model_peers.py` and `rescoring.py`
+have left in `benchmarks/results/language_models`, prints the table and writes
+`docs/language-models.svg`.
 """
 
 import argparse
-from pathlib import Path
+
+from language_models import KEPT, ROOT, in_order, published_result, table
 
 from speechbrain_mpq.utils import read_json
 
-ROOT = Path(__file__).resolve().parents[2]
-KEPT = ROOT / "benchmarks/results/language_models"
 PICTURE = ROOT / "docs/language-models.svg"
 # Okabe and Ito's colours, which the colour-blind can tell apart
 STYLES = {  # name of rows: label, colour, marker
@@ -27,6 +27,7 @@ STYLES = {  # name of rows: label, colour, marker
     "pretrained": ("the published one, trained for longer", "#d55e00", "*"),
 }
 TICKS = (200, 400, 800, 1600)  # kB
+PUBLISHED = "pretrained/lm_sotu_2bit"
 FULL = ("full", "longer")
 WORST = 2.0  # times full precision's perplexity; what is above is no use
 
@@ -53,6 +54,11 @@ def points_of(rows, measure):
         if key and value is not None and row.get("bytes"):
             points[key].append((row["bytes"] / 1000, value))
     return {key: sorted(own) for key, own in points.items()}
+
+
+def error_of(row, name):
+    """Word error rate on a set, None where it was not rescored."""
+    return row["sets"].get(name, {}).get("wer")
 
 
 def draw_panel(axes, points, full, title):
@@ -104,7 +110,7 @@ def draw(perplexities, errors):
     for panel, name in zip(axes[1:], sets):
         draw_panel(
             panel,
-            points_of(errors, lambda row, n=name: row["sets"][n]["wer"]),
+            points_of(errors, lambda row, n=name: error_of(row, n)),
             full["sets"][name]["wer"],
             f"WER %, {name}",
         )
@@ -131,7 +137,14 @@ def main():
     model = parser.parse_args().model
     path = KEPT / f"rescoring_{model}.json"
     errors = read_json(path)["rows"] if path.exists() else {}
-    perplexities = read_json(KEPT / f"{model}.json")
+    perplexities = in_order(read_json(KEPT / f"{model}.json"))
+    path = KEPT / f"peers_{model}.json"
+    if path.exists():
+        perplexities |= read_json(path)
+    if PUBLISHED in errors:
+        perplexities[PUBLISHED] = published_result(ROOT / PUBLISHED)
+    passes = {n: {} for n, row in errors.items() if "bytes" not in row}
+    print(table({**passes, **perplexities}, errors))
     with matplotlib.rc_context({"svg.hashsalt": "language-models"}):
         figure = draw(perplexities, errors)
         figure.savefig(PICTURE, metadata={"Date": None})

@@ -24,6 +24,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from language_models import word_cells
 
 from speechbrain_mpq import LanguageModel
 from speechbrain_mpq.decoders.nbest import (
@@ -247,10 +248,7 @@ def table(rows):
     for name, row in rows.items():
         cells = [name]
         for own in row["sets"].values():
-            p = own.get("p")
-            small = "< 0.001" if p is not None and p < 0.001 else None
-            cells.append(f"{own['wer']:.2f}")
-            cells.append("" if p is None else small or f"{p:.3f}")
+            cells += word_cells(own)
         time_a_word = row.get("ms")
         cells.append("" if time_a_word is None else f"{time_a_word:.3f}")
         size = row.get("bytes")

@@ -88,6 +88,17 @@ def test_bits_in_the_file_are_of_all_its_bytes(rows):
     small = {"ppl": 84.0, "ppl_known": 95.0, "bytes": 250, "average_bits": 1.9}
     text = rows.table({"full": full, "kl": small})
     assert "| kl | 1.90 | 2.00 | 84.0 (+5.0 %) | 95.0 | 250 | 16.0 |" in text
+    errors = {
+        "full": {"sets": {"clean": {"wer": 15.0, "p": 1.0}}},
+        "kl": {"sets": {"clean": {"wer": 15.25, "p": 2e-4}}},
+    }
+    rows_of = {"full": full, "kl": small, "nas": small}
+    lines = rows.table(rows_of, errors).splitlines()
+    assert "| PPL of known words | WER clean | p | bytes |" in lines[0]
+    assert "| 90.0 | 15.00 | 1.000 | 4,000 |" in lines[2]
+    assert "| 95.0 | 15.25 | < 0.001 | 250 |" in lines[3]
+    assert "| 95.0 |  |  | 250 |" in lines[4]  # not rescored
+    assert {line.count("|") for line in lines} == {lines[0].count("|")}
 
 
 LISTS = [
