@@ -14,7 +14,8 @@ Where a recipe has checkpoints it is killed in its second epoch and the same
 command given again. What was trained is then packed and loaded into modules
 that the hparams make anew, with other weights: state_dict() and the outputs of
 every module that the Brain called for a validation batch have to be the same
-bits. `pack_results` packs once more, from the output folder alone.
+bits. `pack_results` packs once more, from the output folder alone. Some are
+given the command a third time with --test_only, and compared likewise.
 
 Some recipes need what is not in constraints.txt: transformers below 5,
 unidecode, pandas, mir_eval, datasets below 4, matplotlib, pesq, sentencepiece.
@@ -161,9 +162,11 @@ class Recipe:
         block = BLOCK if self.way == "block" else ""
         path.write_text(text + block, encoding="utf-8")
 
-    def command(self, epochs):
+    def command(self, epochs, test_only=False):
         """Options of the script, and of the runner before it."""
         arguments = list(self.arguments)
+        if test_only:
+            arguments += ["--test_only"]
         if "epochs" in self.row:
             arguments += [f"--{self.row['epochs']}={epochs}"]
         if self.way != "runner":
@@ -264,7 +267,7 @@ class Watch:
     def __init__(self, kill):
         self.kill = kill
         self.brain = self.data = self.hparams = None
-        self.keys = {}
+        self.keys, self.evaluated = {}, 0
 
     def install(self):
         """Listen to SpeechBrain, in this process."""
@@ -300,6 +303,7 @@ class Watch:
         def watched_evaluate(brain, test_set, *more, **options):
             keys = {k: v for k, v in options.items() if k.endswith("_key")}
             self.keys = keys
+            self.evaluated += 1
             return evaluate(brain, test_set, *more, **options)
 
         def watched_train(brain, train_set, epoch, enable):
@@ -369,23 +373,25 @@ def check(recipe, watch):
     return result
 
 
-def run_script(recipe, epochs, kill):
+def run_script(recipe, epochs, kill=False, test_only=False):
     """In a process of its own: the script, and what comes after it."""
     os.chdir(recipe.place)
     watch = Watch(kill)
     watch.install()
-    arguments = recipe.command(epochs)
+    arguments = recipe.command(epochs, test_only)
     site.addsitedir(str(recipe.script.parent))
     if recipe.way == "runner":
         runner.main(arguments)
     else:
         sys.argv = arguments
         runpy.run_path(arguments[0], run_name="__main__")
+    if test_only and not watch.evaluated:
+        raise RuntimeError("--test_only evaluated nothing")
     return check(recipe, watch)
 
 
-def in_a_process(recipe, epochs, kill, limit, log):
-    """Exit status and what was path; forked, as imports take long."""
+def in_a_process(recipe, limit, log, *arguments, **options):
+    """Exit status and what `run_script` found; forked, as imports take long."""
     path = recipe.out / f"{recipe.way}.json"
     path.unlink(missing_ok=True)
     child = os.fork()
@@ -395,7 +401,7 @@ def in_a_process(recipe, epochs, kill, limit, log):
             os.dup2(out.fileno(), 2)
         code = 0
         try:
-            write_json(path, run_script(recipe, epochs, kill))
+            write_json(path, run_script(recipe, *arguments, **options))
         except SystemExit as end:
             print("ended:", end.code)
             code = 1
@@ -435,14 +441,18 @@ def one_way(recipe, limit):
     started, row = time.time(), {}
     kills = "epochs" in recipe.row and recipe.way != "float"
     if kills:
-        status, _ = in_a_process(recipe, 2, True, limit, log)
+        status, _ = in_a_process(recipe, limit, log, 2, kill=True)
         row["killed"] = status == KILLED
         if status != KILLED:
             return {"failed": last_line(log), "killed": False}
     epochs = 2 if kills else 1
-    status, result = in_a_process(recipe, epochs, False, limit, log)
+    status, result = in_a_process(recipe, limit, log, epochs)
     if result is None:
         return {**row, "failed": f"{status}: {last_line(log)}"}
+    if recipe.row.get("test_only"):
+        _, tested = in_a_process(recipe, limit, log, epochs, test_only=True)
+        again = tested and {n: tested[n] for n in ("problems", "bytes")}
+        result["test_only"] = again or last_line(log)
     return {**row, **result, "seconds": round(time.time() - started)}
 
 

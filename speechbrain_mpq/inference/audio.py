@@ -18,7 +18,7 @@ import soundfile
 import torch
 
 from ..utils import SAMPLE_RATE, open_input
-from .audio_headers import ChangedFile, read_header
+from .audio_headers import ChangedFile, read_header, samples_warning
 
 logger = logging.getLogger(__name__)
 BLOCK_SECONDS = 3.0
@@ -293,7 +293,11 @@ class AudioFile:
     def _check_length(self):
         """Refuse what is shorter than a window."""
         if not self.frames:
-            raise AudioError(self.name, "it is empty, 0 samples", "record more")
+            raise AudioError(
+                self.name,
+                "it is empty or was cut off, 0 samples",
+                "copy it again, or record more",
+            )
         if self.samples < self._min_samples:
             raise AudioError(
                 self.name,
@@ -332,10 +336,7 @@ class AudioFile:
         if self._header.warning:
             yield f"{self.name}: {self._header.warning}"
         elif self.frames != declared:
-            yield (
-                f"{self.name}: its header tells {declared} samples, the file "
-                f"holds {self.frames}: all is taken"
-            )
+            yield f"{self.name}: {samples_warning(declared, self.frames)}"
 
     def _silent_channels(self, power):
         """Warnings on microphones that hear nothing while others do."""
@@ -430,7 +431,10 @@ def read_segment(source, start=0, stop=None, name=None):
                     break
                 position += len(block)
                 blocks.append(block[max(0, start - position + len(block)) :])
-            rate = file.samplerate
+            rate, declared = file.samplerate, header.frames or file.frames
+    # What is decoded piece by piece ends where it was cut off
+    if stop is None and not header.warning and position < declared < 2**48:
+        logger.warning(f"{name}: {samples_warning(declared, position)}")
     return np.concatenate([np.zeros((0, channels), np.float32), *blocks]), rate
 
 

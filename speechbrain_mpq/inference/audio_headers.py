@@ -6,11 +6,17 @@ find nothing. The sound itself goes on to the end of the file.
 """
 
 import io
+import math
+import re
 import struct
 from dataclasses import dataclass, field, replace
 
 PIPE_SIZE = 0x7FFF0000  # from here on a 32-bit length stands for none
 PIPE_SIZE_64 = 2**62
+_NIST_SIZE = 2**14  # bytes of the text at the beginning that are looked at
+_NIST_COUNTS = {"sample_count", "channel_count", "sample_n_bytes"}
+_MP3_FRAME = 2**12  # bytes in which the first frame ends
+_MP3 = (b"\xff\xfb", b"\xff\xf3", b"\xff\xfa", b"\xff\xf2")  # a frame's start
 _W64 = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # of all its names
 
 
@@ -81,6 +87,12 @@ def _mended(file):
     header = Header()
     if start == b"fLaC":
         header = _flac_header(file)
+    elif start == b"OggS":
+        header = Header(warning=_ogg_warning(file, length))
+    elif start[:2] in _MP3:
+        header = _mp3_header(file, length)
+    elif start == b"NIST":
+        header = _nist_header(file, length)
     elif start in (b".snd", b"dns."):
         header = _au_header(file, length, "<" if start == b"dns." else ">")
     for name, chunks in _FORMATS:
@@ -194,6 +206,14 @@ def _warning(declared, actual):
     )
 
 
+def samples_warning(declared, samples):
+    """What a wrong number of samples is answered with."""
+    return (
+        f"its header tells {declared} samples, the file holds {samples}: all "
+        "is taken"
+    )
+
+
 def _walk(file, length, chunks, position):
     """Name -> (place of the length, length) of chunks up to the sound."""
     while position + chunks.name < length:
@@ -281,3 +301,66 @@ def _flac_header(file):
     declared = int.from_bytes(length, "big") & (2**36 - 1)
     changes = {21: bytes([length[0] & 0xF0]) + bytes(4)}
     return Header(changes, open_end=True, frames=declared)
+
+
+def _ogg_warning(file, length):
+    """What is wrong with the pages of an Ogg file; empty if nothing is."""
+    position, flags, pieces, inside = 0, 4, 0, False
+    while position < length:
+        file.seek(position)
+        head = file.read(27)
+        if len(head) < 27 or head[:4] != b"OggS":
+            break
+        flags, table = head[5], file.read(head[26])
+        position += 27 + head[26] + sum(table)
+        begins = bool(flags & 2)
+        pieces += begins and not inside  # streams side by side begin together
+        inside = not begins or inside and not flags & 4
+        if flags & 4:
+            inside = False
+    if pieces > 1:
+        return (
+            f"it holds {pieces} recordings one after the other, of which the "
+            "first is taken: convert it to WAV"
+        )
+    if position > length or not flags & 4:
+        return "it has no end: it was cut off, and what there is is taken"
+    return ""
+
+
+def _nist_header(file, length):
+    """The header of NIST's SPHERE, whose fields are text.
+
+    libsndfile takes all that is there.
+    """
+    file.seek(0)
+    text = file.read(_NIST_SIZE).decode("latin-1")
+    fields = dict(re.findall(r"(?m)^(\w+) -\w+ (\d+)$", text))
+    size = re.match(r"NIST_1A\n *(\d+)\n", text)
+    if not size or not _NIST_COUNTS <= fields.keys():
+        return Header()  # for libsndfile to say why
+    declared = math.prod(int(fields[name]) for name in _NIST_COUNTS)
+    actual = length - int(size[1])
+    if declared == actual:
+        return Header()
+    return Header(warning=_warning(declared, actual))
+
+
+def _mp3_header(file, length):
+    """The header of an MP3, whose first frame may tell the file's bytes."""
+    file.seek(0)
+    frame = file.read(_MP3_FRAME)
+    place = max(frame.find(b"Xing"), frame.find(b"Info"))
+    tell = frame[place + 4 : place + 16] if place >= 0 else b""
+    # Flags, then the number of frames and that of bytes where they say so
+    if len(tell) < 12 or tell[3] & 3 != 3:
+        return Header()
+    declared = int.from_bytes(tell[8:], "big")
+    file.seek(declared)
+    following = file.read(3)
+    if following != b"ID3" and following[:2] not in _MP3:
+        return Header()  # what is missing is told by the number of samples
+    return Header(
+        warning=f"its header tells {declared} bytes, the file holds {length}: "
+        "what was appended to it is not taken. Convert it to WAV"
+    )

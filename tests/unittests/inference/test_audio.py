@@ -220,6 +220,40 @@ def test_what_stands_behind_the_sound_is_no_sound():
     assert audio.samples == 9000 and not audio.scan().warnings
 
 
+CODED = {
+    "OGG": ("VORBIS", "it was cut off", "2 recordings one after the other"),
+    "MP3": ("MPEG_LAYER_III", "tells 48000 samples", "appended to it is not"),
+    "NIST": ("PCM_16", "tells 288000 bytes", "tells 288000 bytes"),
+}
+
+
+@pytest.mark.parametrize("kind", CODED)
+def test_recordings_that_were_cut_off_or_appended_are_told(
+    kind, tmp_path, caplog
+):
+    subtype, cut, appended = CODED[kind]
+    channels = 3 if kind != "MP3" else 2
+    signal, file = noise(48000, channels), io.BytesIO()
+    soundfile.write(file, signal, 16000, subtype, format=kind)
+    whole = file.getvalue()
+    contents = [whole, whole[: len(whole) // 2], 2 * whole]
+    path, lengths = tmp_path / "a", []
+    for warning, content in zip(("", cut, appended), contents):
+        caplog.clear()
+        path.write_bytes(content)
+        samples, _ = read_segment(path)
+        assert warning in caplog.text and bool(warning) == bool(caplog.text)
+        if kind != "MP3":
+            audio = opened(path)
+            warnings = audio.scan().warnings
+            assert all(warning in text for text in warnings)
+            assert len(warnings) == bool(warning)
+            assert len(read(audio)) == len(samples)
+        lengths.append(len(samples))
+    assert lengths[0] == 48000 and 15000 < lengths[1] < 40000
+    assert lengths[2] == (96000 + 1024 // 6 if kind == "NIST" else 48000)
+
+
 def test_a_length_for_pipes_is_no_lie():
     """As `arecord` and `ffmpeg` write it, who cannot go back."""
     file = io.BytesIO()
