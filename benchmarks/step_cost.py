@@ -363,7 +363,10 @@ def parse(arguments=None):
     parser.add_argument(
         "--out", type=Path, default=ROOT / "benchmarks/results/step_cost.json"
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.rounds < 2:
+        parser.error("--rounds: quartiles take two or more")
+    return options
 
 
 def main(arguments=None):

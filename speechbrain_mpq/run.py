@@ -207,6 +207,7 @@ class Runner:
             )
         from speechbrain.utils.distributed import if_main_process
 
+        from .allocation.solver import over_budget
         from .training.quantizer import quantizer_of
 
         quantizer, folder = quantizer_of(self.brain), self.folder_of(self.brain)
@@ -216,7 +217,10 @@ class Runner:
             return None
         if not self.method.keeps_plan:
             quantizer.plan.save(folder / "plan.json")
-        return quantizer.pack(folder / "packed")
+        path = quantizer.pack(folder / "packed")
+        if told := over_budget(path.stat().st_size, self.budget):
+            print(f"{path}: {told}", file=sys.stderr)
+        return path
 
 
 def _save_whole(checkpointer):

@@ -90,6 +90,39 @@ def parse_budget(budget):
     return {"average_bits": whole}
 
 
+def over_budget(stored, budget):
+    """Tells where files take more than was asked for; empty where they do not.
+
+    What entropy coding takes is known of rounded weights only, and calibrated
+    rounding and training change it after the plan is made.
+
+    Arguments
+    ---------
+    stored : int
+        Bytes of the files.
+    budget : int, float or str
+        As for `parse_budget`.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> over_budget(1022, "1000 B")
+    '1022 bytes are more than the 1000 that were asked for: ask for 22 less'
+    >>> over_budget(1000, "1000 B"), over_budget(1000, "4 bit")
+    ('', '')
+    """
+    most = parse_budget(budget).get("budget_bytes", stored)
+    if stored <= most:
+        return ""
+    return (
+        f"{stored} bytes are more than the {most} that were asked for: ask "
+        f"for {stored - most} less"
+    )
+
+
 def _message(budget):
     """How a budget is to be written."""
     return (

@@ -14,7 +14,7 @@ import torch
 
 from ..allocation.output_scores import KLScores, OutputErrorScores
 from ..allocation.scores import check_candidates
-from ..allocation.solver import parse_budget
+from ..allocation.solver import over_budget, parse_budget
 from ..allocation.sweep import OutputScores
 from ..locks import alone_in
 from ..quantization.fake_quant import FakeQuantize
@@ -369,6 +369,8 @@ def _written(comparison, calibration, hparams_path, output, evaluate, origin):
     with scratch_folder(output.parent) as scratch:
         folder = Path(scratch) / output.name
         stored = write_folder(quantized, hparams_path, modules, folder)
+        if told := over_budget(stored, origin["budget"]):
+            logger.warning(told)
         options = {"device": source.device}
         packed = cls.from_hparams(source=str(folder), run_opts=options)
         outcome = PTQReport(

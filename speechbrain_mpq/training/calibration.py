@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader
 from ..allocation.sharing import process
 from ..allocation.sweep import evaluating, quantized_values, tensor_of
 from ..quantization.packing import packed_file_bytes
+from ..quantization.quant_api import dequantize_, quantize_
 from .distributions import NoGradientError, ObjectiveNetwork, network_for
 
 logger = get_logger(__name__)
@@ -77,7 +78,13 @@ class Calibration:
 
     def packed_bytes(self, plan):
         """Bytes of the file that the model makes with a plan."""
-        return packed_file_bytes(self.model, plan, self.granularity)
+        if plan.codebook != "entropy":
+            return packed_file_bytes(self.model, plan, self.granularity)
+        quantize_(self.model, plan)  # only rounded weights tell
+        try:
+            return packed_file_bytes(self.model)
+        finally:
+            dequantize_(self.model)
 
     def completed(self, table, scorer):
         """A score table, after a look at what it does not see."""

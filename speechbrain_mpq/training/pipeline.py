@@ -49,7 +49,7 @@ logger = get_logger(__name__)
 
 SETTINGS = "chosen.json"  # beside plan.json: what the plan was asked for
 PARTS = "scoring"  # folder of what is scored so far
-ROUNDS = 4  # until a packed file fits: names and headers take bytes, too
+ROUNDS = 8  # until a packed file fits: names and headers take bytes, too
 
 
 class PlanStore:

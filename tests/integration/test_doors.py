@@ -127,6 +127,15 @@ def test_runner_scores_without_training(scores, tmp_path, runs):
     assert torch.equal(outputs(fresh), outputs(brain.modules))
 
 
+def test_a_budget_in_bytes_holds_for_coded_files(tmp_path, capsys):
+    options = ["--method", "post_training", "--scores", "size"]
+    options += ["--rounding", "nearest", "--codebook", "entropy", "--bits"]
+    for budget in (1000, 1100):
+        path = run(tmp_path / str(budget), *options, budget)
+        assert budget - 60 < path.stat().st_size <= budget
+    assert "more than" not in capsys.readouterr().err
+
+
 def test_runner_takes_the_scores_of_an_earlier_run(tmp_path, runs):
     options = ["--method", "post_training", "--bits", "3.5"]
     run(tmp_path / "first", *options, "--scores", "kl")
