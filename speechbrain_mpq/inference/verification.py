@@ -239,6 +239,7 @@ def _other_problems(folder):
         if name in expected or path.is_dir() and not path.is_symlink():
             continue
         runs = path.suffix.lower() in _EXECUTABLE
+        runs = runs or _is_hook(name)
         if name.startswith(_TOLERATED_FOLDERS) and not runs:
             continue
         if name.startswith(EXPORTED_STEM) and not path.is_dir():
@@ -250,6 +251,11 @@ def _other_problems(folder):
         why = "can execute code when it is loaded, and " if runs else ""
         problems.append(f"{path}: {why}does not belong here")
     return problems
+
+
+def _is_hook(name):
+    """Whether git runs a file; its samples it does not."""
+    return name.startswith(".git/hooks/") and not name.endswith(".sample")
 
 
 def _is_text(path):

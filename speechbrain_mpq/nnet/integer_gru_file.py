@@ -6,6 +6,7 @@ taken, constants against overflow before they are used.
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -105,7 +106,7 @@ def load_integer_gru(path) -> IntegerGRU:
     ValueError: ... is no integer GRU: a description of 0 characters
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             text = (file.metadata() or {}).get(FORMAT, "")
             description = _read_description(text)
             sizes = tensor_sizes(description)
@@ -126,10 +127,17 @@ def load_integer_gru(path) -> IntegerGRU:
 def is_integer_gru(path):
     """Whether a file says that it is one; false where it cannot be read."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             return FORMAT in (file.metadata() or {})
     except (OSError, SafetensorError):
         return False
+
+
+def _opened(path):
+    """A safetensors file; a pipe of its name would never end."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return safe_open(path, framework="pt")
 
 
 def _read_description(text):

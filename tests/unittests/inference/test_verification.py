@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,18 @@ def nested(folder):
     """A module in a folder below."""
     (folder / "below").mkdir()
     return folder / "below" / "custom.py"
+
+
+def pipe(path):
+    """Something that nobody will ever write to, in a file's place."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def hook(folder):
+    """What git runs when something is committed."""
+    (folder / ".git" / "hooks").mkdir(parents=True)
+    return folder / ".git" / "hooks" / "pre-commit"
 
 
 def first_cluster(config):
@@ -164,6 +177,8 @@ def test_a_model_that_puts_out_no_numbers(folder):
         (lambda f: write_ranges(f), "other layers than the model's"),
         (lambda f: nested(f).touch(), "can execute code"),
         (lambda f: (f / "model.safetensors").unlink(), "no such file"),
+        (lambda f: pipe(f / "model.safetensors"), "no such file"),
+        (lambda f: hook(f).touch(), "can execute code"),
     ],
 )
 def test_what_is_wrong_is_told(folder, change, match):
