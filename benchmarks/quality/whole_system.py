@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from rescoring import (
     Bench,
+    Remembering,
     chosen,
     error_rate,
     read_references,
@@ -41,6 +42,25 @@ MODEL_FILE = "model.safetensors"
 SHARED = ("lexicon.txt", "lm.arpa")  # of the recognizer's folder
 
 
+class Once:
+    """A language model that scores no sentence twice.
+
+    Arguments
+    ---------
+    lm : LanguageModel
+    """
+
+    def __init__(self, lm):
+        self.lm, self.vocabulary, self.known = lm, lm.vocabulary, {}
+
+    def score(self, texts, progress=False):
+        """See `LanguageModel.score`."""
+        new = [text for text in dict.fromkeys(texts) if text not in self.known]
+        if new:
+            self.known.update(zip(new, self.lm.score(new, progress=progress)))
+        return [self.known[text] for text in texts]
+
+
 class Hypotheses:
     """The best hypotheses of systems, of which no pair is rescored twice.
 
@@ -51,9 +71,11 @@ class Hypotheses:
     """
 
     def __init__(self, ngram, sets):
-        self.ngram, self.sets = ngram, sets
+        self.ngram, self.sets = ngram and Remembering(ngram), sets
         self.references = {}  # set -> id -> words
-        self.language_model = cache(LanguageModel.from_pretrained)
+        self.language_model = cache(
+            lambda folder: Once(LanguageModel.from_pretrained(folder))
+        )
         self.of = cache(self._of)
 
     def _of(self, run, lm):

@@ -303,6 +303,23 @@ class Lexicon:
         ]
         write_text(path, "\n".join(lines) + "\n")
 
+    def of(self, words):
+        """The pronunciations of some words alone, with the same phones.
+
+        Arguments
+        ---------
+        words : sequence of str
+
+        Returns
+        -------
+        Lexicon
+        """
+        return Lexicon(
+            {word: self.pronunciations[word] for word in words},
+            self.phones[self.silence],
+            self.phones,
+        )
+
     def check_vocabulary(self, words):
         """Refuse the vocabulary of an n-gram with words that are not here.
 

@@ -508,7 +508,7 @@ def publish(brain, graphs, items, hparams):
         system["system"] = hparams.get("system", "fp32")
     published = folder / "published"
     if not hparams["ctc"]:
-        lexicon = _spoken(graphs.lexicon, graphs.vocabulary)
+        lexicon = graphs.lexicon.of(graphs.vocabulary)
         save_recognizer(model, published, lexicon, hparams["ngram_file"])
         packed = published / "model.safetensors"
         system["model_bytes"] = packed.stat().st_size
@@ -532,38 +532,18 @@ def publish(brain, graphs, items, hparams):
         write_card(published, metrics=metrics, reference=full, task=RECOGNITION)
 
 
-def _spoken(lexicon, words):
-    """The lexicon of these words alone, with the same phones."""
-    pronunciations = {word: lexicon.pronunciations[word] for word in words}
-    return Lexicon(
-        pronunciations, lexicon.phones[lexicon.silence], lexicon.phones
-    )
-
-
 def _begin(hparams):
-    """The network as training begins with it, and the search if there is one.
-
-    Checkpoints of another network are refused before any work.
-    """
+    """The search, if there is one, with the network as training begins."""
     model = hparams["model"]
     search = hparams["bottleneck_search"] if hparams["search"] else None
     if search:
         search.prepare(model)
     options = "the options of that training (--search, --bottlenecks, --size)"
-    if hparams["start_from"]:
-        load_best_(
-            model,
-            hparams["start_from"],
-            f"give {options}",
-            name="model",
-            key=_criterion(hparams),
-        )
-    check_same_network(
-        model,
-        hparams["checkpointer"],
-        f"give another --output_folder, or {options}",
-        name="model",
-    )
+    begin, key = hparams["start_from"], _criterion(hparams)
+    if begin:
+        load_best_(model, begin, f"give {options}", "model", key)
+    fix = f"give another --output_folder, or {options}"
+    check_same_network(model, hparams["checkpointer"], fix, "model")
     return search
 
 

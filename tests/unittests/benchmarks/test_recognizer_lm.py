@@ -179,3 +179,57 @@ def test_systems_of_other_tests_are_refused(whole, tmp_path):
     systems = [("one", first, whole.NONE), ("two", second, whole.NONE)]
     with pytest.raises(ValueError, match="another test"):
         whole.measured(systems, whole.Hypotheses(None, ["clean"]))
+
+
+def test_no_sentence_is_scored_twice(whole):
+    class Model:
+        vocabulary, scored = None, []
+
+        def score(self, texts, progress=False):
+            self.scored += texts
+            return [len(text) for text in texts]
+
+    lm = whole.Once(Model())
+    assert lm.score(["a", "bcd", "a"]) == [1, 3, 1]
+    assert lm.score(["bcd", "ef"]) == [3, 2]
+    assert lm.lm.scored == ["a", "bcd", "ef"]
+
+
+def test_times_are_ratios_within_a_round():
+    speed = script("speed/recognizer")
+    rows = {
+        "float": [dict.fromkeys(speed.STAGES, s) for s in (1.0, 3.0, 9.0)],
+        "bits": [dict.fromkeys(speed.STAGES, s) for s in (0.5, 1.5, 9.0)],
+    }
+    result = speed.factors(rows, seconds=10.0)
+    assert result["float"]["network"] == (0.3, 1.0)
+    assert result["bits"]["with rescoring"] == (4 * 0.15, 2.0)
+    assert "| bits | 0.1500 | 2.00 | 0.3000 | 2.00 |" in speed.table(result)
+
+
+def test_plans_are_compared_with_uniform_bits_of_their_seed():
+    plans = script("quality/recognizer_plans")
+    right, wrong, bad = "a b c d", "a b c x", "a x c"
+
+    def items(*said):
+        return {f"u{i}": (right, text) for i, text in enumerate(said)}
+
+    worse = items(*[wrong] * 8, *[bad] * 8, *[right] * 4)
+    kept = {
+        "full": items(*[right] * 20),
+        "2/1/uniform": {"bytes": 9, "items": worse},
+        "2/1/kl": {"bytes": 8, "items": items(*[right] * 19, bad)},
+        "2/2/kl": {"bytes": 8, "items": worse},
+    }
+    rows = plans.rows_of(kept)
+    assert [row["wer"] for row in rows] == [30.0, 2.5, 30.0]
+    expected = mapsswe(
+        (right, old[1], new[1])
+        for old, new in zip(
+            worse.values(), kept["2/1/kl"]["items"].values(), strict=True
+        )
+    )
+    assert rows[1]["p_uniform"] == expected.p < 0.05 < rows[1]["p_full"]
+    assert "p_uniform" not in rows[0] and "p_uniform" not in rows[2]
+    text = plans.table(rows, 0.0)
+    assert "| 2 | kl | 8 | 16.25 (2.50, 30.00) |" in text

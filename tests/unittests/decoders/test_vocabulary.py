@@ -129,6 +129,9 @@ def test_words_without_pronunciation():
     with pytest.raises(ValueError, match="'w4' and 4 more: add it"):
         lexicon.encode(several)
     lexicon.check_vocabulary(["one"])
+    more = Lexicon({"one": [["w"]], "two": [["t"]]}).of(["one"])
+    assert list(more.pronunciations) == ["one"]
+    assert more.phones == ["sil", "t", "w"] and more.silence == 0
     with pytest.raises(ValueError, match="n-gram has 1 words .*'two'.*belongs"):
         lexicon.check_vocabulary(["two", "one"])
     with pytest.raises(TypeError, match="transcript.split"):
