@@ -28,6 +28,7 @@ COLOURS = {
     "modelopt": "#d9a404",
     "parq": "#5f6caf",
     "diffq": "#8a6d3b",
+    "nncodec": "#576574",
 }
 MEASURES = (  # key, title, whether more is better
     ("si_snr", "SI-SNR, dB", True),

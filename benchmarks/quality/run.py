@@ -26,7 +26,10 @@ from speechbrain_mpq.evaluation.runs import significance, summarise
 
 HERE = Path(__file__).parent
 # The full-precision system first: the others are compared with it.
-TOOLS = ("full", "ours", "quanto", "hqq", "nncf", "modelopt", "parq", "diffq")
+TOOLS = (
+    *("full", "ours", "nncodec", "quanto", "hqq", "nncf", "modelopt", "parq"),
+    "diffq",
+)
 
 
 def file_of(tool, setting):

@@ -17,6 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ENVIRONMENT = HERE / ".venv"
+NNCODEC = "nncodec==2.1.3"
 
 
 def main():
@@ -39,6 +40,9 @@ def main():
     install = [python, "-m", "pip", "install", "--quiet"]
     install += ["-c", ROOT / "constraints.txt", "-r", HERE / "requirements.txt"]
     subprocess.run(install, check=True)
+    # It asks for NumPy 1, torchvision and more, which its coder does not need.
+    alone = [python, "-m", "pip", "install", "--quiet", "--no-deps", NNCODEC]
+    subprocess.run(alone, check=True)
     print(f"Ready: {python} benchmarks/quality/run.py")
 
 
