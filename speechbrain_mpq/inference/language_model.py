@@ -6,7 +6,6 @@ the language model's log-probability, plus the bonus for each of its words.
 """
 
 import math
-import re
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -24,10 +23,9 @@ from ..lobes.models.language_models import RNNS, TiedRNNLM, TiedTransformerLM
 from ..quantization.packing import read_model
 from .folder import VOCABULARY_FILE, fetch_folder, save_separator
 from .loading import load
-from .registry import choice, number, register, whole
+from .registry import checksum, choice, number, register, whole
 from .speech_recognition import HybridASR, Recognizer
 
-_SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
 BATCH = 32  # sentences scored together
 MOST_WORDS = 2**20  # of a vocabulary in a file
 ENGINES = ("torch", "onnx")
@@ -391,13 +389,6 @@ def save_language_model(model, folder, vocabulary, metadata=None, **card):
     return folder
 
 
-def _checksum(value, place):
-    """A SHA-256 in hexadecimal, or nothing."""
-    if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise ValueError(f"{place} must be a SHA-256 or empty")
-    return value
-
-
 def _build_on_meta(kind, **settings):
     """A model without memory for what its file will fill."""
     with torch.device("meta"):
@@ -423,7 +414,7 @@ _SIZES = {
     "size": whole(1, 2**12),
     "layers": whole(1, 128),
     "dropout": number(0, 1),
-    "vocabulary_sha256": _checksum,
+    "vocabulary_sha256": checksum,
 }
 _BESIDE = {VOCABULARY_FILE: read_vocabulary}
 register(

@@ -12,6 +12,7 @@ To share models of another class, call `register` in the file that defines it.
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from importlib import import_module
 
@@ -108,6 +109,26 @@ def choice(*values) -> callable:
 
 
 flag = choice(True, False)
+_SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
+
+
+def checksum(value, place):
+    """Check for a SHA-256 in hexadecimal, or an empty string.
+
+    Arguments
+    ---------
+    value : object
+    place : str
+        Where it stands, for messages.
+
+    Example
+    -------
+    >>> checksum("", "files_sha256[0]")
+    ''
+    """
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        raise ValueError(f"{place} must be a SHA-256 or empty")
+    return value
 
 
 def optional(check) -> callable:
@@ -242,6 +263,7 @@ def register(
     card=None,
     probe=None,
     needed_files=(),
+    may_lack=(),
 ):
     """Register a class that packed files may name and `load` builds.
 
@@ -260,6 +282,7 @@ def register(
         arguments,
         probe=probe,
         needed_files=dict(needed_files),
+        may_lack=tuple(may_lack),
     )
     if card is not None:
         CARDS[name] = card

@@ -21,12 +21,24 @@ from ..lobes.models.tdnnf import TDNNF
 from ..utils import SAMPLE_RATE
 from .audio import BlockResampler, read_segment
 from .chunks import relative_lengths
+from .engines.activations import file_digest
 from .folder import LEXICON_FILE, NGRAM_FILE, fetch_folder, save_separator
 from .loading import load
-from .registry import flag, number, optional, register, several, whole
+from .registry import (
+    checksum,
+    flag,
+    number,
+    optional,
+    register,
+    several,
+    whole,
+)
 
 ENGINES = ("torch", "onnx")
 SHORTEST = 400  # samples: one window of the features
+# What a folder has beside the weights -> the argument that replaces it; the
+# order is that of TDNNF's `files_sha256`
+_BESIDE = {LEXICON_FILE: "lexicon", NGRAM_FILE: "ngram"}
 
 
 class HybridASR:
@@ -134,7 +146,7 @@ class HybridASR:
         recognizer = cls(
             model,
             read_lexicon(folder, model, lexicon),
-            read_ngram(folder, ngram),
+            read_ngram(folder, model, ngram),
             **options,
         )
         if engine == "onnx":
@@ -349,17 +361,18 @@ def read_lexicon(folder, model, path=None):
         raise ValueError(
             f"{folder} does not tell its phones: save it with save_recognizer"
         )
-    path = _beside(folder / LEXICON_FILE, path, "lexicon")
+    path = _beside(folder, LEXICON_FILE, model, path)
     return Lexicon.read(path, silence=phones[0], phones=phones)
 
 
-def read_ngram(folder, path=None):
+def read_ngram(folder, model, path=None):
     """Read the word n-gram beside a network's weights, or another one.
 
     Arguments
     ---------
     folder : Path
         Packed folder.
+    model : TDNNF
     path : str or Path or None
         Another file to take.
 
@@ -367,23 +380,30 @@ def read_ngram(folder, path=None):
     -------
     Ngram
     """
-    return Ngram(_beside(folder / NGRAM_FILE, path, "ngram"))
+    return Ngram(_beside(folder, NGRAM_FILE, model, path))
 
 
-def _beside(usual, other, name):
+def _beside(folder, name, model, other):
     """The path of a file that a recognizer cannot do without."""
-    path = Path(other or usual)
+    path = Path(other or folder / name)
+    argument = _BESIDE[name]
     if not path.is_file():
         raise FileNotFoundError(
             f"no {path}: a recognizer needs it beside its weights, or another "
-            f"file as {name}"
+            f"file as {argument}"
+        )
+    expected = dict(zip(_BESIDE, model.settings["files_sha256"])).get(name)
+    if expected and not other and file_digest(path) != expected:
+        raise ValueError(
+            f"{path} is not the file that the folder was saved with: take that "
+            f"one, or name this one as {argument} if you mean it"
         )
     return path
 
 
 def _check_ngram(folder, model):
     """Refuse an n-gram whose words the lexicon beside it cannot pronounce."""
-    vocabulary = read_ngram(folder).vocabulary
+    vocabulary = read_ngram(folder, model).vocabulary
     read_lexicon(folder, model).check_vocabulary(vocabulary)
 
 
@@ -435,12 +455,14 @@ def save_recognizer(model, folder, lexicon, ngram, metadata=None, **card):
     Ngram(ngram)  # refuses what is no ARPA file
     packed = model.without_xent()
     packed.settings["phones"] = list(lexicon.phones)
-    card = {"task": RECOGNITION, **card}
-    folder = save_separator(packed, folder, metadata, **card)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     lexicon.write(folder / LEXICON_FILE)
     if Path(ngram).resolve() != (folder / NGRAM_FILE).resolve():
         (folder / NGRAM_FILE).write_bytes(Path(ngram).read_bytes())
-    return folder
+    packed.settings["files_sha256"] = [file_digest(folder / n) for n in _BESIDE]
+    card = {"task": RECOGNITION, **card}
+    return save_separator(packed, folder, metadata, **card)
 
 
 _SYMBOL = re.compile(r"[A-Za-z][A-Za-z0-9_@]{0,15}")
@@ -481,7 +503,9 @@ register(
         "bypass": number(0, 1),
         "scale": optional(number(1e-6, 1e6)),
         "phones": several(_symbol, 0, 2**15),
+        "files_sha256": several(checksum, 0, len(_BESIDE)),
     },
     probe=_probe,
+    may_lack=("files_sha256",),  # files of before have none
     needed_files={LEXICON_FILE: read_lexicon, NGRAM_FILE: _check_ngram},
 )

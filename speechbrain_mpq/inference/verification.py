@@ -143,7 +143,13 @@ def _needed_problems(folder, packed, model):
         try:
             check(folder, model)
         except (OSError, ValueError) as error:
-            problems.append(f"{folder / name}: {error}")
+            text = str(error)  # of one file, maybe, that two checks read
+            own = (
+                text
+                if text.startswith(str(folder))
+                else (f"{folder / name}: {text}")
+            )
+            problems += [own] if own not in problems else []
     problems += [
         f"{folder / name}: does not belong here"
         for name in (VOCABULARY_FILE, LEXICON_FILE, NGRAM_FILE)

@@ -344,6 +344,9 @@ class TDNNF(torch.nn.Module):
     phones : sequence of str
         Symbols that the outputs stand for, where they are known: two outputs
         each, in this order.
+    files_sha256 : sequence of str
+        Checksums of the lexicon and the n-gram that a packed folder has beside
+        the weights; empty where they are not known.
 
     Example
     -------
@@ -371,6 +374,7 @@ class TDNNF(torch.nn.Module):
         bypass=BYPASS,
         scale=None,
         phones=(),
+        files_sha256=(),
     ):
         super().__init__()
         _check_counts(outputs, phones, bottlenecks, strides)
@@ -389,6 +393,7 @@ class TDNNF(torch.nn.Module):
             "bypass": bypass,
             "scale": scale,
             "phones": list(phones),
+            "files_sha256": list(files_sha256),
         }
         self.subsampling, self.scale, self._steps = subsampling, scale, 0
         self.splice, self.context = context, context + sum(strides)

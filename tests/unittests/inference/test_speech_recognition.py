@@ -11,6 +11,7 @@ from speechbrain_mpq.decoders.ngram import Ngram, estimate_arpa
 from speechbrain_mpq.decoders.vocabulary import Lexicon
 from speechbrain_mpq.evaluation import results
 from speechbrain_mpq.evaluation.task import find_task
+from speechbrain_mpq.inference import speech_recognition
 from speechbrain_mpq.inference.loading import load
 from speechbrain_mpq.inference.quality_estimation import save_quality_estimator
 from speechbrain_mpq.inference.registry import build, describe
@@ -215,9 +216,30 @@ def test_verification_needs_what_is_beside_the_weights(folder, name):
     content = (folder / name).read_text()
     (folder / name).write_text(content.replace("tea", "sea"))
     (problem,) = check_folder(folder)
-    assert "without pronunciation, 'sea'" in problem or "'tea'" in problem
+    assert f"{name} is not the file that the folder was saved with" in problem
+    with pytest.raises(ValueError, match="saved with: take that one, or name"):
+        HybridASR.from_pretrained(folder)
+    (folder / name).write_text(content)
+    HybridASR.from_pretrained(folder)
     (folder / name).unlink()
     assert any(f"no {folder / name}" in one for one in check_folder(folder))
+
+
+def test_folders_without_checksums_load(folder, monkeypatch):
+    load_network = speech_recognition.load
+
+    def of_before(path):
+        model = load_network(path)
+        model.settings["files_sha256"] = []
+        return model
+
+    monkeypatch.setattr(speech_recognition, "load", of_before)
+    content = (folder / "lexicon.txt").read_text()
+    (folder / "lexicon.txt").write_text(content.replace("tea", "sea"))
+    with pytest.raises(ValueError, match="without pronunciation, 'tea'"):
+        HybridASR.from_pretrained(folder)
+    (folder / "lexicon.txt").write_text(content + "at ey t\n")
+    HybridASR.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("silence, vowel", [("SIL", "IY1"), ("sil", "iy")])
