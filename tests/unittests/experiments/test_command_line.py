@@ -120,7 +120,9 @@ def test_what_cannot_be_done_is_refused_before_baselines(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("word", [*sorted({*SCORERS} - {"table"}), "mask_error"])
+@pytest.mark.parametrize(
+    "word", [*sorted({*SCORERS} - {"table"}), "mask_error"]
+)
 def test_scores_are_words(word):
     hparams = read(KL, "--scores", word, "--rows", "8").steps[-1].hparams
     scorer = SCORERS.get(word)
