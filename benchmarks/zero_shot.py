@@ -6,9 +6,9 @@
 Mixtures of the utterances of `test_speech.json` (or of --split valid) in the
 rooms of that split, angle buckets in turn; as many as there are utterances are
 train.py's own. --noise 10 adds generated noise from a place of its own, 10 dB
-below the target, --vary what else a training with `Augmentation` varies, one by
-one. Confusion is the share of mixtures, but for the closest bucket, whose
-estimate is nearer (in SI-SNR) to the other talker. With --asr also word error
+below the target, --vary what else a training with `Augmentation` varies.
+Confusion is that of metrics.json, the share of estimates below 0 dB, here
+without the closest bucket. With --asr also word error
 rates: of the utterances as they are, and of mixture, estimate and reverberant
 target. --save writes the scores of each.
 """
@@ -56,14 +56,13 @@ def score(separators, maker, count, recognize=None, pesq=False):
     Returns
     -------
     items : dict
-        System -> test items of the separation task, with "si_snr_interferer".
+        System -> test items of the separation task.
     """
     items, pairs = {name: [] for name in ("mixture", *separators)}, []
     for drawn in tqdm(drawn_mixtures(maker, count), total=count, disable=None):
         signals = maker.render(drawn)
         mixture = torch.from_numpy(signals["mixture"])
         target = torch.from_numpy(signals["target"])
-        interferer = torch.from_numpy(signals["interferer"])
         doa = torch.tensor([[drawn["doa_given"]]])
         outputs = {"mixture": mixture[:, 0]}
         for name, separator in separators.items():
@@ -73,32 +72,22 @@ def score(separators, maker, count, recognize=None, pesq=False):
             "si_snr_mixture": si_snr(mixture[:, 0], target).item(),
             "reference": maker.speech[drawn["target"]]["words"],
             "hypothesis_target": recognize(target) if recognize else None,
+            "pesq": None,
         }
         for name, output in outputs.items():
-            pairs.append((output.numpy(), target.numpy()))
-            items[name].append(
-                {
-                    **shared,
-                    "si_snr": si_snr(output, target).item(),
-                    "si_snr_interferer": si_snr(output, interferer).item(),
-                    "hypothesis": recognize(output) if recognize else "",
-                }
-            )
-    scores = [None] * len(pairs)
+            item = {
+                **shared,
+                "si_snr": si_snr(output, target).item(),
+                "hypothesis": recognize(output) if recognize else "",
+            }
+            items[name].append(item)
+            pairs.append((item, output.numpy(), target.numpy()))
     if pesq:
-        scores = pesq_many(pairs, workers=1, skip_undefined=True)
-    for number, value in enumerate(scores):
-        items[[*items][number % len(items)]][number // len(items)]["pesq"] = (
-            value
-        )
+        waveforms = [pair for _, *pair in pairs]
+        scores = pesq_many(waveforms, workers=1, skip_undefined=True)
+        for (item, *_), value in zip(pairs, scores, strict=True):
+            item["pesq"] = value
     return items
-
-
-def confusion(items):
-    """Percent of mixtures with the other talker, but for the closest bucket."""
-    apart = [item for item in items if item["angle"] >= BUCKETS[0][1]]
-    other = [item["si_snr_interferer"] > item["si_snr"] for item in apart]
-    return 100 * np.mean(other)
 
 
 def table(items, recognize, pesq):
@@ -113,7 +102,8 @@ def table(items, recognize, pesq):
             inside[SEPARATION.conditions.of(item)].append(item)
         blocks = [SEPARATION.summarise(inside[name]) for name in names]
         means = [block["si_snr"] for block in blocks]
-        line = [system[-40:], *means, np.mean(means), confusion(scored)]
+        confused = 100 * np.mean([b["confusions"] for b in blocks[1:]])
+        line = [system[-40:], *means, np.mean(means), confused]
         if pesq:
             line.append(np.mean([block["pesq"] for block in blocks]))
         if recognize:
