@@ -177,8 +177,13 @@ def test_signals_end_it_as_an_error_would(tmp_path, name):
         "finally:\n"
         f"    pathlib.Path({str(tmp_path / 'tidied')!r}).touch()\n"
     )
-    with pytest.raises(SystemExit) as ended:
-        main([str(script)])
+    # Under nohup it is ignored, and stays so: a training goes on
+    before = signal.signal(getattr(signal, name), signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main([str(script)])
+    finally:
+        signal.signal(getattr(signal, name), before)
     assert ended.value.code == 128 + getattr(signal, name)
     assert (tmp_path / "tidied").exists()
 

@@ -403,18 +403,19 @@ class TDNNF(torch.nn.Module):
         self.first_norm = torch.nn.BatchNorm1d(size, affine=False)
         self.first_dropout = ContinuousDropout()
         self.slow = _first_slow(strides, subsampling)
-        self.layers = torch.nn.ModuleList(
-            TDNNFLayer(size, bottleneck, stride, bypass, scale)
-            for bottleneck, stride in zip(bottlenecks, self._own_strides())
-        )
+        self.layers = torch.nn.ModuleList(self._own_layers())
         self.prefinal = torch.nn.Conv1d(size, prefinal, 1, bias=False)
         self.chain = Prefinal(prefinal, size, outputs)
         self.xent = Prefinal(prefinal, size, outputs) if xent else None
 
-    def _own_strides(self):
-        """Strides in frames of the layer: slow ones see every third only."""
-        for index, stride in enumerate(self.settings["strides"]):
-            yield stride // (self.subsampling if index >= self.slow else 1)
+    def _own_layers(self):
+        """Layers with strides in frames of their own: slow ones see a third."""
+        size, bypass = self.settings["size"], self.settings["bypass"]
+        for index, (bottleneck, stride) in enumerate(
+            zip(self.settings["bottlenecks"], self.settings["strides"])
+        ):
+            stride //= self.subsampling if index >= self.slow else 1
+            yield TDNNFLayer(size, bottleneck, stride, bypass, self.scale)
 
     def forward(self, feats, wav_lens=None, speaker=None, heads=False):
         """Raw outputs of each frame.
