@@ -182,11 +182,13 @@ class LanguageModel:
         encode = self.vocabulary.encode_as_ids
         tokens = [encode(sentence) for sentence in sentences]
         self._check_lengths(tokens)
-        # Alike lengths together: little padding.
+        # Alike lengths together: little padding. The longest first: what they
+        # give back holds the shorter, while larger and larger batches would
+        # each take new memory (9 GB for 17,000 hypotheses, in place of 2)
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
         scores = {}
         starts = range(0, len(order), batch)
-        for start in tqdm(starts, "scoring", disable=not progress):
+        for start in tqdm(starts[::-1], "scoring", disable=not progress):
             some = order[start : start + batch]
             rows = self._score([tokens[i] for i in some])
             scores.update(zip(some, rows))
