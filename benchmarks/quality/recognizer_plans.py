@@ -101,26 +101,26 @@ class Bench:
         dequantize_(self.model)
         self.model.load_state_dict(self.full)
         scores = self.scores(plan, seed)
-        choose_bits(
-            self.brain(),
-            self.half(seed),
-            scores,
-            bits,
-            scheme=self.scheme,
-            loader_kwargs={"batch_size": BATCH},
-            candidate_bits=CANDIDATES,
-            min_bits=1,
-            method="post_training",
-            folder=self.tables / f"{seed}" if scores == "kl" else None,
-        )
         with scratch_folder() as folder:
-            save_recognizer(
+            choose_bits(
+                self.brain(),
+                self.half(seed),
+                scores,
+                bits,
+                scheme=self.scheme,
+                loader_kwargs={"batch_size": BATCH},
+                candidate_bits=CANDIDATES,
+                min_bits=1,
+                method="post_training",
+                folder=self.tables / f"{seed}" if scores == "kl" else folder,
+            )
+            packed = save_recognizer(
                 self.model,
-                folder,
+                Path(folder, "packed"),
                 self.graphs.lexicon,
                 self.hparams["ngram_file"],
             )
-            return Path(folder, "model.safetensors").stat().st_size
+            return (packed / "model.safetensors").stat().st_size
 
     @torch.inference_mode()
     def recognize(self):
