@@ -43,6 +43,8 @@ MAX_NAME = 255  # bytes, on all usual file systems
 NAME_PART = 32  # characters of a name that a temporary name repeats
 MAX_JSON = 2**28  # bytes
 MAX_INTEGER = 2**64  # in JSON: what no tensor can hold is a mistake
+# What SpeechBrain's manifests name a part of a file by
+PART_KEYS = "start", "stop", "begin_time", "end_time"
 PIPE_SECONDS = 10.0  # that a named pipe may take to begin
 _ABANDONED = re.compile(rf"\..*\.[0-9a-f]{{32}}{re.escape(PARTIAL)}", re.DOTALL)
 _SCRATCH = ".speechbrain_mpq."
@@ -454,6 +456,22 @@ def _small(digits):
 def _no_constant(word):
     """Refuse the words that Python takes for numbers and JSON does not."""
     raise ValueError(f"{word} is no JSON")
+
+
+def refuse_parts(name, entry):
+    """Refuses a manifest's entry of a part of a file where whole ones are read.
+
+    Example
+    -------
+    >>> refuse_parts("a", {"wav": "a.wav", "start": "", "duration": 2.0})
+    """
+    parts = [key for key in PART_KEYS if entry.get(key) not in (None, "")]
+    parts += ["wav"] if isinstance(entry.get("wav"), dict) else []
+    if parts:
+        raise ValueError(
+            f"entry {name!r} names a part of a file by {' and '.join(parts)}: "
+            "whole files are read here, write the part into one of its own"
+        )
 
 
 def repeated_blocks(names):

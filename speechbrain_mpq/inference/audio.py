@@ -18,7 +18,12 @@ import soundfile
 import torch
 
 from ..utils import SAMPLE_RATE, open_input
-from .audio_headers import ChangedFile, read_header, samples_warning
+from .audio_headers import (
+    ChangedFile,
+    decoder_warning,
+    read_header,
+    samples_warning,
+)
 
 logger = logging.getLogger(__name__)
 BLOCK_SECONDS = 3.0
@@ -141,6 +146,7 @@ class AudioFile:
         with self._decoded() as file:
             self.rate, self.frames = file.samplerate, file.frames
             self.channels = file.channels
+            self._warning = self._header.warning or decoder_warning(file)
         self._array = array_size is not None
         if microphones is None:
             microphones = range(1, self.channels + 1)
@@ -333,8 +339,8 @@ class AudioFile:
 
     def _wrong_length(self, declared):
         """Warnings on a wrong length in the header."""
-        if self._header.warning:
-            yield f"{self.name}: {self._header.warning}"
+        if self._warning:
+            yield f"{self.name}: {self._warning}"
         elif self.frames != declared:
             yield f"{self.name}: {samples_warning(declared, self.frames)}"
 
@@ -419,11 +425,11 @@ def read_segment(source, start=0, stop=None, name=None):
             opened = stack.enter_context(open(source, "rb"))
         opened.seek(0)
         header = read_header(opened)
-        if header.warning:
-            logger.warning(f"{name}: {header.warning}")
         opened.seek(0)
         with _decoder(opened, source, header, name) as file:
             channels, position = file.channels, 0
+            if warning := header.warning or decoder_warning(file):
+                logger.warning(f"{name}: {warning}")
             while stop is None or position < stop:
                 size = 2**18 if stop is None else min(2**18, stop - position)
                 block = file.read(size, dtype="float32", always_2d=True)
@@ -433,7 +439,7 @@ def read_segment(source, start=0, stop=None, name=None):
                 blocks.append(block[max(0, start - position + len(block)) :])
             rate, declared = file.samplerate, header.frames or file.frames
     # What is decoded piece by piece ends where it was cut off
-    if stop is None and not header.warning and position < declared < 2**48:
+    if stop is None and not warning and position < declared < 2**48:
         logger.warning(f"{name}: {samples_warning(declared, position)}")
     return np.concatenate([np.zeros((0, channels), np.float32), *blocks]), rate
 

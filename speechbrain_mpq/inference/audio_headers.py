@@ -18,6 +18,10 @@ _NIST_COUNTS = {"sample_count", "channel_count", "sample_n_bytes"}
 _MP3_FRAME = 2**12  # bytes in which the first frame ends
 _MP3 = (b"\xff\xfb", b"\xff\xf3", b"\xff\xfa", b"\xff\xf2")  # a frame's start
 _W64 = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # of all its names
+# What libsndfile reads without a word where it was cut off: what it notes of
+# some of them, and those that have no length in their headers
+_NOTED = {"AVR", "MAT4", "MPC2K", "SVX", "VOC"}
+_WITHOUT_LENGTH = {"IRCAM", "MAT5", "PAF", "PVF", "XI"}
 
 
 @dataclass(frozen=True)
@@ -214,6 +218,34 @@ def samples_warning(declared, samples):
     )
 
 
+def decoder_warning(file):
+    """What a decoder finds of a length that `read_header` knows nothing of.
+
+    Arguments
+    ---------
+    file : soundfile.SoundFile
+
+    Returns
+    -------
+    str
+        Empty where nothing is wrong.
+    """
+    notes, kind = file.extra_info, file.format
+    if kind in _WITHOUT_LENGTH:
+        return (
+            f"{kind} files do not tell how long they are: if it was cut off, "
+            "nothing shows it. Convert the original to WAV"
+        )
+    declared = re.search(r"(?m)^ *Frames +: (\d+)$", notes)
+    if kind not in _NOTED:
+        return ""
+    if declared and int(declared[1]) != file.frames:
+        return samples_warning(int(declared[1]), file.frames)
+    if "truncated" in notes or "should be" in notes:
+        return "it was cut off, and what there is is taken"
+    return ""
+
+
 def _walk(file, length, chunks, position):
     """Name -> (place of the length, length) of chunks up to the sound."""
     while position + chunks.name < length:
@@ -233,6 +265,8 @@ def _walk(file, length, chunks, position):
 def _is_whole(file, length, chunks, position):
     """Whether nothing but chunks stands between a place and the end."""
     head = chunks.name + struct.calcsize(chunks.size)
+    if position > length:
+        return False
     for begin in {position, position + -position % chunks.align}:
         while begin + head <= length:
             file.seek(begin)

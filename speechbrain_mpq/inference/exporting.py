@@ -19,7 +19,13 @@ from ..lobes.models.separator import MIN_RMS
 from ..lobes.models.spatial_features import check_doa
 from ..locks import alone_in
 from ..quantization.packing import MODEL_FILE, read_model
-from ..utils import SAMPLE_RATE, read_json, scratch_folder, write_json
+from ..utils import (
+    SAMPLE_RATE,
+    read_json,
+    refuse_parts,
+    scratch_folder,
+    write_json,
+)
 from .audio import AudioError, AudioFile
 from .engines.activations import (
     RANGES_FILE,
@@ -55,12 +61,14 @@ def read_manifest(path, planar=False):
     form = 'write {"id": {"wav": "mix.flac", "doa": 60}, ...}'
     content = read_json(path, missing=form, broken=form)
     recordings = []
+    root = path.parent.resolve()
     try:
-        for entry in content.values():
-            name = entry["wav"].replace("{data_root}", str(path.parent))
+        for key, entry in content.items():
+            refuse_parts(key, entry)
+            name = entry["wav"].replace("{data_root}", str(root))
             doa = float(entry["doa"])
             check_doa(torch.tensor([doa]), planar)
-            recordings.append((path.parent / name, doa))
+            recordings.append((root / name, doa))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is no calibration manifest ({error!r}): {form}"

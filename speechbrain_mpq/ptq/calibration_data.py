@@ -1,5 +1,6 @@
 """Audio of a SpeechBrain manifest, as a pretrained interface wants it."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,9 @@ from tqdm import tqdm
 from ..inference.audio import read_segment
 from ..utils import read_text, scratch_folder, strict_json
 
+# What other tools name a part of a file by
+FOREIGN_KEYS = "offset", "frame_offset", "num_frames", "begin", "end"
+TIME_ERROR = 0.02  # seconds that a time in a manifest may be wrong by
 TEXT_KEYS = "txt", "text", "words", "label", "char"  # in SpeechBrain's recipes
 
 
@@ -172,32 +176,66 @@ def read_audio(name, entry, key, normalize):
     torch.Tensor
         [time].
     """
-    files, start, stop = _segment_of(name, entry, key)
+    part = _part_of(name, entry, key)
     try:
-        parts = [read_segment(path, start, stop) for path in files]
+        start, stop = part.samples()
+        parts = [read_segment(path, start, stop) for path in part.files]
         rates = sorted({rate for _, rate in parts})
         if len(rates) > 1:
             raise ValueError(f"its files are sampled at {rates} Hz: resample")
-        channels = np.concatenate([part for part, _ in parts], 1)
+        channels = np.concatenate([samples for samples, _ in parts], 1)
+        channels = part.channels(channels)
     except (OSError, ValueError) as error:
         raise ValueError(f"manifest entry {name!r}: {error}") from error
     audio, rate = torch.from_numpy(channels), rates[0]
-    if stop is not None and len(audio) != stop - start:
+    # Times are rounded somewhere: a few samples more than there are are no lie
+    spare = round(TIME_ERROR * rate) if part.seconds else 0
+    if stop is not None and len(audio) < stop - start - spare:
         raise ValueError(
-            f"manifest entry {name!r}: {files[0]} has no samples {start} to "
-            f"{stop}, it ends at {start + len(audio)}"
+            f"manifest entry {name!r}: {part.files[0]} has no samples {start} "
+            f"to {stop}, it ends at {start + len(audio)}"
         )
     audio = normalize(audio, rate)
     if not len(audio) or not torch.isfinite(audio).all():
         raise ValueError(
-            f"{files[0]} (manifest entry {name!r}) is empty or has NaN or "
+            f"{part.files[0]} (manifest entry {name!r}) is empty or has NaN or "
             "infinite samples: leave it out"
         )
     return audio
 
 
-def _segment_of(name, entry, key):
-    """Files, first sample and the one behind the last, of an entry."""
+@dataclass(frozen=True)
+class _Part:
+    """The part of a recording that an entry names."""
+
+    files: list  # of paths, side by side
+    start: float  # in samples or seconds
+    stop: float | None  # None: the end
+    seconds: bool
+    channel: object  # what the entry says of channels; None: nothing
+
+    def samples(self):
+        """First sample and the one behind the last."""
+        if not self.seconds:
+            return self.start, self.stop
+        _, rate = read_segment(self.files[0], 0, 1)
+        return int(self.start * rate), int(self.stop * rate)
+
+    def channels(self, samples):
+        """Those of [samples, channels] that are meant, as recipes take them."""
+        count = samples.shape[1]
+        if self.channel in (None, count) or count == 1:
+            return samples
+        if self.channel not in ("A", "B"):
+            raise ValueError(
+                f"channel is {self.channel!r}, of {self.files[0]} with its "
+                f"{count}: SpeechBrain's recipes know A and B"
+            )
+        return samples[:, "AB".index(self.channel)][:, None]
+
+
+def _part_of(name, entry, key):
+    """What an entry means, in any form of SpeechBrain's recipes."""
     if key not in entry:
         raise ValueError(
             f"manifest entry {name!r} has no key {key!r} that names its audio "
@@ -212,36 +250,56 @@ def _segment_of(name, entry, key):
             f"manifest entry {name!r}: {key!r} is {entry[key]!r}, not the name "
             'of a file or {"file": name, "start": samples, "stop": samples}'
         )
-    start = _samples(name, limits, "start") or 0
-    stop = _samples(name, limits, "stop")
+    limits = {k: v for k, v in limits.items() if v not in (None, "")}
+    try:
+        start, stop, seconds = _limits(limits)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"manifest entry {name!r}: {error}") from error
     if stop is not None and stop <= start:
         raise ValueError(
             f"manifest entry {name!r}: stop {stop} is not behind start {start}"
         )
-    return files, start, stop
+    channel = limits.get("channel", limits.get("channels"))
+    return _Part(files, start, stop, seconds, channel)
 
 
-def _samples(name, limits, key):
-    """A number of samples, or None where there is none."""
-    value = limits.get(key)
-    if value is None or value == "":
-        return None
-    try:
-        samples = float(value)
-        if isinstance(value, bool) or samples != int(samples) or samples < 0:
-            raise ValueError("no whole number of samples")
-    except (TypeError, ValueError, OverflowError) as error:
+def _limits(entry):
+    """Start, stop (or None), and whether they are seconds."""
+    unknown = [key for key in FOREIGN_KEYS if key in entry]
+    if unknown:
         raise ValueError(
-            f"manifest entry {name!r}: {key} is {value!r}, not a number of "
-            "samples"
-        ) from error
-    return int(samples)
+            f"{unknown[0]!r} is not known to SpeechBrain: parts of files are "
+            "given by start and stop, in samples"
+        )
+    if "begin_time" in entry or "end_time" in entry:  # as in GigaSpeech
+        names = "begin_time", "end_time"
+        return *(_number(entry, key) for key in names), True
+    if "start" in entry and "duration" in entry and "stop" not in entry:
+        start = _number(entry, "start")  # as in Libriheavy
+        return start, start + _number(entry, "duration"), True
+    stop = _number(entry, "stop", whole=True) if "stop" in entry else None
+    return _number({"start": 0, **entry}, "start", whole=True), stop, False
+
+
+def _number(entry, key, whole=False):
+    """A number of samples or seconds."""
+    value = entry.get(key)
+    what = "number of samples" if whole else "number of seconds"
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not 0 <= number < math.inf:
+        raise ValueError(f"{key} is {value!r}, not a {what}")
+    if whole and number != int(number):
+        raise ValueError(f"{key} is {value!r}, not a {what}")
+    return int(number) if whole else number
 
 
 def check_files(entries, key="wav"):
     """Refuse entries whose audio is not there, before any work."""
     for name, entry in entries.items():
-        for path in _segment_of(name, entry, key)[0]:
+        for path in _part_of(name, entry, key).files:
             if not Path(path).is_file():
                 raise ValueError(
                     f"manifest entry {name!r}: no file {path}. What stands for "

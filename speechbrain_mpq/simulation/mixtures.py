@@ -12,7 +12,13 @@ import numpy as np
 import scipy.fft
 import soundfile
 
-from ..utils import BUCKETS, SAMPLE_RATE, read_text, strict_json
+from ..utils import (
+    BUCKETS,
+    SAMPLE_RATE,
+    read_text,
+    refuse_parts,
+    strict_json,
+)
 from .noise import draw_by
 from .rooms import angle_between
 
@@ -485,6 +491,12 @@ def load_speech(manifest, data_root):
         raise ValueError(
             f"{manifest} is no JSON ({error}): write it again"
         ) from error
+    if not isinstance(entries, dict) or not all(
+        isinstance(entry, dict) for entry in entries.values()
+    ):
+        raise ValueError(
+            f'{manifest} is no manifest, which is {{"id": {{"wav": ...}}, ...}}'
+        )
     for key, entry in entries.items():
         missing = {"wav", "words", "speaker"} - set(entry)
         if missing:
@@ -492,5 +504,11 @@ def load_speech(manifest, data_root):
                 f"{manifest}: {key} has no {sorted(missing)}: every utterance "
                 "needs wav, words and speaker"
             )
+        try:
+            refuse_parts(key, entry)
+        except ValueError as error:
+            raise ValueError(f"{manifest}: {error}") from error
+        if not isinstance(entry["wav"], str):
+            raise ValueError(f"{manifest}: wav of {key} is no file's name")
         entry["wav"] = entry["wav"].replace("{data_root}", str(data_root))
     return entries

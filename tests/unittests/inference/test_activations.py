@@ -232,6 +232,8 @@ def test_nan_in_calibration_is_refused(tmp_path):
         '{"a": {"wav": "x", "doa": 200}}',
         *("[" * 100000, '{"a": {"wav": "x", "doa": ' + "9" * 400 + "}}"),
         '{"a": 1, "a": 2}',
+        '{"a": {"wav": "x", "doa": 60, "start": 0, "stop": 800}}',
+        '{"a": {"wav": {"file": "x", "start": 9}, "doa": 60}}',
     ],
 )
 def test_bad_manifest_is_refused(text, tmp_path):
@@ -239,3 +241,15 @@ def test_bad_manifest_is_refused(text, tmp_path):
     path.write_text(text)
     with pytest.raises(ValueError, match="manifest.json"):
         read_manifest(path)
+
+
+def test_relative_names_begin_at_the_manifest(tmp_path, monkeypatch):
+    """Also where the manifest itself is named by a relative path."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    names = "x.wav", "{data_root}/x.wav", str(folder / "x.wav")
+    entries = {name: {"wav": name, "doa": 60} for name in names}
+    (folder / "m.json").write_text(json.dumps(entries))
+    found = read_manifest("data/m.json")
+    assert found == 3 * [(folder / "x.wav", 60.0)]

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import re
 import threading
 
 import numpy as np
@@ -252,6 +253,40 @@ def test_recordings_that_were_cut_off_or_appended_are_told(
         lengths.append(len(samples))
     assert lengths[0] == 48000 and 15000 < lengths[1] < 40000
     assert lengths[2] == (96000 + 1024 // 6 if kind == "NIST" else 48000)
+
+
+RARE = {
+    **dict.fromkeys(("VOC", "SVX", "MAT4"), ("", "it was cut off")),
+    **dict.fromkeys(("AVR", "MPC2K"), ("", "header tells 48000 samples")),
+    **dict.fromkeys(("PAF", "PVF", "IRCAM", "MAT5"), 2 * ("do not tell how",)),
+}
+
+
+@pytest.mark.parametrize("kind", RARE)
+def test_rare_formats_that_were_cut_off_are_told(kind, tmp_path, caplog):
+    channels = 1 if kind in ("SVX", "VOC") else 2
+    file = io.BytesIO()
+    signal = noise(48000, channels)
+    soundfile.write(file, signal, 16000, "PCM_16", format=kind)
+    content, path = file.getvalue(), tmp_path / "a"
+    for part, warning in zip((1.0, 0.6), RARE[kind], strict=True):
+        caplog.clear()
+        path.write_bytes(content[: int(part * len(content))])
+        samples, _ = read_segment(path)
+        assert abs(len(samples) - part * 48000) < 500
+        assert warning in caplog.text and bool(warning) == bool(caplog.text)
+        told = "".join(AudioFile(path).scan().warnings)
+        assert warning in told and bool(warning) == bool(told)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "RF64", "W64", "AIFF", "AU", "CAF"])
+def test_a_single_byte_that_is_missing_is_told(kind, tmp_path):
+    soundfile.write(tmp_path / "a", noise(9000, 3), 16000, format=kind)
+    content = (tmp_path / "a").read_bytes()
+    (tmp_path / "a").write_bytes(content[:-1])
+    assert opened(tmp_path / "a").scan().samples == 8999
+    (warning,) = opened(tmp_path / "a").scan().warnings
+    assert re.search(r"tells 540\d\d bytes of sound, the file holds", warning)
 
 
 def test_a_length_for_pipes_is_no_lie():

@@ -137,9 +137,43 @@ def test_columns_of_a_csv(audio, tmp_path):
     assert [len(item.audio) for item in found] == [7, 391]
 
 
+TIMES = {
+    "Libriheavy": {"wav": NAME, "start": 0.00625, "duration": "0.0125"},
+    "GigaSpeech": {"wav": NAME, "begin_time": "0.00625", "end_time": 0.01875},
+    "no limits": {"wav": NAME, "start": "", "stop": None, "duration": 1.5},
+}
+
+
+@pytest.mark.parametrize("form", TIMES)
+def test_times_are_those_of_speechbrains_recipes(form, audio, tmp_path):
+    (item,) = items(tmp_path, {"a": TIMES[form]})
+    wanted = audio if form == "no limits" else audio[100:300]
+    assert np.allclose(item.audio, wanted, atol=1e-4)
+
+
+def test_a_channel_is_that_of_switchboard(tmp_path):
+    """It is no mean of both sides of a telephone call."""
+    sides = np.random.default_rng(0).standard_normal((400, 2)) / 9
+    soundfile.write(tmp_path / "long.wav", sides, 16000)
+    entries = {
+        side: {"wav": NAME, "start": 0, "stop": 400, "channel": side}
+        for side in "AB"
+    }
+    for item, side in zip(items(tmp_path, entries), sides.T, strict=True):
+        assert np.allclose(item.audio, side, atol=1e-4)
+    with pytest.raises(ValueError, match="channel is 1, of .* with its 2"):
+        items(tmp_path, {"a": {"wav": NAME, "channel": 1}})
+
+
 @pytest.mark.parametrize(
     "entry, match",
     [
+        ({"wav": NAME, "start": 0, "duration": -1}, "duration is -1, not a nu"),
+        ({"wav": NAME, "start": 0, "duration": "0"}, "stop 0.0 is not behind"),
+        ({"wav": NAME, "start": 9, "duration": 2}, "has no samples 144000 to"),
+        ({"wav": NAME, "begin_time": 0}, "end_time is None, not a number"),
+        ({"wav": NAME, "offset": 1, "duration": 2}, "'offset' is not known"),
+        ({"wav": NAME, "stop": "1e999"}, "stop is '1e999', not a number of s"),
         ({"wav": NAME, "start": 300, "stop": 500}, "has no samples 300 to 500"),
         ({"wav": NAME, "start": 3, "stop": 3}, "stop 3 is not behind start 3"),
         ({"wav": NAME, "start": 0.5}, "start is 0.5, not a number of samples"),

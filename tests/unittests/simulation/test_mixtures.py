@@ -206,6 +206,29 @@ def test_manifest_with_a_missing_key(tmp_path):
         load_speech(tmp_path / "none.json", tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content, match",
+    [
+        ("[1]", "is no manifest"),
+        ('{"a": 5}', "is no manifest"),
+        ('{"a": {"wav": 5, "words": "", "speaker": ""}}', "no file's name"),
+        (
+            '{"a": {"wav": "a", "words": "", "speaker": "", "start": 1}}',
+            "names a part of a file by start",
+        ),
+        (
+            '{"a": {"wav": {"file": "a"}, "words": "", "speaker": ""}}',
+            "names a part of a file by wav",
+        ),
+    ],
+)
+def test_manifests_that_cannot_be_mixed(content, match, tmp_path):
+    path = tmp_path / "speech.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"speech.json.*{match}"):
+        load_speech(path, tmp_path)
+
+
 def test_one_speaker_cannot_make_a_mixture(speech):
     for entry in speech.values():
         entry["speaker"] = "same"
