@@ -490,6 +490,8 @@ def _add_choices(add):
 
 def _add_scheme(add):
     """What is quantized, and to which bits."""
+    from .commands.arguments import bits_number
+
     add("--include", nargs="+", default=("*",), help="patterns")
     add("--exclude", nargs="+", default=(), help="patterns")
     add(
@@ -512,12 +514,12 @@ def _add_scheme(add):
     add("--rows", type=int, help="most output channels that share their bits")
     add(
         "--candidate_bits",
-        type=int,
+        type=bits_number,
         nargs="+",
         help="bits to choose from",
     )
     add("--batches", type=int, default=8, help="of validation data")
-    add("--min_bits", type=int, default=2, help="of any cluster")
+    add("--min_bits", type=bits_number, default=2, help="of any cluster")
     add("--equal_bits", nargs="+", default=(), help="qkv, gates, patterns")
     add(
         "--rounding",

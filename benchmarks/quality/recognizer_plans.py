@@ -26,6 +26,7 @@ import torch
 from speechbrain.dataio.dataset import FilteredSortedDynamicItemDataset
 
 from speechbrain_mpq import choose_bits
+from speechbrain_mpq.commands.arguments import bits_number
 from speechbrain_mpq.evaluation.significance import mapsswe
 from speechbrain_mpq.evaluation.task import markdown_table
 from speechbrain_mpq.evaluation.wer import WordErrors, word_errors
@@ -54,14 +55,15 @@ class Bench:
         Of the recipe.
     folder : str or Path
         Published recognizer in full precision.
-    codebook : str
+    options : argparse.Namespace
+        codebook and candidates.
     tables : Path
         Folder of the score tables, one for each seed.
     """
 
-    def __init__(self, hparams, folder, codebook, tables):
-        self.hparams, self.scheme = hparams, Scheme(codebook=codebook)
-        self.tables = tables
+    def __init__(self, hparams, folder, options, tables):
+        self.hparams, self.scheme = hparams, Scheme(codebook=options.codebook)
+        self.candidates, self.tables = options.candidates, tables
         self.data, self.graphs = load_data(hparams)
         self.model = load(folder)  # has no second head, which tests lack too
         self.full = {k: v.clone() for k, v in self.model.state_dict().items()}
@@ -109,7 +111,7 @@ class Bench:
                 bits,
                 scheme=self.scheme,
                 loader_kwargs={"batch_size": BATCH},
-                candidate_bits=CANDIDATES,
+                candidate_bits=self.candidates,
                 min_bits=1,
                 method="post_training",
                 folder=self.tables / f"{seed}" if scores == "kl" else folder,
@@ -149,13 +151,13 @@ def against(items, rival):
     return mapsswe(rows).p
 
 
-def measure(bench, asked, kept, save):
+def measure(bench, options, kept, save):
     """Measure what is missing among the results.
 
     Arguments
     ---------
     bench : Bench
-    asked : argparse.Namespace
+    options : argparse.Namespace
         bits, seeds and plans.
     kept : dict
         "full" -> words; "bits/seed/plan" -> "bytes" and "items". Filled.
@@ -165,9 +167,9 @@ def measure(bench, asked, kept, save):
     if "full" not in kept:
         kept["full"] = bench.recognize()
         save()
-    for bits in asked.bits:
-        for seed in asked.seeds:
-            for plan in asked.plans:
+    for bits in options.bits:
+        for seed in options.seeds:
+            for plan in options.plans:
                 key = f"{bits:g}/{seed}/{plan}"
                 if key in kept:
                     continue
@@ -233,7 +235,8 @@ def read_options(arguments=None):
     add = parser.add_argument
     add("folder", help="published recognizer in full precision")
     add("hparams")
-    add("--bits", nargs="+", type=int, default=[2, 3, 4])
+    add("--bits", nargs="+", type=bits_number, default=[2, 3, 4])
+    add("--candidates", nargs="+", type=bits_number, default=CANDIDATES)
     add("--seeds", nargs="+", type=int, default=[1, 2, 3])
     add("--plans", nargs="+", default=list(PLANS), choices=PLANS)
     add("--codebook", default="entropy")
@@ -252,7 +255,7 @@ def main(arguments=None):
     hparams["ngram_file"] = Path(options.folder, "lm.arpa")
     work = options.work / options.codebook
     work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(hparams, options.folder, options.codebook, work)
+    bench = Bench(hparams, options.folder, options, work)
     file = work / "items.json"
     kept = read_json(file) if file.exists() else {}
     measure(bench, options, kept, lambda: write_json(file, kept))

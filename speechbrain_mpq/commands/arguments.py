@@ -108,6 +108,26 @@ def whole_number(low, high):
     return convert
 
 
+def bits_number(text):
+    """A type for argparse: a number of bits, whole or not.
+
+    Example
+    -------
+    >>> bits_number("4"), bits_number("1.6")
+    (4, 1.6)
+    >>> bits_number("two")
+    Traceback (most recent call last):
+    ...
+    argparse.ArgumentTypeError: 'two' is no number of bits, such as 4 or 1.6
+    """
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of bits, such as 4 or 1.6"
+        ) from error
+
+
 def check_device(name):
     """Check a device; PyTorch's complaints become a message.
 

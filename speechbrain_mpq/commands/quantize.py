@@ -5,10 +5,9 @@ loads, on some audio; finds the best bits for a budget; rounds; and writes a
 folder that the same class loads with stock `from_hparams`. No training.
 """
 
-import argparse
 import sys
 
-from .arguments import check_device
+from .arguments import bits_number, check_device
 
 HELP = "a pretrained SpeechBrain model at mixed precision, without training"
 EXAMPLE = (
@@ -122,7 +121,7 @@ def _add_method_options(group):
         help="quantize biases and norms as well",
     )
     group.add_argument(
-        "--candidate-bits", nargs="+", type=_bits, help="to choose from"
+        "--candidate-bits", nargs="+", type=bits_number, help="to choose from"
     )
     group.add_argument(
         "--codebook",
@@ -151,16 +150,6 @@ def _add_method_options(group):
         "speechbrain_mpq.run`",
     )
     group.add_argument("--device", default="cpu")
-
-
-def _bits(text):
-    """A number of bits from the command line."""
-    try:
-        return float(text) if "." in text else int(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no number of bits, such as 4 or 1.6"
-        ) from error
 
 
 def _significance(quality):

@@ -17,6 +17,7 @@ from .chain_graphs import START, PhoneNgram
 from .vocabulary import BOS, EOS, SPECIAL
 
 ROUNDING = 1e-3  # by which a log-probability may be above 0
+NOTHING = 1e-9  # a rest of probabilities that is rounding
 _UNKNOWN = ("<unk>", "<UNK>")
 
 
@@ -231,7 +232,10 @@ class _Interpolated:
             words = self.kept(history)
             here = sum(self.probability(history, word) for word in words)
             below = sum(self._read(history[1:], word) for word in words)
-            self.weights[history] = (1 - here) / (1 - below)
+            left = 1 - below
+            # Where every word is written there is nothing to weigh.
+            nothing = left < NOTHING
+            self.weights[history] = 1.0 if nothing else (1 - here) / left
         return self.weights[history]
 
     def _read(self, history, word):

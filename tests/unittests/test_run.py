@@ -17,6 +17,7 @@ from speechbrain_mpq.quantization.plan import BitPlan
 from speechbrain_mpq.run import (
     Runner,
     UnsuitableScript,
+    _parser,
     main,
     quantized_fit,
 )
@@ -51,6 +52,7 @@ class Onlooker:
         (["--folder", __file__], "is no folder: change --folder"),
         (["--weights", "."], "no checkpoint in .: --weights wants"),
         (["--candidate_bits", "2", "17"], "candidate bits .* not 17"),
+        (["--candidate_bits", "1.5", "2"], "candidate bits .* not 1.5"),
         (["--min_bits", "0"], "min_bits is 0: take 1 to 16"),
         (["--batches", "0"], "batches is 0: take at least 1"),
     ],
@@ -60,6 +62,12 @@ def test_runner_does_not_start_what_it_cannot_finish(tmp_path, options, match):
     script.write_text("raise AssertionError('must not run')")
     with pytest.raises(SystemExit, match=match):
         main([str(script), *options])
+
+
+def test_three_levels_are_among_the_candidates():
+    options = ["--candidate_bits", "1.6", "2", "--min_bits", "1.6"]
+    parsed, _ = _parser().parse_known_args(["train.py", *options])
+    assert parsed.candidate_bits == [1.6, 2] and parsed.min_bits == 1.6
 
 
 def test_a_mistyped_option_is_told_before_the_script_gets_it(tmp_path, capsys):

@@ -46,6 +46,20 @@ def test_probabilities_sum_to_one(order, tmp_path):
         assert total == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [1.0, 0.7, None])
+def test_words_that_are_all_followed_by_all(smoothing, tmp_path):
+    words = [f"w{index}" for index in range(10)]
+    text = [f"{first} {second}" for first in words for second in words]
+    text += [*words, ""]
+    estimate_arpa(tmp_path / "lm", text, smoothing=smoothing)
+    ngram = Ngram(tmp_path / "lm")
+    for history in ([], ["w3"]):
+        total = math.exp(ngram.score(history)[-1])
+        for word in words:
+            total += math.exp(ngram.score([*history, word])[-2])
+        assert total == pytest.approx(1, abs=1e-5)
+
+
 @pytest.mark.parametrize("smoothing", [1.0, None])
 @pytest.mark.parametrize("order", [2, 3])
 def test_what_is_left_to_the_back_off(order, smoothing, tmp_path):
