@@ -14,6 +14,7 @@ reading on, with a scale that fits it.
 
 import threading
 import weakref
+from contextlib import contextmanager
 from functools import partial, wraps
 
 import torch
@@ -21,10 +22,19 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.weight_norm import WeightNorm
 
+from .chains import (
+    Fixed,
+    chains,
+    fit_again,
+    float_weight,
+    follow_writes,
+    hook_optimizers,
+    is_own,
+    note,
+    quantizer_of,
+)
 from .fake_quant import FakeQuantize
-from .groups import RowGroups
 
-QUANTIZERS = (FakeQuantize, RowGroups)
 LOOK_FOR_HOOKS = (
     torch.nn.MultiheadAttention,
     torch.nn.Transformer,
@@ -33,22 +43,6 @@ LOOK_FOR_HOOKS = (
     torch.nn.TransformerEncoder,
     torch.nn.TransformerEncoderLayer,
 )
-
-
-class Fixed(torch.nn.Module):
-    """Stands for parametrizations whose result is known: passes it on.
-
-    ``remove_parametrizations`` and SpeechBrain's ``remove_weight_norm`` find
-    something to remove.
-    """
-
-    def forward(self, weight):
-        """Passes the weight on."""
-        return weight
-
-    def right_inverse(self, weight):
-        """Gives what ``module.weight = value`` stores: the value itself."""
-        return weight
 
 
 class Constant(torch.nn.Module):
@@ -69,41 +63,6 @@ class Constant(torch.nn.Module):
         return self.value
 
 
-def chains(module):
-    """Finds the parametrizations of a module's own weights."""
-    # Past __getattr__, which adapters pass on to the module that they wrap.
-    own = module._modules.get("parametrizations")
-    if not isinstance(own, torch.nn.ModuleDict):
-        return {}
-    return {n: c for n, c in own.items() if isinstance(c, ParametrizationList)}
-
-
-def quantizer_of(chain):
-    """Gives the quantizer of a chain of parametrizations, or None."""
-    last = chain[len(chain) - 1]
-    return last if isinstance(last, QUANTIZERS) else None
-
-
-def is_own(chain):
-    """Tells whether a module has parametrizations besides a quantizer."""
-    return not isinstance(chain[0], (*QUANTIZERS, Fixed))
-
-
-def float_weight(chain):
-    """Computes what a chain's quantizer gets, or all of it without one."""
-    if isinstance(chain[0], QUANTIZERS):
-        return chain.original
-    count = len(chain) - (quantizer_of(chain) is not None)
-    if chain.is_tensor:
-        value = chain[0](chain.original)
-    else:
-        parts = [getattr(chain, f"original{i}") for i in range(chain.ntensors)]
-        value = chain[0](*parts)
-    for index in range(1, count):
-        value = chain[index](value)
-    return value
-
-
 def attach(module, attribute, fake_quantize):
     """Quantizes one weight of a module from now on."""
     if chains(module):
@@ -111,9 +70,14 @@ def attach(module, attribute, fake_quantize):
     parametrize.register_parametrization(module, attribute, fake_quantize)
     hook = partial(_accept_full_precision, attribute)
     chain = module.parametrizations[attribute]
-    chain.load_hook = module.register_load_state_dict_pre_hook(hook)
+    chain.load_hooks = (
+        module.register_load_state_dict_pre_hook(hook),
+        module.register_load_state_dict_post_hook(_refit_loaded),
+    )
     chain.save_hook = chain.register_state_dict_pre_hook(_settle_before)
     _own_class_(module, attribute)
+    hook_optimizers()
+    note([chain])
 
 
 def detach(module, attribute, keep_quantized=False):
@@ -122,10 +86,10 @@ def detach(module, attribute, keep_quantized=False):
     settle(chain)
     quantized = chain().detach().clone()
     _unshare_class_(module)
-    chain.load_hook.remove()
-    chain.save_hook.remove()
+    for handle in (*chain.load_hooks, chain.save_hook):
+        handle.remove()
     if len(chain) > 1:
-        del chain.load_hook, chain.save_hook
+        del chain.load_hooks, chain.save_hook
         chain.pop(len(chain) - 1)
         _plain_class_(module, attribute)
         if keep_quantized:
@@ -168,13 +132,30 @@ def _apart(plain):
     @wraps(plain)
     def copied(self, memo):
         is_copied = id(self) in memo
-        copy = plain(self, memo)
+        with _without_graph(self):
+            copy = plain(self, memo)
         if not is_copied and type(copy) is type(self):
             _unshare_class_(copy)
         return copy
 
     copied.plain = plain
     return copied
+
+
+@contextmanager
+def _without_graph(module):
+    """Hides what a recurrent layer has computed last, which torch cannot copy.
+
+    It computes that anew in every forward.
+    """
+    computed = module.__dict__.get("_flat_weights")
+    if computed is not None:
+        module.__dict__["_flat_weights"] = []
+    try:
+        yield
+    finally:
+        if computed is not None:
+            module.__dict__["_flat_weights"] = computed
 
 
 def fix_(module, attribute, value):
@@ -222,6 +203,19 @@ def _accept_full_precision(attribute, module, state_dict, prefix, *_):
         state_dict.setdefault(f"{inside}{name}", value)
 
 
+def _refit_loaded(module, incompatible):
+    """After loading: fit scales to float values that have arrived."""
+    del incompatible
+    for attribute, chain in chains(module).items():
+        if quantizer_of(chain) is None:
+            continue
+        if chain.__dict__.pop("took_float", False):
+            refit_chain(chain, attribute)
+        elif chain.__dict__.pop("took_part", False):
+            fit_again(chain)
+        note([chain])
+
+
 class _Pass(threading.local):
     """What was computed in the forward passes that are running."""
 
@@ -246,6 +240,8 @@ def computed_once(model):
     if isinstance(model, LOOK_FOR_HOOKS) or "_once" in model.__dict__:
         return
     if any(chains(inner) for inner in model.modules()):
+        inner = [c for m in model.modules() for c in chains(m).values()]
+        model.__dict__["_chains"] = inner
         before = model.register_forward_pre_hook(_enter, prepend=True)
         after = model.register_forward_hook(_leave, always_call=True)
         model.__dict__["_once"] = before, after
@@ -256,10 +252,14 @@ def computed_always(model):
     for module in model.modules():
         for handle in module.__dict__.pop("_once", ()):
             handle.remove()
+        module.__dict__.pop("_chains", None)
 
 
-def _enter(*_):
+def _enter(model, inputs):
     """Before a model's forward."""
+    del inputs
+    if not _PASS.depth and not _is_traced():
+        follow_writes(model.__dict__.get("_chains", ()))
     _PASS.depth += 1
     _PASS.owners.append(None)
 
@@ -310,6 +310,7 @@ def settle(chain):
 def _settle_before(chain, *_):
     """Before a chain's state is saved."""
     settle(chain)
+    follow_writes([chain])
 
 
 def _own_class_(module, attribute):
@@ -329,6 +330,7 @@ def _own_class_(module, attribute):
         setattr(kind, attribute, property(fget, fset))
     if "forward" not in vars(kind):
         kind.forward = _in_a_pass(kind.forward)
+        kind.register_parameter = _refusing(kind.register_parameter)
         if hasattr(kind, "reset_parameters"):
             kind.reset_parameters = _then_refit(kind.reset_parameters)
 
@@ -342,7 +344,7 @@ def _plain_class_(module, attribute):
         setattr(kind, attribute, plain)
     left = chains(module).values()
     if left and not any(quantizer_of(chain) for chain in left):
-        for name in ("forward", "reset_parameters"):
+        for name in ("forward", "reset_parameters", "register_parameter"):
             if hasattr(vars(kind).get(name), "plain"):
                 delattr(kind, name)
 
@@ -352,6 +354,8 @@ def _in_a_pass(plain):
 
     @wraps(plain)
     def forward(self, *arguments, **keywords):
+        if not _PASS.depth and not _is_traced():
+            follow_writes(chains(self).values())
         _PASS.depth += 1
         _PASS.owners.append(self)
         try:
@@ -361,6 +365,23 @@ def _in_a_pass(plain):
 
     forward.plain = plain
     return forward
+
+
+def _refusing(plain):
+    """A module's way to take parameters, but for those that are quantized."""
+
+    @wraps(plain)
+    def register_parameter(self, name, parameter):
+        if name in chains(self) and parameter is not None:
+            raise ValueError(
+                f"{name} is quantized, and cannot become another parameter: "
+                f"write values to it (module.{name}.data.copy_), and tie "
+                "parameters before they are quantized"
+            )
+        plain(self, name, parameter)
+
+    register_parameter.plain = plain
+    return register_parameter
 
 
 def _then_refit(plain):
@@ -378,16 +399,26 @@ def _then_refit(plain):
 
 def refit_(module):
     """Fits the scales of a module's own weights again."""
-    for chain in chains(module).values():
+    for attribute, chain in chains(module).items():
         settle(chain)
-        quantizer = quantizer_of(chain)
-        if quantizer is not None:
-            with torch.no_grad():
-                quantizer.refit(float_weight(chain))
+        if quantizer_of(chain) is not None:
+            refit_chain(chain, attribute)
+            note([chain])
+
+
+@torch.no_grad()
+def refit_chain(chain, name):
+    """Fits the scale of a chain; NaN and infinity are refused by name."""
+    weight = float_weight(chain)
+    if not torch.isfinite(weight).all():
+        raise ValueError(
+            f"{name} has NaN or infinite values: load sound weights"
+        )
+    quantizer_of(chain).refit(weight)
 
 
 def _write(module, attribute, write, value):
-    """``module.weight = value``: the float weight; the scale stays."""
+    """``module.weight = value``: the float weight, which the scale follows."""
     settle(module.parametrizations[attribute])
     _PASS.weights.clear()
     write(module, value)
@@ -395,10 +426,12 @@ def _write(module, attribute, write, value):
 
 def _read(module, attribute, read):
     """The quantized weight, computed or as it was in the same pass."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if _is_traced():
         return read(module)
     chain = module._modules["parametrizations"]._modules[attribute]
     settle(chain)
+    if not _PASS.depth:
+        follow_writes([chain])
     own = bool(_PASS.owners) and _PASS.owners[-1] is module
     if not _PASS.depth or parametrize._cache_enabled or _recorded():
         value = _computed(chain, module, read)
@@ -414,6 +447,11 @@ def _read(module, attribute, read):
     if not own:
         _READ[chain] = value, value.detach().clone()
     return value
+
+
+def _is_traced():
+    """Whether a compiler looks on, which must see what is computed only."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _as_parameter(chain, value):
@@ -456,6 +494,8 @@ def _only_quantizer(chain):
 def _computed(chain, module, read):
     """A quantized weight, past what torch does for chains of several."""
     only = _only_quantizer(chain)
+    if only is None:
+        quantizer_of(chain)  # refuses one that is not the last
     if only is None or parametrize._cache_enabled:
         return _as_parameter(chain, read(module))
     return _as_parameter(chain, only(chain._parameters["original"]))

@@ -499,6 +499,11 @@ def fit_tensor(tensor, bits, scheme, name=None):
 
 def _fit(name, weight, bits, scheme, shape):
     """Scale of a tensor; names it where it cannot be fitted."""
+    if weight.is_meta:
+        raise ValueError(
+            f"{name} is on the meta device, without values: load weights "
+            "before quantizing"
+        )
     if not torch.isfinite(weight).all():
         raise ValueError(
             f"{name} has NaN or infinite values: load sound weights before "

@@ -349,11 +349,52 @@ def _saved_state(module):
         raise
     except Exception as error:
         raise NotStorableError(f"its own hook fails ({error!r})") from error
-    if isinstance(state, dict) and state.keys() <= module.state_dict().keys():
+    own = module.state_dict()
+    if isinstance(state, dict) and state.keys() <= own.keys():
         return None  # as adapters, which save what is trained
+    rest, held = _split_held(state, own)
+    if held and _is_nothing(rest):
+        return None  # as a head that is saved without what is frozen
     if own_hook(module, "LOAD") is None:
         raise NotStorableError("its own hook saves what none loads")
-    return None if _is_nothing(state) else state
+    return None if _is_nothing(rest) else rest
+
+
+def _split_held(state, own):
+    """A state without what ``state_dict`` holds too, and the latter."""
+    # Its weights are stored with the others, quantized ones as integers.
+    if not isinstance(state, dict):
+        return state, {}
+    rest, held = {}, {}
+    for key, value in state.items():
+        if isinstance(value, dict):
+            rest[key], inner = _split_held(value, own)
+            if inner:
+                held[key] = inner
+        elif _is_held(key, value, own):
+            held[key] = value
+        else:
+            rest[key] = value
+    return rest, held
+
+
+def _is_held(key, value, own):
+    """Whether a tensor is in a state dict, by the end of its name there."""
+    if not isinstance(value, torch.Tensor) or not isinstance(key, str):
+        return False
+    return any(
+        f".{name}".endswith(f".{key}") and _same(value, other)
+        for name, other in own.items()
+        if isinstance(other, torch.Tensor)
+    )
+
+
+def _joined(held, rest):
+    """Undoes ``_split_held``."""
+    if not isinstance(rest, dict) or not isinstance(held, dict):
+        return rest
+    inner = {k: _joined(held.get(k), value) for k, value in rest.items()}
+    return {**held, **inner}
 
 
 def _is_nothing(state):
@@ -385,11 +426,21 @@ def _set(model, states):
             continue
         with scratch_folder() as folder:
             file = Path(folder) / "state"
+            state = _completed(module, state)
             if isinstance(state, JsonText):
                 file.write_text(state, encoding="utf-8")
             else:
                 torch.save(state, file)
             own_hook(module, "LOAD")(module, file, True)
+
+
+def _completed(module, state):
+    """A state with what was not stored in it, as the module has that."""
+    try:
+        _, held = _split_held(read_saved(module), module.state_dict())
+    except NotStorableError:
+        return state
+    return _joined(held, state) if held else state
 
 
 def unknown_state(model, stored_ids):

@@ -4,14 +4,15 @@ A checkpoint is on the disk before it gets its name; one that is damaged all
 the same is passed over for the one before it. A full-precision state dict that
 arrives at a quantized model gets scales that are fitted to it; a quantized one
 brings its own, and must be of the same bits. Neither may lack anything, as
-SpeechBrain's Pretrainer loads non-strictly and would only warn; but modules
-that save only a part of themselves on purpose, as adapters do, may.
+SpeechBrain's Pretrainer loads non-strictly and would only warn; but what hooks
+of a class or a checkpointer save is a part on purpose, as of adapters, and may.
 """
 
 import copy
 import math
 import os
 import shutil
+import sys
 import zipfile
 from functools import partial, wraps
 from pathlib import Path
@@ -23,9 +24,9 @@ from speechbrain.utils.checkpoints import METAFNAME, Checkpointer
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.logger import get_logger
+from speechbrain.utils.parameter_transfer import Pretrainer
 
-from ..quantization.parametrized import chains, quantizer_of
-from ..quantization.quant_api import requantize_
+from ..quantization.chains import chains, quantizer_of
 from ..quantization.state import NotStorableError, own_hook, read_saved
 
 logger = get_logger(__name__)
@@ -407,7 +408,7 @@ TABLE = ("bits", "ternary", "midrise", "entropy")
 
 
 def guard_loading(model, any_bits=False):
-    """Checks and refits whatever is loaded into a quantized model.
+    """Checks whatever is loaded into a quantized model.
 
     Modules that save only a part of themselves on purpose, such as
     SpeechBrain's AdaptedModel, save the scales of their quantized weights
@@ -425,14 +426,11 @@ def guard_loading(model, any_bits=False):
     handles = []
     for module in model.modules():
         if _saves_a_part(module):
-            _complete_hooks(type(module))
+            _complete_saver(type(module))
         if not chains(module):
             continue
         check = partial(_check, any_bits=any_bits)
-        handles += [
-            module.register_load_state_dict_pre_hook(check),
-            module.register_load_state_dict_post_hook(_refit),
-        ]
+        handles.append(module.register_load_state_dict_pre_hook(check))
     return handles
 
 
@@ -460,20 +458,13 @@ def _scales(module):
     return scales
 
 
-_loading_a_part = []  # modules that are being loaded by hooks of their own
-
-
-def _complete_hooks(kind):
-    """Let a class's hooks save scales too, and load what they saved."""
-    for name in ("SAVE", "LOAD", "TRANSFER"):
-        defaults = getattr(hooks, f"DEFAULT_{name}_HOOKS")
-        plain = next((defaults[k] for k in kind.__mro__ if k in defaults), None)
-        if plain is None or hasattr(plain, "completed"):
-            continue
-        new = _saves_scales(plain) if name == "SAVE" else _loads_a_part(plain)
-        new.completed = True
-        owner = next(k for k in kind.__mro__ if k in defaults)
-        defaults[owner] = new
+def _complete_saver(kind):
+    """Let a class's own hook save scales, too."""
+    defaults = hooks.DEFAULT_SAVE_HOOKS
+    owner = next(k for k in kind.__mro__ if k in defaults)
+    plain = defaults[owner]
+    if not hasattr(plain, "completed"):
+        defaults[owner] = _saves_scales(plain)
 
 
 def _saves_scales(plain):
@@ -487,21 +478,29 @@ def _saves_scales(plain):
             state = torch.load(path, "cpu", weights_only=True)
             torch.save({**scales, **state}, path)
 
+    save.completed = True
     return save
 
 
-def _loads_a_part(plain):
-    """A hook that loads what another one does, while a part may be missing."""
-
-    @wraps(plain)
-    def load(module, *arguments, **keywords):
-        _loading_a_part.append(module)
-        try:
-            return plain(module, *arguments, **keywords)
-        finally:
-            _loading_a_part.pop()
-
-    return load
+def _loads_a_part():
+    """Whether what is loading is a hook that may leave out something."""
+    # Such hooks are functions of users; only who called them is known. torch
+    # tells hooks no `strict`.
+    callers = {
+        Checkpointer._call_load_hooks.__code__,
+        Pretrainer._call_load_hooks.__code__,
+    }
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code not in callers:
+        code = frame.f_code
+        if code is hooks.torch_parameter_transfer.__code__:
+            return False
+        if code is hooks.torch_recovery.__code__:
+            load = type(frame.f_locals["obj"]).load_state_dict
+            if load is torch.nn.Module.load_state_dict:  # it is strict
+                return False
+        frame = frame.f_back
+    return frame is not None
 
 
 def _check(module, state_dict, prefix, *_, any_bits):
@@ -512,15 +511,15 @@ def _check(module, state_dict, prefix, *_, any_bits):
         inside = f"{prefix}parametrizations.{attribute}."
         own = chain.state_dict()
         missing = [name for name in own if inside + name not in state_dict]
-        if _loading_a_part:  # what is not trained, and what was not quantized
-            floats = [n for n in own if not n.startswith(f"{len(chain) - 1}.")]
-            if missing in (floats, list(own)):
-                missing = []
+        if missing and _loads_a_part():
+            missing = _complete_part(chain, prefix + attribute, inside, missing)
         if missing == list(own):
             raise ValueError(
                 f"the checkpoint lacks {prefix + attribute!r}, which is "
-                "quantized here: load one of this architecture, or load these "
-                "modules without it and leave it out of the quantizer's targets"
+                "quantized here: load one of this architecture; a part of it "
+                "on purpose into the modules of that part (model.encoder."
+                "load_state_dict), or leave the others out of the quantizer's "
+                "targets"
             )
         # Added later, and with a default: see FakeQuantize.
         missing = [n for n in missing if n.split(".")[-1] not in TABLE]
@@ -532,6 +531,23 @@ def _check(module, state_dict, prefix, *_, any_bits):
                 "trained with"
             )
         _check_tables(prefix + attribute, inside, own, state_dict, any_bits)
+
+
+def _complete_part(chain, name, inside, missing):
+    """What a part that was saved on purpose lacks, and should not."""
+    scales = f"{len(chain) - 1}."
+    floats = [n for n in chain.state_dict() if not n.startswith(scales)]
+    if set(floats) <= set(missing):
+        return []  # they keep what they have, or are fixed
+    quantizer = [n for n in missing if n.startswith(scales)]
+    if quantizer == missing and any(n.endswith(".bits") for n in missing):
+        logger.warning(
+            f"{name}: its scales were not saved beside it, and are fitted "
+            "anew where they do not fit what was loaded"
+        )
+        chain.took_part = True
+        return []
+    return missing
 
 
 def _check_tables(name, inside, own, state_dict, any_bits):
@@ -549,11 +565,3 @@ def _check_tables(name, inside, own, state_dict, any_bits):
                 f"{kind} {stored.item()} there and {value.item()} here. Ask "
                 "for its bits and codebook, or train in another output_folder"
             )
-
-
-def _refit(module, incompatible):
-    """After loading: fit scales to float values that have arrived."""
-    for chain in chains(module).values():
-        if chain.__dict__.pop("took_float", False):
-            requantize_(module)
-            return

@@ -26,6 +26,7 @@ from speechbrain.utils.logger import get_logger
 from ..allocation.fisher import SquaredGradients, fitted
 from ..allocation.scores import check_candidates
 from ..allocation.solver import parse_budget
+from ..quantization.chains import listen_to_steps
 from ..quantization.codebook import check_bits
 from ..quantization.groups import split_groups
 from ..quantization.packing import save_packed
@@ -34,7 +35,7 @@ from ..quantization.tensors import named_tensors, select
 from ..utils import scratch_folder
 from .methods import ROUNDED, EstimationMethod
 from .pipeline import allocate_within
-from .quantizer import Quantizer, listen_to_steps
+from .quantizer import Quantizer
 
 
 def learn_bits(

@@ -14,15 +14,14 @@ import logging
 import os
 import weakref
 from collections import Counter
-from functools import cache
 from pathlib import Path
 
 import torch
 from speechbrain.utils.logger import get_logger
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..allocation.solver import equal_groups
+from ..quantization.chains import listen_to_steps
 from ..quantization.codebook import check_bits
 from ..quantization.fake_quant import LogStep
 from ..quantization.packing import packed_file_bytes, save_packed
@@ -414,42 +413,6 @@ def _check_unreached(unreached):
         raise ValueError(
             f"unreached must be one of {UNREACHED}, not {unreached!r}"
         )
-
-
-_LISTENERS = {}  # key -> what is called after all optimizers' steps
-
-
-class _StepHandle:
-    """A place among the listeners that can be given up."""
-
-    def remove(self):
-        """Listen no more."""
-        _LISTENERS.pop(self, None)
-
-
-def _tell_listeners(optimizer, args, kwargs):
-    """Torch's one hook; listeners may come and go while it runs."""
-    for called in list(_LISTENERS.values()):
-        called(optimizer, args, kwargs)
-
-
-@cache
-def _hook_torch():
-    """Hang the one hook in, once."""
-    return register_optimizer_step_post_hook(_tell_listeners)
-
-
-def listen_to_steps(owner, called):
-    """Call a hook after all optimizers' steps, while an owner lives.
-
-    Torch's own hooks may not be removed while it calls them, and owners die
-    whenever Python collects them: so there is one hook that stays.
-    """
-    _hook_torch()
-    listening = _StepHandle()
-    _LISTENERS[listening] = called
-    weakref.finalize(owner, listening.remove)
-    return listening
 
 
 def watch_gradients(model):

@@ -348,7 +348,9 @@ def test_nothing_is_fitted_in_evaluation():
     layer.bias.data.zero_()
     quantize_(layer, 4, estimator=LogStep)
     layer.eval()
-    layer.parametrizations.bias.original.data.fill_(1.0)
+    original = layer.parametrizations.bias.original
+    original.grad = -torch.ones(2)
+    torch.optim.SGD([original], 1.0).step()
     assert not layer.bias.any()
     requantize_(layer)
     assert torch.allclose(layer.bias, torch.ones(2))

@@ -5,14 +5,17 @@ import os
 import pytest
 import torch
 from speechbrain.nnet.adapters import AdaptedModel, LoRA
+from speechbrain.utils import checkpoints
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
+from speechbrain.utils.parameter_transfer import Pretrainer
 
 from speechbrain_mpq.quantization.fake_quant import (
     FakeQuantize,
     LearnedStep,
     LogStep,
 )
+from speechbrain_mpq.quantization.packing import load_packed_, read_model
 from speechbrain_mpq.training.checkpoints import (
     AtomicCheckpointer,
     check_same_network,
@@ -292,6 +295,161 @@ def test_parts_of_other_bits_are_refused(tmp_path):
     Quantizer({"asr": other}, bits=2)
     with pytest.raises(ValueError, match="quantized to another plan"):
         Checkpointer(tmp_path, {"model": other}).recover_if_possible()
+
+
+class Half(torch.nn.Module):
+    """A head that is trained, behind a body that is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = (torch.nn.Linear(8, 8) for _ in range(2))
+        self.body.requires_grad_(False)
+
+    def forward(self, x):
+        """Both."""
+        return self.head(self.body(x).relu())
+
+
+@checkpoints.register_checkpoint_hooks
+class HeadSaved(Half):
+    """Its hooks save the head's own state."""
+
+    @checkpoints.mark_as_saver
+    def save(self, path):
+        """Save the head."""
+        torch.save({"head": self.head.state_dict(), "of": 2}, path)
+
+    @checkpoints.mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Load the head."""
+        self.head.load_state_dict(torch.load(path)["head"])
+
+
+@checkpoints.register_checkpoint_hooks
+class TrainedSaved(Half):
+    """Its hooks save what is trained; it has none for Pretrainers."""
+
+    @checkpoints.mark_as_saver
+    def save(self, path):
+        """Save what is trained."""
+        named = self.named_parameters()
+        torch.save({n: p.data for n, p in named if p.requires_grad}, path)
+
+    @checkpoints.mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Load what there is."""
+        self.load_state_dict(torch.load(path), strict=False)
+
+
+class HeadInState(Half):
+    """Its state dict leaves out the body."""
+
+    def state_dict(self, *args, **kwargs):
+        """The head's."""
+        state = super().state_dict(*args, **kwargs)
+        return {n: v for n, v in state.items() if not n.startswith("body")}
+
+    def load_state_dict(self, state, strict=True):
+        """What there is."""
+        return super().load_state_dict(state, strict=False)
+
+
+def save_trained(model, path):
+    """A checkpointer's hook: parameters that are trained, no buffers."""
+    named = model.named_parameters()
+    torch.save({n: p.data for n, p in named if p.requires_grad}, path)
+
+
+def save_head(model, path):
+    """A checkpointer's hook: state of the head."""
+    state = model.state_dict()
+    torch.save({n: v for n, v in state.items() if n.startswith("head")}, path)
+
+
+def load_some(model, path, end_of_epoch):
+    """A checkpointer's hook: what there is."""
+    model.load_state_dict(torch.load(path), strict=False)
+
+
+PARTS = {
+    "class": (HeadSaved, None),
+    "trained": (TrainedSaved, None),
+    "state_dict": (HeadInState, None),
+    "hook, trained": (Half, save_trained),
+    "hook, head": (Half, save_head),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    "estimator", [LogStep, LearnedStep, FakeQuantize], ids=lambda e: e.__name__
+)
+def test_a_part_that_is_saved_on_purpose_is_resumed(tmp_path, part, estimator):
+    kind, saver = PARTS[part]
+
+    def start():
+        torch.manual_seed(0)
+        model = kind()
+        Quantizer({"asr": model}, bits=3, estimator=estimator)
+        checkpointer = Checkpointer(tmp_path)
+        loader = load_some if saver else None
+        checkpointer.add_recoverable("m", model, loader, saver)
+        return model, checkpointer
+
+    model, checkpointer = start()
+    train(model)
+    checkpointer.save_checkpoint()
+    again, checkpointer = start()
+    checkpointer.recover_if_possible()
+    x = torch.randn(2, 8)
+    assert torch.equal(again.eval()(x), model.eval()(x))
+
+
+def test_scales_that_were_not_saved_are_fitted(tmp_path, caplog):
+    model, again = Half(), Half()
+    for own in (model, again):
+        own.head.weight.data.mul_(1 if own is model else 100)
+        Quantizer({"asr": own}, bits=8)
+    path = tmp_path / "x"
+    save_trained(model, path)
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.add_recoverable("m", model, load_some, save_trained)
+    checkpointer.save_checkpoint()
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.add_recoverable("m", again, load_some, save_trained)
+    checkpointer.recover_if_possible()
+    assert "head.weight: its scales were not saved" in caplog.text
+    error = (again.head.weight - model.head.weight).norm()
+    assert error < 0.02 * model.head.weight.norm()
+
+
+def test_a_pretrainer_may_lack_nothing_after_parts_were_saved(tmp_path):
+    Quantizer({"asr": TrainedSaved()}, bits=4)  # nor may its class change that
+    model = Half()
+    Quantizer({"asr": model}, bits=4)
+    state = {f"module.{n}": v for n, v in Half().state_dict().items()}
+    torch.save(state, tmp_path / "m.ckpt")
+    pretrainer = Pretrainer(
+        tmp_path, {"m": model}, {"m": str(tmp_path / "m.ckpt")}
+    )
+    pretrainer.collect_files()
+    with pytest.raises(ValueError, match="lacks 'body.weight'"):
+        pretrainer.load_collected()
+
+
+@pytest.mark.parametrize("kind", [HeadSaved, TrainedSaved, HeadInState])
+def test_a_model_that_saves_a_part_is_packed_whole(tmp_path, kind):
+    model = kind()
+    quantizer = Quantizer({"asr": model}, bits=3)
+    train(model)
+    path = quantizer.pack(tmp_path)
+    plain = torch.nn.ModuleDict({"asr": kind()})
+    load_packed_(plain, path)
+    x = torch.randn(2, 8)
+    assert torch.equal(plain["asr"](x), model.eval()(x))
+    stored = read_model(path)
+    states = [{"head": {}, "of": 2}] if kind is HeadSaved else []
+    assert list(stored.states.values()) == states
 
 
 def test_a_whole_model_may_lack_nothing_as_ever():

@@ -28,6 +28,8 @@ from speechbrain_mpq import (
     quantize_,
 )
 from speechbrain_mpq.allocation.solver import parse_budget
+from speechbrain_mpq.quantization import chains as quantized_chains
+from speechbrain_mpq.quantization.chains import listen_to_steps
 from speechbrain_mpq.training import quantizer as quantizers
 from speechbrain_mpq.training.calibration import Calibration
 from speechbrain_mpq.training.distributions import (
@@ -35,7 +37,7 @@ from speechbrain_mpq.training.distributions import (
     find_distributions,
 )
 from speechbrain_mpq.training.pipeline import check_limits
-from speechbrain_mpq.training.quantizer import PATIENCE, listen_to_steps
+from speechbrain_mpq.training.quantizer import PATIENCE
 
 
 def modules():
@@ -544,7 +546,7 @@ def step(model, learning=torch.optim.SGD, steps=1, **options):
 
 def hooks():
     """How many there are in torch's global list."""
-    return len(quantizers._LISTENERS)
+    return len(quantized_chains._LISTENERS)
 
 
 def test_the_advice_excludes_what_is_not_reached_and_nothing_else(caplog):
