@@ -1,22 +1,19 @@
-"""Other tools at two bits on the language models: HQQ, GPTQ, torchao's PARQ.
+"""Other tools at two bits on the language models: HQQ and torchao's PARQ.
 
 > python benchmarks/quality/language_model_peers.py \
     recipes/SOTU/LM/hparams/lstm.yaml --data_folder data/sotu \
     --start_from results/lm_lstm/1234
 
 They know linear layers only: every matrix of the LSTM and the tied embedding
-are given to them as such, biases stay in float32. HQQ and GPTQ need no
-training, PARQ takes the steps that the fine-tuned rows of `language_models.py`
-take. GPTQ is ours (`quantization.gptq`), with a table of four levels for each
-row, on validation sentences; the embedding's inputs are those that it has as
-output layer. Bytes are those of a safetensors file that is read again. HQQ and
-torchao: `requirements.txt`.
+are given to them as such, biases stay in float32. HQQ needs no training, PARQ
+takes the steps that the fine-tuned rows of `language_models.py` take. GPTQ is
+a row there, `calibrated_node_midrise_uniform_2`. Bytes are those of a
+safetensors file that is read again. HQQ and torchao: `requirements.txt`.
 """
 
 import argparse
 import json
 import runpy
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,19 +26,11 @@ from tqdm import tqdm
 
 from speechbrain_mpq.decoders.text_corpus import read_corpus
 from speechbrain_mpq.inference.language_model import LanguageModel
-from speechbrain_mpq.quantization.codebook import fit_scale
-from speechbrain_mpq.quantization.gptq import (
-    calibrated_levels,
-    calibrated_scale,
-    damped_moment,
-)
 from speechbrain_mpq.training.checkpoints import load_best_
 from speechbrain_mpq.utils import read_json, write_json
 
 BITS = 2
-CALIBRATION = 128  # validation sentences of GPTQ
 MAX_GRAD_NORM = 5.0  # SpeechBrain's default
-EMBEDDING = "embedding.Embedding.weight"
 
 
 class Workbench:
@@ -124,60 +113,6 @@ def hqq(bench):
     return model, path.stat().st_size
 
 
-def gptq(bench):
-    """Error feedback, four levels a row; a layer sees those before it rounded.
-
-    Arguments
-    ---------
-    bench : Workbench
-    """
-    model = bench.hparams()["model"]
-    vocabulary = bench.vocabulary
-    grids = {}
-
-    def round_(name, inputs):
-        weight = model.get_parameter(name).detach()
-        inputs = torch.cat(inputs).double()
-        moment = damped_moment(inputs.mT @ inputs)
-        alpha = fit_scale(weight, BITS, "channel", "midrise")
-        alpha = calibrated_scale(weight, moment, BITS, alpha, "midrise").float()
-        levels = calibrated_levels(weight, moment, BITS, alpha, "midrise")
-        fill_(model, {name: (levels * alpha).float()})
-        # Levels are -3, -1, 1 and 3 of the scale.
-        grids[name] = BITS, -1.5, 2 * alpha[:, 0]
-
-    with torch.no_grad():
-        hidden = [
-            model.embedding(torch.tensor([vocabulary.bos_index, *tokens]))
-            for tokens in map(
-                vocabulary.encode_as_ids, bench.corpus["valid"][:CALIBRATION]
-            )
-        ]
-        for layer in range(model.settings["layers"]):
-            run = partial(one_layer, model, layer)
-            before = [
-                torch.cat([torch.zeros_like(h[:1]), h[:-1]])
-                for h in map(run, hidden)
-            ]
-            round_(f"rnn.rnn.weight_ih_l{layer}", hidden)
-            round_(f"rnn.rnn.weight_hh_l{layer}", before)
-            hidden = list(map(run, hidden))
-        round_(EMBEDDING, hidden)
-    _, size = store_rows(model, grids, bench.work / "gptq.safetensors")
-    return model, size
-
-
-def one_layer(model, layer, inputs):
-    """Outputs of one layer of the LSTM, [words, size]."""
-    size = model.settings["size"]
-    lstm = torch.nn.LSTM(size, size)
-    own = model.rnn.rnn
-    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-        value = getattr(own, f"{name}_l{layer}")
-        getattr(lstm, f"{name}_l0").data.copy_(value)
-    return lstm(inputs[:, None])[0][:, 0]
-
-
 def parq(bench):
     """Training with PARQ's proximal map, four levels a row."""
     from torchao.prototype.parq.optim import ProxPARQ, QuantOptimizer
@@ -233,7 +168,7 @@ def train_(bench, hparams, optimizer):
     brain.modules.eval()
 
 
-TOOLS = {tool.__name__: tool for tool in (hqq, gptq, parq)}
+TOOLS = {tool.__name__: tool for tool in (hqq, parq)}
 
 
 def main():

@@ -13,10 +13,12 @@ that are there are not run again. `--only` names rows by patterns.
 
 Post-training rows need no training. The others take some 200 steps on every
 eighth sentence of the training text, and so does the model in full precision
-that they are compared with (`longer`).
+that they are compared with (`longer`). Calibrated rounding looks at the first
+128 validation sentences; with another --seed at others, drawn by it.
 """
 
 import argparse
+import random
 import sys
 import time
 import traceback
@@ -48,6 +50,8 @@ COMMON = (
     *("--float_vectors", "--gates", "--batches", "1", "--min_bits", "1"),
     *("--candidate_bits", "1", "2", "4", "8", "--rounding", "nearest"),
 )
+CALIBRATED = ("--rounding", "calibrated", "--batches", "4")
+SEED = 1234  # that takes the first validation sentences
 TRAINING = (
     *("--lr", "0.001", "--number_of_epochs", "1"),
     *("--training_steps", "220", "--warmup_steps", "20"),
@@ -64,6 +68,7 @@ SCORES = {
 }
 METHODS = {
     "rounded": "post_training",
+    "calibrated": "post_training",
     "ste": "straight_through",
     "step": "log_step",
     "admm": "admm",
@@ -110,7 +115,12 @@ class Row:
     @property
     def trains(self):
         """Whether it takes steps of training."""
-        return self.method != "rounded"
+        return METHODS[self.method] != "post_training"
+
+    @property
+    def calibrates(self):
+        """Whether sentences have a say in its rounding."""
+        return self.method == "calibrated"
 
     def arguments(self, setting):
         """What `speechbrain_mpq.run` is given.
@@ -131,11 +141,16 @@ class Row:
             *("--weights", str(setting.start / "save")),
             *("--bits", f"{self.bits:g}", "--method", METHODS[self.method]),
             *("--scores", SCORES.get(self.scores, self.scores)),
+            *(CALIBRATED if self.calibrates else ()),
             *self.options,
-            *setting.recipe_options(self.name, self.trains),
+            *setting.recipe_options(self.name, self.trains, self.calibrates),
         ]
 
 
+NODE_MIDRISE = {
+    "options": ("--granularity", "channel", "--codebook", "midrise"),
+    "kind": "node_midrise",
+}
 NODE = {"options": ("--granularity", "channel"), "kind": "node"}
 ENTROPY = {"options": ("--codebook", "entropy"), "kind": "entropy"}
 MIDRISE = {"options": ("--codebook", "midrise"), "kind": "midrise"}
@@ -146,6 +161,13 @@ ROWS = (
     *(Row("rounded", bits, **ENTROPY) for bits in (1, 2, 4)),
     *(Row("rounded", 2, name) for name in SCORES),
     *(Row("rounded", 4, name) for name in ("kl", "hessian", "nas")),
+    *(Row("calibrated", bits) for bits in (1, 2, 4)),
+    Row("calibrated", 2, **MIDRISE),
+    Row("calibrated", 2, "kl", **MIDRISE),
+    Row("calibrated", 2, **NODE_MIDRISE),
+    *(Row("calibrated", bits, **ENTROPY) for bits in (1, 1.6, 2, 4)),
+    *(Row("calibrated", bits, "kl", **ENTROPY) for bits in (1.5, 1.9, 2)),
+    Row("calibrated", 2, "hessian", **ENTROPY),
     *(Row("ste", bits) for bits in EQUAL),
     *(Row("ste", bits, "kl") for bits in BUDGETS),
     *(Row("step", bits) for bits in (1, 2)),
@@ -182,9 +204,11 @@ class Setting:
         name = name.name if isinstance(name, Row) else name
         return self.results / f"{name}_{self.seed}"
 
-    def recipe_options(self, name, trains):
+    def recipe_options(self, name, trains, calibrates=False):
         """Arguments of the recipe itself."""
         data = few_sentences(self.data) if trains else self.data
+        if calibrates and self.seed != SEED:
+            data = other_sentences(data, self.seed)
         return [
             *("--data_folder", str(data), "--skip_prep", "True"),
             *("--output_folder", str(self.folder(name))),
@@ -228,6 +252,31 @@ def few_sentences(data):
         elif path.name == "valid.txt":
             content = b"".join(lines[: max(BATCH, len(lines) // EVERY)])
         (folder / path.name).write_bytes(content)
+    return folder
+
+
+def other_sentences(data, seed):
+    """A folder with the validation sentences in another order.
+
+    Arguments
+    ---------
+    data : Path
+        Prepared corpus.
+    seed : int
+
+    Returns
+    -------
+    Path
+    """
+    folder = data.with_name(f"{data.name}_order_{seed}")
+    if folder.exists():
+        return folder
+    folder.mkdir()
+    for path in data.iterdir():
+        lines = path.read_bytes().splitlines(keepends=True)
+        if path.name == "valid.txt":
+            random.Random(seed).shuffle(lines)
+        (folder / path.name).write_bytes(b"".join(lines))
     return folder
 
 

@@ -76,6 +76,9 @@ class Calibration:
         """Run one pass, for whoever has hooks in the model."""
         raise NotImplementedError
 
+    def loss(self, index):
+        """The loss of one pass, [1]; None where nothing says what it is."""
+
     def packed_bytes(self, plan):
         """Bytes of the file that the model makes with a plan."""
         if plan.codebook != "entropy":
@@ -226,6 +229,10 @@ class BrainCalibration(Calibration):
                 return result_of()
             except AttributeError as error:
                 return self._completed_start(error, result_of)
+
+    def loss(self, index):
+        """The Brain's own loss of a batch, [1]."""
+        return ObjectiveNetwork(self)(index)
 
     def _completed_start(self, error, result_of):
         """What a pass returns once a training stage has started, too."""

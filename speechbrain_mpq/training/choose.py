@@ -291,11 +291,11 @@ def choose_bits(
     equal_bits : sequence of str
         What must share one bit width (see `equal_groups`).
     rounding : str or None
-        "calibrated": layers that are matrices (see `is_matrix_layer`) are
-        fitted to what they put out in full precision, which changes biases
-        and norms that stay in float as well. "nearest" needs no data. None:
-        calibrated where the method begins at rounded weights and the model
-        can be run.
+        "calibrated": layers that are matrices (see `is_matrix_layer`) or
+        recurrent are fitted to what they put out in full precision, which
+        changes biases and norms that stay in float as well. "nearest" needs
+        no data. None: calibrated where the method begins at rounded weights
+        and the model can be run.
     method : str, EstimationMethod or None
         How weights are found in the training that follows, one of `METHODS`;
         None: by the quantizer's own estimator.

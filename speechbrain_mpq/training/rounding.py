@@ -1,4 +1,4 @@
-"""Calibrated rounding of layers and of a whole network, without training.
+"""Calibrated rounding of a whole network, without training.
 
 Two looks at the calibration data: the full-precision network shows what every
 layer should put out; then each layer is rounded on what it is given behind the
@@ -8,13 +8,9 @@ pass, it is rounded in the moment that its inputs arrive. A Brain's
 `compute_forward` may use a layer many times, on batches of many sizes: then
 there is a pass for every layer.
 
-Layers are matrices here: outputs = weight x inputs + bias. A layer is one or
-more separate problems of the same size: a linear layer or an ordinary
-convolution is one with a row for each output channel, a grouped convolution or
-a norm's scale and shift one for each channel. Layout: weights [problems, rows,
-columns], inputs [problems, columns, samples], outputs [problems, rows,
-samples]; inputs and outputs of a layer [items, ...], a pair for each of its
-uses, which may differ in size.
+Embeddings that an output layer shares come first, as the matrix of this layer
+and on what it is given in full precision: all others then see what becomes of
+them.
 """
 
 import copy
@@ -24,265 +20,26 @@ from functools import partial
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from speechbrain.utils.logger import get_logger
-from torch.func import functional_call
 from tqdm import tqdm
 
-from ..quantization.codebook import fit_scale, nearest_levels
-from ..quantization.gptq import (
-    calibrated_levels,
-    calibrated_scale,
-    damped_moment,
-    regressed_weight,
-)
 from ..quantization.quant_api import dequantize_
 from ..quantization.tensors import named_tensors
 from .calibration import NetworkCalibration
+from .counted_steps import counted_steps
+from .matrix_rounding import (
+    DAMPINGS,
+    NoMatrixError,
+    is_matrix_layer,
+    matched_items,
+    round_layer_,
+    round_matrix_,
+)
+from .recurrent_rounding import given_to, is_recurrent, round_recurrent_
 
-DAMPINGS = (0.1, 1.0, 10.0)  # to choose from for each layer
 logger = get_logger(__name__)
 ROUNDINGS = ("calibrated", "nearest")
-
-
-class NoMatrixError(ValueError):
-    """A layer that looked like a matrix and is none."""
-
-
-def is_matrix_layer(layer):
-    """Whether a layer can be seen as a matrix.
-
-    These are linear layers, one-dimensional convolutions and everything that
-    scales and shifts channels: norms in eval mode, affine maps.
-    """
-    if isinstance(layer, nn.Linear | nn.Conv1d):
-        return True
-    own = {n: p.shape for n, p in layer.named_parameters(recurse=False)}
-    return (
-        set(own) == {"weight", "bias"}
-        and len(own["weight"]) == 1
-        and own["weight"] == own["bias"]
-    )
-
-
-def weight_matrix(layer, weight):
-    """A layer's weight as matrices.
-
-    Returns
-    -------
-    torch.Tensor
-        [problems, rows, columns], a view.
-    """
-    rows = weight.reshape(len(weight), -1)
-    return rows[:, None] if _is_split(layer) else rows[None]
-
-
-def input_matrix(layer, inputs):
-    """What a weight is multiplied with: [problems, columns, samples]."""
-    if isinstance(layer, nn.Linear):
-        return inputs.flatten(0, -2).mT[None]
-    if isinstance(layer, nn.Conv1d):
-        return _unfolded(layer, inputs)
-    return _channels(layer, _unscaled(layer, inputs))
-
-
-def output_matrix(layer, outputs):
-    """What comes of it, in the same layout: [problems, rows, samples]."""
-    if isinstance(layer, nn.Linear):
-        return outputs.flatten(0, -2).mT[None]
-    rows = _channels(layer, outputs)  # [channels, 1, samples]
-    return rows if _is_split(layer) else rows.mT.reshape(1, len(rows), -1)
-
-
-def _is_split(layer):
-    """Whether every channel is a problem of its own."""
-    if isinstance(layer, nn.Linear):
-        return False
-    return not isinstance(layer, nn.Conv1d) or layer.groups > 1
-
-
-def _unscaled(layer, inputs):
-    """What a norm or affine map scales and shifts."""
-    ones, zeros = torch.ones_like(layer.weight), torch.zeros_like(layer.bias)
-    plain = functional_call(layer, {"weight": ones, "bias": zeros}, (inputs,))
-    expected = _channels(layer, plain) * layer.weight[:, None, None]
-    expected = expected + layer.bias[:, None, None]
-    unfolded = _channels(layer, layer(inputs))
-    if not torch.allclose(unfolded, expected, rtol=1e-3, atol=1e-4):
-        raise NoMatrixError(
-            f"{type(layer).__name__} has a weight and a bias vector but does "
-            "not scale and shift channels: leave its network in nearest "
-            "rounding"
-        )
-    return plain
-
-
-def _channels(layer, values):
-    """Values of each channel, [channels, 1, samples]."""
-    channels_last = isinstance(layer, nn.LayerNorm)
-    return values.movedim(-1 if channels_last else 1, 0).flatten(1)[:, None]
-
-
-def _unfolded(layer, inputs):
-    """The stretch of input under the filter at every output frame."""
-    padding = layer._reversed_padding_repeated_twice
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    frames = F.pad(inputs, padding, mode=mode)
-    size, stride, dilation = *layer.kernel_size, *layer.stride, *layer.dilation
-    span = dilation * (size - 1) + 1
-    windows = frames.unfold(-1, span, stride)[..., ::dilation]
-    # [batch, groups, channels, frames, taps] -> [groups, columns, samples]
-    windows = windows.unflatten(1, (layer.groups, -1))
-    columns = windows.permute(1, 2, 4, 0, 3).flatten(3).flatten(1, 2)
-    return columns.repeat_interleave(
-        layer.out_channels // layer.groups if layer.groups > 1 else 1, 0
-    )
-
-
-def tensors_by_owner(network):
-    """The tensors of a quantized network by the module that owns them."""
-    tensors = named_tensors(network).values()
-    if not any(tensor.fake_quantize for tensor in tensors):
-        raise ValueError(
-            "the network has no quantized parameter: call quantize_ first"
-        )
-    found = defaultdict(list)
-    for tensor in tensors:
-        # What results from parametrizations cannot be written to.
-        if len(tensor.owners) == 1 and tensor.chain is None:
-            found[tensor.owners[0]].append(tensor)
-    return found
-
-
-def round_layer_(tensors, layer, plain, uses, dampings=DAMPINGS):
-    """Round a layer so that its outputs stay those of full precision."""
-    halves = _halves(uses)
-    means = _means(plain, halves)
-    weights, biases = tensors[layer, "weight"], tensors[layer, "bias"]
-    # Matrices in float stay as they are, norms in float do not.
-    if weights and (weights[0].fake_quantize or plain.weight.dim() == 1):
-        # A bias takes care of the means.
-        shift = means if plain.bias is not None else (0.0, 0.0)
-        moments = [_moments(plain, half, shift) for half in halves]
-        moment, cross = (sum(both) for both in zip(*moments))
-        fit = partial(_fitted, weights, weight_matrix(plain, plain.weight))
-        damping = _best_damping(fit, moments, dampings)
-        values, scales = fit(moment, cross, damping)
-        values = values.reshape(plain.weight.shape)
-        for tensor, alpha in zip(weights, scales):
-            _store_(tensor, values[tensor.rows], alpha)
-    for tensor in biases:
-        weight = weight_matrix(plain, layer.weight).double()
-        target = (means[1] - weight @ means[0]).flatten()
-        _store_(tensor, *_nearest(tensor, target))
-
-
-def _halves(uses):
-    """Every other item of all uses, and those between."""
-    halves, start = ([], []), 0
-    for inputs, target in uses:
-        for which, half in enumerate(halves):
-            items = slice((start + which) % 2, None, 2)
-            if len(inputs[items]):
-                half.append((inputs[items], target[items]))
-        start += len(inputs)
-    return halves
-
-
-def _matrices(plain, use):
-    """What is given and wanted in a use, as float64 matrices."""
-    inputs, target = use
-    x, y = input_matrix(plain, inputs), output_matrix(plain, target)
-    return x.double(), y.double()
-
-
-def _means(plain, halves):
-    """Mean of what is given and of what is wanted, over all samples."""
-    sums, samples = [0.0, 0.0], 0
-    for use in (use for half in halves for use in half):
-        pair = _matrices(plain, use)
-        sums = [s + m.sum(-1, keepdim=True) for s, m in zip(sums, pair)]
-        samples += pair[0].shape[-1]
-    return [total / samples for total in sums]
-
-
-def _moments(plain, uses, shift):
-    """X X^T and Y X^T of some uses, after a shift of X and Y."""
-    moment, cross = 0.0, 0.0
-    for use in uses:
-        x, y = (m - s for m, s in zip(_matrices(plain, use), shift))
-        moment, cross = moment + x @ x.mT, cross + y @ x.mT
-    return moment, cross
-
-
-def _best_damping(fit, moments, dampings):
-    """What does best on every other item after a fit to those between."""
-    if len(dampings) == 1:
-        return dampings[0]
-    fitted, (moment, cross) = moments
-
-    def held_out_error(damping):
-        values, _ = fit(*fitted, damping)
-        return ((values @ moment - 2 * cross) * values).sum()
-
-    return min(dampings, key=held_out_error)
-
-
-def _fitted(weights, trained, moment, cross, damping):
-    """New values of a weight as a matrix, and the scale of each slice."""
-    values = regressed_weight(trained, cross, moment, damping)
-    moment, scales = damped_moment(moment, damping), []
-    one = len(values) == 1  # slices are rows of one problem, or problems
-    for tensor in weights:
-        alpha = None
-        if tensor.fake_quantize:
-            rows = (slice(None), tensor.rows) if one else tensor.rows
-            own = moment if one else moment[tensor.rows]
-            values[rows], alpha = _calibrated(tensor, values[rows], own)
-        scales.append(alpha)
-    return values, scales
-
-
-def _calibrated(tensor, target, moment):
-    """Values of a tensor at calibrated levels, as a matrix, and their scale."""
-    fake_quantize, shape = tensor.fake_quantize, tensor.weight.shape
-    bits, codebook = fake_quantize.stored_bits, fake_quantize.codebook
-    granularity = "channel" if fake_quantize.alpha.dim() else "tensor"
-    alpha = fit_scale(target.reshape(shape), bits, granularity, codebook)
-    if alpha.dim():
-        alpha = alpha.reshape(*target.shape[:-1], 1)
-    if fake_quantize.codebook == "entropy":
-        alpha = alpha.float()  # another step is another rate
-    else:
-        alpha = calibrated_scale(target, moment, bits, alpha, codebook)
-        alpha = alpha.float()
-    levels = calibrated_levels(target, moment, bits, alpha, codebook)
-    return levels * alpha, alpha
-
-
-def _nearest(tensor, target):
-    """Values of a tensor at the nearest levels, and their scale."""
-    if tensor.fake_quantize is None:
-        return target, None
-    fake_quantize = tensor.fake_quantize
-    bits, codebook = fake_quantize.stored_bits, fake_quantize.codebook
-    alpha = fit_scale(target, bits, codebook=codebook)
-    return nearest_levels(target, bits, alpha, codebook) * alpha, alpha
-
-
-def _store_(tensor, values, alpha):
-    """Put values that lie on the levels of a scale into a tensor."""
-    fake_quantize = tensor.fake_quantize
-    if fake_quantize:
-        fake_quantize.set_scale(alpha.reshape(fake_quantize.alpha.shape))
-    tensor.weight.copy_(values)
-    if fake_quantize is None:
-        return
-    if not torch.equal(fake_quantize(tensor.weight.float()), values.float()):
-        raise ValueError(
-            f"{tensor.name}: {tensor.weight.dtype} is too coarse for "
-            f"{fake_quantize.stored_bits} bits: quantize a float32 model"
-        )
+SINGLE = "a single item goes in: give more batches"
 
 
 def check_rounding(rounding):
@@ -322,15 +79,20 @@ class CalibratedRounding:
         self.calibration = calibration
         self.dampings = dampings
         self.network = calibration.model.get_submodule(calibration.prefix)
+        tied = [_output_layer(t) for t in named_tensors(self.network).values()]
         with calibration.ready(), torch.no_grad():
             self.plain = {
                 name: copy.deepcopy(layer)
                 for name, layer in self.network.named_modules()
-                if is_matrix_layer(layer) and "weight" in layer._parameters
+                if _is_rounded(layer)
             }
-            self.uses = {}  # name -> of each pass, (shape given, output)s
+            modules = self.network.named_modules()
+            # Output layers that have embeddings as their weights.
+            self.tied = [n for n, m in modules if any(m is t for t in tied)]
+            self.uses = {}  # name -> of each pass, (shape given, kept)s
             for index in range(calibration.passes):
                 self._note_uses(index)
+            self.counts = self._counted_steps()
 
     def apply_(self, progress=True):
         """Round the layers of the quantized network, in place."""
@@ -341,6 +103,7 @@ class CalibratedRounding:
             torch.no_grad(),
             tqdm(self.uses, "rounding", disable=not progress) as bar,
         ):
+            self._round_tied()
             uses = [len(u) for lists in self.uses.values() for u in lists]
             if self.calibration.passes == 1 and set(uses) <= {1}:
                 self._round_in_one_pass(bar)
@@ -355,23 +118,68 @@ class CalibratedRounding:
         return self.rounded
 
     def _note_uses(self, index):
-        """Keep what the layers put out in one pass."""
+        """Keep what the layers put out in one pass, or what they are given."""
 
         def note(name, layer, args, kwargs, output):
             lists = [[] for _ in range(self.calibration.passes)]
             uses = self.uses.setdefault(name, lists)[index]
-            # A copy: what comes next may be in place.
-            output = output.detach().to("cpu", copy=True)
-            uses.append((_given(args, kwargs).shape, output))
+            given = self._given(name, args, kwargs)
+            # Recurrent layers have more outputs than they show; those of words
+            # are many. A copy: what comes next may be in place.
+            kept = given if self._is_given(name) else output.detach()
+            uses.append((given.shape, kept.to("cpu", copy=True)))
 
         with _hooked(self.network, self.plain, "register_forward_hook", note):
             self.calibration.run(index)
+
+    def _is_given(self, name):
+        """Whether what a layer is given is kept, not what it puts out."""
+        return name in self.tied or is_recurrent(self.plain[name])
+
+    def _counted_steps(self):
+        """Steps that count: name -> of each pass, one or None for each use."""
+        layers = {
+            name: self.network.get_submodule(name)
+            for name in self.uses
+            if self._is_given(name)
+        }
+        if not layers:
+            return {}
+        passes = []
+        for index in range(self.calibration.passes):
+            passes.append(counted_steps(self.calibration, layers, index))
+            if passes[-1] is None:
+                return {}
+        counts = {name: [p.get(name, []) for p in passes] for name in layers}
+        return {
+            name: lists
+            for name, lists in counts.items()
+            if list(map(len, lists)) == list(map(len, self.uses[name]))
+            and any(c.any() for uses in lists for use in uses for c in use)
+        }
+
+    def _round_tied(self):
+        """Round embeddings by what the layer that shares them is given."""
+        for name in self.tied:
+            layer, plain = self.network.get_submodule(name), self.plain[name]
+            weights = self.tensors.pop((layer, "weight"), [])
+            quantized = weights and weights[0].fake_quantize
+            if name not in self.uses or not quantized:
+                continue
+            given = [[kept for _, kept in uses] for uses in self.uses[name]]
+            pairs = self._pairs(name, given)
+            if sum(len(x) for x, _ in pairs) < 2:
+                self.left[name] = SINGLE
+                continue
+            rounded = partial(getattr, layer, "weight")
+            round_matrix_(weights, [], plain, rounded, pairs, self.dampings)
+            self.rounded.append(name)
 
     def _round_in_one_pass(self, bar):
         """Round every layer in the moment that its inputs arrive."""
 
         def round_now(name, layer, args, kwargs):
-            self._round(name, [[_given(args, kwargs)]])
+            self._round(name, [[self._given(name, args, kwargs)]])
             bar.update()
 
         register = "register_forward_pre_hook"
@@ -383,7 +191,8 @@ class CalibratedRounding:
         seen, expected = [], len(self.uses[name][index])
 
         def note(name, layer, args, kwargs):
-            seen.append(_given(args, kwargs).clone())
+            given = self._given(name, args, kwargs)
+            seen.append(given.to(copy=True))
             if len(seen) == expected:
                 raise _Enough
 
@@ -396,53 +205,116 @@ class CalibratedRounding:
                 self.calibration.run(index)
         return seen
 
+    def _given(self, name, args, kwargs):
+        """What a layer works on."""
+        plain = self.plain[name]
+        if is_recurrent(plain):
+            return given_to(plain, *args, **kwargs)
+        return args[0] if args else next(iter(kwargs.values()))
+
     def _round(self, name, inputs):
         """Round one layer, if there is something to round; or note why not."""
         layer = self.network.get_submodule(name)
-        if not _is_open(self.tensors, layer):
+        if not self._is_open(name, layer):
             return
         reason = self._round_layer(name, layer, inputs)
         if reason:
             self.left[name] = reason
-        else:
+        elif name not in self.rounded:
             self.rounded.append(name)
+
+    def _is_open(self, name, layer):
+        """Whether there is something in a layer that rounding may change."""
+        own = [n for n, _ in self.plain[name].named_parameters(recurse=False)]
+        rows = {attribute: self.tensors[layer, attribute] for attribute in own}
+        return any(
+            tensors and (tensors[0].fake_quantize or "bias" in attribute)
+            for attribute, tensors in rows.items()
+        )
 
     def _round_layer(self, name, layer, inputs):
         """Round a layer; or say why not."""
-        pairs, dtype = [], self.plain[name].weight.dtype  # autocast is over
         for uses, now in zip(self.uses[name], inputs):
-            shapes = [shape for shape, _ in uses]
-            if shapes != [tensor.shape for tensor in now]:
+            if [shape for shape, _ in uses] != [given.shape for given in now]:
                 return "used otherwise once quantized"
-            pairs += [
-                (x.to(dtype), y.to(x.device)) for x, (_, y) in zip(now, uses)
-            ]
-        if any(x.dim() < 2 for x, _ in pairs):
-            return "no batch goes in"
-        if sum(len(x) for x, _ in pairs) < 2:
-            return "a single item goes in: give more batches"
+        plain = self.plain[name]
+        place = next(plain.parameters())
         # Rounding needs its digits: no autocast here.
-        with torch.autocast(pairs[0][0].device.type, enabled=False):
+        with torch.autocast(place.device.type, enabled=False):
+            if is_recurrent(plain):
+                return self._round_recurrent(name, layer, inputs, place)
+            pairs = self._pairs(name, inputs)
+            if any(x.dim() < 2 for x, _ in pairs):
+                return "no batch goes in"
+            if sum(len(x) for x, _ in pairs) < 2:
+                return SINGLE
             try:
-                plain = self.plain[name]
                 round_layer_(self.tensors, layer, plain, pairs, self.dampings)
             except NoMatrixError:
                 return "no matrix"
         return ""
 
+    def _pairs(self, name, inputs):
+        """What a matrix is given now and what it put out, for each use."""
+        plain, pairs = self.plain[name], []
+        dtype = plain.weight.dtype  # autocast is over
+        given = [x.to(dtype) for now in inputs for x in now]
+        kept = [k.to(dtype) for uses in self.uses[name] for _, k in uses]
+        if name not in self.tied:
+            return [(x, y.to(x.device)) for x, y in zip(given, kept)]
+        place, counts = plain.weight.device, self._counts_of(name)
+        for x, before, count in zip(given, kept, counts):
+            x, y = x.to(place), plain(before.to(place))
+            if x.dim() == 3 and count is not None:
+                pairs += matched_items(x, y, count)
+            else:
+                pairs.append((x, y))
+        return pairs
+
+    def _counts_of(self, name):
+        """Which steps count, for each use; None: all."""
+        if name in self.counts:
+            return [use for uses in self.counts[name] for use in uses]
+        return [None] * sum(map(len, self.uses[name]))
+
+    def _round_recurrent(self, name, layer, inputs, place):
+        """Round a recurrent layer; or say why not."""
+        to = {"device": place.device, "dtype": place.dtype}
+        now = [given.to(**to) for uses in inputs for given in uses]
+        before = [k.to(**to) for uses in self.uses[name] for _, k in uses]
+        counts = self._counts_of(name)
+        items = sum(
+            len(use.items) if kept is None else sum(bool(k.any()) for k in kept)
+            for use, kept in zip(now, counts)
+        )
+        if items < 2:
+            return SINGLE
+        round_recurrent_(
+            self.tensors,
+            layer,
+            self.plain[name],
+            list(zip(now, before)),
+            counts,
+            self.dampings,
+        )
+        return ""
+
     def _report(self):
         """Log what was rounded to what, and why not otherwise."""
         reasons = defaultdict(set)
+        paths = {id(m): name for name, m in self.network.named_modules()}
         for tensor in named_tensors(self.network).values():
             layer = tensor.name.rpartition(".")[0]
             if not tensor.fake_quantize:
                 continue
-            if len(tensor.owners) > 1:
+            output = _output_layer(tensor)
+            used_as = paths[id(output)] if output else layer
+            if len(tensor.owners) > 1 and output is None:
                 reasons["shared by several modules"].add(layer)
-            elif layer not in self.rounded:
-                unused = layer in self.plain and layer not in self.uses
+            elif used_as not in self.rounded:
+                unused = used_as in self.plain and used_as not in self.uses
                 reason = "not used as a layer" if unused else "no matrix"
-                reasons[self.left.get(layer, reason)].add(layer)
+                reasons[self.left.get(used_as, reason)].add(layer)
         logger.info(
             f"Fitted {len(self.rounded)} quantized layers to what they put "
             f"out in full precision, on {self.calibration.passes} batches"
@@ -450,6 +322,40 @@ class CalibratedRounding:
         for reason, layers in reasons.items():
             names = ", ".join(sorted(layers))
             logger.info(f"Nearest rounding stays ({reason}): {names}")
+
+
+def _is_rounded(layer):
+    """Whether calibrated rounding knows a layer that computes its weights."""
+    if is_recurrent(layer):
+        return True
+    return is_matrix_layer(layer) and "weight" in layer._parameters
+
+
+def _output_layer(tensor):
+    """The linear layer that has embeddings as its weight; None for others."""
+    linear = [m for m, _ in tensor.owners if isinstance(m, nn.Linear)]
+    others = [m for m, _ in tensor.owners if isinstance(m, nn.Embedding)]
+    one = len(linear) == 1 and len(linear) + len(others) == len(tensor.owners)
+    return linear[0] if others and one else None
+
+
+def tensors_by_owner(network):
+    """The tensors of a quantized network by the module that rounds them."""
+    tensors = named_tensors(network).values()
+    if not any(tensor.fake_quantize for tensor in tensors):
+        raise ValueError(
+            "the network has no quantized parameter: call quantize_ first"
+        )
+    found = defaultdict(list)
+    for tensor in tensors:
+        output = _output_layer(tensor)
+        if tensor.chain is not None:
+            continue  # what results from parametrizations cannot be written to
+        if output is not None:
+            found[output, "weight"].append(tensor)
+        elif len(tensor.owners) == 1:
+            found[tensor.owners[0]].append(tensor)
+    return found
 
 
 def round_calibrated_(
@@ -525,15 +431,3 @@ def _hooked(network, names, register, hook):
 
 class _Enough(Exception):
     """A pass has shown what it was run for."""
-
-
-def _given(args, kwargs):
-    """What a layer works on."""
-    return args[0] if args else next(iter(kwargs.values()))
-
-
-def _is_open(tensors, layer):
-    """Whether there is something in a layer that rounding may change."""
-    weights = tensors[layer, "weight"]
-    quantized = weights and weights[0].fake_quantize
-    return bool(quantized or tensors[layer, "bias"])

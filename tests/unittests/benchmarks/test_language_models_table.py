@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,9 @@ def test_every_row_is_a_command_that_the_runner_takes(rows, setting):
         scorer_of(options.scores, scheme, options.candidate_bits)
         if options.scores == "uniform":
             check_bits(row.bits)  # all weights get them
-        assert "--number_of_epochs" in rest or row.method == "rounded"
+        untrained = row.method in ("rounded", "calibrated")
+        assert ("--number_of_epochs" in rest) != untrained
+        assert options.rounding == (row.method if row.calibrates else "nearest")
 
 
 def test_full_precision_is_trained_on_or_from_nothing(rows, setting):
@@ -81,6 +84,21 @@ def test_fine_tuning_sees_every_eighth_sentence(rows, setting):
     assert (folder / "vocab.txt").read_text() == "words\n"
     # Scores look at the same sentences.
     assert len((folder / "valid.txt").read_text().split()) == 50
+
+
+def test_seeds_of_calibration_draw_other_sentences(rows, setting):
+    def valid_of(seed, method):
+        own = replace(setting, seed=seed)
+        words = rows.Row(method, 2).arguments(own)
+        folder = Path(words[words.index("--data_folder") + 1])
+        return (folder / "valid.txt").read_text().split()
+
+    first = (setting.data / "valid.txt").read_text().split()
+    assert valid_of(1234, "calibrated") == first
+    assert valid_of(7, "rounded") == first
+    drawn = valid_of(7, "calibrated"), valid_of(8, "calibrated")
+    assert drawn[0] != first and drawn[0] != drawn[1]
+    assert sorted(drawn[0]) == sorted(drawn[1]) == sorted(first)
 
 
 def test_bits_in_the_file_are_of_all_its_bytes(rows):
