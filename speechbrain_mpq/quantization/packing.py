@@ -26,6 +26,7 @@ from .container import (
     write_container,
 )
 from .entropy_coding import encode_packed
+from .finite import not_finite
 from .groups import split_as_named, split_name
 from .header import (
     check_name,
@@ -221,11 +222,12 @@ def save_packed(
         The model.safetensors, whose size is the model's.
     """
     content = content_of(model)
-    if content.refused:
+    refused = {**content.refused, **not_finite(model)}
+    if refused:
         raise ValueError(
             "; ".join(
                 f"{name} cannot be packed: {why}"
-                for name, why in content.refused.items()
+                for name, why in refused.items()
             )
         )
     weights = any(t.fake_quantize for t in named_tensors(model).values())

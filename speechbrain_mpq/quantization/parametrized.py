@@ -223,6 +223,7 @@ class _Pass(threading.local):
         self.depth = 0  # of modules whose forward is running
         self.weights = {}  # (chain, ...) -> versions and quantized weight
         self.owners = []  # modules that are running and own a weight
+        self.floats = False  # whether weights are read as they are trained
 
 
 _PASS = _Pass()
@@ -230,21 +231,26 @@ _PASS = _Pass()
 _READ = weakref.WeakKeyDictionary()
 
 
-def computed_once(model):
-    """Computes each quantized weight once in every forward of a model."""
+def roots(model):
+    """Finds the modules of a model that are called from outside."""
     if isinstance(model, torch.nn.ModuleDict | torch.nn.ModuleList):
         for child in model.children():
-            computed_once(child)
-        return
+            yield from roots(child)
     # torch's own transformers look for hooks, and then run otherwise.
-    if isinstance(model, LOOK_FOR_HOOKS) or "_once" in model.__dict__:
-        return
-    if any(chains(inner) for inner in model.modules()):
-        inner = [c for m in model.modules() for c in chains(m).values()]
-        model.__dict__["_chains"] = inner
-        before = model.register_forward_pre_hook(_enter, prepend=True)
-        after = model.register_forward_hook(_leave, always_call=True)
-        model.__dict__["_once"] = before, after
+    elif not isinstance(model, LOOK_FOR_HOOKS):
+        yield model
+
+
+def computed_once(model):
+    """Computes each quantized weight once in every forward of a model."""
+    for root in roots(model):
+        inner = [c for m in root.modules() for c in chains(m).values()]
+        if not inner or "_once" in root.__dict__:
+            continue
+        root.__dict__["_chains"] = inner
+        before = root.register_forward_pre_hook(_enter, prepend=True)
+        after = root.register_forward_hook(_leave, always_call=True)
+        root.__dict__["_once"] = before, after
 
 
 def computed_always(model):
@@ -258,7 +264,7 @@ def computed_always(model):
 def _enter(model, inputs):
     """Before a model's forward."""
     del inputs
-    if not _PASS.depth and not _is_traced():
+    if not _PASS.depth and not is_traced():
         follow_writes(model.__dict__.get("_chains", ()))
     _PASS.depth += 1
     _PASS.owners.append(None)
@@ -272,6 +278,16 @@ def _leave(*_):
     _PASS.depth -= 1
     if not _PASS.depth:
         _PASS.weights.clear()
+
+
+@contextmanager
+def float_weights():
+    """Lets quantized weights be read in full precision inside."""
+    _PASS.floats = True
+    try:
+        yield
+    finally:
+        _PASS.floats = False
 
 
 def settle(chain):
@@ -354,7 +370,7 @@ def _in_a_pass(plain):
 
     @wraps(plain)
     def forward(self, *arguments, **keywords):
-        if not _PASS.depth and not _is_traced():
+        if not _PASS.depth and not is_traced():
             follow_writes(chains(self).values())
         _PASS.depth += 1
         _PASS.owners.append(self)
@@ -426,10 +442,12 @@ def _write(module, attribute, write, value):
 
 def _read(module, attribute, read):
     """The quantized weight, computed or as it was in the same pass."""
-    if _is_traced():
+    if is_traced():
         return read(module)
     chain = module._modules["parametrizations"]._modules[attribute]
     settle(chain)
+    if _PASS.floats:
+        return float_weight(chain)
     if not _PASS.depth:
         follow_writes([chain])
     own = bool(_PASS.owners) and _PASS.owners[-1] is module
@@ -444,12 +462,15 @@ def _read(module, attribute, read):
             cached = versions, chain, value
             _PASS.weights[key] = cached
         value = cached[2]
+    if own and getattr(module, "max_norm", None) is not None:
+        # torch's tables write to the rows that they look up.
+        return value.clone()
     if not own:
         _READ[chain] = value, value.detach().clone()
     return value
 
 
-def _is_traced():
+def is_traced():
     """Whether a compiler looks on, which must see what is computed only."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 

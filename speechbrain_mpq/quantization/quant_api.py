@@ -22,6 +22,7 @@ from .codebook import (
     scale_shape,
 )
 from .fake_quant import FakeQuantize
+from .finite import not_finite, watch_outputs
 from .groups import RowGroups, split_as_named, split_groups
 from .packing import content_of, unpackable
 from .parametrized import (
@@ -307,9 +308,10 @@ def quantize_(
         for module, attribute in groups[0].owners:
             attach(module, attribute, quantizer)
     computed_once(model)
+    watch_outputs(model)
     copies_apart(model)
     try:
-        refused = unpackable(model)
+        refused = {**unpackable(model), **not_finite(model)}
     except ValueError:
         dequantize_(model)
         raise

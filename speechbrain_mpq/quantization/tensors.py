@@ -16,7 +16,6 @@ from .parametrized import old_weight_norm, settle
 
 ROOT = "."  # cluster of the parameters that the model itself owns
 OLD_WEIGHT_NORM = "torch.nn.utils.weight_norm"
-RENORMED = "its own forward writes to it (max_norm)"
 
 # What a scale can be fitted to; eight-bit floats are made to be stored only.
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -227,14 +226,7 @@ def _is_chosen(tensor, include, exclude):
 
 
 def _refuse_uncomputable(chosen):
-    """Refuse weights that their layers cannot compute with, all at once."""
-    renormed = [tensor.name for tensor in chosen if tensor.reason == RENORMED]
-    if renormed:
-        raise ValueError(
-            f"{', '.join(map(repr, renormed))}: torch's max_norm writes to "
-            "rows while it looks them up, which no quantized table can "
-            f"follow: build it with max_norm=None, or exclude: {renormed}"
-        )
+    """Refuse weights that others divide by, all at once."""
     norms = [t.name for t in chosen if t.reason.startswith(OLD_WEIGHT_NORM)]
     if norms:
         listed = ", ".join(repr(name) for name in norms)
@@ -343,8 +335,6 @@ def _tensors_of(path, module):
         reason = _reason(parameter)
         if attribute in divided_by:
             reason = OLD_WEIGHT_NORM
-        if attribute == "weight" and _is_renormed(module):
-            reason = RENORMED
         owners = [(module, attribute)]
         name = prefix + attribute
         yield NamedTensor(name, parameter, owners, reason=reason)
@@ -352,12 +342,6 @@ def _tensors_of(path, module):
         settle(chain)
         follow_writes([chain])
         yield from _tensors_of_chain(prefix, module, attribute, chain)
-
-
-def _is_renormed(module):
-    """Whether torch writes to the rows of a table while it looks them up."""
-    tables = torch.nn.Embedding, torch.nn.EmbeddingBag
-    return isinstance(module, tables) and module.max_norm is not None
 
 
 def _tensors_of_chain(prefix, module, attribute, chain):

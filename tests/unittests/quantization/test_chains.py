@@ -199,11 +199,26 @@ def test_parametrizations_come_before_quantizers():
         model(torch.zeros(1, 8))
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
-def test_tables_that_write_to_themselves_are_refused(kind):
-    table = kind(9, 4, max_norm=0.5)
-    with pytest.raises(ValueError, match=r"'weight'.*exclude: \['weight'\]"):
-        quantize_(table, 4)
+def test_tables_that_write_to_themselves_train_and_pack(
+    kind, estimator, tmp_path
+):
+    torch.manual_seed(0)
+    table, tokens = kind(9, 4, max_norm=0.5), torch.arange(6).view(2, 3)
+    quantize_(table, 4, estimator=estimator)
+    before = table.weight.detach().clone()
+    train_table = torch.optim.SGD(table.parameters(), 1.0)
+    for _ in range(3):
+        train_table.zero_grad()
+        (table(tokens) - 0.1).square().sum().backward()
+        train_table.step()
+    assert not torch.equal(table.weight, before)
+    output = table.eval()(tokens)
+    assert output.norm(dim=-1).max() < 0.501
+    plain = kind(9, 4, max_norm=0.5).eval()
+    load_packed_(plain, save_packed(table, tmp_path).parent)
+    assert torch.equal(plain(tokens), output)
 
 
 def test_weights_without_values_are_refused():
