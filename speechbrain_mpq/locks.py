@@ -1,9 +1,10 @@
-"""Folders that one process works in at a time.
+"""Folders to write to: that can be, by one process at a time.
 
 A lock ends with its process, however that ends. Forked workers do not keep it:
 those of a process that was killed may live on for a while.
 """
 
+import errno
 import inspect
 import logging
 import os
@@ -13,6 +14,8 @@ import zlib
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
+
+from .utils import MAX_NAME, scratch_folder
 
 try:
     import fcntl
@@ -36,6 +39,45 @@ def _leave_to_parent():
 
 if fcntl is not None:
     os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def check_folder(path, change="name another folder"):
+    """Refuses what cannot be a folder to write to, before the work for it.
+
+    Arguments
+    ---------
+    path : str or Path
+        Folder that is there or is made later, with those above it.
+    change : str
+        What to do, for the message.
+
+    Returns
+    -------
+    Path
+        Without links: where a link leads a folder can be made.
+
+    Example
+    -------
+    >>> file = Path(getfixture("tmpdir")) / "file"
+    >>> file.touch()
+    >>> check_folder(file / "results", "change --folder")
+    Traceback (most recent call last):
+    ...
+    ValueError: nothing can be written to ...results (Not a directory): ...
+    """
+    path = Path(path).resolve()
+    try:
+        there = next(p for p in (path, *path.parents) if os.path.lexists(p))
+        for name in path.relative_to(there).parts:
+            if len(os.fsencode(name)) > MAX_NAME:
+                raise OSError(errno.ENAMETOOLONG, "File name too long")
+        with scratch_folder(there):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"nothing can be written to {path} ({error.strerror}): {change}"
+        ) from error
+    return path
 
 
 def hold_folder(folder):

@@ -17,7 +17,7 @@ import torch
 
 from ..lobes.models.separator import MIN_RMS
 from ..lobes.models.spatial_features import check_doa
-from ..locks import alone_in
+from ..locks import alone_in, check_folder
 from ..quantization.packing import MODEL_FILE, read_model
 from ..utils import (
     SAMPLE_RATE,
@@ -137,12 +137,8 @@ def export(folder, out=None, engine="openvino", calibration=None):
         the calibration set (None without one), "seconds" of it.
     """
     module = import_engine(engine)
-    out = Path(folder if out is None else out)
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"{out} is a file: name a folder to write")
+    out = check_folder(folder if out is None else out)
     with alone_in(out):
-        with scratch_folder(out):  # whether anything can be written there
-            pass
         network = lower(folder)
         if calibration is None:
             ranges, batches, seconds = read_ranges(folder, network), [], 0.0

@@ -16,7 +16,7 @@ from ..allocation.output_scores import KLScores, OutputErrorScores
 from ..allocation.scores import check_candidates
 from ..allocation.solver import over_budget, parse_budget
 from ..allocation.sweep import OutputScores
-from ..locks import alone_in
+from ..locks import alone_in, check_folder
 from ..quantization.fake_quant import FakeQuantize
 from ..quantization.packing import packed_file_bytes
 from ..quantization.plan import Scheme, Selection, bit_plan
@@ -99,7 +99,7 @@ class InterfaceCalibration(Calibration):
         tensors = named_tensors(self.model)
         chosen = select(tensors, include, exclude)
         if not vectors:
-            chosen = [t for t in chosen if t.weight.dim() > 1]
+            chosen = [t for t in chosen if not t.is_vector]
         stored = set(shared_parameters(self.model, self.modules.values()))
         names = [t.name for t in chosen if t.name in stored]
         if not names:
@@ -419,21 +419,11 @@ def _check_ways(rounding, method):
 
 def _empty_folder(output):
     """The output folder's path, where nothing is lost by writing to it."""
-    output = Path(output).resolve()  # a link stays one
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    output = check_folder(output)  # a link stays one
+    if output.is_dir() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty: name a new folder")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_folder(output.parent):
-            pass
-        if output.is_dir():
-            with scratch_folder(output):
-                pass
-    except OSError as error:
-        raise ValueError(
-            f"nothing can be written to {output} ({error.strerror}): name "
-            "another folder"
-        ) from error
+    output.parent.mkdir(parents=True, exist_ok=True)
+    check_folder(output.parent)
     return output
 
 
@@ -484,7 +474,7 @@ def _left_alone(modules, network):
                 continue
             if id(tensor.parameter) not in used:
                 row["reason"] = "no module of the interface holds them"
-            elif tensor.weight.dim() < 2:
+            elif tensor.is_vector:
                 row["reason"] = "biases, norms and other vectors"
             row["tensor"] = f"{loadable}.{row['tensor']}"
             rows.append(row)

@@ -12,11 +12,10 @@ import inspect
 from contextlib import contextmanager
 
 import torch
-from torch.nn.utils import parametrize
 
 from .chains import chains, quantizer_of
 from .parametrized import float_weights, is_traced, roots
-from .tensors import named_tensors
+from .tensors import is_torchs, named_tensors
 
 _WHY = (
     "what is computed with it is NaN or infinite, and is not with its float "
@@ -64,7 +63,7 @@ def zeroed(model):
         for name, tensor in named_tensors(model).items()
         if tensor.fake_quantize and _has_new_zeros(tensor)
     }
-    others = [n for n, t in found.items() if not _is_torchs(t.owners[0][0])]
+    others = [n for n, t in found.items() if not is_torchs(t.owners[0][0])]
     return others or list(found)
 
 
@@ -113,19 +112,13 @@ def not_finite(model):
                 "it has NaN or infinite values: its training has diverged. "
                 "Take an earlier checkpoint"
             )
-        elif tensor.fake_quantize and not _is_torchs(tensor.owners[0][0]):
+        elif tensor.fake_quantize and not is_torchs(tensor.owners[0][0]):
             if _has_new_zeros(tensor):
                 owners.setdefault(tensor.owners[0][0], []).append(name)
     for module, names in owners.items():
         if not _stays_finite(module):
             found |= dict.fromkeys(names, _WHY.format(names))
     return found
-
-
-def _is_torchs(module):
-    """Whether a module's class is one of torch's own layers."""
-    kind = parametrize.type_before_parametrizations(module)
-    return kind.__module__.startswith("torch.")
 
 
 def _stays_finite(module):

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.utils import parametrize
 
 from .chains import chains, float_weight, follow_writes, is_own, quantizer_of
 from .codebook import scale_shape
@@ -14,6 +15,13 @@ from .fake_quant import FakeQuantize
 from .groups import RowGroups, gate_cluster, slice_name, split_name
 from .parametrized import old_weight_norm, settle
 
+# SpeechBrain's layers whose weights are not [output channels, ...]: dimensions
+# of the output channels.
+AXES = {
+    "speechbrain.nnet.complex_networks.c_linear.CLinear": (1,),
+    "speechbrain.nnet.quaternion_networks.q_linear.QLinear": (1,),
+    "speechbrain.nnet.hypermixing.ParallelMLPs": (0, 1),
+}
 ROOT = "."  # cluster of the parameters that the model itself owns
 OLD_WEIGHT_NORM = "torch.nn.utils.weight_norm"
 
@@ -104,7 +112,22 @@ class NamedTensor:
             return (1,) if module.groups == 1 else (0, 1)
         if attribute == "weight" and _is_transformers_linear(module):
             return (1,)
-        return (0,)
+        kind = parametrize.type_before_parametrizations(module)
+        axes = AXES.get(f"{kind.__module__}.{kind.__qualname__}", (0,))
+        return axes if max(axes) < len(self.shape) else (0,)
+
+    @property
+    def is_vector(self):
+        """Whether it has one dimension, as biases, norms and slopes have.
+
+        Some norms write theirs as [1, 1, channels].
+        """
+        if isinstance(self.parameter, UninitializedTensorMixin):
+            return False
+        if len(self.shape) < 2:
+            return True
+        is_matrix = any(is_torchs(owner) for owner, _ in self.owners)
+        return not is_matrix and sum(n > 1 for n in self.shape) < 2
 
     def scale_shape(self, granularity):
         """Gives the shape of its scale."""
@@ -141,6 +164,12 @@ def named_tensors(model):
                 first.owners += new
                 first.aliases.append(tensor.parameter_name)
     return {tensor.name: tensor for tensor in tensors.values()}
+
+
+def is_torchs(module):
+    """Whether a module's class is one of torch's own layers."""
+    kind = parametrize.type_before_parametrizations(module)
+    return kind.__module__.startswith("torch.")
 
 
 def _is_transformers_linear(module):

@@ -22,6 +22,7 @@ from ..allocation.nas import NASScores
 from ..allocation.output_scores import KLScores, LossScores, OutputErrorScores
 from ..allocation.scores import Scorer, check_candidates
 from ..allocation.solver import parse_budget
+from ..locks import check_folder
 from ..quantization.fake_quant import FakeQuantize, LearnedStep
 from ..quantization.gptq import PostTraining
 from ..quantization.packing import stored_buffers
@@ -163,8 +164,10 @@ def _method_for(brain, method_or_name, candidate_bits):
 
 def _folder(brain, folder):
     """Where the plan is left: what is asked for, or the output folder."""
-    own = getattr(brain, "hparams", None)
-    return folder or getattr(own, "output_folder", None)
+    own = getattr(getattr(brain, "hparams", None), "output_folder", None)
+    if folder or own:
+        check_folder(folder or own)
+    return folder or own
 
 
 def _usual_rounding(method, brain):
@@ -431,6 +434,7 @@ def pack_results(output_folder, packed=None, min_key=None, max_key=None):
         The model.safetensors.
     """
     folder = Path(output_folder)
+    packed = check_folder(packed or folder / "packed")
     source = folder / "hyperparams.yaml"
     if not source.exists():
         raise FileNotFoundError(
@@ -455,7 +459,7 @@ def pack_results(output_folder, packed=None, min_key=None, max_key=None):
         )
     if quantizer.method:
         quantizer.method.finish(quantizer.model)
-    return quantizer.pack(packed or folder / "packed")
+    return quantizer.pack(packed)
 
 
 def system_of(model, folder):

@@ -340,9 +340,9 @@ def _named_targets(targets):
 
 
 def _vectors(model):
-    """Names of all parameters of fewer than two dimensions."""
+    """Names of all biases, norms and other vectors."""
     tensors = named_tensors(model).values()
-    vectors = [tensor for tensor in tensors if tensor.weight.dim() < 2]
+    vectors = [tensor for tensor in tensors if tensor.is_vector]
     # Patterns have to name a tied parameter by all of its names.
     return [n for t in vectors for n in getattr(t, "names", [t.name])]
 

@@ -263,7 +263,7 @@ class _Level:
         one = kind(
             first.shape[1],
             plain.hidden_size,
-            bias=plain.bias,
+            bias=bool(plain.bias),  # Tacotron2 of SpeechBrain has 1
             bidirectional=len(self.endings) == 2,
             **options,
         ).to(first)
@@ -330,7 +330,7 @@ def _unprojected(uses, one):
     plain = nn.LSTM(
         one.input_size,
         one.hidden_size,
-        bias=one.bias,
+        bias=bool(one.bias),
         bidirectional=one.bidirectional,
     ).to(one.weight_ih_l0)
     back = []

@@ -49,7 +49,9 @@ class Onlooker:
         (["--granularity", "row"], "granularity must be one of"),
         (["--rows", "0"], "rows must be a positive number"),
         (["--weights", "gone"], "no folder gone: change --weights"),
-        (["--folder", __file__], "is no folder: change --folder"),
+        (["--folder", __file__], "nothing can be written.*change --folder"),
+        (["--folder", f"{__file__}/results"], "Not a directory"),
+        (["--folder", "x" * 300], "File name too long"),
         (["--weights", "."], "no checkpoint in .: --weights wants"),
         (["--candidate_bits", "2", "17"], "candidate bits .* not 17"),
         (["--candidate_bits", "1.5", "2"], "candidate bits .* not 1.5"),
@@ -97,6 +99,47 @@ def test_the_loader_of_the_recipe_is_used(tmp_path, by_name):
         else:
             brain.fit(*arguments, False, loader, loader)
     assert onlooker.given == (brain, train, valid, loader)
+
+
+class Tester(Onlooker):
+    """Lets a script train and evaluate."""
+
+    def before_evaluate(self, brain):
+        """Go on."""
+
+
+def test_what_fit_sets_is_there_in_a_test_only(tmp_path, caplog):
+    """As for SpeechBrain's Tacotron2 and HiFiGAN, which end there."""
+    data = script().dataset(4, seed=1)
+    trained = brain_of(hparams_of("plain", tmp_path, epochs=1))
+    trained.fit(trained.hparams.epoch_counter, data, data)
+    brain = brain_of(hparams_of("plain", tmp_path), test_only=True)
+    with torch.no_grad():
+        for parameter in brain.modules.parameters():
+            parameter.zero_()
+    kind = type(brain)
+
+    class Late(kind):
+        def on_fit_start(self):
+            super().on_fit_start()
+            self.last = 0
+
+        def compute_objectives(self, *given, **named):
+            self.last += 1
+            return super().compute_objectives(*given, **named)
+
+    brain.__class__ = Late
+    with pytest.raises(AttributeError, match="last"):
+        brain.evaluate(data)
+    with quantized_fit(Tester()):
+        loss = brain.evaluate(data)
+    assert "on_fit_start is run" in caplog.text
+    assert brain.last == 4 and brain.step == 0
+    assert loss == trained.evaluate(data)
+    brain.test_only = False
+    del brain.last
+    with quantized_fit(Tester()), pytest.raises(AttributeError, match="last"):
+        brain.evaluate(data)
 
 
 @pytest.fixture

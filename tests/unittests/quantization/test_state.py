@@ -3,10 +3,14 @@
 import json
 import struct
 
+import numpy as np
 import pytest
 import torch
 from helpers import assert_packs, refused_file
 from speechbrain.lobes.models.transformer.Transformer import PositionalEncoding
+from speechbrain.nnet.complex_networks.c_linear import CLinear
+from speechbrain.nnet.hypermixing import ParallelMLPs
+from speechbrain.nnet.quaternion_networks.q_linear import QLinear
 from speechbrain.nnet.RNN import LiGRU
 from speechbrain.processing.features import InputNormalization
 from speechbrain.utils import checkpoints
@@ -406,6 +410,44 @@ def test_a_transposed_convolution_scales_its_output_channels(tmp_path):
         other = nn.ConvTranspose1d(16, 32, 8, groups=groups, bias=False)
         load_packed_(other, tmp_path)
         assert torch.equal(other.weight, module.weight)
+
+
+@pytest.mark.parametrize(
+    "make, names, width",
+    [
+        (lambda: CLinear(8, (2, 16)), ["real_weight", "imag_weight"], 8),
+        (lambda: QLinear(8, (2, 16)), ["r_weight", "k_weight"], 8),
+        (lambda: ParallelMLPs(6, 24, num_mlps=3), ["fc1_weights"], 24),
+    ],
+    ids=["complex", "quaternion", "mlps"],
+)
+def test_speechbrains_layers_scale_their_output_channels(
+    tmp_path, make, names, width
+):
+    module = make()
+    for name in names:
+        weight = getattr(module, name)
+        axes = 1 if weight.dim() == 2 else (0, 1)  # of the outputs
+        shape = [
+            n if i in np.atleast_1d(axes) else 1
+            for i, n in enumerate(weight.shape)
+        ]
+        gains = torch.logspace(-2, 0, width).view(shape)
+        weight.data.copy_(torch.randn_like(weight) * gains)
+    floats = {n: getattr(module, n).detach().clone() for n in names}
+    quantize_(module, 4, granularity="channel")
+    for name in names:
+        alpha = module.parametrizations[name][0].alpha
+        assert alpha.numel() == width
+        error = (getattr(module, name) - floats[name]).square()
+        other = [i for i, n in enumerate(alpha.shape) if n == 1]
+        share = error.sum(other) / floats[name].square().sum(other)
+        assert share.max() < 0.05
+    again = make()
+    load_packed_(again, save_packed(module, tmp_path).parent)
+    assert all(
+        torch.equal(getattr(again, n), getattr(module, n)) for n in names
+    )
 
 
 def test_transposed_convolutions_are_not_divided():

@@ -8,8 +8,10 @@ import logging
 import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
+from speechbrain.lobes.models import conv_tasnet, dual_path
 from speechbrain.lobes.models.conv_tasnet import MaskNet
 from speechbrain.lobes.models.CRDNN import CRDNN
+from speechbrain.lobes.models.discrete.dac import Snake1d
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
 from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
@@ -638,6 +640,20 @@ def test_vectors_stay_in_float_whatever_they_are_called():
     )
     quantizer = Quantizer({"m": model}, vectors=False)
     assert list(quantizer.plan.tensors) == ["m.0.weight"]
+
+
+def test_norms_are_vectors_whatever_their_shape():
+    layers = torch.nn.ModuleDict(
+        {
+            "gln": conv_tasnet.GlobalLayerNorm(8),
+            "dual": dual_path.GlobalLayerNorm(8, 4),
+            "snake": Snake1d(8),
+            "one": torch.nn.Linear(8, 1),
+            "depthwise": torch.nn.Conv1d(8, 8, 1, groups=8),
+        }
+    )
+    quantizer = Quantizer(layers, vectors=False)
+    assert set(quantizer.plan.tensors) == {"one.weight", "depthwise.weight"}
 
 
 def test_torchscript_is_refused_with_what_to_do():

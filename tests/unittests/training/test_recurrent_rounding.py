@@ -252,7 +252,7 @@ class Cells(nn.Module):
 
 
 OTHERS = {
-    "lstm cell": lambda: Cells(nn.LSTMCell(WIDE, WIDE)),
+    "lstm cell": lambda: Cells(nn.LSTMCell(WIDE, WIDE, 1)),  # of Tacotron2
     "gru cell": lambda: Cells(nn.GRUCell(WIDE, WIDE)),
     "rnn cell": lambda: Cells(nn.RNNCell(WIDE, WIDE)),
     "ligru": lambda: First(LiGRU(WIDE, (16, STEPS, WIDE))),
