@@ -56,7 +56,7 @@ ifneq ($(TORCH_INDEX),)
 	$(BIN)/python -m pip install --quiet -c constraints.txt \
 		--index-url "$(TORCH_INDEX)" torch torchaudio
 endif
-	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[simulate,evaluate,openvino,onnx,video,corpora,search,decode,test]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[simulate,evaluate,openvino,onnx,fast,video,corpora,search,decode,test]"
 	@touch $@
 
 clean:

@@ -1,6 +1,6 @@
 """Speed, memory, load time and bytes of all engines, in one command.
 
-    pip install -e '.[openvino,onnx]' nncf
+    pip install -e '.[openvino,onnx,fast]' nncf
     python benchmarks/speed/run.py
 
 Prints a table and writes benchmarks/results/speed.json. Times are medians of
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from models import MODELS, packed_model
 from systems import systems
 
 from speechbrain_mpq.inference.engines.activations import write_ranges
+from speechbrain_mpq.inference.engines.fused_features import fused
 from speechbrain_mpq.inference.engines.lowered import decibels, lower
 from speechbrain_mpq.inference.exporting import engine_ranges
 from speechbrain_mpq.inference.separation import QuantizedSeparator
@@ -99,7 +101,8 @@ def measure_model(name, folder, options):
     model = QuantizedSeparator.from_pretrained(packed)
     front = model.separator.features
     samples = int(options.seconds * RATE)
-    waveforms = torch.randn(1, samples, len(front.microphones)) / 10
+    rows = torch.randn(1, len(front.microphones), samples) / 10
+    waveforms = rows.transpose(1, 2)  # as `separate_batch` lays them
     doa = torch.tensor([60.0])
     with torch.no_grad():
         inputs, _ = model.separator.analyse(waveforms, doa)
@@ -115,12 +118,16 @@ def measure_model(name, folder, options):
         "int8_gops": options.int8_gops,
         "bytes": (packed / "model.safetensors").stat().st_size,
         "bytes_fp32": 4 * sum(x.levels.size for x in network.convolutions()),
+        "analysis": {},
         "threads": {},
         "engines": {},
     }
     for threads in options.threads:
         torch.set_num_threads(threads)
         running = {k: make(threads) for k, make in makers.items()}
+        result["analysis"][threads] = analysis(
+            front, waveforms, doa, options.rounds, per_hour
+        )
         result["threads"][threads] = interleaved(
             running, inputs, waveforms, doa, model.separator, options, per_hour
         )
@@ -133,7 +140,8 @@ def measure_model(name, folder, options):
 def interleaved(running, inputs, waveforms, doa, separator, options, per_hour):
     """Median seconds per hour of speech of network and whole path."""
     reference = running[BASELINE](inputs) if BASELINE in running else None
-    original, rows = separator.mask_net, {}
+    fast = fused(separator.features)
+    original, rows = (separator.mask_net, separator.features), {}
     for name, network in running.items():
         snr = None
         if reference is not None and name != BASELINE:
@@ -142,15 +150,31 @@ def interleaved(running, inputs, waveforms, doa, separator, options, per_hour):
     for _ in range(options.rounds):
         for name, network in running.items():
             separator.mask_net = _Called(network)
+            # As `load_for_engine` has them
+            separator.features = fast if "(ours)" in name else original[1]
             times = timed(lambda n=network: n(inputs))
             times += timed(lambda: separator(waveforms, doa))
             for key, seconds in zip(MEASURED, times, strict=True):
                 rows[name][key].append(seconds)
-    separator.mask_net = original
+    separator.mask_net, separator.features = original
     for row in rows.values():
         for key in MEASURED:
             row[key] = per_hour * statistics.median(row[key])
     return rows
+
+
+@torch.no_grad()
+def analysis(features, waveforms, doa, rounds, per_hour):
+    """Median CPU seconds per hour of STFT and features, in both forms."""
+    forms = {"torch": features, "fused": fused(features)}
+    level, times = torch.ones(1, 1), {form: [] for form in forms}
+    for timed_round in range(rounds + 1):
+        for form, front in forms.items():
+            call = partial(front.analyse, waveforms, level, doa[:, None])
+            _, cpu = timed(call)
+            if timed_round:  # the first one compiles
+                times[form].append(cpu)
+    return {k: per_hour * statistics.median(v) for k, v in times.items()}
 
 
 class _Called(torch.nn.Module):
@@ -201,6 +225,11 @@ def table(name, model):
             snr = row["decibels"]
             cells.append("     -" if snr is None else f"{snr:6.1f}")
             lines.append(" ".join(cells))
+        cpu = model["analysis"][threads]
+        lines.append(
+            f"STFT and features, cpu: {cpu['torch']:.2f} in PyTorch, "
+            f"{cpu['fused']:.2f} fused"
+        )
         floor = model["gop_per_hour"] / model["int8_gops"]
         if OURS in rows and int(threads) == 1:
             share = floor / rows[OURS]["network_cpu"]

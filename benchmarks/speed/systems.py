@@ -20,6 +20,9 @@ CALIBRATION = 8  # batches for NNCF
 def systems(folder, network, ranges, batches):
     """Makers of every system, by name; each takes the number of threads.
 
+    Around those of ours features are fused where Numba is there, around all
+    others they are PyTorch's.
+
     Arguments
     ---------
     folder : Path
@@ -50,6 +53,9 @@ def systems(folder, network, ranges, batches):
         "openvino fp32": partial(openvino, network, {}, "f32"),
         "openvino bf16": partial(openvino, network, {}, "bf16"),
         "openvino int8 (nncf)": partial(nncf_int8, network, batches),
+        "openvino int8, torch features": partial(
+            openvino_engine.compiled, network, ranges
+        ),
         "openvino int8 (ours)": partial(
             openvino_engine.compiled, network, ranges
         ),

@@ -107,13 +107,35 @@ class ONNXNetwork:
     """
 
     def __init__(self, model, threads=1):
-        self.session = session(model, threads)
+        model = onnx.load(model) if isinstance(model, str) else model
+        self.session = session(_frames_first(model), threads)
 
     def __call__(self, inputs):
         """Map [batch, inputs, frames] to [batch, outputs, frames]."""
-        array = inputs.detach().to(torch.float32).contiguous().numpy()
-        (mask,) = self.session.run(["mask"], {"features": array})
+        frames = inputs.detach().to(torch.float32).transpose(1, 2)
+        array = frames.contiguous().numpy()  # features lie so: no copy
+        (mask,) = self.session.run(["mask"], {"frames": array})
         return torch.from_numpy(mask)
+
+
+def _frames_first(model):
+    """A model that takes features as they lie, [batch, frames, inputs].
+
+    ONNX Runtime then transposes them when they have become eight bits.
+    """
+    taken = onnx.ModelProto()
+    taken.CopyFrom(model)
+    graph = taken.graph
+    dims = graph.input[0].type.tensor_type.shape.dim
+    names = [dim.dim_param or dim.dim_value for dim in dims]
+    given = helper.make_tensor_value_info(
+        "frames", TensorProto.FLOAT, [names[0], names[2], names[1]]
+    )
+    name = graph.input[0].name
+    turn = helper.make_node("Transpose", ["frames"], [name], perm=[0, 2, 1])
+    graph.input[0].CopyFrom(given)
+    graph.node.insert(0, turn)
+    return taken
 
 
 def _int8_model(network, ranges):

@@ -145,12 +145,11 @@ class Separator(nn.Module):
             doa = doa[:, None]  # [B, K]
         level = waveforms[..., 0].square().mean(1, keepdim=True).sqrt()
         level = level.clamp_min(MIN_RMS)  # [B, 1]
-        spectra = self.features.stft(waveforms / level[..., None])
-        inputs = [self.features(spectra, doa).flatten(0, 1)]
+        features, reference = self.features.analyse(waveforms, level, doa)
+        inputs = [features.flatten(0, 1)]
         if self.lips_size is not None:
             inputs.append(self._pictures(inputs[0], lips))
-        targets = doa.shape[1]
-        return inputs, spectra[:, 0].repeat_interleave(targets, dim=0)
+        return inputs, reference.repeat_interleave(doa.shape[1], dim=0)
 
     def _pictures(self, inputs, lips):
         """One picture for each that the frames last, or its absence."""
@@ -210,7 +209,11 @@ class Separator(nn.Module):
                 f"{waveforms.shape[1]} samples are shorter than one window of "
                 f"{self.features.n_fft}"
             )
-        if not torch.isfinite(torch.stack(waveforms.aminmax())).all():
+        # NaN stays in a sum, which is fast; of huge samples it may overflow
+        if (
+            not waveforms.sum().isfinite()
+            and not torch.isfinite(torch.stack(waveforms.aminmax())).all()
+        ):
             raise ValueError("waveforms hold NaN or infinite samples")
 
 

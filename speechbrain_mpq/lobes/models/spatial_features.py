@@ -27,7 +27,8 @@ from ...utils import SAMPLE_RATE
 
 SPEED_OF_SOUND = 343.0  # metres per second, air at 20 degrees Celsius
 LINEAR_15_SPACINGS = (7, 6, 5, 4, 3, 2, 1, 1, 2, 3, 4, 5, 6, 7)  # cm
-EPS = 1e-8
+EPS = 1e-8  # added to a power before its logarithm
+MIN_POWER = 1e-20  # smaller ones count as this where phases are taken
 STFT_SAMPLES = 2**18  # at a time: less memory to take and give back
 BLOCK_FRAMES = 32  # frames at a time: what is in between stays in the cache
 PHASES = ("ipd", "steered", "cosine")
@@ -398,8 +399,7 @@ class SpatialFeatures(nn.Module):
             [batch, targets, inputs, frames].
         """
         frames = spectra.shape[-1]
-        _check_frames(doa, frames)
-        check_doa(doa, self.planar)
+        self._check(doa, frames)
         shape = (*doa.shape[:2], frames, self.inputs)
         features = spectra.real.new_empty(shape)
         maps = features.unflatten(3, (-1, self.bins))  # [B, K, ..., maps, bins]
@@ -409,13 +409,45 @@ class SpatialFeatures(nn.Module):
             self._fill(maps[:, :, block], spectra[..., block], block_doa)
         return features.transpose(2, 3)
 
+    def analyse(self, waveforms, level, doa):
+        """Compute the features of waveforms at unit level.
+
+        Arguments
+        ---------
+        waveforms : torch.Tensor
+            [batch, samples, mics], reference channel first.
+        level : torch.Tensor
+            [batch, 1], what they are divided by.
+        doa : torch.Tensor
+            As `forward` takes it.
+
+        Returns
+        -------
+        features : torch.Tensor
+            [batch, targets, inputs, frames].
+        reference : torch.Tensor
+            [batch, bins, frames], complex spectrum of the reference channel.
+        """
+        spectra = self.stft(waveforms / level[..., None])
+        return self(spectra, doa), spectra[:, 0]
+
+    def _check(self, doa, frames):
+        """Raise ValueError on DOAs that these features cannot take."""
+        if doa.dim() not in (2, 3) or doa.shape[2:] not in ((), (frames,)):
+            raise ValueError(
+                f"expected DOAs [batch, targets] or [batch, targets, {frames}],"
+                " one for each frame of the spectrogram, got "
+                f"{list(doa.shape)}"
+            )
+        check_doa(doa, self.planar)
+
     def _fill(self, maps, spectra, doa):
         """Write the maps [batch, targets, frames, maps, bins] of a block."""
         # As the STFT leaves them in memory: [B, mics, frames, bins, 2]
         parts = torch.view_as_real(spectra.transpose(2, 3)).unbind(-1)
         real, imag = (part.contiguous() for part in parts)
         power = torch.addcmul(real * real, imag, imag)
-        size = power.clamp_min(1e-20).rsqrt()
+        size = power.clamp_min(MIN_POWER).rsqrt()
         unit = real * size, imag * size
         ratio = _times_conjugate(
             [part.index_select(1, self.first) for part in unit],
@@ -451,12 +483,3 @@ def _map_names(pairs, phase):
     kinds = {"steered": ("cosine", "sine")}.get(phase, (phase,))
     phases = [f"{kind} {m}-{n}" for kind in kinds for m, n in pairs]
     return ["lps", *phases, "af"]
-
-
-def _check_frames(doa, frames):
-    """Raise ValueError unless a moving talker's DOAs are one a frame."""
-    if doa.dim() not in (2, 3) or (doa.dim() == 3 and doa.shape[2] != frames):
-        raise ValueError(
-            f"expected DOAs [batch, targets] or [batch, targets, {frames}], "
-            f"one for each frame of the spectrogram, got {list(doa.shape)}"
-        )

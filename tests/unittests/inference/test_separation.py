@@ -306,7 +306,9 @@ def test_an_engine_takes_the_networks_place(folder, monkeypatch, expected):
     assert asked == [(folder, "onnx", 2)]
     assert not list(model.separator.mask_net.parameters())
     mixture, estimate = expected
-    assert torch.equal(model.separate_batch(mixture, [60.0]), estimate)
+    given = model.separate_batch(mixture, [60.0])
+    # Its features are fused where Numba is there: the same up to rounding
+    assert torch.allclose(given, estimate, atol=1e-6)
     assert check_folder(model.save_pretrained(folder.parent / "saved")) == []
     with pytest.raises(ValueError, match="runs on the CPU"):
         QuantizedSeparator.from_pretrained(folder, "onnx", device="cuda")
