@@ -86,8 +86,8 @@ def check_output(path, *inputs):
     path : str or Path
         File to write, or a device or pipe.
     *inputs : str or Path or None
-        Files that are read for it, or written beside it: none of them may be
-        written over.
+        Files that are read for it, or written beside it, and folders of models:
+        none of them, and no file of theirs, may be written over.
 
     Example
     -------
@@ -105,6 +105,8 @@ def check_output(path, *inputs):
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name a file in it")
     for other in filter(None, inputs):
+        if os.path.isdir(other) and path.exists():
+            other = os.path.join(other, path.name)
         there = path.is_file() and os.path.exists(other)
         same = there and os.path.samefile(path, other)
         if same or os.path.abspath(path) == os.path.abspath(other):

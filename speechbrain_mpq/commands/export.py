@@ -87,7 +87,7 @@ def _interface(options):
     cls = find_class(options.class_name)
     check_source(folder)
     out = Path(options.out or f"{folder.resolve().name}.onnx")
-    check_output(out)
+    _check_file(out, folder)
     with scratch_folder() as fetched:
         interface = cls.from_hparams(source=str(folder), savedir=fetched)
         report = export_interface(interface, out, folder)
@@ -103,9 +103,15 @@ def _recognizer(options):
     _check_onnx(options)
     folder = Path(options.folder)
     out = Path(options.out or f"{folder.resolve().name}.onnx")
-    check_output(out)
+    _check_file(out, folder)
     _tell(out, export_recognizer(load(folder), out, folder))
     return 0
+
+
+def _check_file(out, folder):
+    """Refuse an output that is a file of the model, but for an earlier one."""
+    own = folder.iterdir() if folder.is_dir() else ()
+    check_output(out, *(path for path in own if path.suffix != ".onnx"))
 
 
 def _check_onnx(options):

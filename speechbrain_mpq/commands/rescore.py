@@ -9,6 +9,7 @@ log-probability, plus the bonus for each of its words. The best one of each list
 is printed, `id word word ...`, or written with --best.
 """
 
+import argparse
 import math
 import sys
 
@@ -91,10 +92,11 @@ def run(options) -> int:
     """Rescore a file."""
     from ..decoders.nbest import one_best, read_nbest, write_nbest
 
+    read = options.nbest, options.ngram, options.lm
     if options.out:
-        check_output(options.out, options.nbest, options.ngram, options.best)
+        check_output(options.out, *read, options.best)
     if options.best:
-        check_output(options.best, options.nbest, options.ngram)
+        check_output(options.best, *read)
     lists = read_nbest(options.nbest, options.scores)
     from ..decoders.ngram import Ngram
     from ..inference.language_model import LanguageModel, rescore
@@ -184,15 +186,23 @@ def _check_ngram(lists, vocabulary, ngram, path):
 
 def _number(text):
     """A finite number of the command line."""
-    value = float(text)
+    value = _float(text)
     if not math.isfinite(value):
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no finite number")
     return value
 
 
 def _share(text):
     """A number from 0 to 1."""
-    value = float(text)
+    value = _float(text)
     if not 0 <= value <= 1:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
     return value
+
+
+def _float(text):
+    """A number; NaN, which is refused everywhere, where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -135,5 +135,6 @@ def _checked(options):
         files[key] = file
     if options.out:
         inputs = [file for file in files.values() if os.path.isfile(file)]
+        inputs += [options.model, options.lexicon, options.ngram]
         check_output(options.out, *inputs)
     return {file: key for key, file in files.items()}

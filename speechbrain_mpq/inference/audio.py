@@ -317,13 +317,7 @@ class AudioFile:
         if self.rate < lowest:
             needs = f"the model needs {lowest} Hz or more"
             raise AudioError(self.name, f"sampled at {self.rate} Hz", needs)
-        common = math.gcd(self.rate, SAMPLE_RATE)
-        if self.rate * SAMPLE_RATE // common**2 > MAX_FILTER:
-            raise AudioError(
-                self.name,
-                f"sampled at {self.rate} Hz, an odd rate",
-                f"resample it to {SAMPLE_RATE} Hz first",
-            )
+        check_rates(self.rate, SAMPLE_RATE, self.name)
 
     def _check_finite(self, block, position):
         """Raise AudioError at the first NaN or infinite sample."""
@@ -389,6 +383,26 @@ def _decoder(opened, plain, header, name):
         except soundfile.LibsndfileError as error:
             what = f"it is damaged ({error.error_string})"
             raise AudioError(name, what, "copy it again") from error
+
+
+def check_rates(rate, new_rate, name):
+    """Refuse a sampling rate that no short filter converts to another.
+
+    Example
+    -------
+    >>> check_rates(44100, 16000, "a.wav")
+    >>> check_rates(16001, 16000, "a.wav")
+    Traceback (most recent call last):
+    ...
+    speechbrain_mpq.inference.audio.AudioError: a.wav: sampled at 16001 Hz, ...
+    """
+    common = math.gcd(rate, new_rate)
+    if rate * new_rate // common**2 > MAX_FILTER:
+        raise AudioError(
+            name,
+            f"sampled at {rate} Hz, an odd rate",
+            f"resample it to {new_rate} Hz first",
+        )
 
 
 def read_segment(source, start=0, stop=None, name=None):

@@ -17,7 +17,7 @@ from ..nnet.integer_gru_file import save_integer_gru
 from ..quantization.packing import CONFIG_FILE, MODEL_FILE
 from ..quantization.plan import BitPlan, ClusterBits
 from ..utils import write_json, write_text
-from .audio import read_segment
+from .audio import check_rates, read_segment
 from .card import model_card
 from .chunks import relative_lengths
 from .folder import CARD_FILE, fetch_folder
@@ -130,6 +130,7 @@ class SpokenWordClassifier:
                 f"{path} has {samples.shape[1]} channels: give one of them"
             )
         waveform = torch.from_numpy(samples[:, 0])
+        check_rates(rate, self.sample_rate, path)
         if rate != self.sample_rate:
             waveform = torchaudio.functional.resample(
                 waveform, rate, self.sample_rate

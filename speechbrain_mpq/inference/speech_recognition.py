@@ -19,7 +19,7 @@ from ..decoders.vocabulary import Lexicon
 from ..evaluation.word_tasks import RECOGNITION
 from ..lobes.models.tdnnf import TDNNF
 from ..utils import SAMPLE_RATE
-from .audio import BlockResampler, read_segment
+from .audio import AudioError, AudioFile
 from .chunks import relative_lengths
 from .engines.activations import file_digest
 from .folder import LEXICON_FILE, NGRAM_FILE, fetch_folder, save_separator
@@ -233,22 +233,15 @@ class HybridASR:
 
     def read(self, source, name=None):
         """A recording, or what a pipe holds, as [samples] at 16 kHz."""
-        name = name or source
         if not hasattr(source, "seek") and not Path(source).exists():
             raise FileNotFoundError(f"no file {source}")
-        try:
-            signal, rate = read_segment(source, name=name)
-        except ValueError as error:
-            raise ValueError(f"{name} is no audio file ({error})") from error
-        if rate < SAMPLE_RATE:
-            raise ValueError(
-                f"{name} has {rate} Hz, and the network was trained with "
-                f"{SAMPLE_RATE}: record it at that rate"
+        audio = AudioFile(source, name=name, min_samples=SHORTEST)
+        if audio.scan().silent:  # of which the search makes words, too
+            raise AudioError(
+                audio.name, "it is silent: nobody speaks", "give another one"
             )
-        signal = torch.from_numpy(signal)  # [samples, channels]
-        if rate > SAMPLE_RATE:
-            signal = BlockResampler(rate, SAMPLE_RATE).push(signal, last=True)
-        return signal.mean(1)
+        audio.log_warnings()
+        return torch.cat(list(audio.blocks())).mean(1)
 
     def nbest(self, wavs, wav_lens=None, count=20, ids=None, **options):
         """N-best lists by a beam search; takes the extra `decode`.

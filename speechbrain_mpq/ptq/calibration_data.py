@@ -11,7 +11,7 @@ from speechbrain.dataio.dataio import load_data_csv
 from speechbrain.dataio.preprocess import AudioNormalizer
 from tqdm import tqdm
 
-from ..inference.audio import read_segment
+from ..inference.audio import check_rates, read_segment
 from ..utils import read_text, scratch_folder, strict_json
 
 # What other tools name a part of a file by
@@ -183,6 +183,7 @@ def read_audio(name, entry, key, normalize):
         rates = sorted({rate for _, rate in parts})
         if len(rates) > 1:
             raise ValueError(f"its files are sampled at {rates} Hz: resample")
+        check_rates(rates[0], normalize.sample_rate, part.files[0])
         channels = np.concatenate([samples for samples, _ in parts], 1)
         channels = part.channels(channels)
     except (OSError, ValueError) as error:

@@ -244,6 +244,12 @@ def test_outputs_that_cannot_be(tmp_path):
     for name in ("in.json", "link"):
         with pytest.raises(ValueError, match="is the input"):
             check_output(tmp_path / name, tmp_path / "in.json")
+    (tmp_path / "model").mkdir()
+    own = tmp_path / "model" / "lm.arpa"
+    check_output(own, tmp_path / "model")
+    own.write_text("of a model that is read for it")
+    with pytest.raises(ValueError, match="is the input"):
+        check_output(own, tmp_path / "model")
     with pytest.raises(ValueError, match="more than 255 bytes"):
         check_output(tmp_path / ("a" * 256))
     with pytest.raises(FileNotFoundError, match="make it first"):

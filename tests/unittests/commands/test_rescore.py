@@ -198,12 +198,16 @@ def test_the_stored_integers_rank_alike(folder, capsys):
         (["--best", "no/where"], "no is no folder"),
         (["--out", "nbest.json"], "is the input"),
         (["--best", "x", "--out", "x"], "or another output"),
+        (["--out", "none/vocab.txt"], "is the input"),
+        (["--best", "none/vocab.txt"], "is the input"),
     ],
 )
 def test_outputs_are_checked_before_the_work(
     folder, capsys, monkeypatch, options, message
 ):
     monkeypatch.chdir(folder)
+    (folder / "none").mkdir(exist_ok=True)
+    (folder / "none/vocab.txt").touch()
     before = (folder / "nbest.json").read_text()
     assert main(["rescore", "nbest.json", "--lm", "none", *options]) == 1
     assert message in capsys.readouterr().err

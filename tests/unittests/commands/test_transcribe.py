@@ -77,7 +77,7 @@ def test_a_bad_file_stops_no_other(folder, capsys):
     assert transcribe(folder, files=["bad.wav", "one.wav"]) == 1
     said = capsys.readouterr()
     assert said.out.startswith("one ")
-    assert "bad.wav is no audio file" in said.err
+    assert "bad.wav: cannot be read as audio" in said.err
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,9 @@ def test_refuses(folder, capsys, options, files, message):
     assert message in capsys.readouterr().err
 
 
-def test_lists_are_written_over_no_recording(folder, capsys):
-    path = folder / "one.wav"
+@pytest.mark.parametrize("name", ["one.wav", "asr/lm.arpa", "asr/lexicon.txt"])
+def test_lists_are_written_over_nothing_that_is_read(folder, capsys, name):
+    path = folder / name
     content = path.read_bytes()
     assert transcribe(folder, "--nbest", 3, "--out", path) == 1
     assert "is the input" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from speechbrain_mpq.decoders.vocabulary import Lexicon
 from speechbrain_mpq.evaluation import results
 from speechbrain_mpq.evaluation.task import find_task
 from speechbrain_mpq.inference import speech_recognition
+from speechbrain_mpq.inference.audio import AudioError
 from speechbrain_mpq.inference.loading import load
 from speechbrain_mpq.inference.quality_estimation import save_quality_estimator
 from speechbrain_mpq.inference.registry import build, describe
@@ -93,6 +94,25 @@ def test_words_do_not_depend_on_the_batch(folder):
     assert np.abs(beside[:inside] - alone[:inside]).max() < 0.2
 
 
+def test_recordings_of_which_no_words_can_be_made(folder, tmp_path):
+    """Each is told at once, by its name; an offset is no sound."""
+    model, path = HybridASR.from_pretrained(folder), tmp_path / "a.wav"
+    signal = np.random.default_rng(0).normal(size=16000) / 10
+    broken = np.where(np.arange(16000) == 800, np.nan, signal)
+    for wrong, rate, match in (
+        (signal, 16001, "16001 Hz, an odd rate"),
+        (signal[:300], 16000, "300 samples"),
+        (broken, 16000, "NaN or infinity at 0.050 s"),
+        (np.full(16000, 0.25), 16000, "it is silent"),
+    ):
+        soundfile.write(path, wrong, rate, "FLOAT")
+        with pytest.raises(AudioError, match=f"a.wav: .*{match}"):
+            model.read(path)
+    soundfile.write(path, signal + 0.5, 16000, "FLOAT")
+    wanted = torch.from_numpy(signal - signal.mean()).float()
+    assert torch.allclose(model.read(path), wanted, atol=1e-6)
+
+
 def test_transcribes_files(folder, tmp_path):
     model = HybridASR.from_pretrained(folder)
     signal = np.random.default_rng(0).normal(size=(16000, 2)) / 10
@@ -113,10 +133,10 @@ def test_transcribes_files(folder, tmp_path):
     (tmp_path / "cut.wav").write_bytes(lying)
     assert model.read(tmp_path / "cut.wav").shape == (16000,)
     soundfile.write(tmp_path / "c.wav", signal, 8000)
-    with pytest.raises(ValueError, match="8000 Hz.*trained with 16000"):
+    with pytest.raises(ValueError, match="8000 Hz; the model needs 16000"):
         model.transcribe_file(tmp_path / "c.wav")
     (tmp_path / "d.wav").write_text("no sound")
-    with pytest.raises(ValueError, match="d.wav is no audio file"):
+    with pytest.raises(ValueError, match="d.wav: cannot be read as audio"):
         model.transcribe_file(tmp_path / "d.wav")
     with pytest.raises(FileNotFoundError, match="no file"):
         model.transcribe_file(tmp_path / "e.wav")
