@@ -119,15 +119,21 @@ def refuse_foreign_links(folder):
     A folder from a stranger may link its README.md to a file that is not to
     be copied or uploaded. The client's own cache links into `blobs`.
     """
-    own = Path(folder).resolve()
-    homes = [own, *(parent / "blobs" for parent in own.parents[1:2])]
     for name in FILES:
-        path = own / name
-        if path.is_symlink() and path.resolve().parent not in homes:
+        if is_foreign_link(folder, name):
+            path = Path(folder).resolve() / name
             raise ValueError(
                 f"{path} is a link to {path.resolve()}, outside its folder: "
                 "replace it by a file"
             )
+
+
+def is_foreign_link(folder, name):
+    """Whether a file is a link out of its folder and the hub client's cache."""
+    own = Path(folder).resolve()
+    homes = [own, *(parent / "blobs" for parent in own.parents[1:2])]
+    path = own / name
+    return path.is_symlink() and path.resolve().parent not in homes
 
 
 FLOAT_BITS = 32  # of the model that the compression is against

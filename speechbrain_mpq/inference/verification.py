@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import soundfile
 import torch
 
 from ..locks import IN_USE
@@ -14,6 +15,7 @@ from ..quantization.packing import (
     readable_config,
 )
 from ..utils import strict_json
+from .audio import system_path
 from .card import SAMPLE_FILE, SEPARATED_FILE
 from .engines.activations import RANGES_FILE, read_ranges
 from .engines.engine import check_engine, probe_inputs
@@ -31,6 +33,7 @@ from .folder import (
     NGRAM_FILE,
     VOCABULARY_FILE,
     hyperparams,
+    is_foreign_link,
     with_current_names,
 )
 from .loading import HYPERPARAMS_FILE, load, read_described
@@ -42,10 +45,15 @@ _EXECUTABLE = (
     *(".npy", ".npz", ".py", ".pyc", ".so", ".dll", ".dylib", ".sh", ".exe"),
 )
 _OWN = (*FILES, EXPORTS_FILE)
-# What git and the hub's client leave in folders that they make, the log of its
-# training, which SpeechBrain's published models have beside them, and the lock
-# of an export that was killed.
-_TOLERATED = (".gitattributes", ".gitignore", "train_log.txt", IN_USE)
+# How files of these kinds begin, whatever their names: pickles, archives,
+# programs, scripts.
+_EXECUTABLE_STARTS = (
+    *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)),
+    *(b"PK\x03\x04", b"\x7fELF", b"MZ", b"#!"),
+)
+# Text that git and the hub's client leave in folders that they make, and the
+# log of its training, which SpeechBrain's published models have beside them.
+_TOLERATED = (".gitattributes", ".gitignore", "train_log.txt")
 _TOLERATED_FOLDERS = (".git/", ".cache/huggingface/")
 _MAX_TEXT = 2**26  # bytes
 
@@ -239,29 +247,45 @@ def _other_problems(folder):
     for sample in (folder / SAMPLE_FILE, folder / SEPARATED_FILE):
         if sample.exists() and not _is_flac(sample):
             problems.append(f"{sample}: no FLAC file")
-    expected = {*_OWN, *_TOLERATED, *exported_names(folder)}
+    expected = {*_OWN, *exported_names(folder)}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if name in expected or path.is_dir() and not path.is_symlink():
-            continue
-        runs = path.suffix.lower() in _EXECUTABLE
-        runs = runs or _is_hook(name)
-        if name.startswith(_TOLERATED_FOLDERS) and not runs:
-            continue
-        if name.startswith(EXPORTED_STEM) and not path.is_dir():
-            problems.append(
-                f"{path}: nothing tells which weights it was made of: run "
-                "`speechbrain-mpq export` again"
-            )
-            continue
-        why = "can execute code when it is loaded, and " if runs else ""
-        problems.append(f"{path}: {why}does not belong here")
+        if is_foreign_link(folder, name):
+            problems.append(f"{path}: a link out of the folder")
+        elif name not in expected and not path.is_dir():
+            problems += _strange_problems(path, name)
     return problems
 
 
-def _is_hook(name):
-    """Whether git runs a file; its samples it does not."""
-    return name.startswith(".git/hooks/") and not name.endswith(".sample")
+def _strange_problems(path, name):
+    """What is wrong with a file that no packed folder needs."""
+    if name == IN_USE and not path.stat().st_size:
+        return []  # the lock of an export that was killed
+    if name in _TOLERATED:
+        return [] if _is_text(path) else [f"{path}: no text"]
+    runs = path.suffix.lower() in _EXECUTABLE or _is_executable(path)
+    if name.startswith(".git/hooks/"):  # of which git runs no sample
+        runs = not name.endswith(".sample")
+    if name.startswith(_TOLERATED_FOLDERS) and path.is_file() and not runs:
+        return []
+    if name.startswith(EXPORTED_STEM):
+        return [
+            f"{path}: nothing tells which weights it was made of: run "
+            "`speechbrain-mpq export` again"
+        ]
+    why = "can execute code when it is loaded, and " if runs else ""
+    return [f"{path}: {why}does not belong here"]
+
+
+def _is_executable(path):
+    """Whether a file begins as those that can execute code."""
+    return path.is_file() and _start(path).startswith(_EXECUTABLE_STARTS)
+
+
+def _start(path, count=8):
+    """The first bytes of a file."""
+    with open(path, "rb") as file:
+        return file.read(count)
 
 
 def _is_text(path):
@@ -273,11 +297,13 @@ def _is_text(path):
 
 
 def _is_flac(path):
-    """Whether a file begins as FLAC files do."""
-    if not path.is_file():
+    """Whether a file is FLAC, and no other one under its name."""
+    if not path.is_file() or not _start(path).startswith(b"fLaC"):
         return False
-    with open(path, "rb") as file:
-        return file.read(4) == b"fLaC"
+    try:
+        return soundfile.info(system_path(path)).frames > 0
+    except soundfile.LibsndfileError:
+        return False
 
 
 def _text(path):

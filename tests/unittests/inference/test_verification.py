@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +74,7 @@ def nested(folder):
 
 def pipe(path):
     """Something that nobody will ever write to, in a file's place."""
-    path.unlink()
+    path.unlink(missing_ok=True)
     os.mkfifo(path)
 
 
@@ -140,6 +141,24 @@ def test_a_model_that_puts_out_no_numbers(folder):
     assert "puts out NaN or infinity" in problem
 
 
+def pickled(path, before=b""):
+    """A pickle under another name."""
+    path.write_bytes(before + pickle.dumps({"a": os.getcwd}))
+
+
+def moved(folder, name):
+    """A file that is a link to one elsewhere, in its place."""
+    (folder / name).rename(folder.parent / name)
+    (folder / name).symlink_to(folder.parent / name)
+
+
+def hub(folder):
+    """Where the hub's client keeps its notes."""
+    path = folder / ".cache/huggingface"
+    path.mkdir(parents=True)
+    return path
+
+
 @pytest.mark.parametrize(
     "change, match",
     [
@@ -169,7 +188,17 @@ def test_a_model_that_puts_out_no_numbers(folder):
         (lambda f: (f / "weights.joblib").touch(), "can execute code"),
         (lambda f: (f / "notes.txt").touch(), "does not belong here"),
         (lambda f: (f / "data").write_bytes(b""), "does not belong here"),
-        (lambda f: (f / "x").symlink_to("/tmp"), "does not belong here"),
+        (lambda f: (f / "x").symlink_to("/tmp"), "a link out of the folder"),
+        (lambda f: moved(f, "README.md"), "a link out of the folder"),
+        (lambda f: moved(f, "model.safetensors"), "a link out of the folder"),
+        (lambda f: (f / "sample.flac").write_bytes(b"fLaC"), "no FLAC"),
+        (lambda f: pickled(f / "sample.flac", b"fLaC"), "no FLAC"),
+        (lambda f: pickled(f / "train_log.txt"), "no text"),
+        (lambda f: pickled(f / ".gitignore"), "no text"),
+        (lambda f: pipe(f / "train_log.txt"), "no text"),
+        (lambda f: pickled(f / ".in_use"), "can execute code"),
+        (lambda f: pickled(hub(f) / "a"), "can execute code"),
+        (lambda f: (hub(f) / "a").write_text("#!/bin/sh"), "can execute code"),
         (lambda f: (f / "mask_network.bin").touch(), "nothing tells which"),
         (lambda f: (f / "exports.json").write_text("["), "not readable"),
         (lambda f: (f / RANGES).write_text("{}"), "unusable"),
