@@ -24,15 +24,16 @@ from .audio_headers import (
     read_header,
     samples_warning,
 )
+from .microphones import Copies, Drift, OffsetFilter, channel_warnings
 
 logger = logging.getLogger(__name__)
+OFFSET_STEP = 256  # samples in which an offset that moves is looked at
 BLOCK_SECONDS = 3.0
 FILTER_ZEROS = 6  # of the low-pass filter, to either side
 ROLLOFF = 0.99  # of half the lower rate
 MAX_FILTER = 2**24  # taps of a resampler: rates with no common divisor
 CLIPPED = 0.9999  # of full scale
 CLIPPED_SHARE = 1e-4  # of all samples, from where on it is worth a warning
-SAME = 1e-6  # of the peak: channels that differ by less are copies
 
 
 class AudioError(ValueError):
@@ -99,7 +100,8 @@ class AudioFile:
     """The channels of a file that a separator uses, at 16 kHz.
 
     Lengths that the header has wrong are mended. `scan` finds the constant
-    offset of every microphone; from then on `blocks` are without it.
+    offset of every microphone, and whether it moves; from then on `blocks`
+    are without it.
 
     Arguments
     ---------
@@ -156,7 +158,7 @@ class AudioFile:
         )
         self._check_rate(min_rate)
         self._stats, self._told, self._min_samples = None, False, min_samples
-        self._offset = np.zeros(len(self._index))
+        self._offset, self._moving = np.zeros(len(self._index)), False
         if self._header.open_end:
             self._count_open_end(min_samples)
         self._check_length()
@@ -182,6 +184,7 @@ class AudioFile:
         resampler = None
         if self.rate != SAMPLE_RATE:
             resampler = BlockResampler(self.rate, SAMPLE_RATE)
+        follower = OffsetFilter(OFFSET_STEP) if self._moving else None
         for block, last in self._raw_blocks(max(1, samples)):
             block = block[:, self._index]
             if self._offset.any():
@@ -189,6 +192,8 @@ class AudioFile:
             block = torch.from_numpy(block)  # [samples, mics]
             if resampler:
                 block = resampler.push(block, last)
+            if follower:
+                block = follower.push(block, last)
             yield block
 
     def scan(self):
@@ -208,7 +213,8 @@ class AudioFile:
         """As `scan`."""
         mics, declared = len(self.microphones), self.frames
         moments = np.zeros((2, mics))  # sums of the signal and its square
-        clipped, copies, count = 0, _Copies(), 0
+        clipped, copies, count = 0, Copies(), 0
+        drift = Drift(self.rate)
         resampler = None
         if self.rate != SAMPLE_RATE:
             resampler = BlockResampler(self.rate, SAMPLE_RATE)
@@ -218,6 +224,7 @@ class AudioFile:
             block = block[:, self._index]
             clipped += np.count_nonzero(np.abs(block) >= CLIPPED)
             copies.update(block)
+            drift.update(block)
             total += block.sum(0, dtype=np.float64)
             count += len(block)
             if resampler:
@@ -240,9 +247,15 @@ class AudioFile:
                 "no direction",
                 "use the recording of the array itself",
             )
+        self._moving = drift.is_heard()
+        if self._moving:
+            power = np.maximum(power - drift.power(), 0)
+        strange = channel_warnings(
+            self.microphones, power, copies, self._array, self._moving
+        )
         warnings = [
             *self._wrong_length(declared),
-            *self._silent_channels(power),
+            *(f"{self.name}{text}" for text in strange),
             *self._clipping(clipped / (self.frames * mics)),
         ]
         rms, silent = math.sqrt(power[0]), not power.any()
@@ -337,21 +350,6 @@ class AudioFile:
             yield f"{self.name}: {self._warning}"
         elif self.frames != declared:
             yield f"{self.name}: {samples_warning(declared, self.frames)}"
-
-    def _silent_channels(self, power):
-        """Warnings on microphones that hear nothing while others do."""
-        if not power.any():
-            made = "is separated from" if self._array else "is made of"
-            yield f"{self.name} is silent: so is what {made} it"
-            return
-        for number, value in zip(self.microphones, power):
-            if value == 0 and not self._array:
-                yield f"{self.name}: channel {number} is silent"
-            elif value == 0:
-                yield (
-                    f"{self.name}: microphone {number} is silent: check its "
-                    "cable; the separation suffers"
-                )
 
     def _clipping(self, share):
         """Warning where many samples are at full scale."""
@@ -464,25 +462,6 @@ class _OpenEnd(soundfile.SoundFile):
     def seekable(self):
         """Not asked for: behind the end, seeking fails."""
         return False
-
-
-class _Copies:
-    """Whether channels are one signal, offsets aside."""
-
-    def __init__(self):
-        self.differ = False
-        self._least, self._most, self._peak = np.inf, -np.inf, 0.0
-
-    def update(self, block):
-        """Take more of the signal, [samples, mics]."""
-        if self.differ:
-            return
-        apart = block - block[:, :1]
-        self._least = np.minimum(self._least, apart.min(0))
-        self._most = np.maximum(self._most, apart.max(0))
-        self._peak = max(self._peak, float(np.abs(block).max()))
-        spread = (self._most - self._least).max()
-        self.differ = bool(spread > SAME * self._peak)
 
 
 def as_waveforms(signal, name="waveforms"):

@@ -20,6 +20,7 @@ from ..lobes.models.separator import MIN_RMS, apply_mask
 from ..lobes.models.spatial_features import check_doa
 from ..utils import SAMPLE_RATE
 from .audio import AudioError, as_waveforms, used_channels
+from .microphones import OffsetFilter
 from .output import RunningGain, RunningLevel
 from .streaming import (
     FrameAnalysis,
@@ -28,8 +29,6 @@ from .streaming import (
     context_frames,
     in_pieces,
 )
-
-OFFSET_SECONDS = 0.16  # in which a stream follows the microphones' offset
 
 
 class ChunkedSeparator:
@@ -179,48 +178,6 @@ class _Queue:
         return whole[..., :count]
 
 
-class _OffsetFilter:
-    """Takes the constant offset off blocks; they do not change the result."""
-
-    def __init__(self, step):
-        self.step = step
-        self._rate = 1 - math.exp(-step / (OFFSET_SECONDS * SAMPLE_RATE))
-        self._kept = []  # samples that the first estimate waits for
-        self._before = self._now = None  # estimates, [mics]
-        self._sum, self._count = 0.0, 0  # of the step that is under way
-
-    def push(self, block, last=False):
-        """Remove the offset from [samples, mics], as far as it is known."""
-        if self._now is None:
-            block = torch.cat([*self._kept, block])
-            self._kept = [block]
-            if len(block) < 2 * self.step and not (last and len(block)):
-                return block[:0]
-            first = block[: 2 * self.step].double().mean(0)
-            self._before = self._now = first
-            self._kept = []
-        pieces = []
-        while len(block):
-            part = block[: self.step - self._count]
-            block = block[len(part) :]
-            pieces.append(self._without(part.double()))
-        return torch.cat(pieces).float() if pieces else block
-
-    def _without(self, part):
-        """Samples of one step without their offset, which glides."""
-        place = torch.arange(len(part), dtype=torch.float64) + self._count
-        weight = (place / self.step)[:, None].to(part)
-        signal = part - torch.lerp(self._before, self._now, weight)
-        self._sum = self._sum + part.sum(0)
-        self._count += len(part)
-        if self._count == self.step:
-            mean = self._sum / self.step
-            change = self._rate * (mean - self._now)
-            self._before, self._now = self._now, self._now + change
-            self._sum, self._count = 0.0, 0
-        return signal
-
-
 class SeparationStream:
     """Takes blocks of samples of any length, gives separated samples.
 
@@ -303,7 +260,7 @@ class SeparationStream:
         self._level, self._given_level = RunningLevel(), level
         self._gain = RunningGain(doas.numel(), gain)
         hop = self.features.hop
-        self._offset = _OffsetFilter(hop) if remove_offset else None
+        self._offset = OffsetFilter(hop) if remove_offset else None
         # Level and gain change where the network gives frames, not with the
         # caller's blocks: those may have any size
         follows = level is None or gain is None

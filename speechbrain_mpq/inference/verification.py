@@ -1,6 +1,7 @@
 """What is wrong with a packed folder, as a list."""
 
 import json
+import os
 from pathlib import Path
 
 import soundfile
@@ -126,7 +127,9 @@ def _integer_problems(folder):
             )
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [str(error)]
-    return []
+    return _unneeded(
+        folder, {*FILES} - {MODEL_FILE, CONFIG_FILE, CARD_FILE, SAMPLE_FILE}
+    )
 
 
 def _output_problems(packed, model):
@@ -158,12 +161,17 @@ def _needed_problems(folder, packed, model):
                 else (f"{folder / name}: {text}")
             )
             problems += [own] if own not in problems else []
-    problems += [
+    beside = {VOCABULARY_FILE, LEXICON_FILE, NGRAM_FILE}
+    return problems + _unneeded(folder, beside - needed_files.keys())
+
+
+def _unneeded(folder, names):
+    """Files that other kinds of models have beside their weights."""
+    return [
         f"{folder / name}: does not belong here"
-        for name in (VOCABULARY_FILE, LEXICON_FILE, NGRAM_FILE)
-        if name not in needed_files and (folder / name).exists()
+        for name in sorted(names)
+        if os.path.lexists(folder / name)
     ]
-    return problems
 
 
 def _config_problems(path, packed):

@@ -119,6 +119,13 @@ def test_folder_is_whole(folder):
     ]
 
 
+@pytest.mark.parametrize("name", ["hyperparams.yaml", "activations.json"])
+def test_files_of_other_models_are_told(folder, name):
+    (folder / name).write_text("{}")
+    (problem,) = check_folder(folder)
+    assert f"{name}: does not belong here" in problem
+
+
 def test_damaged_folders(folder, tmp_path):
     path = folder / "model.safetensors"
     content = bytearray(path.read_bytes())
