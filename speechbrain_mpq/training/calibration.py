@@ -27,7 +27,6 @@ from speechbrain.dataio.dataloader import LoopedLoader
 from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
-from speechbrain.utils.metric_stats import MetricStats
 from torch.utils.data import DataLoader
 
 from ..allocation.sharing import process
@@ -35,6 +34,12 @@ from ..allocation.sweep import evaluating, quantized_values, tensor_of
 from ..quantization.packing import packed_file_bytes
 from ..quantization.quant_api import dequantize_, quantize_
 from .distributions import NoGradientError, ObjectiveNetwork, network_for
+from .searches_and_metrics import (
+    nothing,
+    numpy_without_gradients,
+    searching_once,
+    without_metrics,
+)
 
 logger = get_logger(__name__)
 SEED = 0  # of whatever is random in a forward pass, the same for all passes
@@ -183,7 +188,7 @@ class BrainCalibration(Calibration):
         self.stage = stage
         self.output = output
         self.prototypes = prototypes
-        self._searched = {}  # (searcher, batch) -> what it found
+        self._searched = {}  # batch -> what searches have found in it
         self._rehearsal = Rehearsal(brain, stage)
 
     @cached_property
@@ -220,8 +225,8 @@ class BrainCalibration(Calibration):
         method = "compute_objectives" if objective else "compute_forward"
         with ExitStack() as stack:
             stack.enter_context(without_metrics())
-            for searcher in searchers_of(self.brain):
-                stack.enter_context(self._search_once(searcher, index))
+            found = self._searched.setdefault(index, {})
+            stack.enter_context(searching_once(found))
             result_of = partial(
                 _result_of, self.brain, method, self.batches[index], self.stage
             )
@@ -347,19 +352,6 @@ class BrainCalibration(Calibration):
             if gradient is not None and gradient.any()
         }
 
-    @contextmanager
-    def _search_once(self, searcher, index):
-        """A beam search runs once for each batch; no score depends on it."""
-        forward, key = searcher.forward, (id(searcher), index)
-
-        def search(*args, **kwargs):
-            if key not in self._searched:
-                self._searched[key] = forward(*args, **kwargs)
-            return self._searched[key]
-
-        with patch.object(searcher, "forward", search):
-            yield
-
 
 class _Enough(Exception):
     """A pass has computed what it was run for."""
@@ -389,7 +381,7 @@ def _result_of(brain, name, batch, stage):
     methods = {"compute_forward": with_gradients(forward)}
     if objectives:
         methods["compute_objectives"] = with_gradients(objectives)
-    with patch.multiple(brain, **methods), _numpy_without_gradients():
+    with patch.multiple(brain, **methods), numpy_without_gradients():
         try:
             brain.evaluate_batch(batch, stage)
         except _Enough:
@@ -407,20 +399,6 @@ def _result_of(brain, name, batch, stage):
         "and calibrated rounding need it; use scores that look at weights "
         'only, such as "weight_error", with rounding="nearest"'
     )
-
-
-@contextmanager
-def _numpy_without_gradients():
-    """Let metrics and searches take arrays of tensors that have gradients."""
-    # A Brain evaluates without gradients and need not detach what it makes
-    # NumPy arrays of. No loss depends on these: it would have no gradient.
-    plain = torch.Tensor.numpy
-
-    def numpy(tensor, **options):
-        return plain(tensor.detach(), **options)
-
-    with patch.object(torch.Tensor, "numpy", numpy):
-        yield
 
 
 def _sum_of_losses(output, items):
@@ -477,46 +455,6 @@ def unmeasured_norms(brain):
         and not part.count
     }
     return sorted(norms.values())
-
-
-def searchers_of(brain):
-    """The searches of a Brain, whatever they search."""
-    searchers = {
-        id(part): part
-        for part in _parts(brain).values()
-        if _is_searcher(type(part))
-    }
-    return list(searchers.values())
-
-
-@contextmanager
-def without_metrics():
-    """No score depends on SpeechBrain's metrics, some of which take long."""
-    with ExitStack() as stack:
-        for cls in _with_subclasses(MetricStats):
-            if "append" in vars(cls):
-                stack.enter_context(patch.object(cls, "append", _nothing))
-        yield
-
-
-def _nothing(*args, **kwargs):
-    """In the place of a metric, or of what must not happen yet."""
-
-
-def _with_subclasses(cls):
-    """A class and all that inherit from it."""
-    yield cls
-    for subclass in cls.__subclasses__():
-        yield from _with_subclasses(subclass)
-
-
-def _is_searcher(cls):
-    """Whether a class is one of SpeechBrain's searchers, or inherits."""
-    return any(
-        base.__module__.startswith("speechbrain.decoders")
-        and base.__name__.endswith("Searcher")
-        for base in cls.__mro__
-    )
 
 
 _TRAINS = (
@@ -615,7 +553,7 @@ def _preparing_nothing(brain):
     """Modules stay what they are, and no checkpoint is read or written."""
     with ExitStack() as stack:
         for name in ("_compile", "_wrap_distributed"):
-            stack.enter_context(patch.object(brain, name, _nothing))
+            stack.enter_context(patch.object(brain, name, nothing))
         if brain.checkpointer is not None:
             for name in (
                 "recover_if_possible",
@@ -624,6 +562,6 @@ def _preparing_nothing(brain):
                 "delete_checkpoints",
             ):
                 stack.enter_context(
-                    patch.object(brain.checkpointer, name, _nothing)
+                    patch.object(brain.checkpointer, name, nothing)
                 )
         yield

@@ -8,6 +8,7 @@ import pytest
 import speechbrain as sb
 import torch
 from helpers import brain_of, fit, hparams_of, script
+from speechbrain.decoders.ctc import CTCBeamSearcher
 from speechbrain.decoders.seq2seq import S2SRNNGreedySearcher
 from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.metric_stats import MetricStats
@@ -413,18 +414,48 @@ def test_fresh_global_normalization(scores, rounding, brain, data, tmp_path):
     choose_bits(brain, data, "kl", **{**options, "folder": tmp_path / "c"})
 
 
-def test_a_passes_metrics_and_searches_are_left_out(brain, data, monkeypatch):
-    search = S2SRNNGreedySearcher.__new__(S2SRNNGreedySearcher)
-    torch.nn.Module.__init__(search)
-    searched, appended = [], []
-    search.forward = lambda hidden: searched.append(len(hidden))
-    brain.hparams.searcher = search
+class Greedy(S2SRNNGreedySearcher):
+    """A search that is a forward of its own."""
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        self.searched = []
+
+    def forward(self, hidden):
+        """Note it, and find a number."""
+        self.searched.append(len(hidden))
+        return len(self.searched)
+
+
+class Beam(CTCBeamSearcher):
+    """A search that is called without a forward."""
+
+    def __init__(self):
+        self.searched = []
+
+    def decode_beams(self, hidden, *_):
+        """Note it, and find a number."""
+        self.searched.append(len(hidden))
+        return len(self.searched)
+
+    def __eq__(self, other):
+        return self is other
+
+    __hash__ = object.__hash__
+
+
+@pytest.mark.parametrize("place", ["hparams", "brain", "script"])
+@pytest.mark.parametrize("kind", [Greedy, Beam])
+def test_a_passes_metrics_and_searches_are_left_out(brain, data, kind, place):
+    search, appended, found = kind(), [], []
+    if place != "script":
+        (brain if place == "brain" else brain.hparams).search = search
     brain.hparams.metric = MetricStats(lambda **values: appended.append(values))
     plain = brain.compute_forward
 
     def forward(batch, stage):
         predictions = plain(batch, stage)
-        search(predictions[0])
+        found.append([search(predictions[0]) for _ in range(2)])
         brain.hparams.metric.append(["a"], predict=predictions[0].numpy())
         return predictions
 
@@ -437,7 +468,10 @@ def test_a_passes_metrics_and_searches_are_left_out(brain, data, monkeypatch):
         rounding="nearest",
         progress=False,
     )
-    assert (len(searched), appended) == (1, [])
+    # Twice in the one batch, which are two searches.
+    assert (len(search.searched), appended) == (2, [])
+    assert len(found) > 10 and found == [[1, 2]] * len(found)
+    assert search(torch.ones(1, 2, 3)) == 3  # as ever afterwards
 
 
 @pytest.mark.parametrize("takes", ["numpy", "in C"])
