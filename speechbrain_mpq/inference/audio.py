@@ -32,6 +32,7 @@ BLOCK_SECONDS = 3.0
 FILTER_ZEROS = 6  # of the low-pass filter, to either side
 ROLLOFF = 0.99  # of half the lower rate
 MAX_FILTER = 2**24  # taps of a resampler: rates with no common divisor
+LOUDEST = 1e12  # of full scale: integers of 32 bits as floats are below
 CLIPPED = 0.9999  # of full scale
 CLIPPED_SHARE = 1e-4  # of all samples, from where on it is worth a warning
 
@@ -334,12 +335,14 @@ class AudioFile:
 
     def _check_finite(self, block, position):
         """Raise AudioError at the first NaN or infinite sample."""
-        finite = np.isfinite(block)
+        finite = np.abs(block) < LOUDEST  # NaN is not
         if not finite.all():
             sample, channel = np.argwhere(~finite)[0]
+            value = block[sample, channel]
+            what = f"{value:.0e}" if np.isfinite(value) else "NaN or infinity"
             raise AudioError(
                 self.name,
-                f"channel {channel + 1} holds NaN or infinity at "
+                f"channel {channel + 1} holds {what} at "
                 f"{(position + sample) / self.rate:.3f} s",
                 "repair or cut it",
             )

@@ -109,6 +109,7 @@ class SpeechEnhancer:
         noisy = as_waveforms(noisy).to(self.device)
         exit = self.exits[-1] if exit is None else exit
         enhanced = self.model.enhance(noisy, exit)
+        check_finite(enhanced)
         if lengths is not None:
             samples = relative_lengths(lengths, noisy, "lengths")[:, None]
             samples = (samples * noisy.shape[1]).round()
@@ -207,7 +208,6 @@ class SpeechEnhancer:
                 bar.n = round(done / samples * bar.total)
                 bar.refresh()
             rest = torch.stack([stream.flush() for stream in streams], 1)
-            check_finite(rest)
             yield rest.cpu()
 
 

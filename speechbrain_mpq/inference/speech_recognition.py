@@ -188,7 +188,13 @@ class HybridASR:
             raise ValueError("waveforms hold NaN or infinity")
         wav_lens = relative_lengths(wav_lens, wavs)
         feats = self.normalize(self.compute_features(wavs), wav_lens)
-        outputs = self.network(feats, wav_lens).log_softmax(2).cpu().numpy()
+        outputs = self.network(feats, wav_lens).log_softmax(2).cpu()
+        if not outputs.isfinite().all():  # of which a search makes silence
+            raise ValueError(
+                "the network puts out NaN or infinity: its weights are damaged "
+                "or diverged; take another packed folder"
+            )
+        outputs = outputs.numpy()
         frames = (wav_lens * outputs.shape[1]).round().long().tolist()
         return [row[:length] for row, length in zip(outputs, frames)]
 

@@ -232,6 +232,11 @@ class EnhancerStream:
             finished += [*begin, (second[:-1] + first[1:]).flatten()]
             self._tail = second[-1]
         finished = torch.cat(finished)
+        if not finished.isfinite().all():
+            raise ValueError(
+                "the model puts out NaN or infinity: its weights are damaged "
+                "or diverged; take another packed folder"
+            )
         self._given += len(finished)
         return finished
 

@@ -91,7 +91,7 @@ def test_wrong_files(tmp_path, signal, rate, message):
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
 def test_nan_is_found_where_it_is(tmp_path, value):
     signal = noise()
     signal[16000, 2] = value

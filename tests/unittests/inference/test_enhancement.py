@@ -122,6 +122,23 @@ def test_full_scale_is_kept(enhancer, tmp_path, caplog):
     assert np.abs(soundfile.read(tmp_path / "c.wav")[0]).max() > 2
 
 
+def test_a_model_that_puts_out_no_numbers(enhancer, tmp_path):
+    with torch.no_grad():
+        for parameter in enhancer.model.parameters():
+            parameter.normal_().mul_(1e30)
+    noise = torch.randn(2, 16000, generator=torch.manual_seed(0))
+    path, out = tmp_path / "a.wav", tmp_path / "b.wav"
+    soundfile.write(path, noise[0].numpy() / 9, 16000)
+    for work in (
+        lambda: enhancer.enhance_batch(noise),
+        lambda: enhancer.stream().feed(noise[0]),
+        lambda: enhancer.enhance_file(path, out),
+    ):
+        with pytest.raises(ValueError, match="puts out NaN or infinity"):
+            work()
+    assert not out.exists()
+
+
 def test_bad_input(enhancer, tmp_path):
     with pytest.raises(ValueError, match="NaN"):
         enhancer.enhance_batch(torch.full((1, 900), torch.nan))

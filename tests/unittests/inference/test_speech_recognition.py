@@ -142,6 +142,16 @@ def test_transcribes_files(folder, tmp_path):
         model.transcribe_file(tmp_path / "e.wav")
 
 
+def test_a_network_that_puts_out_no_numbers(folder):
+    """The search would make silence of it."""
+    model = HybridASR.from_pretrained(folder)
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.fill_(1e30)
+    with pytest.raises(ValueError, match="puts out NaN or infinity"):
+        model.transcribe_batch(torch.randn(1, 16000))
+
+
 def test_refuses_bad_waveforms(folder):
     model = HybridASR.from_pretrained(folder)
     with pytest.raises(ValueError, match=r"must be \[batch, samples\]"):
