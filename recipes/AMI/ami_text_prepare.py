@@ -8,11 +8,13 @@ segments/*.segments.xml. The splits are those of recognition on the full corpus.
 
 import argparse
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from pathlib import Path
 
 from speechbrain_mpq.decoders.text_corpus import normalize, write_corpus
+from speechbrain_mpq.experiments.command_line import guarded
 from speechbrain_mpq.locks import one_at_a_time
 
 # Meetings of the full-corpus partition by the beginnings of their names.
@@ -154,4 +156,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

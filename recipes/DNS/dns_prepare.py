@@ -8,11 +8,13 @@ in one split only. See README.md.
 
 import argparse
 import re
+import sys
 import zlib
 from pathlib import Path
 
 import soundfile
 
+from speechbrain_mpq.experiments.command_line import guarded
 from speechbrain_mpq.locks import one_at_a_time
 from speechbrain_mpq.simulation.noise import (
     DNS_CLEAN,
@@ -123,4 +125,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

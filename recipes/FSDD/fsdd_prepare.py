@@ -8,11 +8,13 @@ between them, at 16 kHz. Test speakers occur in no other split. See README.md.
 
 import argparse
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
+from speechbrain_mpq.experiments.command_line import guarded
 from speechbrain_mpq.locks import one_at_a_time
 from speechbrain_mpq.simulation.augmentation import change_speed
 from speechbrain_mpq.simulation.noise import resampled
@@ -256,4 +258,5 @@ def arguments():
 
 
 if __name__ == "__main__":
-    prepare_fsdd(**vars(arguments()))
+    options = vars(arguments())
+    sys.exit(guarded(lambda: prepare_fsdd(**options)))

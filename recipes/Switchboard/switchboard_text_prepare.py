@@ -10,6 +10,7 @@ shared out to validation and test; Fisher trains.
 
 import argparse
 import re
+import sys
 from pathlib import Path
 
 from speechbrain_mpq.decoders.text_corpus import (
@@ -17,6 +18,7 @@ from speechbrain_mpq.decoders.text_corpus import (
     split_documents,
     write_corpus,
 )
+from speechbrain_mpq.experiments.command_line import guarded
 from speechbrain_mpq.locks import one_at_a_time
 
 _SWITCHBOARD = "sw*-ms98-a-trans.text"
@@ -175,4 +177,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

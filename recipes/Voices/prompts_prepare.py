@@ -11,6 +11,7 @@ brought to one level at 16 kHz, and shared out at random, 80 : 10 : 10.
 import argparse
 import gzip
 import re
+import sys
 import zlib
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from voices_prepare import decode, trim, unpacked
 
 from speechbrain_mpq.decoders.text_corpus import normalize
 from speechbrain_mpq.decoders.vocabulary import Lexicon
+from speechbrain_mpq.experiments.command_line import guarded
 from speechbrain_mpq.locks import one_at_a_time
 from speechbrain_mpq.simulation.recordings import (
     ffmpeg_program,
@@ -175,4 +177,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

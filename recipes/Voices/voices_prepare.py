@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from speechbrain_mpq.experiments.command_line import guarded
 from speechbrain_mpq.locks import one_at_a_time
 from speechbrain_mpq.simulation.noise import resampled
 from speechbrain_mpq.simulation.recordings import (
@@ -375,6 +376,8 @@ def decode(path):
     if path.suffix.lower() not in RAW:
         try:
             samples, rate = soundfile.read(path, always_2d=True)
+            if not np.isfinite(samples).all():
+                raise ValueError(f"holds NaN or infinity: {path}")
             return resampled(samples.mean(1), rate)
         except RuntimeError:
             pass  # another codec in a known container
@@ -536,10 +539,14 @@ def arguments():
 
 if __name__ == "__main__":
     options = arguments()
-    prepare_voices(
-        options.packages,
-        options.data_folder,
-        {"valid": options.valid, "test": options.test},
-        options.seed,
-        options.workers,
+    held_out = {"valid": options.valid, "test": options.test}
+    sys.exit(
+        guarded(
+            prepare_voices,
+            options.packages,
+            options.data_folder,
+            held_out,
+            options.seed,
+            options.workers,
+        )
     )

