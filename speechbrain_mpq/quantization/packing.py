@@ -149,16 +149,14 @@ def content_of(model, granularity=None):
         problem = _name_problem(split_name(name)[0])
         if problem or "@" in name:
             refused[name] = problem or "its name is taken by the format"
-    same = equal_buffers(buffers)
     granularity = granularity or _granularity(quantized) or "tensor"
-    for name, buffer in buffers.items():
-        if name in same:
-            continue
-        exact = as_integers(name, buffer, granularity)
-        if exact is None or name in same.values():
-            floats[name] = buffer
-        else:
-            quantized[name] = exact
+    exact = {n: as_integers(n, b, granularity) for n, b in buffers.items()}
+    exact = {name: tensor for name, tensor in exact.items() if tensor}
+    # Integers take less room than one of several that are equal.
+    rest = {name: b for name, b in buffers.items() if name not in exact}
+    same = equal_buffers(rest)
+    quantized |= exact
+    floats |= {name: b for name, b in rest.items() if name not in same}
     stored_ids |= {id(t) for t in [*floats.values(), *buffers.values()]}
     states, problems = module_states(model)
     refused.update(problems)

@@ -328,6 +328,11 @@ def _named_targets(targets):
         targets = dict(targets.items())
     if isinstance(targets, torch.nn.Module):
         return targets
+    if not isinstance(targets, dict | list | tuple) or not targets:
+        raise TypeError(
+            "targets must name modules, such as !ref <modules>, not "
+            f"{targets!r}"
+        )
     if not isinstance(targets, dict):
         targets = {str(index): module for index, module in enumerate(targets)}
     for name, module in targets.items():

@@ -259,6 +259,22 @@ def test_constant_buffers_come_back_bit_for_bit(tmp_path, values, granularity):
             assert torch.equal(found.signbit(), buffer.signbit())
 
 
+def test_equal_masks_are_stored_as_integers(tmp_path):
+    def make():
+        return LiGRU(hidden_size=32, input_shape=(4, 10, 8), num_layers=3)
+
+    torch.manual_seed(0)
+    model, x = make(), torch.randn(4, 10, 8)
+    quantize_(model, 4)
+    path = save_packed(model.eval(), tmp_path)
+    masks = [b for n, b in model.named_buffers() if n.endswith("drop_masks")]
+    assert len(masks) == 3
+    assert path.stat().st_size < sum(m.numel() for m in masks) / 8 + 20_000
+    again = make().eval()
+    load_packed_(again, tmp_path)
+    assert torch.equal(again(x)[0], model(x)[0])
+
+
 def test_equal_buffers_are_stored_once(tmp_path):
     def build(seed):
         torch.manual_seed(seed)

@@ -158,6 +158,12 @@ def test_model_that_is_quantized_already():
     quantizer.model["output"].load_state_dict(weights_of(modules())["output"])
 
 
+@pytest.mark.parametrize("targets", [None, {}, [], "modules"], ids=str)
+def test_targets_that_name_nothing(targets):
+    with pytest.raises(TypeError, match="targets must name modules"):
+        Quantizer(targets)
+
+
 def test_targets_that_are_no_modules():
     with pytest.raises(TypeError, match="target 'lr' is a float"):
         Quantizer({"lr": 0.1})
