@@ -137,9 +137,9 @@ def export(folder, out=None, engine="openvino", calibration=None):
         the calibration set (None without one), "seconds" of it.
     """
     module = import_engine(engine)
+    network = lower(folder)  # what cannot be exported needs no place to go
     out = check_folder(folder if out is None else out)
     with alone_in(out):
-        network = lower(folder)
         if calibration is None:
             ranges, batches, seconds = read_ranges(folder, network), [], 0.0
         else:

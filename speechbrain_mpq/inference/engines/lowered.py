@@ -255,8 +255,8 @@ def lower(folder) -> MaskNetwork:
     kind = (packed.architecture or {}).get("class", "Separator")
     if kind not in LOWERINGS:
         raise ValueError(
-            f"{folder} holds a {kind}, which the engines do not know, only "
-            f'{sorted(LOWERINGS)}: choose engine="torch"'
+            f"{folder} holds a {kind}, which is not exported, and engines "
+            f'of folders know {sorted(LOWERINGS)} only: choose engine="torch"'
         )
     stored = _Stored(packed)
     network = LOWERINGS[kind](stored)

@@ -16,6 +16,7 @@ from speechbrain_mpq.inference.engines.activations import (
 )
 from speechbrain_mpq.inference.engines.engine import import_engine
 from speechbrain_mpq.inference.engines.lowered import decibels, lower
+from speechbrain_mpq.inference.exporting import export
 from speechbrain_mpq.inference.folder import save_separator
 from speechbrain_mpq.inference.separation import QuantizedSeparator
 from speechbrain_mpq.inference.verification import check_folder
@@ -121,3 +122,11 @@ def test_missing_extra_names_the_pip_command(engine, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match="pip install"):
         import_engine(engine)
+
+
+def test_what_is_not_exported_is_told_before_its_place(tmp_path):
+    """A language model runs in ONNX Runtime without an export."""
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(ValueError, match="a TiedRNNLM, which is not exported"):
+        export("pretrained/lm_sotu_2bit", tmp_path / "no" / "x", "onnx")
+    assert not list(tmp_path.iterdir())
