@@ -475,7 +475,8 @@ def publish(network, data, hparams):
         row = metrics["test"][f"exit {exit}"]
         row["bytes"] = bytes_of(packed, exit, folder)
         row["ms"] = frame_milliseconds(packed, exit, noisy)
-    metrics["streams"] = score_rules(packed, data, hparams)
+    if hparams["stream_utterances"]:
+        metrics["streams"] = score_rules(packed, data, hparams)
     rows = coverage_rows(read_model(folder))
     metrics |= sizes(folder, rows)
     metadata = {
