@@ -18,11 +18,16 @@ PICTURE = ROOT / "docs/language-models.svg"
 STYLES = {  # name of rows: label, colour, marker
     "rounded_uniform": ("uniform, rounded", "#56b4e9", "s"),
     "ste_uniform": ("uniform, fine-tuned", "#0072b2", "s"),
-    "ste_kl": ("KL, fine-tuned", "#009e73", "D"),
     "rounded_midrise": ("four levels at 2 bits, rounded", "#888888", "^"),
     "ste_midrise": ("four levels at 2 bits, fine-tuned", "#000000", "^"),
     "admm_uniform": ("uniform, ADMM", "#cc79a7", "X"),
     "rounded_entropy": ("entropy codebook, rounded", "#e69f00", "o"),
+    "calibrated_midrise": ("four levels, calibrated", "#009e73", "^"),
+    "calibrated_entropy_uniform": (
+        "entropy codebook, calibrated",
+        "#009e73",
+        "o",
+    ),
     "ste_entropy": ("entropy codebook, fine-tuned", "#d55e00", "o"),
     "pretrained": ("the published one, trained for longer", "#d55e00", "*"),
 }
