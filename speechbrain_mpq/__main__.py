@@ -8,7 +8,8 @@ from importlib import import_module
 
 from . import __version__
 from .commands.arguments import Parser
-from .utils import error_text, exit_on_signals, keep_freed_memory
+from .signals import exit_on_signals
+from .utils import error_text, keep_freed_memory
 
 REPLACED = {"█": b"#", "°": b" deg"}
 COMMANDS = (

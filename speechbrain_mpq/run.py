@@ -353,7 +353,7 @@ def main(arguments=None):
     path : Path or None
         The packed model.
     """
-    from .utils import exit_on_signals
+    from .signals import exit_on_signals
 
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)

@@ -1,4 +1,4 @@
-"""What every part needs: files, JSON, signals, memory, constants.
+"""What every part needs: files, JSON, memory, constants.
 
 Files are written whole or not at all, and what a killed process leaves is
 removed by the next one. JSON is read strictly, and errors name the file.
@@ -13,11 +13,9 @@ import os
 import re
 import select
 import shutil
-import signal
 import stat
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager
@@ -241,50 +239,6 @@ def _abandoned(path):
     finally:
         if file is not None:
             file.close()
-
-
-@contextmanager
-def exit_on_signals():
-    """Let SIGTERM and SIGHUP end the program as an error would.
-
-    Then temporary files are removed and locks are given back, as they are
-    after Ctrl-C. The exit status is 128 and the signal's number.
-
-    Example
-    -------
-    >>> try:
-    ...     with exit_on_signals():
-    ...         os.kill(os.getpid(), signal.SIGTERM)
-    ...         time.sleep(60)
-    ... except SystemExit as ended:
-    ...     print(ended.code)
-    143
-    """
-    names = [n for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n)]
-    numbers = [getattr(signal, name) for name in names]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []  # only the main thread may set handlers
-    # Ignored signals stay ignored: `nohup` asks for that
-    numbers = [n for n in numbers if signal.getsignal(n) is signal.SIG_DFL]
-
-    process = os.getpid()
-
-    def end(number, frame):
-        if os.getpid() != process:  # a worker, whose files are its parent's
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
-        for other in numbers:  # once is enough: cleaning up takes a moment
-            signal.signal(other, signal.SIG_IGN)
-        raise SystemExit(128 + number)
-
-    for number in numbers:
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def open_input(path):

@@ -11,13 +11,13 @@ https://arxiv.org/abs/2010.15258
 """
 
 import importlib.util
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..signals import worker_pool
 from ..utils import SAMPLE_RATE
 
 SHORTEST = 0.25  # seconds; PESQ is not defined below
@@ -174,7 +174,7 @@ def pesq_many(pairs, sample_rate=16000, workers=2, skip_undefined=False):
         for estimate, target in pairs
     ]
     if workers > 1 and len(jobs) > 1:
-        with multiprocessing.Pool(min(workers, len(jobs))) as pool:
+        with worker_pool(min(workers, len(jobs))) as pool:
             scored = _with_progress(pool.imap(_score, jobs), len(jobs))
     else:
         scored = _with_progress(map(_score, jobs), len(jobs))

@@ -28,6 +28,7 @@ from speechbrain.utils.distributed import ddp_init_group, if_main_process
 
 import speechbrain_mpq
 
+from ..signals import exit_on_signals
 from ..training.brain import check_average_bits
 from ..training.choose import CANDIDATES, SCORERS
 from ..training.experiment import plan_steps
@@ -44,7 +45,6 @@ from ..utils import (
     did_you_mean,
     duration,
     error_text,
-    exit_on_signals,
     scratch_folder,
 )
 

@@ -14,7 +14,10 @@ from functools import cache
 
 import torch
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from .fake_quant import FakeQuantize
 from .groups import RowGroups
@@ -23,6 +26,7 @@ QUANTIZERS = (FakeQuantize, RowGroups)
 JUMP = 0.1  # of a norm: what is written at once
 TOLERANCE = 4.0  # of squared errors: a trained scale fits about as well
 _WATCHED = weakref.WeakSet()  # chains whose norms are noted after steps
+_STEPPING = weakref.WeakSet()  # optimizers, up to the end of their hooks
 _LISTENERS = {}  # key -> what is called after all optimizers' steps
 
 
@@ -143,7 +147,11 @@ def follow_writes(some):
         before = chain.__dict__.get("norms", norms)
         chain.__dict__["norms"] = norms
         _WATCHED.add(chain)
-        if any(abs(a - b) > JUMP * b for a, b in zip(norms, before)):
+        # What an optimizer does, before closures and hooks of its own look
+        # at the model, is no jump.
+        if not _STEPPING and any(
+            abs(a - b) > JUMP * b for a, b in zip(norms, before)
+        ):
             _follow_jump(chain, before)
 
 
@@ -206,11 +214,17 @@ class _StepHandle:
         _LISTENERS.pop(self, None)
 
 
+def _begin_step(optimizer, args, kwargs):
+    """Torch's one hook before steps."""
+    _STEPPING.add(optimizer)
+
+
 def _tell_listeners(optimizer, args, kwargs):
-    """Torch's one hook; listeners may come and go while it runs."""
+    """Torch's one hook behind steps; listeners may come and go meanwhile."""
     groups = optimizer.param_groups
     held = {id(weight) for group in groups for weight in group["params"]}
     note([chain for chain in _WATCHED if _is_trained(chain, held)])
+    _STEPPING.discard(optimizer)
     for called in list(_LISTENERS.values()):
         called(optimizer, args, kwargs)
 
@@ -222,7 +236,8 @@ def _is_trained(chain, held):
 
 @cache
 def hook_optimizers():
-    """Hang the one hook in, once."""
+    """Hang the hooks in, once."""
+    register_optimizer_step_pre_hook(_begin_step)
     return register_optimizer_step_post_hook(_tell_listeners)
 
 

@@ -219,15 +219,7 @@ def save_packed(
     Path
         The model.safetensors, whose size is the model's.
     """
-    content = content_of(model)
-    refused = {**content.refused, **not_finite(model)}
-    if refused:
-        raise ValueError(
-            "; ".join(
-                f"{name} cannot be packed: {why}"
-                for name, why in refused.items()
-            )
-        )
+    content = _packable_content(model)
     weights = any(t.fake_quantize for t in named_tensors(model).values())
     plan = bit_plan(model) if weights else None
     codebook = plan.codebook if plan else "midtread"
@@ -267,6 +259,20 @@ def save_packed(
     write_container(path, tensors, header, str(version), check)
     write_text(folder / CONFIG_FILE, text)
     return path
+
+
+def _packable_content(model):
+    """What a file of a model holds; refuses what no file can hold."""
+    content = content_of(model)
+    refused = {**content.refused, **not_finite(model)}
+    if refused:
+        raise ValueError(
+            "; ".join(
+                f"{name} cannot be packed: {why}"
+                for name, why in refused.items()
+            )
+        )
+    return content
 
 
 def _check_written(path, part):

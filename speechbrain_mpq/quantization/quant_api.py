@@ -310,6 +310,12 @@ def quantize_(
     computed_once(model)
     watch_outputs(model)
     copies_apart(model)
+    _warn_of_unpackable(model)
+    return bit_plan(model)
+
+
+def _warn_of_unpackable(model):
+    """Names what no file can hold; what is refused leaves a model in float."""
     try:
         refused = {**unpackable(model), **not_finite(model)}
     except ValueError:
@@ -317,7 +323,6 @@ def quantize_(
         raise
     for name, why in refused.items():
         logger.warning(f"{name} cannot be packed: {why}")
-    return bit_plan(model)
 
 
 def _quantizers(groups, bits, scales, scheme, estimator):

@@ -20,7 +20,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import multiprocessing
 import os
 import pickle
 from pathlib import Path
@@ -31,6 +30,7 @@ from scipy.signal import resample_poly
 from tqdm import tqdm
 
 from ..locks import one_at_a_time
+from ..signals import worker_pool
 from ..utils import (
     SAMPLE_RATE,
     atomic_write,
@@ -457,7 +457,7 @@ def prepare_speech(
         remove_partial(data_folder)
         hidden = None if progress is None else not progress
         with (
-            multiprocessing.get_context("fork").Pool(workers) as pool,
+            worker_pool(workers) as pool,
             tqdm(
                 total=sum(stop - start for _, start, stop in todo),
                 desc="Synthesizing speech",

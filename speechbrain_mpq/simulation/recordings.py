@@ -5,7 +5,6 @@ the package imageio-ffmpeg carries.
 """
 
 import json
-import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from ..signals import worker_pool
 from ..utils import SAMPLE_RATE, atomic_write, write_text
 from .mixtures import MIN_SAMPLES
 
@@ -195,9 +195,8 @@ def run_jobs(work, jobs, workers, description):
     failures = {}
     if not jobs:
         return failures
-    context = multiprocessing.get_context("fork")
     with (
-        context.Pool(min(workers, len(jobs))) as pool,
+        worker_pool(min(workers, len(jobs))) as pool,
         tqdm(total=len(jobs), desc=description, disable=None) as bar,
     ):
         tried = pool.imap_unordered(_Attempt(work), jobs, chunksize=4)

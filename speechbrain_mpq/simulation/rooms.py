@@ -11,7 +11,6 @@ stored by the ROOMS_PER_SHARD; only the last file of a bank may hold fewer.
 
 import json
 import math
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from ..lobes.models.spatial_features import SPEED_OF_SOUND, linear_array
 from ..locks import one_at_a_time
+from ..signals import worker_pool
 from ..utils import (
     SAMPLE_RATE,
     atomic_write,
@@ -205,8 +205,7 @@ def prepare_rooms(
     if not jobs:
         return
     remove_partial(folder)
-    context = multiprocessing.get_context("fork")
-    with context.Pool(workers) as pool:
+    with worker_pool(workers) as pool:
         done = pool.imap_unordered(_simulate_shard, jobs)
         total = sum(len(rooms) for _, _, rooms, _, _ in jobs)
         with tqdm(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "speechbrain_mpq"
-FOR_ALL = {"utils", "locks"}
+FOR_ALL = {"utils", "locks", "signals"}
 ALLOWED = {
     "quantization": set(),
     "allocation": {"quantization"},

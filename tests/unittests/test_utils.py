@@ -117,7 +117,8 @@ def test_names_as_long_as_names_may_be(tmp_path, size):
 WRITING = """
 import sys, time
 from pathlib import Path
-from speechbrain_mpq.utils import atomic_write, exit_on_signals, scratch_folder
+from speechbrain_mpq.signals import exit_on_signals
+from speechbrain_mpq.utils import atomic_write, scratch_folder
 folder = Path(sys.argv[1])
 with exit_on_signals(), atomic_write(folder / "out.wav") as part:
     part.write_text("half")

@@ -6,7 +6,6 @@ one, and an interrupted preparation continues.
 
 import functools
 import json
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from speechbrain_mpq.evaluation.signal_quality import P808, wideband_pesq
 from speechbrain_mpq.locks import one_at_a_time
+from speechbrain_mpq.signals import worker_pool
 from speechbrain_mpq.simulation.augmentation import NoisySpeech, Voices
 from speechbrain_mpq.simulation.noise import NoiseFolder, NoiseMaker, draw_by
 from speechbrain_mpq.utils import write_json
@@ -81,7 +81,7 @@ def prepare_quality(
         if with_p808:
             P808()  # a missing package is reported before any work
         work = functools.partial(_write_chunk, data_folder, parameters)
-        with multiprocessing.get_context("fork").Pool(workers) as pool:
+        with worker_pool(workers) as pool:
             made = pool.imap(work, todo)
             list(tqdm(made, total=len(todo), desc="Labels", disable=None))
     for split, count in clips.items():

@@ -145,6 +145,26 @@ def test_steps_of_optimizers_leave_the_scale_to_them(estimator, monkeypatch):
     assert not refits
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_hooks_of_an_optimizer_may_look_at_the_model(estimator):
+    """These run before torch's hooks of all optimizers."""
+    states = []
+    for looks in (True, False):
+        model = network(estimator, bits=16)
+        optimizer = torch.optim.Adam(model.parameters(), 0.05)
+        if looks:
+            optimizer.register_step_post_hook(
+                lambda *_, layer=model[0]: layer.weight
+            )
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.ones(4, 8)).square().mean().backward()
+            optimizer.step()
+        states.append(model.state_dict())
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
 def test_values_that_were_put_on_the_levels_keep_their_scale():
     model = network(bits=2)
     for layer in (model[0], model[2]):

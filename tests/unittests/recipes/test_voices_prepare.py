@@ -17,7 +17,6 @@ from speechbrain_mpq.simulation.recordings import RMS
 SCRIPT = Path(__file__).parents[3] / "recipes/Voices/voices_prepare.py"
 spec = importlib.util.spec_from_file_location("voices_prepare", SCRIPT)
 voices = importlib.util.module_from_spec(spec)
-sys.modules["voices_prepare"] = voices  # where worker processes look
 spec.loader.exec_module(voices)
 
 needs_ffmpeg = pytest.mark.skipif(
@@ -66,6 +65,14 @@ def packages(tmp_path_factory):
     damaged = folder / LAYOUT["kde_el"].format("broken")
     damaged.write_bytes(b"RIFF....")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def known():
+    """Worker processes look for the script among the modules."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "voices_prepare", voices)
+        yield
 
 
 @pytest.fixture(scope="module")
