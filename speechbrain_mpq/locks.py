@@ -4,6 +4,7 @@ A lock ends with its process, however that ends. Forked workers do not keep it:
 those of a process that was killed may live on for a while.
 """
 
+import atexit
 import errno
 import inspect
 import logging
@@ -26,15 +27,57 @@ logger = logging.getLogger(__name__)
 IN_USE = ".in_use"  # held by who is at work in a folder
 _TRIES = 20  # to take a lock that somebody may only have looked at
 _PAUSE = 0.01  # seconds between two of them
-_LOCKS = weakref.WeakSet()  # open files of this process's locks
+_LOCKS = weakref.WeakSet()  # those of this process
 _MINE = set()  # folders that `alone_in` holds
+_HELD = {}  # folder -> its lock, until this process ends
+
+
+class Lock:
+    """A file that is locked; it goes with its lock, or with this object.
+
+    Arguments
+    ---------
+    file : file
+        Open.
+    """
+
+    def __init__(self, file):
+        self.file = file
+        self._path = os.path.abspath(file.name)
+
+    def close(self):
+        """Give it back."""
+        if self.file.closed:
+            return
+        if self.is_at(self._path):  # its folder may have been moved
+            with suppress(OSError):  # what cannot be written to any more
+                os.unlink(self._path)
+        self.file.close()
+
+    def is_at(self, path):
+        """Whether this is the lock of a path."""
+        if self.file.closed or not os.path.exists(path):
+            return False
+        there = os.fstat(self.file.fileno())
+        return os.path.samestat(there, os.stat(path))
+
+    def __del__(self):
+        self.close()
 
 
 def _leave_to_parent():
     """In a forked child: the locks stay its parent's alone."""
     for lock in list(_LOCKS):
-        lock.close()
+        lock.file.close()
     _MINE.clear()
+    _HELD.clear()
+
+
+@atexit.register
+def _release():
+    """Give all locks back, while there is a Python to do it."""
+    for lock in list(_LOCKS):
+        lock.close()
 
 
 if fcntl is not None:
@@ -80,23 +123,34 @@ def check_folder(path, change="name another folder"):
     return path
 
 
-def hold_folder(folder):
+def hold_folder(folder, again=False):
     """Marks a folder as in use, until this process ends, however it ends.
 
     Arguments
     ---------
     folder : Path
+    again : bool
+        Whether this process may hold it already: then it gives that lock.
 
     Returns
     -------
-    file or None
+    Lock or None
         To be kept; None where there are no locks. A folder that another
         process holds is a BlockingIOError.
+
+    Example
+    -------
+    >>> held = hold_folder(Path(getfixture("tmpdir")))
+    >>> hold_folder(Path(getfixture("tmpdir")), again=True) is held
+    True
     """
-    lock = _taken(Path(folder) / IN_USE)
+    path = Path(folder) / IN_USE
+    own = [lock for lock in _LOCKS if lock.is_at(path)] if again else []
+    lock = own[0] if own else _taken(path)
     if lock is False:
         raise BlockingIOError(
-            f"another process is at work in {folder}: wait for its end"
+            f"another process is at work in {folder}: wait for its end, or "
+            "name another folder"
         )
     return lock
 
@@ -106,20 +160,46 @@ def _taken(path):
     if fcntl is None:
         return None
     for _ in range(_TRIES):
-        lock = open(path, "w")
+        file = open(path, "w")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            lock.close()
+            file.close()
             time.sleep(_PAUSE)
             continue
         except OSError:  # a file system without locks
-            return lock
-        if os.fstat(lock.fileno()).st_nlink:
+            return Lock(file)
+        if os.fstat(file.fileno()).st_nlink:
+            lock = Lock(file)
             _LOCKS.add(lock)
             return lock
-        lock.close()  # its owner removed it meanwhile
+        file.close()  # its owner removed it meanwhile
     return False
+
+
+def hold_results(folder):
+    """Keeps others out of a folder of results until this process ends.
+
+    Of the processes of a distributed training the main one does it.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Made if it is not there.
+
+    Example
+    -------
+    >>> folder = getfixture("tmpdir") / "results"
+    >>> hold_results(folder)
+    >>> folder_in_use(Path(folder))
+    True
+    """
+    from speechbrain.utils.distributed import if_main_process
+
+    if if_main_process():
+        folder = Path(folder).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        _HELD[folder] = hold_folder(folder, again=True)
 
 
 def folder_in_use(folder):
@@ -200,7 +280,6 @@ def alone_in(folder, wait=False, beside=False):
     finally:
         _MINE.discard(folder)
         if lock is not None:
-            path.unlink(missing_ok=True)
             lock.close()
         if made:
             with suppress(OSError):  # something is in it

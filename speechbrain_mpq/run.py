@@ -139,10 +139,10 @@ class Runner:
         if not if_main_process():
             return
         try:
-            self._held = hold_folder(folder)
+            self._held = hold_folder(folder, again=True)
         except BlockingIOError as error:
             raise UnsuitableScript(
-                f"{error}, or give this one another --output_folder or --folder"
+                f"{error} with --output_folder or --folder"
             ) from error
 
     def release(self):

@@ -37,6 +37,7 @@ from ..evaluation.wer import oracle_errors
 from ..evaluation.word_tasks import RECOGNITION
 from ..inference.folder import write_card
 from ..inference.speech_recognition import save_recognizer
+from ..locks import hold_results
 from ..simulation.augmentation import NoisySpeech, Reverberation, Voices
 from ..simulation.noise import NoiseMaker
 from ..simulation.rooms import RoomBank
@@ -566,6 +567,7 @@ def run(arguments, prepare, script):
     search = _begin(hparams)
     sb.utils.distributed.ddp_init_group(run_opts)
     folder = Path(hparams["output_folder"])
+    hold_results(folder)
     sb.create_experiment_directory(folder)
     resolved = [folder / "hyperparams.yaml", source.written()]
     run_on_main(write_text, args=resolved)

@@ -3,18 +3,20 @@
 A scale is fitted to the float values. Optimizers change these in small steps,
 which the scale is trained for. Others write to ``model.parameters()`` whatever
 they like: initializations, clipped weights, another set that is swapped in. So
-norms are noted when an optimizer is done (torch's hook for all of them); where
-they are others by more than a tenth before the next forward, and a new scale
-would fit much better, it is fitted again.
+norms are noted when an optimizer is done, before any hook of others behind its
+step; where they are others by more than a tenth before the next forward, and a
+new scale would fit much better, it is fitted again.
 """
 
 import copy
+import sys
 import weakref
 from functools import cache
 
 import torch
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim.optimizer import (
+    Optimizer,
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
@@ -26,8 +28,9 @@ QUANTIZERS = (FakeQuantize, RowGroups)
 JUMP = 0.1  # of a norm: what is written at once
 TOLERANCE = 4.0  # of squared errors: a trained scale fits about as well
 _WATCHED = weakref.WeakSet()  # chains whose norms are noted after steps
-_STEPPING = weakref.WeakSet()  # optimizers, up to the end of their hooks
 _LISTENERS = {}  # key -> what is called after all optimizers' steps
+# What runs while an optimizer steps, its closures and its hooks
+_STEP = Optimizer.profile_hook_step(Optimizer.step).__code__
 
 
 class Fixed(torch.nn.Module):
@@ -145,14 +148,21 @@ def follow_writes(some):
     some = [chain for chain in some if _is_watched(chain)]
     for chain, norms in zip(some, _norms(some)):
         before = chain.__dict__.get("norms", norms)
+        jumped = any(abs(a - b) > JUMP * b for a, b in zip(norms, before))
+        if jumped and _is_stepping():
+            continue  # what closures see is noted when the step is done
         chain.__dict__["norms"] = norms
         _WATCHED.add(chain)
-        # What an optimizer does, before closures and hooks of its own look
-        # at the model, is no jump.
-        if not _STEPPING and any(
-            abs(a - b) > JUMP * b for a, b in zip(norms, before)
-        ):
+        if jumped:
             _follow_jump(chain, before)
+
+
+def _is_stepping():
+    """Whether an optimizer's step is what has called this."""
+    frame = sys._getframe()
+    while frame is not None and frame.f_code is not _STEP:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _follow_jump(chain, before):
@@ -214,17 +224,23 @@ class _StepHandle:
         _LISTENERS.pop(self, None)
 
 
-def _begin_step(optimizer, args, kwargs):
-    """Torch's one hook before steps."""
-    _STEPPING.add(optimizer)
+def _note_after(optimizer, args, kwargs):
+    """Torch's one hook before steps: norms are noted first behind them."""
+    hooks = optimizer._optimizer_step_post_hooks
+    if _note_step not in hooks.values():
+        handle = optimizer.register_step_post_hook(_note_step)
+        hooks.move_to_end(handle.id, last=False)
+
+
+def _note_step(optimizer, args, kwargs):
+    """Behind a step, before hooks of others, which may write to weights."""
+    groups = optimizer.param_groups
+    held = {id(weight) for group in groups for weight in group["params"]}
+    note([chain for chain in _WATCHED if _is_trained(chain, held)])
 
 
 def _tell_listeners(optimizer, args, kwargs):
     """Torch's one hook behind steps; listeners may come and go meanwhile."""
-    groups = optimizer.param_groups
-    held = {id(weight) for group in groups for weight in group["params"]}
-    note([chain for chain in _WATCHED if _is_trained(chain, held)])
-    _STEPPING.discard(optimizer)
     for called in list(_LISTENERS.values()):
         called(optimizer, args, kwargs)
 
@@ -237,7 +253,7 @@ def _is_trained(chain, held):
 @cache
 def hook_optimizers():
     """Hang the hooks in, once."""
-    register_optimizer_step_pre_hook(_begin_step)
+    register_optimizer_step_pre_hook(_note_after)
     return register_optimizer_step_post_hook(_tell_listeners)
 
 

@@ -7,12 +7,14 @@ tensor of a model is stored as, and why.
 """
 
 import logging
+import weakref
 from collections import defaultdict
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
 
+from .chains import listen_to_steps
 from .codebook import (
     check_bits,
     dequantize,
@@ -21,7 +23,7 @@ from .codebook import (
     nearest_levels,
     scale_shape,
 )
-from .fake_quant import FakeQuantize
+from .fake_quant import FakeQuantize, LearnedStep
 from .finite import not_finite, watch_outputs
 from .groups import RowGroups, split_as_named, split_groups
 from .packing import content_of, unpackable
@@ -323,6 +325,57 @@ def _warn_of_unpackable(model):
         raise
     for name, why in refused.items():
         logger.warning(f"{name} cannot be packed: {why}")
+
+
+def watch_scales(model):
+    """Names what is all zero when training begins, and would stay so.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Quantized, to be trained.
+
+    Returns
+    -------
+    handle
+        With a method `remove`.
+    """
+    seen = weakref.ref(model)
+
+    def look(optimizer, args, kwargs):
+        model = seen()
+        if model is None:  # it died while listeners are told
+            return
+        held = {id(p) for g in optimizer.param_groups for p in g["params"]}
+        if any(id(parameter) in held for parameter in model.parameters()):
+            handle.remove()
+            _warn_of_unscaled(model)
+
+    handle = listen_to_steps(model, look)
+    return handle
+
+
+def _warn_of_unscaled(model):
+    """Name what is all zero, where its scale cannot be trained either."""
+    names, estimators = [], set()
+    for name, tensor in named_tensors(model).items():
+        kind = type(tensor.fake_quantize)
+        # Others have no scale that stays, or fit it later.
+        if kind in (FakeQuantize, LearnedStep) and _is_unscaled(tensor):
+            names.append(name)
+            estimators.add(kind.__name__)
+    if names:
+        logger.warning(
+            f"{', '.join(names)}: all zero, or channels of it, so that no "
+            f"scale fits: with {', '.join(estimators)} it stays zero. Train "
+            f"it with LogStep, or exclude it: {names}"
+        )
+
+
+def _is_unscaled(tensor):
+    """Whether a tensor is trained without any scale, or a channel of it."""
+    trained = tensor.parameter.requires_grad
+    return trained and bool((tensor.fake_quantize.alpha == 0).any())
 
 
 def _quantizers(groups, bits, scales, scheme, estimator):

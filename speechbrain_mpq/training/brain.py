@@ -16,7 +16,7 @@ from speechbrain.utils.logger import get_logger
 from ..quantization.codebook import MAX_BITS, check_bits
 from ..quantization.packing import save_packed
 from ..quantization.plan import Scheme, Selection, bit_plan
-from ..quantization.quant_api import quantize_
+from ..quantization.quant_api import quantize_, watch_scales
 from ..utils import read_json, write_json
 from .calibration import NetworkCalibration
 from .methods import EstimationMethod, attach
@@ -117,6 +117,8 @@ class QuantizationBrain(sb.Brain):
         )
         if is_new:
             log_stats(hparams, plan_stats(plan, hparams.output_folder))
+        if self.trains:
+            watch_scales(model)
         attach(self, self.method, model)
 
     def _pipeline(self, model, network_name, calibrate, prototypes):

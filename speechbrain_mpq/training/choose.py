@@ -22,7 +22,7 @@ from ..allocation.nas import NASScores
 from ..allocation.output_scores import KLScores, LossScores, OutputErrorScores
 from ..allocation.scores import Scorer, check_candidates
 from ..allocation.solver import parse_budget
-from ..locks import check_folder
+from ..locks import check_folder, hold_results
 from ..quantization.fake_quant import FakeQuantize, LearnedStep
 from ..quantization.gptq import PostTraining
 from ..quantization.packing import stored_buffers
@@ -167,6 +167,7 @@ def _folder(brain, folder):
     own = getattr(getattr(brain, "hparams", None), "output_folder", None)
     if folder or own:
         check_folder(folder or own)
+        hold_results(folder or own)
     return folder or own
 
 

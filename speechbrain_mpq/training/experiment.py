@@ -10,7 +10,6 @@ with what they depend on of its overrides: sizes, data and weights are then the
 same in all.
 """
 
-import contextlib
 import hashlib
 import itertools
 import json
@@ -23,7 +22,7 @@ from pathlib import Path
 import yaml
 from speechbrain.utils.logger import get_logger
 
-from ..locks import folder_in_use, hold_folder
+from ..locks import IN_USE, folder_in_use, hold_folder
 from ..utils import read_json, scratch_folder, write_json
 from .hparams_source import (
     PLACES,
@@ -125,14 +124,17 @@ class Experiment:
 
     def start(self):
         """Make the folder and note whose it is."""
+        self._hold()
         if self.makes_room:
             _put_aside(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # Other processes were refused when this was planned; an earlier run of
-        # this process may not have been collected yet.
-        with contextlib.suppress(BlockingIOError):
-            self._lock = hold_folder(self.folder)
+            self._hold()
         write_json(self.folder / "settings.json", self.request)
+
+    def _hold(self):
+        """Keep other processes out of the folder, which is made if needed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # An earlier run of this process may not have been collected yet.
+        self._lock = hold_folder(self.folder, again=True)
 
     def read(self):
         """Load the hyper-parameters and their objects for this folder."""
@@ -247,6 +249,7 @@ def _put_aside(folder):
         path for path in map(folder.with_name, names) if not path.exists()
     )
     folder.rename(aside)
+    (aside / IN_USE).unlink(missing_ok=True)  # our own
     logger.warning(
         f"{folder} held an unfinished run with other settings: it is {aside} "
         "now, and may be deleted"

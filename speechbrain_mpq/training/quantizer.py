@@ -26,7 +26,13 @@ from ..quantization.codebook import check_bits
 from ..quantization.fake_quant import LogStep
 from ..quantization.packing import packed_file_bytes, save_packed
 from ..quantization.plan import BitPlan, Scheme, Selection, bit_plan
-from ..quantization.quant_api import clusters, coverage, dequantize_, quantize_
+from ..quantization.quant_api import (
+    clusters,
+    coverage,
+    dequantize_,
+    quantize_,
+    watch_scales,
+)
 from ..quantization.tensors import named_tensors, near_misses, select
 from .checkpoints import guard_loading
 
@@ -220,6 +226,7 @@ class Quantizer:
         )
         self._freeze_scales_of_frozen()
         self._handles = guard_loading(self.model, self._bits_change)
+        self._handles.append(watch_scales(self.model))
         if self.unreached == "error":
             self._handles += watch_gradients(self.model)
         _refuse_scripting(self.model)

@@ -199,3 +199,22 @@ def test_recipes_load_as_they_are(path, monkeypatch, tmp_path):
     # Their tests override sizes and with them, maybe, what is wrong here
     monkeypatch.chdir(ROOT)
     HparamsSource(path).read(output_folder=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes"))
+)
+def test_recipes_save_checkpoints_whole(path):
+    assert "utils.checkpoints.Checkpointer" not in hparams_text(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(ROOT.glob("recipes/*/**/train.py")),
+    ids=lambda path: str(path.parent.relative_to(ROOT / "recipes")),
+)
+def test_recipes_keep_others_out_of_their_results(path):
+    text = path.read_text(encoding="utf-8")
+    if "sb.create_experiment_directory" in text and not path.is_symlink():
+        before, _, _ = text.partition("sb.create_experiment_directory")
+        assert 'hold_results(hparams["output_folder"])' in before

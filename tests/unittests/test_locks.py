@@ -56,8 +56,30 @@ def test_a_folder_is_held_once(tmp_path):
     held = hold_folder(tmp_path)
     with pytest.raises(BlockingIOError, match="another process is at work"):
         hold_folder(tmp_path)
+    assert hold_folder(tmp_path, again=True) is held
     held.close()
-    hold_folder(tmp_path).close()
+    held = hold_folder(tmp_path)
+    del held  # the lock ends with whoever kept it, and leaves nothing
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_lock_of_a_moved_folder_is_not_that_of_the_next(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    first = hold_folder(folder)
+    folder.rename(tmp_path / "aside")
+    folder.mkdir()
+    second = hold_folder(folder, again=True)
+    assert second is not first
+    first.close()
+    assert folder_in_use(folder)
+
+
+def test_forked_children_do_not_take_their_parents_lock_away(tmp_path):
+    held = hold_folder(tmp_path)
+    assert end_of(forked(held.__del__)) == 0
+    assert end_of(forked(lambda: hold_folder(tmp_path))) == BUSY
+    held.close()
 
 
 @pytest.mark.parametrize("beside", [False, True])

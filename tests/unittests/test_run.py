@@ -11,7 +11,7 @@ from speechbrain.utils import checkpoints
 from speechbrain.utils.checkpoints import Checkpointer
 
 from speechbrain_mpq import choose_bits, run
-from speechbrain_mpq.locks import hold_folder
+from speechbrain_mpq.locks import IN_USE, folder_in_use
 from speechbrain_mpq.quantization.packing import read_packed
 from speechbrain_mpq.quantization.plan import BitPlan
 from speechbrain_mpq.run import (
@@ -185,17 +185,19 @@ def test_a_brain_that_no_script_has_is_told_before_any_training(tmp_path):
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
     brain = brain_of(hparams_of("plain", tmp_path))
-    held = hold_folder(tmp_path)
-    with pytest.raises(UnsuitableScript, match="another process is at work"):
-        Runner("4").before_fit(brain, [], [], {})
-    held.close()
+    with open(tmp_path / IN_USE, "w") as held:  # as another process would
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UnsuitableScript, match="another process is at"):
+            Runner("4").before_fit(brain, [], [], {})
+        with pytest.raises(BlockingIOError, match="another process is at"):
+            choose_bits(brain, [], "uniform", rounding="nearest")
     runner = Runner("4", scores="uniform", rounding="nearest")
     runner.before_fit(brain, [], [], {})
-    other = brain_of(hparams_of("plain", tmp_path))
-    with pytest.raises(UnsuitableScript, match="another process is at work"):
-        Runner("4").before_fit(other, [], [], {})
+    assert folder_in_use(tmp_path)
     runner.release()
+    assert not (tmp_path / IN_USE).exists()
 
 
 def test_weights_of_one_checkpoint_or_the_latest(tmp_path, caplog):

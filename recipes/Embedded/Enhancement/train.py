@@ -38,6 +38,7 @@ from speechbrain_mpq.lobes.models.exit_rules import (
     threshold_for,
 )
 from speechbrain_mpq.lobes.models.nsnet2 import HOP, log_power, stft
+from speechbrain_mpq.locks import hold_results
 from speechbrain_mpq.quantization.packing import read_model
 from speechbrain_mpq.simulation.augmentation import NoisySpeech, Voices
 from speechbrain_mpq.simulation.noise import NoiseFolder, NoiseMaker
@@ -517,6 +518,7 @@ def main(arguments):
         hparams = load_hyperpyyaml(fin, overrides)
     begin(hparams)  # before any work: it may be refused
     sb.utils.distributed.ddp_init_group(run_opts)
+    hold_results(hparams["output_folder"])
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=hparams_file,

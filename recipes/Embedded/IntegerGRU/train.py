@@ -32,6 +32,7 @@ from speechbrain_mpq.inference.classification import (
     matrix_plan,
     save_classifier,
 )
+from speechbrain_mpq.locks import hold_results
 from speechbrain_mpq.nnet.gru_conversion import (
     calibrate,
     convert,
@@ -563,6 +564,7 @@ def main(arguments):
     hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
     with open(hparams_file, encoding="utf-8") as fin:
         hparams = load_hyperpyyaml(fin, overrides)
+    hold_results(hparams["output_folder"])
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=hparams_file,

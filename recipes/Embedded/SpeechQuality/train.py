@@ -27,6 +27,7 @@ from speechbrain_mpq.evaluation.signal_tasks import SPEECH_QUALITY
 from speechbrain_mpq.evaluation.significance import pcc
 from speechbrain_mpq.inference.quality_estimation import save_quality_estimator
 from speechbrain_mpq.lobes.models.dnsmos import BinaryDNSMOS, BitDNSMOS, memory
+from speechbrain_mpq.locks import hold_results
 from speechbrain_mpq.quantization.quant_api import coverage
 from speechbrain_mpq.training.checkpoints import load_best_
 
@@ -233,6 +234,7 @@ def main(arguments):
         hparams = load_hyperpyyaml(fin, overrides)
     started = load_start(hparams)  # before any work: it may be refused
     sb.utils.distributed.ddp_init_group(run_opts)
+    hold_results(hparams["output_folder"])
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=hparams_file,

@@ -28,6 +28,7 @@ from speechbrain_mpq.lobes.models.audio_visual import begin_with_audio_
 from speechbrain_mpq.lobes.models.lips import PERIOD
 from speechbrain_mpq.lobes.models.separator import build_separator
 from speechbrain_mpq.lobes.models.tcn import fold_norms_
+from speechbrain_mpq.locks import hold_results
 from speechbrain_mpq.quantization.packing import load_packed_, save_packed
 from speechbrain_mpq.simulation.lip_videos import (
     TRAINING,
@@ -167,6 +168,7 @@ def main(arguments):
     with open(hparams_file, encoding="utf-8") as fin:
         hparams = load_hyperpyyaml(fin, overrides)
     sb.utils.distributed.ddp_init_group(run_opts)
+    hold_results(hparams["output_folder"])
     sb.create_experiment_directory(
         hparams["output_folder"], hparams_file, overrides
     )

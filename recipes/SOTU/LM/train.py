@@ -19,6 +19,7 @@ from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_mpq.decoders.text_corpus import read_corpus
 from speechbrain_mpq.evaluation.word_tasks import Perplexity
+from speechbrain_mpq.locks import hold_results
 from speechbrain_mpq.training.checkpoints import load_best_
 
 
@@ -126,6 +127,7 @@ def main(arguments):
     with open(hparams_file, encoding="utf-8") as fin:
         hparams = load_hyperpyyaml(fin, overrides)
     sb.utils.distributed.ddp_init_group(run_opts)
+    hold_results(hparams["output_folder"])
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=hparams_file,

@@ -14,7 +14,11 @@ from speechbrain_mpq.quantization.fake_quant import (
     LogStep,
 )
 from speechbrain_mpq.quantization.packing import load_packed_, save_packed
-from speechbrain_mpq.quantization.quant_api import dequantize_, quantize_
+from speechbrain_mpq.quantization.quant_api import (
+    dequantize_,
+    quantize_,
+    watch_scales,
+)
 
 ESTIMATORS = (FakeQuantize, LearnedStep, LogStep)
 
@@ -165,6 +169,62 @@ def test_hooks_of_an_optimizer_may_look_at_the_model(estimator):
         assert torch.equal(value, states[1][name]), name
 
 
+@pytest.mark.parametrize("looks", [False, True])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_what_hooks_behind_a_step_write_is_followed(estimator, looks):
+    model = network(estimator)
+    optimizer = torch.optim.SGD(model.parameters(), 0.3)
+
+    def clipped(*_):
+        clip(model)
+        if looks:
+            model(torch.zeros(1, 8))
+
+    optimizer.register_step_post_hook(clipped)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(4, 8)).square().mean().backward()
+        optimizer.step()
+    assert model[0].weight.abs().max() > 0.005
+    assert misfit(model) < 0.2
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_step_that_fails_is_over(estimator):
+    model = network(estimator)
+    optimizer = torch.optim.SGD(model.parameters(), 0.3)
+
+    def fail():
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step(fail)
+    draw(model)
+    model(torch.zeros(1, 8))
+    assert misfit(model) < 0.2
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_closures_see_what_their_optimizer_does(estimator, monkeypatch):
+    model, refits = network(estimator), []
+    monkeypatch.setattr(FakeQuantize, "refit", lambda *_: refits.append(0))
+    optimizer = torch.optim.LBFGS(model.parameters(), 20.0, max_iter=4)
+    x, target = torch.randn(4, 8), 9 * torch.randn(4, 4)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (model(x) - target).square().mean()
+        loss.backward()
+        return loss
+
+    before = [original.norm() for original in originals(model)]
+    for _ in range(2):
+        optimizer.step(closure)
+    after = [original.norm() for original in originals(model)]
+    assert max(b / a for a, b in zip(before, after)) > 1.5
+    assert not refits
+
+
 def test_values_that_were_put_on_the_levels_keep_their_scale():
     model = network(bits=2)
     for layer in (model[0], model[2]):
@@ -261,3 +321,20 @@ def test_recurrent_layers_are_copied_after_training(kind):
     assert torch.equal(model["rnn"](x)[0], expected)
     dequantize_(again)
     assert torch.equal(copy.deepcopy(again)["rnn"](x)[0], again["rnn"](x)[0])
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_what_has_no_scale_to_be_trained_is_named(estimator, caplog):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
+    nn.init.zeros_(model[0].bias)
+    nn.init.zeros_(model[1].bias)
+    quantize_(model, 4, estimator=estimator)
+    watch_scales(model)
+    train(nn.Linear(8, 4), 1)  # another model's
+    assert "stays zero" not in caplog.text
+    train(model, 3)
+    named = "0.bias, 1.bias: all zero" in caplog.text
+    assert named == (estimator is not LogStep)
+    assert caplog.text.count("all zero") == named
+    assert named != bool(model[0].bias.any())

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from speechbrain_mpq.locks import IN_USE, folder_in_use
 from speechbrain_mpq.training.experiment import (
     Experiment,
     digest,
@@ -129,10 +130,34 @@ def test_a_run_of_another_process_is_left_alone(begin):
     first = begin()
     first.start()
     first._lock.close()
-    with open(first.folder / ".in_use") as held:  # as another would
+    with open(first.folder / ".in_use", "w") as held:  # as another would
         fcntl.flock(held, fcntl.LOCK_EX)
         assert begin(lr=0.1).folder != first.folder
+        with pytest.raises(BlockingIOError, match="another process is at work"):
+            begin().start()
+        late = begin()
+        late.makes_room = True  # it was planned before the other began
+        with pytest.raises(BlockingIOError, match="another process is at work"):
+            late.start()
+        assert (first.folder / "settings.json").exists()
     assert begin(lr=0.1).folder == first.folder
+
+
+def test_a_process_may_come_back_to_its_folder_and_leaves_no_lock(begin):
+    first, again = begin(), begin()
+    first.start()
+    again.start()
+    del first
+    assert folder_in_use(again.folder)
+    (again.folder / "scores.json").write_text("{}")
+    again._lock.close()
+    other = begin(lr=0.2)
+    other.start()
+    aside = other.folder.with_name(other.folder.name + "_unfinished_1")
+    folder = other.folder
+    del again, other
+    left = [path.name for path in (*aside.iterdir(), *folder.iterdir())]
+    assert IN_USE not in left
 
 
 def test_other_weights_get_a_folder_too(begin):

@@ -23,6 +23,7 @@ from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_mpq.evaluation.runs import summarise
 from speechbrain_mpq.evaluation.signal_quality import si_snr
+from speechbrain_mpq.locks import hold_results
 from speechbrain_mpq.simulation.mixtures import (
     MixtureMaker,
     fixed_mixtures,
@@ -212,6 +213,7 @@ def main(arguments):
     with open(hparams_file, encoding="utf-8") as fin:
         hparams = load_hyperpyyaml(fin, overrides)
     sb.utils.distributed.ddp_init_group(run_opts)
+    hold_results(hparams["output_folder"])
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=hparams_file,
