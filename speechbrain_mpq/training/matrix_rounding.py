@@ -120,6 +120,27 @@ def _unfolded(layer, inputs):
     )
 
 
+def as_linear(layer, weight, bias):
+    """A matrix of a layer that has several, as a linear layer.
+
+    Arguments
+    ---------
+    layer : torch.nn.Module
+    weight, bias : str
+        Names of its parameters; a bias may be missing or None.
+
+    Returns
+    -------
+    torch.nn.Linear
+        With the same parameters.
+    """
+    weight, bias = getattr(layer, weight), getattr(layer, bias, None)
+    linear = nn.Linear(*reversed(weight.shape), bias=bias is not None)
+    linear.weight = weight
+    linear.bias = bias
+    return linear
+
+
 def round_layer_(tensors, layer, plain, uses, dampings=DAMPINGS):
     """Round a layer so that its outputs stay those of full precision."""
     weights, biases = tensors[layer, "weight"], tensors[layer, "bias"]

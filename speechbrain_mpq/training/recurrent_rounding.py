@@ -20,7 +20,12 @@ import torch
 import torch.nn as nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
-from .matrix_rounding import DAMPINGS, matched_items, round_matrix_
+from .matrix_rounding import (
+    DAMPINGS,
+    as_linear,
+    matched_items,
+    round_matrix_,
+)
 
 # Which layer does what a layer or cell does.
 KINDS = {
@@ -235,7 +240,7 @@ class _Level:
             biases = self.tensors[self.layer, bias]
             if not biases and not (weights and weights[0].fake_quantize):
                 continue
-            matrix = _linear(self.plain, name, bias)
+            matrix = as_linear(self.plain, name, bias)
             pairs = []
             for inputs, outputs, kept in zip(now, before, self.counts):
                 pairs += matched_items(inputs, list(map(matrix, outputs)), kept)
@@ -309,15 +314,6 @@ def _late(items, first, ending):
         else:
             late.append(torch.cat([begin, item[:-1]]))
     return late
-
-
-def _linear(plain, name, bias):
-    """A matrix of a recurrent layer, with its bias, as a linear layer."""
-    weight, bias = getattr(plain, name), getattr(plain, bias, None)
-    linear = nn.Linear(*reversed(weight.shape), bias=bias is not None)
-    linear.weight = weight
-    linear.bias = bias
-    return linear
 
 
 def _unprojected(uses, one):

@@ -25,6 +25,14 @@ from tqdm import tqdm
 
 from ..quantization.quant_api import dequantize_
 from ..quantization.tensors import named_tensors
+from .attention_rounding import (
+    OUTPUT,
+    attended_by,
+    count_items,
+    is_attention,
+    is_fitted,
+    round_attention_,
+)
 from .calibration import NetworkCalibration
 from .counted_steps import counted_steps
 from .matrix_rounding import (
@@ -124,8 +132,8 @@ class CalibratedRounding:
             lists = [[] for _ in range(self.calibration.passes)]
             uses = self.uses.setdefault(name, lists)[index]
             given = self._given(name, args, kwargs)
-            # Recurrent layers have more outputs than they show; those of words
-            # are many. A copy: what comes next may be in place.
+            # Recurrent layers and attention have more outputs than they show;
+            # those of words are many. A copy: what comes next may be in place.
             kept = given if self._is_given(name) else output.detach()
             uses.append((given.shape, kept.to("cpu", copy=True)))
 
@@ -134,14 +142,15 @@ class CalibratedRounding:
 
     def _is_given(self, name):
         """Whether what a layer is given is kept, not what it puts out."""
-        return name in self.tied or is_recurrent(self.plain[name])
+        plain = self.plain[name]
+        return name in self.tied or is_recurrent(plain) or is_attention(plain)
 
     def _counted_steps(self):
         """Steps that count: name -> of each pass, one or None for each use."""
         layers = {
             name: self.network.get_submodule(name)
             for name in self.uses
-            if self._is_given(name)
+            if self._is_given(name) and not is_attention(self.plain[name])
         }
         if not layers:
             return {}
@@ -210,6 +219,8 @@ class CalibratedRounding:
         plain = self.plain[name]
         if is_recurrent(plain):
             return given_to(plain, *args, **kwargs)
+        if is_attention(plain):
+            return attended_by(plain, *args, **kwargs)
         return args[0] if args else next(iter(kwargs.values()))
 
     def _round(self, name, inputs):
@@ -225,6 +236,8 @@ class CalibratedRounding:
 
     def _is_open(self, name, layer):
         """Whether there is something in a layer that rounding may change."""
+        if is_attention(self.plain[name]):
+            return is_fitted(self.tensors, layer)
         own = [n for n, _ in self.plain[name].named_parameters(recurse=False)]
         rows = {attribute: self.tensors[layer, attribute] for attribute in own}
         return any(
@@ -243,6 +256,8 @@ class CalibratedRounding:
         with torch.autocast(place.device.type, enabled=False):
             if is_recurrent(plain):
                 return self._round_recurrent(name, layer, inputs, place)
+            if is_attention(plain):
+                return self._round_attention(name, layer, inputs, place)
             pairs = self._pairs(name, inputs)
             if any(x.dim() < 2 for x, _ in pairs):
                 return "no batch goes in"
@@ -299,6 +314,21 @@ class CalibratedRounding:
         )
         return ""
 
+    def _round_attention(self, name, layer, inputs, place):
+        """Round an attention's matrices; or say why not the first."""
+        to = {"device": place.device, "dtype": place.dtype}
+        now = [given.to(**to) for uses in inputs for given in uses]
+        before = [k.to(**to) for uses in self.uses[name] for _, k in uses]
+        plain, uses = self.plain[name], list(zip(now, before))
+        if sum(count_items(plain, use) for use in now) < 2:
+            self.left[f"{name}.{OUTPUT}"] = SINGLE
+            return SINGLE
+        reason = round_attention_(
+            self.tensors, layer, plain, uses, self.dampings
+        )
+        self.rounded.append(f"{name}.{OUTPUT}")
+        return reason
+
     def _report(self):
         """Log what was rounded to what, and why not otherwise."""
         reasons = defaultdict(set)
@@ -326,7 +356,7 @@ class CalibratedRounding:
 
 def _is_rounded(layer):
     """Whether calibrated rounding knows a layer that computes its weights."""
-    if is_recurrent(layer):
+    if is_recurrent(layer) or is_attention(layer):
         return True
     return is_matrix_layer(layer) and "weight" in layer._parameters
 
@@ -364,8 +394,8 @@ def round_calibrated_(
     """Round the layers of a quantized network by their outputs, in place.
 
     Bits stay; integers and scales change, and so do the biases and norms that
-    are left in float. Nearest rounding stays for what is no matrix (PReLU,
-    recurrent layers) and for parameters that several modules share.
+    are left in float. Nearest rounding stays for what is no matrix (PReLU)
+    and for parameters that several modules share.
 
     Arguments
     ---------
