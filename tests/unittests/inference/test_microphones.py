@@ -8,7 +8,7 @@ import soundfile
 import torch
 
 from speechbrain_mpq.inference.audio import AudioFile
-from speechbrain_mpq.inference.microphones import OffsetFilter
+from speechbrain_mpq.inference.microphones import Drift, OffsetFilter
 
 TIME = np.arange(48000)[:, None] / 16000
 
@@ -89,3 +89,16 @@ def test_channels_of_no_array_may_have_any_level(tmp_path):
     soundfile.write(tmp_path / "a.wav", heard() * [1, 0.001, 0], 16000)
     (warning,) = AudioFile(tmp_path / "a.wav").scan().warnings
     assert warning.endswith("channel 3 is silent")
+
+
+@pytest.mark.parametrize("more", [0, 1, 20, 2000])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_last_block_of_a_few_samples_is_no_offset(more, seed):
+    chance = np.random.default_rng(seed)
+    time = np.arange(48000 + more)[:, None] / 16000
+    tone = np.sin(2 * np.pi * chance.uniform(120, 130) * time + seed)
+    tone *= 1 + np.sin(2 * np.pi * 3 * time + chance.uniform(0, 6))
+    drift = Drift(16000)
+    for start in range(0, len(tone), 48000):
+        drift.update(tone[start : start + 48000])
+    assert not drift.is_heard()
