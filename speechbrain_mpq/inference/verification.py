@@ -1,6 +1,7 @@
 """What is wrong with a packed folder, as a list."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ..quantization.packing import (
     MODEL_FILE,
     readable_config,
 )
+from ..quantization.plan import BitPlan
 from ..utils import strict_json
 from .audio import system_path
 from .card import SAMPLE_FILE, SEPARATED_FILE
@@ -57,6 +59,9 @@ _EXECUTABLE_STARTS = (
 _TOLERATED = (".gitattributes", ".gitignore", "train_log.txt")
 _TOLERATED_FOLDERS = (".git/", ".cache/huggingface/")
 _MAX_TEXT = 2**26  # bytes
+# What no trained network has: weights of 1 do, statistics of 16-bit samples,
+# their energies, may be 1e13.
+MOST_WEIGHT, MOST_BUFFER = 1e6, 1e18
 
 
 def check_folder(folder):
@@ -104,6 +109,7 @@ def check_folder(folder):
     except PackedModelError as error:
         problems.insert(0, str(error))
     else:  # the others say what this architecture says
+        problems += _rest_problems(folder / CONFIG_FILE, model)
         problems += _output_problems(packed, model)
         problems += _needed_problems(folder, packed, model)
         problems += _yaml_problems(folder / HYPERPARAMS_FILE, packed)
@@ -111,6 +117,22 @@ def check_folder(folder):
     problems += export_problems(folder)
     problems += _other_problems(folder)
     return problems
+
+
+def _rest_problems(path, model):
+    """Where a plan counts other parameters in float than the model has."""
+    try:
+        plan = BitPlan.from_dict(strict_json(_text(path))["plan"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # there is none, or it was told
+    count = sum(parameter.numel() for parameter in model.parameters())
+    count -= sum(cluster.parameters for cluster in plan.clusters.values())
+    if plan.rest_parameters == count:
+        return []
+    return [
+        f"{path}: 'plan' says that {plan.rest_parameters} parameters stay in "
+        f"float, which are {count}"
+    ]
 
 
 def _integer_problems(folder):
@@ -133,17 +155,28 @@ def _integer_problems(folder):
 
 
 def _output_problems(packed, model):
-    """Where a model puts out what is no number, for an ordinary input."""
+    """Where a model has values, or puts some out, that nobody has trained."""
     probe = registered(packed.architecture["class"]).probe
-    if probe is None:
-        return []
-    with torch.no_grad():
-        if torch.isfinite(probe(model)).all():
-            return []
-    return [
-        f"{packed.path}: puts out NaN or infinity for an ordinary input: its "
-        "weights are damaged or diverged"
-    ]
+    if probe is not None:
+        with torch.no_grad():
+            finite = torch.isfinite(probe(model)).all()
+        if not finite:
+            return [
+                f"{packed.path}: puts out NaN or infinity for an ordinary "
+                "input: its weights are damaged or diverged"
+            ]
+    for named, most in (
+        (model.named_parameters(), MOST_WEIGHT),
+        (model.named_buffers(), MOST_BUFFER),
+    ):
+        for name, values in named:
+            largest = values.abs().max().item() if values.numel() else 0
+            if values.is_floating_point() and largest > most:
+                return [
+                    f"{packed.path}: {name} has values up to {largest:.3g}: "
+                    "its weights are damaged or diverged"
+                ]
+    return []
 
 
 def _needed_problems(folder, packed, model):
@@ -189,22 +222,34 @@ def _config_problems(path, packed):
         for key, value in expected.items()
         if config.get(key) != value
     ]
-    bits = {n: t["bits"] for n, t in expected["tensors"].items()}
-    if config.get("plan") and _plan_bits(config["plan"]) != bits:
-        problems.append(f"{path}: 'plan' has other bits than the file")
+    if config.get("plan"):
+        told = _plan_problem(config["plan"], expected["tensors"])
+        problems += [f"{path}: 'plan' {told}"] if told else []
     return problems
 
 
-def _plan_bits(plan):
-    """Tensor -> bits of a plan; None where it is no plan."""
+def _plan_problem(content, tensors):
+    """Where a plan is none, or is not that of the tensors; or nothing."""
     try:
-        return {
-            name: cluster["bits"]
-            for cluster in plan["clusters"].values()
-            for name in cluster["tensors"]
-        }
-    except (AttributeError, KeyError, TypeError):
-        return None
+        own = dict(content)
+        own.pop("bytes", None)  # told below, as other sums are
+        plan = BitPlan.from_dict(own)
+    except (TypeError, ValueError) as error:
+        return f"is none ({error})"
+    clusters = plan.clusters.values()
+    bits = {name: c.bits for c in clusters for name in c.tensors}
+    if bits != {name: tensor["bits"] for name, tensor in tensors.items()}:
+        return "has other bits than the file"
+    for cluster in clusters:
+        shapes = [tensors[name]["shape"] for name in cluster.tensors]
+        if cluster.parameters != sum(map(math.prod, shapes)):
+            return "counts other parameters than the file"
+    sums = plan.to_dict()
+    wrong = [key for key, value in content.items() if value != sums.get(key)]
+    if wrong:
+        named = " and ".join(map(repr, wrong))
+        return f"says {named} otherwise than its clusters"
+    return ""
 
 
 def _yaml_problems(path, packed):

@@ -141,6 +141,18 @@ def test_a_model_that_puts_out_no_numbers(folder):
     assert "puts out NaN or infinity" in problem
 
 
+@pytest.mark.parametrize("size", [1e8, 1e30])
+def test_weights_that_nobody_has_trained(folder, size):
+    path = folder / "model.safetensors"
+    container = read_container(path)
+    tensors = {**container.tensors}
+    name = "mask_net.conv_out.bias"
+    tensors[name] = torch.full_like(tensors[name], size)
+    write_container(path, tensors, container.config, "3")
+    (problem,) = check_folder(folder)
+    assert f"{name} has values up to {size:.3g}" in problem
+
+
 def pickled(path, before=b""):
     """A pickle under another name."""
     path.write_bytes(before + pickle.dumps({"a": os.getcwd}))
@@ -175,7 +187,30 @@ def hub(folder):
             edit(CONFIG, lambda c: first_cluster(c).update(bits=16)),
             "'plan' has other bits",
         ),
-        (edit(CONFIG, lambda c: c.update(plan=[1])), "'plan' has other bits"),
+        (edit(CONFIG, lambda c: c.update(plan=[1])), "'plan' is none"),
+        (
+            edit(CONFIG, lambda c: c["plan"].update(average_bits=2.0)),
+            "'plan' says 'average_bits' otherwise",
+        ),
+        (
+            edit(CONFIG, lambda c: c["plan"].update(bytes=9)),
+            "'plan' says 'bytes' otherwise",
+        ),
+        (
+            edit(CONFIG, lambda c: c["plan"].update(ratio=99.0)),
+            "'plan' says 'ratio' otherwise",
+        ),
+        (
+            edit(CONFIG, lambda c: first_cluster(c).update(parameters=9)),
+            "'plan' counts other parameters",
+        ),
+        (
+            edit(
+                CONFIG,
+                lambda c: c["plan"].update(rest_parameters=0, bytes=431 - 88),
+            ),
+            "0 parameters stay in float, which are 22",
+        ),
         (lambda f: (f / CONFIG).write_text("[]"), "no JSON object"),
         (lambda f: (f / CONFIG).write_text('{"a":1,"a":1}'), "twice"),
         (lambda f: (f / CONFIG).unlink(), "not readable"),
