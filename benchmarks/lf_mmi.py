@@ -14,6 +14,7 @@ import argparse
 import multiprocessing
 import resource
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import torch
@@ -88,8 +89,8 @@ def held(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def measure(name, options, queue):
-    """Put the least seconds of a step, and MiB."""
+def measure(name, options):
+    """The least seconds of a step, and MiB."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     size, loss = loss_of(SYSTEMS[name], options)
@@ -105,7 +106,7 @@ def measure(name, options, queue):
         value.backward()
         value.item()  # waits for a GPU
         seconds.append(clock() - start)
-    queue.put((min(seconds), held(options.device) - before))
+    return min(seconds), held(options.device) - before
 
 
 def main():
@@ -127,11 +128,8 @@ def main():
 def in_a_process(name, options):
     """Cells of one loss, whose memory no other one has taken."""
     context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=measure, args=(name, options, queue))
-    process.start()
-    seconds, mib = queue.get()
-    process.join()
+    with ProcessPoolExecutor(1, context) as pool:
+        seconds, mib = pool.submit(measure, name, options).result()
     return name, f"{1e3 * seconds:.0f}", f"{mib:.0f}"
 
 

@@ -17,11 +17,13 @@ import subprocess
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from speechbrain_mpq.evaluation.results_table import results_table
 from speechbrain_mpq.evaluation.runs import load_run, table_order
+from speechbrain_mpq.signals import exit_on_signals
 
 ROOT = Path(__file__).parents[1]
 TRAIN = (sys.executable, "train.py")
@@ -45,6 +47,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 _TOLD = re.compile(r"^Look and listen: (.*)/report\.html$", re.MULTILINE)
 REFUSED = 2  # exit status of train.py where it has not begun
+_RUNNING = set()  # processes of jobs
 
 
 class Refusal(Exception):
@@ -124,7 +127,7 @@ def run_all(jobs, start, limit=1, report=print):
     failed : list of Job
     """
     waiting, running, ended, failed = list(jobs), {}, set(), []
-    with ThreadPoolExecutor(limit) as pool:
+    with ThreadPoolExecutor(limit) as pool, _jobs_end_with_it():
         while waiting or running:
             for job in list(waiting):
                 if len(running) >= (1 if failed else limit):
@@ -147,6 +150,35 @@ def run_all(jobs, start, limit=1, report=print):
     return [job for job in jobs if job in failed]
 
 
+@contextmanager
+def _jobs_end_with_it():
+    """Lets a signal end the jobs, too, which would go on without a parent."""
+    try:
+        with exit_on_signals():
+            yield
+    except (KeyboardInterrupt, SystemExit):
+        for process in list(_RUNNING):
+            process.terminate()
+        raise
+
+
+def _exit_status(command, log):
+    """Run a command to its end, with its output in an open file."""
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=ENVIRONMENT | os.environ,
+    ) as process:
+        _RUNNING.add(process)
+        try:
+            return process.wait()
+        finally:
+            _RUNNING.discard(process)
+
+
 def run_job(job, program, results_folder, overrides):
     """Run one system to its end.
 
@@ -158,14 +190,8 @@ def run_job(job, program, results_folder, overrides):
     before = log.stat().st_size if log.exists() else 0
     now, started = time.time(), time.perf_counter()
     with open(log, "a", encoding="utf-8") as output:
-        code = subprocess.run(
-            job.command(program, results_folder, overrides),
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=ENVIRONMENT | os.environ,
-        ).returncode
+        command = job.command(program, results_folder, overrides)
+        code = _exit_status(command, output)
     output = log.read_bytes()[before:].decode(errors="replace")
     if code == REFUSED:
         raise Refusal(output.splitlines()[-1])

@@ -1,14 +1,17 @@
 """Signals end a program as errors do, and its worker processes with it."""
 
 import multiprocessing
+import multiprocessing.pool
 import os
 import signal
 import threading
+import time
 from contextlib import contextmanager
 
 # What a system and a closed terminal send; Windows knows no SIGHUP
 ENDING = [n for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n)]
 ENDING = [getattr(signal, name) for name in ENDING]
+_LOOK = 1.0  # seconds without a result, before dead workers are looked for
 
 
 @contextmanager
@@ -54,6 +57,47 @@ def exit_on_signals():
             signal.signal(number, signal.SIG_DFL)
 
 
+class _Pool(multiprocessing.pool.Pool):
+    """Processes; where one was killed, what it did is not waited for."""
+
+    def __init__(self, workers):
+        context = multiprocessing.get_context("fork")
+        super().__init__(workers, _restore_signals, context=context)
+        self._first = [worker.pid for worker in self._pool]
+
+    def imap(self, function, jobs):
+        """Results in order, as they come."""
+        return self._watched(super().imap(function, jobs))
+
+    def imap_unordered(self, function, jobs):
+        """Results as they come."""
+        return self._watched(super().imap_unordered(function, jobs))
+
+    def _watched(self, results):
+        """Results; ChildProcessError where none can be waited for."""
+        while True:
+            try:
+                yield results.next(_LOOK)
+            except StopIteration:
+                return
+            except multiprocessing.TimeoutError:
+                # They live as long as the pool, which replaces dead ones.
+                if [worker.pid for worker in self._pool] != self._first:
+                    raise ChildProcessError(
+                        "a worker process was killed, maybe for want of "
+                        "memory: start again, with fewer workers"
+                    ) from None
+
+    @staticmethod
+    def _help_stuff_finish(inqueue, task_handler, size):
+        """Empty the queue of jobs; a dead worker may have its lock."""
+        inqueue._rlock.acquire(timeout=_LOOK)
+        reader = inqueue._reader
+        while task_handler.is_alive() and reader.poll():
+            os.read(reader.fileno(), 2**16)  # it may have taken half a job
+            time.sleep(0)
+
+
 def worker_pool(workers):
     """Makes worker processes that end with their parent's signals.
 
@@ -69,15 +113,15 @@ def worker_pool(workers):
     Returns
     -------
     multiprocessing.pool.Pool
+        Its ``imap`` and ``imap_unordered`` fail where a worker was killed.
 
     Example
     -------
     >>> with exit_on_signals(), worker_pool(2) as pool:
-    ...     pool.map(abs, [-1, 2])
+    ...     list(pool.imap(abs, [-1, 2]))
     [1, 2]
     """
-    context = multiprocessing.get_context("fork")
-    return context.Pool(workers, _restore_signals)
+    return _Pool(workers)
 
 
 def _restore_signals():

@@ -18,6 +18,7 @@ import random
 import resource
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -96,13 +97,16 @@ def measured(folder, sentences, rounds):
     """
     spawn = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
-        pools = {e: stack.enter_context(spawn.Pool(1)) for e in ENGINES}
+        pools = {
+            engine: stack.enter_context(ProcessPoolExecutor(1, spawn))
+            for engine in ENGINES
+        }
         rows = {
-            engine: pool.apply(load, (folder, engine, sentences))
+            engine: pool.submit(load, folder, engine, sentences).result()
             for engine, pool in pools.items()
         }
         turns = [
-            {engine: pool.apply(score) for engine, pool in pools.items()}
+            {engine: p.submit(score).result() for engine, p in pools.items()}
             for _ in range(rounds)
         ]
     for engine, row in rows.items():

@@ -26,6 +26,7 @@ from speechbrain_mpq.locks import one_at_a_time
 from speechbrain_mpq.simulation.noise import resampled
 from speechbrain_mpq.simulation.recordings import (
     ffmpeg_program,
+    first_line,
     limit_peak,
     run_jobs,
     seconds_of,
@@ -250,7 +251,7 @@ def unpacked(packages, folder):
         command = ["dpkg-deb", "-x", str(deb), str(part)]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
-            problem = result.stderr.strip().splitlines()[0]
+            problem = first_line(result)
             raise ValueError(f"{deb} cannot be unpacked: {problem}")
         part.rename(done)
     return folder
@@ -386,7 +387,7 @@ def decode(path):
     command += ["-ac", "1", "-ar", str(SAMPLE_RATE), "-f", "s16le", "-"]
     done = subprocess.run(command, capture_output=True)
     if done.returncode:
-        problem = done.stderr.decode(errors="replace").strip()
+        problem = first_line(done)
         raise ValueError(f"cannot be decoded: {path} ({problem[:200]})")
     return np.frombuffer(done.stdout, np.int16) / 2**15
 

@@ -72,11 +72,10 @@ def read_sound(path):
     command = [ffmpeg_program(), "-nostdin", "-v", "error", "-i", str(path)]
     command += ["-map", "0:a:0", "-ac", "1", "-ar", str(SAMPLE_RATE)]
     done = subprocess.run([*command, "-f", "s16le", "-"], capture_output=True)
-    problem = done.stderr.decode(errors="replace").strip()
     # ffmpeg ends with 0 where it has skipped what it could not decode
-    if done.returncode or problem:
+    if done.returncode or done.stderr.strip():
         raise ValueError(
-            f"{path} cannot be decoded whole: {problem.splitlines()[0]}: "
+            f"{path} cannot be decoded whole: {first_line(done)}: "
             "copy it again from the corpus"
         )
     samples = np.frombuffer(done.stdout, np.int16)
@@ -86,6 +85,24 @@ def read_sound(path):
             "them above zero): copy it again from the corpus"
         )
     return samples
+
+
+def first_line(done):
+    """What a program that was run complained of first.
+
+    Arguments
+    ---------
+    done : subprocess.CompletedProcess
+
+    Example
+    -------
+    >>> first_line(subprocess.CompletedProcess([], -9, b"", b""))
+    'it ended with status -9'
+    """
+    text = done.stderr
+    text = text if isinstance(text, str) else text.decode(errors="replace")
+    ended = f"it ended with status {done.returncode}"
+    return next(iter(text.strip().splitlines()), ended)
 
 
 def set_level(samples):
@@ -199,7 +216,7 @@ def run_jobs(work, jobs, workers, description):
         worker_pool(min(workers, len(jobs))) as pool,
         tqdm(total=len(jobs), desc=description, disable=None) as bar,
     ):
-        tried = pool.imap_unordered(_Attempt(work), jobs, chunksize=4)
+        tried = pool.imap_unordered(_Attempt(work), jobs)
         for job, failure in tried:
             if failure is not None:
                 failures[job] = failure
