@@ -188,11 +188,14 @@ def prepare_voices(
     for path, clip in jobs:
         if clip.exists() and clip.stat().st_size:
             clips.setdefault(recordings[path][0], []).append(clip)
+    plans = {t: plan_strings(t, files) for t, files in sorted(clips.items())}
     splits = {split: {} for split in ("train", "valid", "test")}
+    _check_talkers(talkers, plans, held_out)
     work = []
-    for talker, files in sorted(clips.items()):
-        split = next((s for s in held_out if talker in held_out[s]), "train")
-        for key in plan_strings(talker, files):
+    for talker, keys in plans.items():
+        split = _split_of(talker, held_out)
+        files = clips[talker]
+        for key in keys:
             path = data_folder / f"strings/{talker}/{key}.flac"
             splits[split][key] = {
                 "wav": f"{{data_root}}/strings/{talker}/{key}.flac",
@@ -240,13 +243,14 @@ def unpacked(packages, folder):
             "elsewhere (`dpkg-deb -x`, or `ar x` and `tar x`) and name the "
             "folder"
         )
+    for left in folder.glob("*.part"):  # of a package that was not whole
+        shutil.rmtree(left)
     for deb in debs:
         name = deb.name.split("_")[0]
         done = folder / name
         if done.exists():
             continue
         part = folder / f"{name}.part"
-        shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         command = ["dpkg-deb", "-x", str(deb), str(part)]
         result = subprocess.run(command, capture_output=True, text=True)
@@ -338,6 +342,31 @@ def check_held_out(held_out, talkers):
     both = set(held_out["valid"]) & set(held_out["test"])
     if both:
         raise ValueError(f"{sorted(both)} cannot be valid and test talkers")
+
+
+def _split_of(talker, held_out):
+    """The split that a talker is in."""
+    return next((s for s in held_out if talker in held_out[s]), "train")
+
+
+def _check_talkers(talkers, plans, held_out):
+    """Tell whose recordings are too few; refuse splits that this leaves."""
+    short = sorted(talker for talker in talkers if not plans.get(talker))
+    if short:
+        print(
+            f"left out {len(short)} talkers, with less than {LEAST:g} s of "
+            f"speech: {', '.join(short)}",
+            file=sys.stderr,
+        )
+    for split in ("train", *held_out):
+        there = sorted(talkers.difference(short))
+        own = [t for t in there if _split_of(t, held_out) == split]
+        if len(own) < 2:
+            raise ValueError(
+                f"of the {split} talkers {own} are left: mixtures need two; "
+                "get more packages, or name others with --valid and --test; "
+                f"there are {there}"
+            )
 
 
 def _clip(data_folder, path, talker):

@@ -196,3 +196,62 @@ def test_packages_are_unpacked_and_damage_is_named(packages, tmp_path):
 def test_examples_of_the_script():
     results = doctest.testmod(voices)
     assert results.attempted and not results.failed
+
+
+def recorded(folder, who, sound, count=4):
+    """A talker's recordings, where a package has them."""
+    for number in range(count):
+        path = folder / LAYOUT[who].format(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, sound(number), 16000)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("who", ["kde_fi", "fillets_cs_v"])
+@pytest.mark.parametrize("bad", ["music", "short"])
+def test_talkers_without_speech_are_named_before_any_string(
+    who, bad, tmp_path, capsys
+):
+    rng, tone = np.random.default_rng(0), 0.3 * np.sin(np.arange(48000) / 9)
+    for name in {*LAYOUT} - {"asterisk_it_f_Menardi", who}:
+        recorded(tmp_path, name, lambda _: syllables(rng, 2.5, 16000))
+    sounds = {"music": lambda _: tone, "short": lambda _: tone[:1200]}
+    recorded(tmp_path, who, sounds[bad])
+    split = "valid" if who == "kde_fi" else "train"
+    with pytest.raises(ValueError, match=f"of the {split} talkers .*two; get"):
+        voices.prepare_voices(tmp_path, tmp_path / "out", SPLITS, workers=1)
+    assert f"left out 1 talkers, with less than 8 s of speech: {who}" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "out/strings").exists()
+
+
+@needs_ffmpeg
+@pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="no dpkg-deb")
+@pytest.mark.parametrize("content", [b"", b"<html>", None, "nothing in it"])
+def test_packages_that_are_none(content, packages, tmp_path):
+    """Empty, something else, cut off; or whole, without any recording."""
+    tree, deb = tmp_path / "tree", tmp_path / "debs/voice_1_all.deb"
+    (tree / "DEBIAN").mkdir(parents=True)
+    control = "Package: voice\nVersion: 1\nArchitecture: all\n"
+    control += "Maintainer: a <a@b.c>\nDescription: x\n"
+    (tree / "DEBIAN/control").write_text(control)
+    if content is None:
+        shutil.copytree(packages, tree / "usr")
+    deb.parent.mkdir()
+    command = ["dpkg-deb", "-b", str(tree), str(deb)]
+    subprocess.run(command, check=True, capture_output=True)
+    if content is None:
+        content = deb.read_bytes()[: deb.stat().st_size // 2]
+    match = "holds neither"
+    if isinstance(content, bytes):
+        deb.write_bytes(content)
+        match = "voice_1_all.deb cannot be unpacked"
+    with pytest.raises((ValueError, FileNotFoundError), match=match):
+        voices.prepare_voices(deb.parent, tmp_path / "out", SPLITS)
+    deb.rename(deb.with_suffix(".bad"))
+    (deb.parent / "a_1_all.deb").write_bytes(b"")
+    with pytest.raises(ValueError, match="a_1_all.deb cannot be unpacked"):
+        voices.prepare_voices(deb.parent, tmp_path / "out", SPLITS)
+    left = {path.name for path in tmp_path.glob("out/unpacked/*")}
+    assert "voice.part" not in left  # nobody may find half of it
