@@ -162,6 +162,8 @@ def _significance(quality):
     source, packed = quality["source"].pairs, quality["packed"].pairs
     if not any(reference.split() for reference, _ in source.values()):
         return ""
+    if quality["source"].unmet:
+        return ""  # told beside the table
     result = mapsswe((*source[key], packed[key][1]) for key in source)
     differ = "differ" if result.significant else "do not differ"
     return (

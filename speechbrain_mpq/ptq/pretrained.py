@@ -276,6 +276,8 @@ def quantize_pretrained(
         # There are two of it: one is quantized and compared with the other.
         interface, hparams_path = load_interface(cls, source, device)
         comparison, tests = data.read(interface, progress)
+        if measure:
+            measure.check_audio(tests)
         if progress and measure:
             _tell(measure.cost(interface, tests))
         quantized, _ = load_interface(cls, source, device)

@@ -227,6 +227,12 @@ def _outcome_notes(outcome):
     elif outcome.quality["source"].skipped:
         count = outcome.quality["source"].skipped
         notes.append(f"{count} items have no reference and are not measured.")
+    if outcome.quality and (pair := outcome.quality["source"].unmet):
+        notes.append(
+            "What was measured means nothing: in full precision no answer has "
+            "a word of its reference. They may be written otherwise: "
+            f"{pair[0]!r} was answered by {pair[1]!r}."
+        )
     left = Counter()
     for row in outcome.left_alone:
         left[row["reason"]] += row["parameters"]

@@ -21,6 +21,9 @@ from ..utils import duration
 from .calibration_data import batch_of, read_audio
 
 
+LENGTH_ERROR = 0.05  # by which a source may be longer than its mixture
+
+
 @dataclass
 class Quality:
     """One number for an interface on some items."""
@@ -31,6 +34,14 @@ class Quality:
     # item -> (reference, answer) where these are text
     pairs: dict = field(default_factory=dict)
     skipped: int = 0  # items without a reference
+
+    @property
+    def unmet(self):
+        """A reference and its answer, where none has a word of its answer."""
+        for truth, answer in self.pairs.values():
+            if {*truth.split()} & {*answer.split()}:
+                return None
+        return next((p for p in self.pairs.values() if p[0].split()), None)
 
 
 class Metric:
@@ -59,6 +70,9 @@ class Metric:
                 f"no entry of the manifest has a reference under "
                 f"{self.reference!r}: leave it out, or name another key"
             )
+
+    def check_audio(self, items):
+        """Refuse references that are audio, and of no use, before any work."""
 
     def measured(self, items):
         """Those items that have a reference."""
@@ -105,7 +119,7 @@ class Metric:
         return {
             item.key: (self.text(item), predict)
             for item, predict in zip(items, answers, strict=True)
-            if item.entry[self.reference] is not None
+            if item in self.measured([item])
         }
 
     def text(self, item):
@@ -186,6 +200,11 @@ class ErrorRate(Metric):
         for item in self.measured(items):
             self.text(item)
 
+    def measured(self, items):
+        """Items with a label, which is not empty; see ``Metric``."""
+        items = super().measured(items)  # a CSV has no other way to lack one
+        return [item for item in items if item.entry[self.reference] != ""]
+
     def predict(self, interface, item, wavs, lengths):
         """The label; see ``Metric``."""
         return str(interface.classify_batch(wavs, lengths)[3][0])
@@ -220,13 +239,33 @@ class SourceSISNR(Metric):
         present = [key for key in numbered if key in items[0].entry]
         return present or [self.usual]
 
-    def predict(self, interface, item, wavs, lengths):
-        """SI-SNR of one item; see ``Metric``."""
-        estimate = waveforms(interface, wavs, lengths).cpu()
-        targets = [
+    def check_audio(self, items):
+        """Sources have sound, as long as their mixture; see ``Metric``."""
+        for item in self.measured(items):
+            for key, source in zip(self.keys([item]), self._sources(item)):
+                where = f"manifest entry {item.key!r}: {key!r}"
+                if not source.any():
+                    raise ValueError(
+                        f"{where} is silent, and has no SI-SNR: leave it out"
+                    )
+                length = len(item.audio)
+                if abs(len(source) - length) > LENGTH_ERROR * length:
+                    raise ValueError(
+                        f"{where} has {len(source)} samples, its mixture "
+                        f"{length}: it is of another recording, or cut off"
+                    )
+
+    def _sources(self, item):
+        """Audio of an item's references."""
+        return [
             read_audio(item.key, item.entry, key, item.normalize)
             for key in self.keys([item])
         ]
+
+    def predict(self, interface, item, wavs, lengths):
+        """SI-SNR of one item; see ``Metric``."""
+        estimate = waveforms(interface, wavs, lengths).cpu()
+        targets = self._sources(item)
         length = min(estimate.shape[1], *map(len, targets))
         target = torch.stack([t[:length] for t in targets], -1)[None]
         if target.shape[-1] != estimate.shape[-1]:

@@ -25,6 +25,7 @@ from speechbrain_mpq.ptq.pretrained import _empty_folder, _move
 from speechbrain_mpq.ptq.task_metrics import (
     ErrorRate,
     Quality,
+    SourceSISNR,
     WordErrorRate,
 )
 from speechbrain_mpq.utils import _SCRATCH
@@ -223,6 +224,46 @@ def test_references_that_say_nothing(said, match):
         quality = Quality("WER, %", 0.0, 1, {"a": ("", "")})
         assert not _significance({"source": quality, "packed": quality})
         WordErrorRate().aggregate(words(*said), ["x"] * len(said))
+
+
+def test_labels_that_a_csv_lacks_are_not_wrong():
+    given = words("a", "", None, "b")
+    assert ErrorRate().aggregate(given, ["a", "b", "b", "b"]).value == 0
+    assert len(ErrorRate().measured(given)) == 2
+    with pytest.raises(ValueError, match="no entry of the manifest has"):
+        ErrorRate().check(words("", ""))
+
+
+@pytest.mark.parametrize("measure", [WordErrorRate(), ErrorRate()])
+def test_references_that_are_written_otherwise_are_told(measure):
+    quality = measure.aggregate(words("", "PLACE", "BLUE"), ["", "place", "x"])
+    assert quality.unmet == ("PLACE", "place")
+    assert not _significance({"source": quality, "packed": quality})
+    quality = measure.aggregate(words("PLACE", "BLUE"), ["place", "BLUE"])
+    assert quality.unmet is None
+
+
+@pytest.mark.parametrize(
+    "gain, length, match",
+    [
+        (0.0, 8000, "'s2_wav' is silent"),
+        (1.0, 800, "'s2_wav' has 800 samples, its mixture 8000"),
+        (1.0, 16000, "'s2_wav' has 16000 samples, its mixture 8000"),
+        (1.0, 8100, ""),
+    ],
+)
+def test_sources_of_no_use_are_refused(gain, length, match, tmp_path):
+    noise = 0.1 * np.random.default_rng(0).standard_normal(16000)
+    soundfile.write(tmp_path / "s1.wav", noise[:8000], 16000)
+    soundfile.write(tmp_path / "s2.wav", gain * noise[:length], 16000)
+    entry = {f"{k}_wav": str(tmp_path / f"{k}.wav") for k in ("s1", "s2")}
+    entries = {"a": {**entry, "wav": entry["s1_wav"]}}
+    items = read_items(entries, 16000)
+    if not match:
+        SourceSISNR().check_audio(items)
+        return
+    with pytest.raises(ValueError, match=match):
+        SourceSISNR().check_audio(items)
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "empty", "new"])
