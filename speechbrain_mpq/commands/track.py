@@ -155,9 +155,9 @@ def _boxes(options):
     from ..vision.face_tracking import read_boxes
 
     detections, about = read_boxes(options.video)
-    fps = options.fps or about.get("fps")
+    fps = about.get("fps") if options.fps is None else options.fps
     size = options.size or (about.get("width"), about.get("height"))
-    if not fps or not all(size):
+    if fps is None or None in size:
         raise ValueError(
             f"{options.video} does not say how fast and how large the video "
             "is: give --fps 25 --size 640 360"

@@ -102,7 +102,7 @@ class PanoramaCamera(Camera):
 
     def __init__(self, width, field_of_view=180.0, **kwargs):
         super().__init__(**kwargs)
-        if not width > 0:
+        if not 0 < width < math.inf:
             raise ValueError(f"width must be positive, got {width}")
         if not 0 < field_of_view <= 360:
             raise ValueError(
@@ -122,8 +122,10 @@ class _CalibratedCamera(Camera):
 
     def __init__(self, focal, center, **kwargs):
         super().__init__(**kwargs)
-        if not focal > 0:
+        if not 0 < focal < math.inf:
             raise ValueError(f"focal must be positive (pixels), got {focal}")
+        if not np.isfinite(center).all():
+            raise ValueError(f"center must be a place (pixels), got {center}")
         self.focal = focal
         self.center = center
 
