@@ -133,6 +133,18 @@ def write_text(path, text):
     write_chunks(path, [text.encode()])
 
 
+def plain_name(name):
+    r"""A file's name as text that a file can hold, whatever its bytes are.
+
+    Example
+    -------
+    >>> plain_name("café"), plain_name("caf\udce9")
+    ('café', 'caf\\xe9')
+    """
+    content = str(name).encode("utf-8", "surrogateescape")
+    return content.decode("utf-8", "backslashreplace")
+
+
 def remove_partial(folder, age=3600):
     """Tidies up after processes that were killed while they wrote.
 

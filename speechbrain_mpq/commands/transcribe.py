@@ -9,7 +9,7 @@ that takes the extra `decode`.
 import os
 from pathlib import Path
 
-from ..utils import SAMPLE_RATE, check_output
+from ..utils import SAMPLE_RATE, check_output, plain_name
 from .arguments import add_engine_options
 from .audio_files import (
     STREAM,
@@ -127,7 +127,7 @@ def _checked(options):
             with open_source(file):  # a typing error needs no model
                 pass
         key = STREAM_NAME if file == STREAM else Path(file).stem
-        key = "_".join(key.split()) or "_"
+        key = "_".join(plain_name(key).split()) or "_"
         if key in files:
             raise ValueError(
                 f"{file} and {files[key]} have the same id, {key!r}: rename one"

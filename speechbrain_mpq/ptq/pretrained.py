@@ -27,7 +27,7 @@ from ..training.choose import METHODS, scorer_of
 from ..training.methods import EstimationMethod
 from ..training.pipeline import Pipeline, PlanStore, logger
 from ..training.rounding import check_rounding
-from ..utils import scratch_folder
+from ..utils import plain_name, scratch_folder, write_text
 from .calibration_data import (
     Example,
     check_files,
@@ -389,7 +389,7 @@ def _written(comparison, calibration, hparams_path, output, evaluate, origin):
             **origin,
         )
         card = model_card(outcome)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_text(folder / "README.md", plain_name(card))
         _move(folder, output)
     return outcome
 

@@ -20,7 +20,6 @@ from ..allocation.output_scores import categorical_kl
 from ..utils import duration
 from .calibration_data import batch_of, read_audio
 
-
 LENGTH_ERROR = 0.05  # by which a source may be longer than its mixture
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from scipy.linalg import solveh_banded
 from scipy.optimize import linear_sum_assignment
 
-from ..utils import read_text, strict_json, write_text
+from ..utils import plain_name, read_text, strict_json, write_text
 from .camera import PanoramaCamera
 
 VERSION = 1
@@ -191,7 +191,7 @@ class FaceTrack:
         boxes = self.boxes.round(2).tolist()
         content = {
             "version": VERSION,
-            "source": self.source,
+            "source": self.source and plain_name(self.source),
             "fps": self.fps,
             "width": self.width,
             "height": self.height,

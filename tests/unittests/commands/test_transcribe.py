@@ -1,6 +1,7 @@
 """`speechbrain-mpq transcribe`: recordings in, words and N-best lists out."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -54,6 +55,19 @@ def test_lists_begin_with_the_words(folder, capsys):
     lists = read_nbest(folder / "n.json")  # scores are log-probabilities
     best = [f"{row.id} {row.hypotheses[0]}".rstrip() for row in lists]
     assert best == words.splitlines()
+
+
+def test_names_that_are_no_text_are_written_all_the_same(folder):
+    pytest.importorskip("kaldi_decoder")
+    file = os.fsdecode(b"caf\xe9.wav")
+    try:
+        (folder / "one.wav").rename(folder / file)
+    except OSError:
+        pytest.skip("a file system of names in UTF-8")
+    out = folder / "n.json"
+    options = ("--nbest", 2, "--out", out)
+    assert transcribe(folder, *options, files=[file]) == 0
+    assert read_nbest(out)[0].id == "caf\\xe9"
 
 
 def test_folders_patterns_and_pipes_as_for_other_commands(

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -306,6 +307,11 @@ def test_direction_and_track_that_disagree(track):
     for doa in (track.doa - 16, float("nan")):
         with pytest.raises(ValueError, match="reverse.*yaw"):
             check_agreement(track, doa)
+
+
+def test_a_source_whose_name_is_no_text_is_kept_readable(track, tmp_path):
+    replace(track, source="caf\udce9.mp4").save(tmp_path / "track.json")
+    assert FaceTrack.load(tmp_path / "track.json").source == "caf\\xe9.mp4"
 
 
 def test_track_file_holds_everything(track, tmp_path):
