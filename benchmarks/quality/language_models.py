@@ -58,7 +58,16 @@ TRAINING = (
 )
 # In full precision: the same steps once more, and the bytes of two bits.
 PLAIN = ("longer", "smaller")
-SMALLER = ("--size", "19", "--dropout", "0", "--number_of_epochs", "2")
+SMALLER = {  # by the name of the hparams
+    "lstm": (
+        *("--size", "19", "--dropout", "0"),
+        *("--number_of_epochs", "2"),
+    ),
+    "transformer": (
+        *("--size", "24", "--width", "48", "--dropout", "0"),
+        *("--number_of_epochs", "1"),
+    ),
+}
 SCORES = {
     "kl": "kl",
     "hessian": "hessian:probes=50",
@@ -219,7 +228,9 @@ class Setting:
     def plain(self, name):
         """Arguments of train.py for a row of `PLAIN`, in full precision."""
         longer = name == "longer"
-        start = ("--start_from", str(self.start)) if longer else SMALLER
+        start = ("--start_from", str(self.start))
+        if not longer:
+            start = SMALLER.get(Path(self.hparams).stem, SMALLER["lstm"])
         return [
             *(self.script, self.hparams, *start),
             *self.recipe_options(name, longer),
@@ -476,7 +487,8 @@ def main():
     kept = KEPT / f"{name}_{options.seed}.json"
     results = read_json(kept) if kept.exists() else {}
     kept.parent.mkdir(parents=True, exist_ok=True)
-    results[FULL] = result_of(setting.start)
+    if setting.start.exists() or FULL not in results:
+        results[FULL] = result_of(setting.start)
     failed = []
     for row in rows:
         own = getattr(row, "name", row)

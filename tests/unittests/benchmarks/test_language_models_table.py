@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_mpq.decoders.nbest import NBest
 from speechbrain_mpq.decoders.ngram import Ngram, estimate_arpa
@@ -18,7 +19,8 @@ from speechbrain_mpq.quantization.plan import Scheme
 from speechbrain_mpq.run import _parser
 from speechbrain_mpq.training.choose import method_of, scorer_of
 
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+ROOT = Path(__file__).parents[3]
+BENCHMARKS, RECIPE = ROOT / "benchmarks", ROOT / "recipes/SOTU/LM"
 
 
 def script(name):
@@ -76,6 +78,38 @@ def test_full_precision_is_trained_on_or_from_nothing(rows, setting):
     assert str(rows.few_sentences(setting.data)) in longer
     assert str(setting.data) in smaller
     assert rows.wanted_rows(["smaller"]) == ["smaller"]
+
+
+@pytest.mark.parametrize("name", ["lstm", "transformer"])
+def test_smaller_networks_have_the_bytes_of_two_bits(rows, setting, name):
+    path = RECIPE / f"hparams/{name}.yaml"
+    words = replace(setting, hparams=str(path)).plain("smaller")
+    start = words.index("--size")
+    keys = "size", "width", "dropout"
+    own = {
+        key[2:]: float(value) if "dropout" in key else int(value)
+        for key, value in zip(words[start::2], words[start + 1 :: 2])
+        if key[2:] in keys
+    }
+    counts = []
+    for overrides in ({}, own):
+        with open(path, encoding="utf-8") as fin:
+            model = load_hyperpyyaml(fin, overrides)["model"]
+        counts.append(sum(p.numel() for p in model.parameters()))
+    full, smaller = counts
+    assert 2.1 * full < 32 * smaller < 2.4 * full
+
+
+def test_results_stand_where_the_weights_are_gone(
+    rows, tmp_path, monkeypatch, capsys
+):
+    kept = {"full": {"ppl": 9.0, "ppl_known": 9.0, "bytes": 32}}
+    (tmp_path / "gone_1234.json").write_text(json.dumps(kept))
+    monkeypatch.setattr(rows, "KEPT", tmp_path)
+    words = ["gone.yaml", "--data_folder", "d", "--start_from", "nowhere"]
+    monkeypatch.setattr("sys.argv", ["rows", *words, "--only", "no such"])
+    assert not rows.main()
+    assert "| full |  | 32.00 | 9.0 |" in capsys.readouterr().out
 
 
 def test_fine_tuning_sees_every_eighth_sentence(rows, setting):
