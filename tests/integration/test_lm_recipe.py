@@ -78,6 +78,16 @@ def test_a_run_begins_with_the_weights_of_another(trained, shared, tmp_path):
         start_row(missing, shared, tmp_path / "third")
 
 
+def test_sentences_without_positions_are_refused_at_once(shared, tmp_path):
+    row = ROWS[1]
+    flags = f"{row['test_debug_flags']} --max_length 8"
+    row = {**row, "test_debug_flags": flags}
+    told = "and the model takes 7 at most: give --max_length "
+    with pytest.raises(ValueError, match=told):
+        start_row(row, shared, tmp_path / "long")
+    assert not list((tmp_path / "long").rglob("*.ckpt"))
+
+
 def quantized(trained, shared, name, *options):
     """Quantize the LSTM by its gates, with an untouched recipe."""
     row = ROWS[0]

@@ -88,6 +88,8 @@ def dataio_prep(hparams):
             f"of {hparams['vocabulary']}: give --vocabulary {len(vocabulary)}"
         )
 
+    check_lengths(corpus, hparams.get("max_length"))
+
     @sb.utils.data_pipeline.takes("words")
     @sb.utils.data_pipeline.provides("tokens_bos", "tokens_eos")
     def text_pipeline(words):
@@ -109,6 +111,25 @@ def dataio_prep(hparams):
     # Alike lengths together: little padding.
     datasets["test"] = datasets["test"].filtered_sorted(sort_key="length")
     return datasets, vocabulary
+
+
+def check_lengths(corpus, most):
+    """Refuse sentences that a Transformer has no positions for.
+
+    Arguments
+    ---------
+    corpus : dict
+        Split -> sentences.
+    most : int or None
+        Words of a sentence and its end; None: any number.
+    """
+    for split, sentences in corpus.items():
+        longest = 1 + max(len(line.split()) for line in sentences)
+        if most is not None and longest > most:
+            raise ValueError(
+                f"{split} has a sentence of {longest - 1} words, and the model "
+                f"takes {most - 1} at most: give --max_length {longest}"
+            )
 
 
 def train_loader_options(dataset, hparams):
