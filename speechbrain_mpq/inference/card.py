@@ -89,7 +89,11 @@ def model_card(
     base_model_relation: quantized
     """
     plan, card = config.get("plan"), _card_text(config, task)
-    bits = bits_word(plan["average_bits"]) if plan else "32"
+    average_bits = plan["average_bits"] if plan else 32
+    bits = bits_word(average_bits)
+    if metrics:  # what a recipe does not say is known from the file
+        known = {"average_bits": average_bits, "model_bytes": model_bytes}
+        metrics = {**known, **metrics}
     return write_card(
         f"{card.title}, {bits} bits",
         card.about,

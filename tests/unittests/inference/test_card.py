@@ -126,6 +126,13 @@ def test_numbers_come_from_the_metrics():
     assert "p = 0.0312 over 70 segments" in rest
 
 
+def test_bits_and_bytes_that_a_recipe_does_not_say_are_the_files():
+    metrics = scores()
+    del metrics["average_bits"], metrics["model_bytes"]
+    card = model_card(CONFIG, 2**19, metrics)
+    assert "| this model | 2.5 | 0.50 | 7.50 |" in card
+
+
 def test_the_plan_in_short():
     _, rest = front_matter(model_card(CONFIG, 500))
     assert table_row(rest, "2", "1") == ["700", "70.0 %"]

@@ -1,4 +1,4 @@
-"""The published language model: whole, safe, and it knows English."""
+"""The published language models: whole, safe, and they know English."""
 
 from pathlib import Path
 
@@ -10,17 +10,21 @@ from speechbrain_mpq.inference.verification import check_folder
 from speechbrain_mpq.quantization.packing import read_model
 
 FOLDER = Path(__file__).parents[3] / "pretrained/lm_sotu_2bit"
+TRANSFORMER = FOLDER.with_name("lm_sotu_transformer_1.6bit")
 
 
-@pytest.fixture(scope="module")
-def lm():
+@pytest.fixture(
+    scope="module", params=[FOLDER, TRANSFORMER], ids=lambda f: f.name
+)
+def lm(request):
     """The model."""
-    return LanguageModel.from_pretrained(FOLDER)
+    return LanguageModel.from_pretrained(request.param)
 
 
-def test_folder_is_whole_and_small():
-    assert check_folder(FOLDER) == []
-    assert (FOLDER / "model.safetensors").stat().st_size < 2**20 / 2
+@pytest.mark.parametrize("folder", [FOLDER, TRANSFORMER])
+def test_folder_is_whole_and_small(folder):
+    assert check_folder(folder) == []
+    assert (folder / "model.safetensors").stat().st_size < 2**20 / 2
 
 
 def test_gates_have_bits_of_their_own():
