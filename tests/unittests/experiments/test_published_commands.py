@@ -11,7 +11,6 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from helpers import make_items, make_metrics
@@ -173,12 +172,12 @@ def test_no_command_refuses_another(
     )
     monkeypatch.setattr(table1, "ROOT", tmp_path)
 
-    def run_in_process(command, stdout, **_):
+    def run_in_process(command, log):
         code = guarded(train.main, command[2:])
-        stdout.write(capsys.readouterr().out)
-        return SimpleNamespace(returncode=code)
+        log.write(capsys.readouterr().out)
+        return code
 
-    monkeypatch.setattr(table1.subprocess, "run", run_in_process)
+    monkeypatch.setattr(table1, "_exit_status", run_in_process)
     told = []
     typed_in_order = [line for name in DOCUMENTS for line in commands(name)]
     for line in ("make demo", *typed_in_order):
