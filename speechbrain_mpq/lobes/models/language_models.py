@@ -140,3 +140,11 @@ class TiedTransformerLM(TransformerLM):
         }
         embedding = self.custom_src_module.emb.Embedding
         self.output_proj.layers[2].w.weight = embedding.weight
+
+    def make_masks(self, src, *arguments, **options):
+        """SpeechBrain's; padding as what is added, as for words ahead."""
+        ahead, padding = super().make_masks(src, *arguments, **options)
+        if padding is not None:  # PyTorch warns of masks of two kinds
+            added = torch.zeros(padding.shape, device=padding.device)
+            padding = added.masked_fill(padding, float("-inf"))
+        return ahead, padding
