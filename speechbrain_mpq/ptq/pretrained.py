@@ -277,9 +277,7 @@ def quantize_pretrained(
         interface, hparams_path = load_interface(cls, source, device)
         comparison, tests = data.read(interface, progress)
         if measure:
-            measure.check_audio(tests)
-        if progress and measure:
-            _tell(measure.cost(interface, tests))
+            _begin_measuring(measure, interface, tests, progress)
         quantized, _ = load_interface(cls, source, device)
         calibration = InterfaceCalibration.of(comparison, quantized, prototypes)
         names = calibration.chosen_names(include, exclude, vectors)
@@ -356,6 +354,13 @@ def _quantize(calibration, names, progress, scheme, **options):
         method=EstimationMethod(FakeQuantize),
         **options,
     ).run(progress)
+
+
+def _begin_measuring(measure, interface, tests, progress):
+    """Refuse what is no use for it; tell what it will take."""
+    measure.check_audio(tests)
+    if progress:
+        _tell(measure.cost(interface, tests))
 
 
 def _tell(sentence):
