@@ -353,6 +353,7 @@ def main(arguments=None):
     path : Path or None
         The packed model.
     """
+    from .allocation.sharing import leave
     from .signals import exit_on_signals
 
     parser = _parser()
@@ -378,7 +379,9 @@ def main(arguments=None):
     finally:
         sys.argv, sys.path[:] = before
         runner.release()
-    return _finish(runner)
+    path = _finish(runner)
+    leave()
+    return path
 
 
 def _suggest_options(parser, rest):

@@ -28,6 +28,7 @@ from speechbrain.utils.distributed import ddp_init_group, if_main_process
 
 import speechbrain_mpq
 
+from ..allocation.sharing import leave
 from ..signals import exit_on_signals
 from ..training.brain import check_average_bits
 from ..training.choose import CANDIDATES, SCORERS
@@ -256,6 +257,7 @@ def guarded(program, *arguments):
     try:
         with exit_on_signals():
             program(*arguments)
+        leave()
         sys.stdout.flush()
     except BrokenPipeError:
         return 0

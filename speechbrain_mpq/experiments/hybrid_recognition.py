@@ -20,6 +20,7 @@ from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import get_logger
 
+from ..allocation.sharing import leave
 from ..decoders.chain_graphs import (
     denominator_graph,
     estimate_ngram,
@@ -597,3 +598,4 @@ def run(arguments, prepare, script):
         return
     items = score(brain, datasets, hparams)
     run_on_main(publish, args=[brain, graphs, items, hparams])
+    leave()

@@ -166,6 +166,8 @@ def is_process(folder):
     except ValueError as error:
         found["refusal"] = str(error)
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
+    sharing.leave()
+    assert not torch.distributed.is_initialized()
 
 
 def killed(folder, after):
