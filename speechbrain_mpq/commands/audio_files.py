@@ -15,7 +15,10 @@ from ..utils import error_text
 
 STREAM = "-"
 STREAM_NAME = "standard input"
-ENDINGS = (".wav", ".flac", ".w64", ".rf64", ".caf", ".aif", ".aiff", ".au")
+ENDINGS = (
+    *(".wav", ".wave", ".flac", ".w64", ".rf64", ".caf", ".aif", ".aiff"),
+    *(".aifc", ".au", ".snd", ".ogg", ".oga", ".opus", ".mp3", ".sph"),
+)
 
 
 def recordings(names):
@@ -35,10 +38,10 @@ def recordings(names):
     Example
     -------
     >>> folder = getfixture("tmpdir")
-    >>> for name in ("b.wav", "a.flac", "notes.txt"):
+    >>> for name in ("b.mp3", "a.flac", "notes.txt"):
     ...     _ = (folder / name).write_binary(b"")
     >>> [Path(name).name for name in recordings([str(folder)])]
-    ['a.flac', 'b.wav']
+    ['a.flac', 'b.mp3']
     """
     if STREAM in names and len(names) > 1:
         raise ValueError("- is standard input: give it alone")
@@ -58,7 +61,7 @@ def _files_of(name):
         if not files:
             raise FileNotFoundError(
                 f"{name}: no audio files ({', '.join(ENDINGS)}) in this "
-                f"folder: name files, or a pattern such as {path / '*.ogg'}"
+                f"folder: name files, or a pattern such as {path / '*.dat'}"
             )
         return files
     if glob.has_magic(name) and not os.path.exists(name):

@@ -378,6 +378,9 @@ def _decoder(opened, plain, header, name):
             f"cannot be read as audio ({error.error_string})",
             "convert it to WAV or FLAC",
         ) from error
+    except TypeError as error:  # nothing tells the rate of .raw
+        what = "a file with this ending has no header"
+        raise AudioError(name, what, "convert it to WAV or FLAC") from error
     with file:
         try:
             yield file

@@ -9,13 +9,19 @@ import numpy as np
 import torch
 from speechbrain.dataio.dataio import load_data_csv
 from speechbrain.dataio.preprocess import AudioNormalizer
+from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
 from ..inference.audio import check_rates, read_segment
 from ..utils import read_text, scratch_folder, strict_json
 
+logger = get_logger(__name__)
 # What other tools name a part of a file by
-FOREIGN_KEYS = "offset", "frame_offset", "num_frames", "begin", "end"
+FOREIGN_KEYS = (
+    *("offset", "frame_offset", "num_frames", "begin", "end"),
+    "start_time",
+)
+LENGTH_ERROR = 0.1  # of a duration, from where on something else was read
 TIME_ERROR = 0.02  # seconds that a time in a manifest may be wrong by
 TEXT_KEYS = "txt", "text", "words", "label", "char"  # in SpeechBrain's recipes
 
@@ -127,14 +133,34 @@ def read_items(entries, sample_rate, key="wav", keep=True, progress=False):
         asked for: there may be more of it than memory.
     """
     normalize = AudioNormalizer(sample_rate=sample_rate)
-    items = []
+    items, seconds = [], {}
     for name, entry in tqdm(
         entries.items(), "reading", disable=not progress, leave=False
     ):
         read = partial(read_audio, name, entry, key, normalize)
         audio = read()
+        seconds[name] = len(audio) / sample_rate
         items.append(Example(name, audio if keep else read, entry, normalize))
+    _compare_durations(entries, seconds)
     return items
+
+
+def _compare_durations(entries, seconds):
+    """Warn where a manifest means other parts of files than those read."""
+    wrong = []
+    for name, entry in entries.items():
+        try:
+            declared = float(entry["duration"])
+        except (KeyError, TypeError, ValueError):
+            continue
+        if abs(declared - seconds[name]) > LENGTH_ERROR * declared:
+            wrong.append(f"{name}: {seconds[name]:.2f} s, not {declared:g}")
+    if wrong:
+        logger.warning(
+            f"{len(wrong)} of {len(entries)} recordings are not as long as "
+            f"their 'duration' says ({wrong[0]}): parts of files are given by "
+            "start and stop, in samples"
+        )
 
 
 def read_texts(entries, key=None):
@@ -252,6 +278,12 @@ def _part_of(name, entry, key):
             'of a file or {"file": name, "start": samples, "stop": samples}'
         )
     limits = {k: v for k, v in limits.items() if v not in (None, "")}
+    options = str(limits.get(f"{key}_opts", ""))
+    if "start" in options or "stop" in options:
+        raise ValueError(
+            f"manifest entry {name!r}: {key}_opts is {options!r}, which "
+            "SpeechBrain does not read: make columns start and stop of it"
+        )
     try:
         start, stop, seconds = _limits(limits)
     except (TypeError, ValueError, OverflowError) as error:

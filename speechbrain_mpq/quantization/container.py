@@ -427,7 +427,12 @@ def _tensors(payload, entries):
         # A byte other than 0 and 1 is no bool: what it does is undefined.
         if dtype == torch.bool and own.gt(1).any():
             raise ValueError(f"tensor {name!r} holds no truth values")
-        tensors[name] = own.view(dtype).reshape(shape)
+        # Whatever reads no byte has strides of its own, which `view` refuses.
+        tensors[name] = (
+            own.view(dtype).reshape(shape)
+            if len(own)
+            else torch.empty(shape, dtype=dtype)
+        )
     return tensors
 
 

@@ -349,12 +349,10 @@ def _saved_state(module):
         raise
     except Exception as error:
         raise NotStorableError(f"its own hook fails ({error!r})") from error
-    own = module.state_dict()
-    if isinstance(state, dict) and state.keys() <= own.keys():
-        return None  # as adapters, which save what is trained
-    rest, held = _split_held(state, own)
-    if held and _is_nothing(rest):
-        return None  # as a head that is saved without what is frozen
+    # Adapters save what is trained, heads leave out what is frozen.
+    rest, held = _split_held(state, module.state_dict())
+    if _is_nothing(rest) and (held or state == {}):
+        return None
     if own_hook(module, "LOAD") is None:
         raise NotStorableError("its own hook saves what none loads")
     return None if _is_nothing(rest) else rest
@@ -383,7 +381,7 @@ def _is_held(key, value, own):
     if not isinstance(value, torch.Tensor) or not isinstance(key, str):
         return False
     return any(
-        f".{name}".endswith(f".{key}") and _same(value, other)
+        f".{name}".endswith(f".{key}") and _same(value, other.to(value.dtype))
         for name, other in own.items()
         if isinstance(other, torch.Tensor)
     )

@@ -109,6 +109,14 @@ def test_unreadable_files(tmp_path):
         opened(tmp_path / "nothing.wav")
     with pytest.raises(FileNotFoundError):
         opened(tmp_path)
+    (tmp_path / "a.raw").write_bytes(bytes(4000))
+    with pytest.raises(AudioError, match="with this ending has no header; con"):
+        opened(tmp_path / "a.raw")
+    soundfile.write(tmp_path / "a.caf", noise(64000, 3), 16000, "ALAC_16")
+    content = (tmp_path / "a.caf").read_bytes()
+    (tmp_path / "a.caf").write_bytes(content[: len(content) // 2])
+    with pytest.raises(AudioError, match="a.caf: cannot be read as audio"):
+        opened(tmp_path / "a.caf")
     whole = write(tmp_path / "a.flac", noise(channels=3), subtype="PCM_16")
     content = whole.read_bytes()
     whole.write_bytes(content[: len(content) // 2])

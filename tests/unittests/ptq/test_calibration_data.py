@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -174,6 +175,8 @@ def test_a_channel_is_that_of_switchboard(tmp_path):
         ({"wav": NAME, "start": 9, "duration": 2}, "has no samples 144000 to"),
         ({"wav": NAME, "begin_time": 0}, "end_time is None, not a number"),
         ({"wav": NAME, "offset": 1, "duration": 2}, "'offset' is not known"),
+        ({"wav": NAME, "start_time": 0, "end_time": 1}, "'start_time' is not"),
+        ({"wav": NAME, "wav_opts": "start:9 stop:99"}, "make columns start an"),
         ({"wav": NAME, "stop": "1e999"}, "stop is '1e999', not a number of s"),
         ({"wav": NAME, "start": 300, "stop": 500}, "has no samples 300 to 500"),
         ({"wav": NAME, "start": 3, "stop": 3}, "stop 3 is not behind start 3"),
@@ -185,6 +188,22 @@ def test_a_channel_is_that_of_switchboard(tmp_path):
 def test_segments_that_are_none(entry, match, audio, tmp_path):
     with pytest.raises(ValueError, match=match):
         items(tmp_path, {"a": entry})
+
+
+@pytest.mark.parametrize(
+    "durations, told",
+    [
+        ([0.025, "0.025", "unknown"], ""),
+        ([0.025, 1.5, 0.01], r"2 of 3 recordings .*\(1: 0.03 s, not 1.5\)"),
+    ],
+)
+def test_other_lengths_than_the_manifest_means_are_told(
+    durations, told, audio, tmp_path, caplog
+):
+    """As where keys that nobody reads name a part of each file."""
+    rows = enumerate(durations)
+    items(tmp_path, {str(i): {"wav": NAME, "duration": d} for i, d in rows})
+    assert re.search(told, caplog.text) and bool(told) == bool(caplog.text)
 
 
 def test_missing_audio_is_told_at_once(tmp_path):

@@ -87,6 +87,36 @@ def test_what_hooks_save_comes_back(tmp_path, state):
     assert str(other.state) == str(state) and type(other.state) is type(state)
 
 
+@checkpoints.register_checkpoint_hooks
+class Averaged(nn.Linear):
+    """A layer whose hook saves another value under its weight's name."""
+
+    def __init__(self):
+        super().__init__(4, 4)
+        self.average = torch.randn(4, 4)
+
+    @checkpoints.mark_as_saver
+    def save(self, path):
+        """Save the average."""
+        torch.save({"weight": self.average}, path)
+
+    @checkpoints.mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Load the average."""
+        self.average = torch.load(path)["weight"]
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_hooks_may_save_other_values_by_names_of_state_dict(tmp_path, bits):
+    model, other = Averaged(), Averaged()
+    if bits:
+        quantize_(model, bits)
+    save_packed(model, tmp_path)
+    load_packed_(other, tmp_path)
+    assert other.average.equal(model.average)
+    assert other.weight.equal(model.weight)
+
+
 def test_json_of_hooks_comes_back(tmp_path):
     save_packed(Hooked({"mean": [1, 2.5]}, as_json), tmp_path)
     other = load_packed_(Hooked({"mean": []}, as_json), tmp_path)
