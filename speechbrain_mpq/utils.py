@@ -7,6 +7,8 @@ removed by the next one. JSON is read strictly, and errors name the file.
 import codecs
 import ctypes
 import difflib
+import errno
+import io
 import json
 import math
 import os
@@ -46,6 +48,7 @@ PART_KEYS = "start", "stop", "begin_time", "end_time"
 PIPE_SECONDS = 10.0  # that a named pipe may take to begin
 _ABANDONED = re.compile(rf"\..*\.[0-9a-f]{{32}}{re.escape(PARTIAL)}", re.DOTALL)
 _SCRATCH = ".speechbrain_mpq."
+_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 
 
 @contextmanager
@@ -71,9 +74,30 @@ def atomic_write(path):
     try:
         yield part
         os.replace(part, path)
+    except OSError as error:
+        if error.errno in _FULL and error.filename is None:
+            error.filename = str(path)  # what is full is told by its place
+        raise
     finally:
         part.unlink(missing_ok=True)
         lock.close()
+
+
+def save_figure(figure, path, **options):
+    """Save a figure of Matplotlib, whole or not at all.
+
+    Arguments
+    ---------
+    figure : matplotlib.figure.Figure
+    path : str or Path
+        Its ending says the format.
+    **options
+        As ``savefig`` takes them.
+    """
+    content = io.BytesIO()
+    figure.savefig(content, format=Path(path).suffix[1:] or None, **options)
+    with atomic_write(path) as part:
+        part.write_bytes(content.getvalue())
 
 
 def check_output(path, *inputs):

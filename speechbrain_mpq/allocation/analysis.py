@@ -241,9 +241,11 @@ def expected_gain(table, plan, bits=None):
         least, most = table.candidate_bits[0], table.candidate_bits[-1]
         bits = min(max(plan.average_bits, least), most)
     best, planned = coding_gain(table, bits), planned_gain_db(table, plan)
+    # Clusters that score zero count in the plan alone, which may gain more.
+    most = max(best.limited_db, planned or 0.0)
     sentence = (
         "Over uniform precision of the same bytes these scores put the most "
-        f"that mixed precision can gain at about {best.limited_db:.1f} dB"
+        f"that mixed precision can gain at about {most:.1f} dB"
     )
     if planned is not None:
         sentence += f"; this plan gains {planned:.1f} dB"

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ..utils import read_text, strict_json, write_text
+from ..utils import read_text, save_figure, strict_json, write_text
 from .sharing import ResultLog, process, share
 
 CANDIDATE_BITS = (2, 3, 4, 5, 6, 7, 8)
@@ -536,7 +536,7 @@ def plot_fronts(fronts, path, size_label="bytes", error_label="error"):
     axes.set(xlabel=size_label, ylabel=error_label)
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path, bbox_inches="tight")
+    save_figure(figure, path, bbox_inches="tight")
 
 
 def plot_genomes(front, path):
@@ -557,7 +557,7 @@ def plot_genomes(front, path):
     axes.set_xlabel("size")
     tree.set_ylabel("distance in bits")
     figure.colorbar(image, ax=axes, label="bits", orientation="horizontal")
-    figure.savefig(path, bbox_inches="tight")
+    save_figure(figure, path, bbox_inches="tight")
 
 
 def _figure(rows=1, **options):

@@ -4,7 +4,7 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-from ..utils import BUNDLED_MODEL, repeated_blocks
+from ..utils import BUNDLED_MODEL, repeated_blocks, save_figure
 
 HELP = "sizes, array, bits of every cluster, and coverage of a folder"
 EXAMPLE = """
@@ -206,4 +206,4 @@ def _draw(path, clusters):
         raise ValueError("nothing to plot: the model is in floating point")
     from ..evaluation.plots import bits_per_cluster
 
-    bits_per_cluster(clusters).savefig(path, dpi=150)
+    save_figure(bits_per_cluster(clusters), path, dpi=150)

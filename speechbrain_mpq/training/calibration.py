@@ -280,6 +280,13 @@ class BrainCalibration(Calibration):
             for name, row in table.scores.items()
             if not any(row.values()) and self._changes(table, name, scorer)
         ]
+        if silent and not any(any(r.values()) for r in table.scores.values()):
+            raise ValueError(
+                "quantizing changes nothing that is scored on this data, so "
+                "that all scores are zero and say nothing about bits: give "
+                "other data, name the outputs by output=, or use "
+                'scores="weight_error"'
+            )
         try:
             unused = self._unused({n: table.tensors[n] for n in silent})
         except NoGradientError as error:

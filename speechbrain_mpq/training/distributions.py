@@ -24,6 +24,10 @@ class NoGradientError(ValueError):
     """A Brain's validation cannot be differentiated."""
 
 
+class NoLossError(NoGradientError):
+    """A Brain's loss is not one number."""
+
+
 class NoOutputError(ValueError):
     """Predictions hold nothing that the model has put out."""
 
@@ -258,7 +262,7 @@ class ObjectiveNetwork(_BrainNetwork):
         if isinstance(loss, torch.Tensor) and loss.numel() == 1:
             return loss.reshape(1)
         sizes = [tuple(tensor.shape) for tensor in tensors_in(loss)]
-        raise ValueError(
+        raise NoLossError(
             "compute_objectives must return one tensor of one value to score "
             f"by the loss, not {type(loss).__name__} with tensors of {sizes}"
         )

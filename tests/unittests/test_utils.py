@@ -1,5 +1,6 @@
 """Files appear whole or not at all, JSON is strict, memory stays."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,9 +13,11 @@ from speechbrain_mpq import utils
 from speechbrain_mpq.utils import (
     atomic_write,
     check_output,
+    error_text,
     keep_freed_memory,
     open_input,
     read_json,
+    save_figure,
     strict_json,
     write_chunks,
     write_text,
@@ -257,3 +260,26 @@ def test_outputs_that_cannot_be(tmp_path):
         check_output(tmp_path / "no" / "out.json")
     with pytest.raises(IsADirectoryError, match="is a folder"):
         check_output(tmp_path)
+
+
+def test_a_full_disk_is_told_with_its_file(tmp_path):
+    with pytest.raises(OSError) as told, atomic_write(tmp_path / "a.json"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert error_text(told.value).startswith(f"{tmp_path / 'a.json'}: No space")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_figure_is_saved_whole_or_not_at_all(tmp_path):
+    class Figure:
+        """One that the disk has no room for."""
+
+        def savefig(self, file, format, dpi):
+            """Write a part."""
+            file.write(b"half")
+            assert (format, dpi) == ("png", 150)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "a.png").write_bytes(b"old")
+    with pytest.raises(OSError, match="No space"):
+        save_figure(Figure(), tmp_path / "a.png", dpi=150)
+    assert (tmp_path / "a.png").read_bytes() == b"old"

@@ -1,6 +1,7 @@
 """Bits by what a Brain's own passes say, and packing from an output folder."""
 
 import copy
+import re
 from functools import partial
 from types import SimpleNamespace
 
@@ -21,8 +22,9 @@ from speechbrain_mpq import (
     choose_bits,
     pack_results,
 )
+from speechbrain_mpq.allocation.analysis import expected_gain
 from speechbrain_mpq.allocation.scores import ScoreTable
-from speechbrain_mpq.quantization.plan import Scheme
+from speechbrain_mpq.quantization.plan import BitPlan, ClusterBits, Scheme
 from speechbrain_mpq.quantization.quant_api import cluster_quantized
 from speechbrain_mpq.training.calibration import (
     BrainCalibration,
@@ -95,6 +97,56 @@ def test_what_there_is_to_win_is_logged(brain, data, tmp_path, monkeypatch):
     scored(brain, data, "kl", tmp_path)
     assert "that mixed precision can gain at about" in said[0]
     assert "this plan gains" in said[0]
+
+
+def test_a_plan_gains_no_more_than_the_most(tmp_path):
+    rows = {"a": {2: 1.0, 4: 0.06, 8: 1e-4}, "b": {2: 0.0, 4: 0.0, 8: 0.0}}
+    table = ScoreTable(rows, {n: {f"{n}.weight": 9} for n in rows})
+    plan = BitPlan(
+        {
+            "a": ClusterBits(8, 9, ("a.weight",)),
+            "b": ClusterBits(2, 9, ("b.weight",)),
+        }
+    )
+    _, sentence = expected_gain(table, plan)
+    most, planned = map(float, re.findall(r"([\d.]+) dB", sentence))
+    assert planned > 0 and most == planned
+
+
+def test_scores_that_are_all_zero_give_no_plan(brain, data):
+    """As of a network that puts out the same whatever it hears."""
+    with pytest.raises(ValueError, match="all scores are zero and say noth"):
+        choose_bits(
+            brain,
+            data,
+            "kl",
+            4,
+            output=lambda predictions: (0 * predictions[0]).log_softmax(-1),
+            loader_kwargs=LOADER,
+            progress=False,
+        )
+
+
+class LossesByName(sb.Brain):
+    """A Brain with several losses, as of a GAN, and a layer without use."""
+
+    def compute_forward(self, batch, stage):
+        """Log-probabilities."""
+        return self.modules.used(batch).log_softmax(-1)
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Losses by their names."""
+        return {"generator": -predictions.mean()}
+
+
+def test_losses_by_name_are_no_obstacle_to_kl(tmp_path, caplog):
+    modules = {name: torch.nn.Linear(4, 4) for name in ("used", "unused")}
+    brain = LossesByName(modules, hparams={"output_folder": tmp_path})
+    table = scored(brain, torch.randn(8, 2, 4), "kl", tmp_path)
+    assert table.scores["used"][2] > 0 and not any(
+        table.scores["unused"].values()
+    )
+    assert "Not known whether the loss needs them" in caplog.text
 
 
 def test_loss_scores_are_increases_of_the_brains_loss(brain, data, tmp_path):
