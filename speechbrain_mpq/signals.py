@@ -1,17 +1,21 @@
 """Signals end a program as errors do, and its worker processes with it."""
 
 import multiprocessing
-import multiprocessing.pool
 import os
+import pickle
 import signal
 import threading
-import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
+from multiprocessing.pool import ExceptionWithTraceback
 
 # What a system and a closed terminal send; Windows knows no SIGHUP
 ENDING = [n for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n)]
 ENDING = [getattr(signal, name) for name in ENDING]
-_LOOK = 1.0  # seconds without a result, before dead workers are looked for
+_KILLED = (
+    "a worker process was killed, maybe for want of memory: start again, with "
+    "fewer workers"
+)
 
 
 @contextmanager
@@ -57,63 +61,120 @@ def exit_on_signals():
             signal.signal(number, signal.SIG_DFL)
 
 
-class _Pool(multiprocessing.pool.Pool):
-    """Processes; where one was killed, what it did is not waited for."""
+class _Workers:
+    """Processes with a pipe of their own each.
 
-    def __init__(self, workers):
-        context = multiprocessing.get_context("fork")
-        super().__init__(workers, _restore_signals, context=context)
-        self._first = [worker.pid for worker in self._pool]
+    The pools of Python's library share queues and their locks: a worker that
+    is killed while it holds one of them keeps the others waiting for ever.
+    """
+
+    def __init__(self, count):
+        fork = multiprocessing.get_context("fork")
+        self.processes, self.busy = {}, {}
+        for _ in range(count):
+            here, there = fork.Pipe()
+            # With no end of another's pipe, it ends when its parent does.
+            others = [here, *self.processes]
+            process = fork.Process(target=_work, args=[there, others])
+            process.daemon = True
+            process.start()
+            there.close()
+            self.processes[here] = process
 
     def imap(self, function, jobs):
-        """Results in order, as they come."""
-        return self._watched(super().imap(function, jobs))
+        """Results in the order of the jobs, as they come."""
+        early, following = {}, 0
+        for number, result in self._results(function, jobs):
+            early[number] = result
+            while following in early:
+                yield early.pop(following)
+                following += 1
 
     def imap_unordered(self, function, jobs):
         """Results as they come."""
-        return self._watched(super().imap_unordered(function, jobs))
+        for _, result in self._results(function, jobs):
+            yield result
 
-    def _watched(self, results):
-        """Results; ChildProcessError where none can be waited for."""
+    def _results(self, function, jobs):
+        """Number of a job, and its result."""
+        free, jobs = list(self.processes), enumerate(jobs)
         while True:
-            try:
-                yield results.next(_LOOK)
-            except StopIteration:
+            for connection, (number, job) in zip(list(free), jobs):
+                self._send(connection, function, job)
+                self.busy[connection] = number
+                free.remove(connection)
+            if not self.busy:
                 return
-            except multiprocessing.TimeoutError:
-                # They live as long as the pool, which replaces dead ones.
-                if [worker.pid for worker in self._pool] != self._first:
-                    raise ChildProcessError(
-                        "a worker process was killed, maybe for want of "
-                        "memory: start again, with fewer workers"
-                    ) from None
+            for connection in wait(list(self.busy)):
+                done, result = self._receive(connection)
+                free.append(connection)
+                number = self.busy.pop(connection)
+                if not done:
+                    raise result
+                yield number, result
 
-    @staticmethod
-    def _help_stuff_finish(inqueue, task_handler, size):
-        """Empty the queue of jobs; a dead worker may have its lock."""
-        inqueue._rlock.acquire(timeout=_LOOK)
-        reader = inqueue._reader
-        while task_handler.is_alive() and reader.poll():
-            os.read(reader.fileno(), 2**16)  # it may have taken half a job
-            time.sleep(0)
+    def _send(self, connection, function, job):
+        """Hand a job to a worker."""
+        try:
+            connection.send((function, job))
+        except OSError as error:
+            raise ChildProcessError(_KILLED) from error
+
+    def _receive(self, connection):
+        """What came of a job: whether it is done, and its result or error."""
+        try:
+            data = connection.recv_bytes()
+        except (EOFError, OSError) as error:
+            raise ChildProcessError(_KILLED) from error
+        return pickle.loads(data)
+
+    def end(self):
+        """End all, also those that are at work."""
+        for connection, process in self.processes.items():
+            connection.close()
+            if connection in self.busy:
+                process.terminate()
+        for process in self.processes.values():
+            process.join()
 
 
+def _work(connection, others):
+    """Do jobs until the pipe ends."""
+    for number in ENDING:
+        # A handler of Python's runs between two instructions, and never in a
+        # worker that a signal meets on its way into a wait.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    for other in others:
+        other.close()
+    with suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
+        while True:
+            function, job = connection.recv()
+            try:
+                data = pickle.dumps((True, function(job)))
+            except Exception as error:
+                traced = ExceptionWithTraceback(error, error.__traceback__)
+                data = pickle.dumps((False, traced))
+            connection.send_bytes(data)
+
+
+@contextmanager
 def worker_pool(workers):
-    """Makes worker processes that end with their parent's signals.
+    """Makes worker processes that end with what they are needed for.
 
-    They are forked, which knows what was imported and costs no time. Handlers
-    of signals come along; those of ``exit_on_signals`` run between two
-    instructions of Python, and never in a worker that a signal meets on its
-    way into a wait.
+    They are forked, which knows what was imported and costs no time. An error
+    or a signal in their parent ends them at once.
 
     Arguments
     ---------
     workers : int
 
-    Returns
-    -------
-    multiprocessing.pool.Pool
-        Its ``imap`` and ``imap_unordered`` fail where a worker was killed.
+    Yields
+    ------
+    pool : object
+        Its ``imap`` and ``imap_unordered`` are those of
+        ``multiprocessing.Pool``. A worker that was killed is a
+        ChildProcessError.
 
     Example
     -------
@@ -121,11 +182,8 @@ def worker_pool(workers):
     ...     list(pool.imap(abs, [-1, 2]))
     [1, 2]
     """
-    return _Pool(workers)
-
-
-def _restore_signals():
-    """SIGTERM and SIGHUP end a worker, whatever its parent does then."""
-    for number in ENDING:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+    pool = _Workers(workers)
+    try:
+        yield pool
+    finally:
+        pool.end()

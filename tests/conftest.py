@@ -10,9 +10,20 @@ import pytest
 # Before torch is loaded; results then do not depend on the machine's cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import torch  # noqa: E402
+
 from speechbrain_mpq.utils import keep_freed_memory  # noqa: E402
 
 keep_freed_memory()
+
+# Nothing here outlives the machine: disks need not be waited for
+os.fsync = lambda descriptor: None
+
+# torch.manual_seed keeps a stack trace for each accelerator that there might
+# be later on, 1 ms each.
+for accelerator in (torch.cuda, torch.xpu, torch.mtia):
+    if not accelerator.is_available():
+        accelerator.manual_seed_all = lambda seed: None
 
 
 def pytest_collection_modifyitems(items):

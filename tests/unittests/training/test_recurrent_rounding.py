@@ -225,8 +225,14 @@ def lost(make, **options):
     return [sum(column) / len(errors) for column in zip(*errors)]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["lstm", "gru", "projections both ways"])
+@pytest.mark.parametrize(
+    "name, way",
+    [
+        *(("lstm", way) for way in WAYS),
+        *(("gru", way) for way in list(WAYS)[::3]),
+        *(("projections both ways", way) for way in list(WAYS)[1::3]),
+    ],
+)
 def test_outputs_come_closer(name, way):
     _, cls, options = LAYERS[name]
     nearest, calibrated = lost(
