@@ -443,7 +443,9 @@ def small_demo(models, folder):
 def served(demo):
     """The demo's server, in a thread."""
     with serve(demo) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(
+            target=server.serve_forever, args=[0.02], daemon=True
+        )
         thread.start()
         try:
             yield server

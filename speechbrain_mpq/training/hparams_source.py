@@ -11,7 +11,7 @@ results lie.
 """
 
 import pydoc
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from io import StringIO
 from pathlib import Path
 
@@ -305,10 +305,16 @@ def _plain(node):
     elif isinstance(node, yaml.SequenceNode):
         content = [_plain(value) for value in node.value]
     elif node.tag in _TYPED:
-        return yaml.safe_load(node.value)
+        return _typed(node.value)
     else:
         content = node.value
     return content if node.tag.startswith(_YAML) else {node.tag: content}
+
+
+@cache
+def _typed(text):
+    """A number, a truth value or null."""
+    return yaml.safe_load(text)
 
 
 def _without(folder, value):

@@ -141,7 +141,9 @@ def hub(monkeypatch):
     """A running stand-in."""
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     server = Server()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, args=[0.02], daemon=True
+    )
     thread.start()
     yield server
     server.shutdown()

@@ -84,7 +84,7 @@ class NoModels(BaseHTTPRequestHandler):
 def empty_hub(monkeypatch):
     """The client asks a server on this machine."""
     with HTTPServer(("127.0.0.1", 0), NoModels) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=[0.02])
         thread.start()
         address = f"http://127.0.0.1:{server.server_port}"
         use_hub(monkeypatch, address)
