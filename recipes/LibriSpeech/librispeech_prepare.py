@@ -53,7 +53,7 @@ def prepare_librispeech(librispeech_folder, data_folder, cmudict, subsets):
             f"no {folder / missing[0]}: unpack {missing[0]}.tar.gz there, or "
             "name other subsets"
         )
-    lexicon = Lexicon.read(cmudict, fold=str.upper).pronunciations
+    lexicon = Lexicon.read(cmudict, fold=str.upper)
     data_folder.mkdir(parents=True, exist_ok=True)
     manifests = {}
     for split, parts in subsets.items():
@@ -65,7 +65,9 @@ def prepare_librispeech(librispeech_folder, data_folder, cmudict, subsets):
             spoken = {
                 key: entry
                 for key, entry in entries.items()
-                if all(w in lexicon for w in entry["words"].split())
+                if all(
+                    w in lexicon.pronunciations for w in entry["words"].split()
+                )
             }
         hours = sum(entry["length"] for entry in spoken.values()) / 3600
         print(
@@ -78,7 +80,7 @@ def prepare_librispeech(librispeech_folder, data_folder, cmudict, subsets):
                 f"nothing is left of {split}: {cmudict} is another language's"
             )
         manifests[split] = spoken
-    Lexicon(lexicon).write(data_folder / "lexicon.txt")
+    lexicon.write(data_folder / "lexicon.txt")
     for split, entries in manifests.items():
         write_json(data_folder / f"{split}_speech.json", entries)
 

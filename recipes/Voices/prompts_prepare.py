@@ -59,7 +59,7 @@ def prepare_prompts(packages, data_folder, cmudict, workers=2):
         raise ValueError("no lexicon: give cmudict, a file in CMUdict's form")
     ffmpeg_program()  # a missing program is reported before any work
     data_folder = Path(data_folder)
-    lexicon = Lexicon.read(cmudict, fold=str.lower).pronunciations
+    lexicon = Lexicon.read(cmudict, fold=str.lower)
     folder = unpacked(Path(packages), data_folder / "unpacked")
     texts = read_texts(_only(folder, f"{TEXTS}*", "asterisk-core-sounds-en"))
     sounds = _only(folder, VOICE, "asterisk-core-sounds-en-g722")
@@ -79,7 +79,7 @@ def prepare_prompts(packages, data_folder, cmudict, workers=2):
     for key in found:
         seconds = seconds_of(data_folder / f"speech/{key}.flac")
         split, words = split_of(key), texts[key]
-        known = all(word in lexicon for word in words.split())
+        known = all(word in lexicon.pronunciations for word in words.split())
         if not known and split != "test":
             left_out += 1
         elif seconds:
@@ -96,7 +96,7 @@ def prepare_prompts(packages, data_folder, cmudict, workers=2):
         minutes = sum(entry["length"] for entry in entries.values()) / 60
         print(f"{split}: {len(entries)} prompts, {minutes:.1f} min")
         write_json(data_folder / f"{split}_speech.json", entries)
-    Lexicon(lexicon).write(data_folder / "lexicon.txt")
+    lexicon.write(data_folder / "lexicon.txt")
 
 
 def read_texts(path):

@@ -174,6 +174,7 @@ def _text_of(path):
     return text
 
 
+_NOTICE = re.compile(r"(;;;.*\n)*")  # the comments at the start of a file
 _ALTERNATIVE = re.compile(r"\(\d+\)$")  # CMUdict: read(2)
 _STRESS = re.compile(r"(?<=[A-Z])[0-2]$")  # CMUdict: AH0
 
@@ -191,6 +192,8 @@ class Lexicon:
     phones : list of str, optional
         All symbols in the order of their numbers, where a trained network has
         fixed them.
+    notice : str
+        What its files begin with, as comments: the licence of its source.
 
     Example
     -------
@@ -205,7 +208,7 @@ class Lexicon:
     ValueError: utterance u7: no pronunciation of 'sea': add it to the ...
     """
 
-    def __init__(self, pronunciations, silence="sil", phones=None):
+    def __init__(self, pronunciations, silence="sil", phones=None, notice=""):
         if not pronunciations:
             raise ValueError("an empty lexicon: give it at least one word")
         for word, alternatives in pronunciations.items():
@@ -228,7 +231,7 @@ class Lexicon:
                 f"phones that are not in the phone set: {unknown or silence}; "
                 "take the lexicon that the network was trained with"
             )
-        self.pronunciations = pronunciations
+        self.pronunciations, self.notice = pronunciations, notice
         self.phones = list(phones)
         self.numbers = {phone: i for i, phone in enumerate(self.phones)}
         self.silence = self.numbers[silence]
@@ -244,7 +247,8 @@ class Lexicon:
         path : str or path
             UTF-8 text, `word phone phone ...` on each line; a word that comes
             again, or as `word(2)`, has alternatives. Lines that begin with
-            ;;; are comments, as is what follows ` #`.
+            ;;; are comments, the first of them the notice; so is what
+            follows ` #`.
         silence : str
             Symbol of silence.
         stress : bool
@@ -262,6 +266,7 @@ class Lexicon:
         {'read': [['R', 'EH', 'D'], ['R', 'IY', 'D']]}
         """
         text = _text_of(path)
+        notice = _NOTICE.match(text)[0].replace(";;; ", "").replace(";;;", "")
         stress = stress or any(map(_STRESS.search, phones or ()))
         pronunciations = {}
         for number, line in enumerate(text.splitlines(), start=1):
@@ -285,7 +290,7 @@ class Lexicon:
             if pronunciation not in variants:
                 variants.append(pronunciation)
         try:
-            return cls(pronunciations, silence, phones)
+            return cls(pronunciations, silence, phones, notice.rstrip("\n"))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -301,7 +306,8 @@ class Lexicon:
             for word, alternatives in sorted(self.pronunciations.items())
             for alternative in alternatives
         ]
-        write_text(path, "\n".join(lines) + "\n")
+        notice = [f";;; {line}".rstrip() for line in self.notice.splitlines()]
+        write_text(path, "\n".join([*notice, *lines]) + "\n")
 
     def of(self, words):
         """The pronunciations of some words alone, with the same phones.
@@ -318,6 +324,7 @@ class Lexicon:
             {word: self.pronunciations[word] for word in words},
             self.phones[self.silence],
             self.phones,
+            self.notice,
         )
 
     def check_vocabulary(self, words):

@@ -138,3 +138,13 @@ def test_words_without_pronunciation():
         lexicon.encode("one one")
     with pytest.raises(ValueError, match="'two' has a pronunciation without"):
         Lexicon({"two": [[]]})
+
+
+def test_a_notice_goes_with_the_pronunciations(tmp_path):
+    path = tmp_path / "lexicon.txt"
+    text = ";;; All rights\n;;;\n;;; reserved.\na AH\n"
+    path.write_text(text + ";;; of b\nb B IY\n")
+    lexicon = Lexicon.read(path)
+    assert lexicon.notice == "All rights\n\nreserved."
+    lexicon.of(["a"]).write(path)
+    assert path.read_text() == text
