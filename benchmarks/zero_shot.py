@@ -5,12 +5,12 @@
 
 Mixtures of the utterances of `test_speech.json` (or of --split valid) in the
 rooms of that split, angle buckets in turn; as many as there are utterances are
-train.py's own. --noise 10 adds generated noise from a place of its own, 10 dB
-below the target, --vary what else a training with `Augmentation` varies.
-Confusion is that of metrics.json, the share of estimates below 0 dB, here
-without the closest bucket. With --asr also word error
-rates: of the utterances as they are, and of mixture, estimate and reverberant
-target. --save writes the scores of each.
+train.py's own. --talkers names those to separate, from any of the others.
+--noise 10 adds generated noise from a place of its own, 10 dB below the target,
+--vary what else a training with `Augmentation` varies. Confusion is that of
+metrics.json, the share of estimates below 0 dB, but for the closest bucket.
+With --asr also word error rates: of the utterances as they are, and of mixture,
+estimate and reverberant target. --save writes the scores of each.
 """
 
 import argparse
@@ -41,17 +41,25 @@ NOTHING = dict.fromkeys(
 )
 
 
-def drawn_mixtures(maker, count):
-    """Mixtures of all targets in turn, drawn anew in every round."""
-    targets = sorted(maker.speech)
+def targets_of(speech, talkers):
+    """Utterances of some talkers (None: of all), in order."""
+    there = {entry["speaker"] for entry in speech.values()}
+    if talkers and not there.issuperset(talkers):
+        raise SystemExit(f"--talkers: there are {sorted(there)}")
+    wanted = talkers or there
+    return sorted(key for key in speech if speech[key]["speaker"] in wanted)
+
+
+def drawn_mixtures(maker, targets, count):
+    """Mixtures of targets in turn, drawn anew in every round."""
     for number in range(count):
         maker.epoch, index = divmod(number, len(targets))
         yield maker.draw(targets[index], bucket=number % len(BUCKETS))
 
 
 @torch.no_grad()
-def score(separators, maker, count, recognize=None, pesq=False):
-    """Score all systems on the same mixtures.
+def score(separators, maker, drawn, recognize=None, pesq=False):
+    """Score all systems on the same drawn mixtures.
 
     Returns
     -------
@@ -59,18 +67,18 @@ def score(separators, maker, count, recognize=None, pesq=False):
         System -> test items of the separation task.
     """
     items, pairs = {name: [] for name in ("mixture", *separators)}, []
-    for drawn in tqdm(drawn_mixtures(maker, count), total=count, disable=None):
-        signals = maker.render(drawn)
+    for mixed in tqdm(drawn, disable=None):
+        signals = maker.render(mixed)
         mixture = torch.from_numpy(signals["mixture"])
         target = torch.from_numpy(signals["target"])
-        doa = torch.tensor([[drawn["doa_given"]]])
+        doa = torch.tensor([[mixed["doa_given"]]])
         outputs = {"mixture": mixture[:, 0]}
         for name, separator in separators.items():
             outputs[name] = separator(mixture[None], doa)[0, 0]
         shared = {
-            "angle": drawn["angle"],
+            "angle": mixed["angle"],
             "si_snr_mixture": si_snr(mixture[:, 0], target).item(),
-            "reference": maker.speech[drawn["target"]]["words"],
+            "reference": maker.speech[mixed["target"]]["words"],
             "hypothesis_target": recognize(target) if recognize else None,
             "pesq": None,
         }
@@ -128,7 +136,7 @@ def variation(vary, snr):
     """What is varied in the mixtures, and nothing else; None: nothing.
 
     A third talker, faulty microphones or another voice in every mixture;
-    directions off by up to 5 degrees; noise `snr` dB below the target.
+    directions off as `Augmentation` has it; noise `snr` dB below the target.
     """
     if not vary and snr is None:
         return None
@@ -150,6 +158,7 @@ def arguments():
     parser.add_argument("data_folder", type=Path)
     parser.add_argument("packed", nargs="+", help="folders of separators")
     parser.add_argument("--split", choices=("valid", "test"), default="test")
+    parser.add_argument("--talkers", nargs="+", help="to separate")
     parser.add_argument("--asr", help="folder or hub name of an EncoderASR")
     parser.add_argument("--pesq", action="store_true")
     parser.add_argument("--mixtures", type=int, default=100)
@@ -183,7 +192,9 @@ def main():
         seed=SEED,
         augmentation=variation(options.vary, options.noise),
     )
-    items = score(separators, maker, options.mixtures, recognize, options.pesq)
+    targets = targets_of(speech, options.talkers)
+    drawn = list(drawn_mixtures(maker, targets, options.mixtures))
+    items = score(separators, maker, drawn, recognize, options.pesq)
     print(table(items, recognize, options.pesq))
     if recognize:
         targets = count_word_errors(items["mixture"], "hypothesis_target")

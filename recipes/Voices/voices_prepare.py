@@ -66,6 +66,7 @@ HELD_OUT = {
         "kde_el",
         "kde_hu",
         "kde_ru",
+        "pocketsphinx_librivox",
     ),
 }
 
@@ -139,6 +140,12 @@ CORPORA = {
         "kde_{who}",
         "GPL-2+, CC-BY-SA and others (copyright file of the package)",
         "KTuberling, KDE and its volunteers",
+    ),
+    "pocketsphinx-testdata": Corpus(
+        r"pocketsphinx/test/data/(?P<who>librivox)/.*\.wav",
+        "pocketsphinx_{who}",
+        "BSD-2-Clause; the reading is in the public domain",
+        "PocketSphinx, a LibriVox reader",
     ),
 }
 _FILLETS_ROLE = re.compile(r"(?P<language>\w+)/[^-]+-(?P<role>[a-z]+)-.*")

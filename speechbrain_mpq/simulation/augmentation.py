@@ -44,7 +44,9 @@ class Augmentation:
         5 degrees (standard deviations), an offset of up to 1 %, and in one of
         50 of them a dead microphone (never the reference).
     doa : float
-        Largest error of the given directions, degrees.
+        Largest error of the given directions, degrees. It is at most a third
+        of the angle to the other talker: who points nearer to that one means
+        that one.
 
     Example
     -------
@@ -167,7 +169,7 @@ class Augmentation:
         offset = rng.uniform(-0.01, 0.01, microphones)
         return gains.astype(np.complex64), offset * (gains != 0)
 
-    def direction(self, rng, doa, planar=False):
+    def direction(self, rng, doa, angle, planar=False):
         """The direction as somebody would point it out.
 
         Arguments
@@ -175,6 +177,8 @@ class Augmentation:
         rng : numpy.random.Generator
         doa : float
             Degrees.
+        angle : float
+            Between this talker and the other one, degrees.
         planar : bool
             Whether the array tells all around, 0 to 360 degrees.
 
@@ -183,7 +187,8 @@ class Augmentation:
         doa : float
             Within 0 to 180 degrees of a linear array.
         """
-        error = rng.uniform(-self.doa, self.doa)
+        largest = min(self.doa, angle / 3)
+        error = rng.uniform(-largest, largest)
         if planar:
             return float((doa + error) % 360)
         return float(np.clip(doa + error, 0, 180))

@@ -285,7 +285,7 @@ class MixtureMaker:
             drawn["variation"] = int(rng.integers(2**31))
             for name in ("doa_given", "doa_interferer"):
                 drawn[name] = self.augmentation.direction(
-                    rng, drawn[name], self.planar
+                    rng, drawn[name], drawn["angle"], self.planar
                 )
         return drawn
 

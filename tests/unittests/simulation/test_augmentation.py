@@ -135,9 +135,16 @@ def test_direction_stays_in_front_of_the_array():
     augmentation = Augmentation(doa=5)
     rng = np.random.default_rng(0)
     for doa in (0.0, 90.0, 179.0):
-        given = [augmentation.direction(rng, doa) for _ in range(200)]
+        given = [augmentation.direction(rng, doa, 40) for _ in range(200)]
         assert 0 <= min(given) and max(given) <= 180
         assert 3 < np.abs(np.array(given) - doa).max() <= 5
+
+
+def test_direction_is_never_nearer_to_the_other_talker():
+    augmentation = Augmentation(doa=5)
+    rng = np.random.default_rng(0)
+    given = [augmentation.direction(rng, 90, 6) for _ in range(200)]
+    assert 1.5 < np.abs(np.array(given) - 90).max() <= 2
 
 
 @pytest.mark.parametrize(
