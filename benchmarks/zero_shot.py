@@ -142,7 +142,7 @@ def variation(vary, snr):
         return None
     shares = NOTHING | dict.fromkeys(vary, 1)
     if "doa" in vary:
-        shares["doa"] = 5.0
+        shares |= {"doa": 5.0, "doa_share": 1}
     if snr is not None:
         shares |= {"noise": 1, "snr": (snr, snr)}
     return Augmentation(**shares)

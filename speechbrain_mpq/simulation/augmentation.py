@@ -47,6 +47,8 @@ class Augmentation:
         Largest error of the given directions, degrees. It is at most a third
         of the angle to the other talker: who points nearer to that one means
         that one.
+    doa_share : float
+        Share of directions with an error.
 
     Example
     -------
@@ -64,12 +66,14 @@ class Augmentation:
         third_talker=0.1,
         microphones=0.5,
         doa=5.0,
+        doa_share=0.5,
     ):
         shares = {
             "voice": voice,
             "noise": noise,
             "third_talker": third_talker,
             "microphones": microphones,
+            "doa_share": doa_share,
         }
         for name, share in shares.items():
             if not 0 <= share <= 1:
@@ -88,7 +92,7 @@ class Augmentation:
         ---------
         rng : numpy.random.Generator
         name : str
-            "voice", "noise", "third_talker" or "microphones".
+            "voice", "noise", "third_talker", "microphones" or "doa_share".
         """
         return rng.random() < self.shares[name]
 
@@ -187,6 +191,8 @@ class Augmentation:
         doa : float
             Within 0 to 180 degrees of a linear array.
         """
+        if not self.happens(rng, "doa_share"):
+            return doa
         largest = min(self.doa, angle / 3)
         error = rng.uniform(-largest, largest)
         if planar:

@@ -132,7 +132,7 @@ def test_noise_ratio_lies_in_its_range():
 
 
 def test_direction_stays_in_front_of_the_array():
-    augmentation = Augmentation(doa=5)
+    augmentation = Augmentation(doa=5, doa_share=1)
     rng = np.random.default_rng(0)
     for doa in (0.0, 90.0, 179.0):
         given = [augmentation.direction(rng, doa, 40) for _ in range(200)]
@@ -141,10 +141,16 @@ def test_direction_stays_in_front_of_the_array():
 
 
 def test_direction_is_never_nearer_to_the_other_talker():
-    augmentation = Augmentation(doa=5)
+    augmentation = Augmentation(doa=5, doa_share=1)
     rng = np.random.default_rng(0)
     given = [augmentation.direction(rng, 90, 6) for _ in range(200)]
     assert 1.5 < np.abs(np.array(given) - 90).max() <= 2
+
+
+def test_half_of_the_directions_are_exact():
+    rng = np.random.default_rng(0)
+    given = [Augmentation().direction(rng, 90, 40) for _ in range(400)]
+    assert 0.4 < np.mean(np.array(given) == 90) < 0.6
 
 
 @pytest.mark.parametrize(
