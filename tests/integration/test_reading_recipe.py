@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from helpers import ROOT, read_rows, run_row
+from helpers import ROOT, load_script, read_rows, run_row
 
 from speechbrain_mpq import HybridASR
 from speechbrain_mpq.decoders.nbest import read_nbest
@@ -25,6 +25,13 @@ def shared(tmp_path_factory):
 def trained(shared):
     """Output folder of the row."""
     return run_row(ROW, shared)
+
+
+def test_dictionarys_notice_is_found_through_the_link(monkeypatch):
+    folder = ROOT / "recipes/SOTU/ASR/TDNNF"
+    monkeypatch.syspath_prepend(str(folder))
+    script = load_script(folder / "sotu_speech_prepare.py")
+    assert "Carnegie Mellon" in script.LICENSE.read_text(encoding="utf-8")
 
 
 def test_lists_references_and_results_agree(trained):

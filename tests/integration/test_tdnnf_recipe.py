@@ -44,6 +44,14 @@ def test_published_folder_transcribes(trained, shared):
     assert metrics_of(trained)["system"] == "fp32"
 
 
+def test_what_is_published_is_a_start(trained, shared):
+    flags = ROW["test_debug_flags"].replace("epochs 3", "epochs 0")
+    flags += f" --start_from {trained / 'published'}"
+    row = {**ROW, "test_debug_flags": flags}
+    again = metrics_of(start_row(row, shared, shared / "started"))
+    assert again["average"] == metrics_of(trained)["average"]
+
+
 def test_quantized_by_the_runner(trained, shared):
     flags = ROW["test_debug_flags"].replace("tests/tmp", str(shared))
     folder = shared / "hessian"

@@ -39,11 +39,7 @@ from speechbrain_mpq.lobes.models.exit_rules import (
 )
 from speechbrain_mpq.lobes.models.nsnet2 import HOP, log_power, stft
 from speechbrain_mpq.locks import hold_results
-from speechbrain_mpq.quantization.packing import (
-    MODEL_FILE,
-    load_packed_,
-    read_model,
-)
+from speechbrain_mpq.quantization.packing import read_model
 from speechbrain_mpq.simulation.augmentation import NoisySpeech, Voices
 from speechbrain_mpq.simulation.noise import NoiseFolder, NoiseMaker
 from speechbrain_mpq.training.checkpoints import load_best_
@@ -164,9 +160,7 @@ def begin(hparams):
         are used.
     """
     network, folder = hparams["network"], hparams["start_from"]
-    if folder is not None and Path(folder, MODEL_FILE).exists():
-        load_packed_(network, folder)
-    elif folder is not None:
+    if folder is not None:
         load_best_(
             network,
             folder,
