@@ -450,6 +450,54 @@ def _no_constant(word):
     raise ValueError(f"{word} is no JSON")
 
 
+def is_number(value):
+    """Tells whether a value read from JSON is a finite number.
+
+    Example
+    -------
+    >>> [is_number(value) for value in (1, 2.5, True, "1", None)]
+    [True, True, False, False, False]
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def check_numbers(value, what, null=False):
+    """Refuses JSON that has something else where numbers are meant.
+
+    NumPy takes true for 1 and "2" for 2.
+
+    Arguments
+    ---------
+    value : object
+        A number, or lists of numbers in any depth.
+    what : str
+        Its name, for the message.
+    null : bool
+        Whether null may stand where a number is not known.
+
+    Returns
+    -------
+    object
+        The value.
+
+    Example
+    -------
+    >>> check_numbers([1, [2.5]], "doas")
+    [1, [2.5]]
+    >>> check_numbers([1, True], "doas")
+    Traceback (most recent call last):
+    ...
+    ValueError: doas has True where a number is meant
+    """
+    if isinstance(value, list):
+        for part in value:
+            check_numbers(part, what, null)
+    elif not (is_number(value) or null and value is None):
+        raise ValueError(f"{what} has {value!r} where a number is meant")
+    return value
+
+
 def refuse_parts(name, entry):
     """Refuses a manifest's entry of a part of a file where whole ones are read.
 

@@ -15,7 +15,7 @@ from statistics import fmean
 
 import numpy as np
 
-from ..utils import read_json
+from ..utils import is_number, read_json
 from .signal_tasks import SEPARATION
 from .task import DEFAULT_TASK, find_task, mean
 
@@ -126,8 +126,8 @@ def _check_item(item, task):
         value = item[field.key]
         if field.kind is str or value is None and field.optional:
             continue
-        if not math.isfinite(value):
-            raise ValueError(f"item {item['id']!r}: {field.key} is {value}")
+        if not is_number(value):
+            raise ValueError(f"item {item['id']!r}: {field.key} is {value!r}")
 
 
 def task_of(run):
@@ -257,6 +257,7 @@ def _load_items(folder, task):
     items = read_json(path)
     try:
         _hash_test_set(items, task)
+        _check_item_numbers(items, task)
         lacking = [
             field.plural or field.key
             for field in task.fields
@@ -272,6 +273,19 @@ def _load_items(folder, task):
     if lacking:
         raise ValueError(f"{path} lacks {', '.join(lacking)}: evaluate again")
     return items
+
+
+def _check_item_numbers(items, task):
+    """Raise where an item of a file has no number where one is meant."""
+    for field in task.fields:
+        if field.kind is str:
+            continue
+        for item in items:  # those of older files may lack some
+            value = item.get(field.key, 0)
+            if not (is_number(value) or value is None and field.optional):
+                raise ValueError(
+                    f"item {item['id']!r}: {field.key} is {value!r}"
+                )
 
 
 def load_run(folder, with_items=False):
@@ -443,13 +457,13 @@ def _problem(metrics):
             return f"`{key}` is missing"
     if not isinstance(metrics["system"], str):
         return f"`system` is {metrics['system']!r}"
-    if not _is_number(metrics["bits"]):
+    if not is_number(metrics["bits"]):
         return f"`bits` is {metrics['bits']!r}"
     for key in _TEXTS:
         if not isinstance(metrics.get(key), str | None):
             return f"`{key}` is {metrics[key]!r}"
     for key in (*_NUMBERS, "seed"):
-        if metrics.get(key) is not None and not _is_number(metrics[key]):
+        if metrics.get(key) is not None and not is_number(metrics[key]):
             return f"`{key}` is {metrics[key]!r}"
     try:
         task = task_of(metrics)
@@ -474,6 +488,8 @@ def _buckets_problem(buckets, task):
         if name not in buckets:
             return f"bucket {name} is missing"
         problem = _block_problem(buckets[name], f"bucket {name}", keys)
+        if not problem and buckets[name]["n"] is None:
+            problem = f"`n` of bucket {name} is None"
         if problem:
             return problem
     return None
@@ -486,7 +502,7 @@ def _block_problem(block, name, keys):
     for key in keys:
         if key not in block:
             return f"`{key}` of {name} is missing"
-        if block[key] is not None and not _is_number(block[key]):
+        if block[key] is not None and not is_number(block[key]):
             return f"`{key}` of {name} is {block[key]!r}"
     return None
 
@@ -523,12 +539,6 @@ def _test_problem(metrics, task):
     if None in (outcome["z"], outcome["p"]):
         return f"`z` or `p` of {test.key} is not known"
     return None
-
-
-def _is_number(value):
-    """Whether a value read from JSON is a finite number."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)
 
 
 def _test_set(run):

@@ -21,6 +21,7 @@ from ..locks import alone_in, check_folder
 from ..quantization.packing import MODEL_FILE, read_model
 from ..utils import (
     SAMPLE_RATE,
+    check_numbers,
     read_json,
     refuse_parts,
     scratch_folder,
@@ -66,7 +67,7 @@ def read_manifest(path, planar=False):
         for key, entry in content.items():
             refuse_parts(key, entry)
             name = entry["wav"].replace("{data_root}", str(root))
-            doa = float(entry["doa"])
+            doa = float(check_numbers(entry["doa"], "doa"))
             check_doa(torch.tensor([doa]), planar)
             recordings.append((root / name, doa))
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -15,6 +15,7 @@ import importlib
 import inspect
 import io
 import json
+import logging
 import pkgutil
 import re
 import shutil
@@ -43,9 +44,10 @@ from speechbrain.utils.parameter_transfer import DEFAULT_TRANSFER_HOOKS
 from ..inference.card import markdown_table, size_word, write_card
 from ..quantization.packing import CONFIG_FILE, save_packed
 from ..quantization.tensors import named_tensors, near_misses
-from ..utils import read_json, scratch_folder, write_text
+from ..utils import read_json, read_text, scratch_folder, write_text
 from .interface_outputs import task_of
 
+logger = logging.getLogger(__name__)
 HPARAMS_FILE = "hyperparams.yaml"
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
@@ -244,6 +246,7 @@ def _outcome_notes(outcome):
 
 
 KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
+_BAD_CARD = "%s: nothing of its front matter is taken over (%s)"
 
 
 def read_front_matter(folder):
@@ -257,7 +260,8 @@ def read_front_matter(folder):
     Returns
     -------
     dict
-        Empty where there is no card, or none with a front matter.
+        Texts, or lists of texts: `no` is Norwegian. Empty where there is no
+        card, or none with a front matter; one that is damaged is warned about.
 
     Example
     -------
@@ -268,15 +272,25 @@ def read_front_matter(folder):
     {'license': 'mit', 'tags': ['asr']}
     """
     path = Path(folder, CARD_FILE)
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    start, *rest = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
-    if start.strip() or len(rest) != 2:
-        return {}
     try:
-        matter = pyyaml.safe_load(rest[0])
-    except pyyaml.YAMLError:
+        text = read_text(path) if path.is_file() else ""
+        start, *rest = re.split(r"^---\s*$", text, maxsplit=2, flags=re.M)
+        if start.strip() or len(rest) != 2:
+            return {}
+        matter = pyyaml.load(rest[0], pyyaml.BaseLoader)  # makes texts alone
+        if not isinstance(matter, dict):
+            raise ValueError("it is no mapping")
+    except (ValueError, RecursionError, pyyaml.YAMLError) as error:
+        reason = str(error).partition("\n")[0]
+        logger.warning(_BAD_CARD, path, reason)
         return {}
-    return matter if isinstance(matter, dict) else {}
+    return {key: value for key, value in matter.items() if _is_text(value)}
+
+
+def _is_text(value):
+    """Whether it is a text or a list of texts, as all that the hub reads."""
+    values = value if isinstance(value, list) else [value]
+    return all(isinstance(text, str) for text in values)
 
 
 def _model_name(source):
@@ -322,9 +336,14 @@ hyperparams.yaml reads. Once loaded, the model is an ordinary one in float32.
         outcome.plan.to_dict(),
         "`quantization_config.json` lists the bits of every tensor.\n",
         base_model=_model_name(outcome.source),
-        tags=card.get("tags") or [],
-        **{key: card[key] for key in KEPT if key in card},
+        tags=_listed(card.get("tags")),
+        **{key: card[key] for key in KEPT if card.get(key)},
     )
+
+
+def _listed(value):
+    """Tags as a list, of which one may be given without it."""
+    return [value] if value and isinstance(value, str) else value or []
 
 
 HOOK = "!name:speechbrain_mpq.load_packed_"

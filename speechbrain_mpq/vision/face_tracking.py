@@ -27,7 +27,14 @@ import numpy as np
 from scipy.linalg import solveh_banded
 from scipy.optimize import linear_sum_assignment
 
-from ..utils import plain_name, read_text, strict_json, write_text
+from ..utils import (
+    check_numbers,
+    is_number,
+    plain_name,
+    read_text,
+    strict_json,
+    write_text,
+)
 from .camera import PanoramaCamera
 
 VERSION = 1
@@ -60,6 +67,10 @@ def read_boxes(path):
         else:
             content = strict_json(read_text(path))
             frames = content["frames"]
+            for boxes in frames:
+                if not isinstance(boxes, list):
+                    raise ValueError(f"{boxes!r} stands for a frame's boxes")
+                check_numbers(boxes, "a box", null=True)
             about = _about(content)
         detections = [_check_boxes(boxes) for boxes in frames]
     except (ValueError, KeyError, TypeError, EOFError) as error:
@@ -74,7 +85,7 @@ def _about(content):
     about = {}
     for name in ("fps", "width", "height"):
         if name in content:
-            about[name] = float(content[name])
+            about[name] = float(check_numbers(content[name], name))
             if not 0 < about[name] < float("inf"):
                 raise ValueError(f"{name} is {content[name]}")
     return about
@@ -212,6 +223,7 @@ class FaceTrack:
             if content["version"] != VERSION:
                 raise ValueError(f"version {content['version']}")
             lost = [np.nan] * 4
+            _check_content(content)
             track = cls(
                 np.array(content["doas"], dtype=float),
                 np.array([box or lost for box in content["boxes"]], float),
@@ -249,6 +261,17 @@ class FaceTrack:
             raise ValueError("a direction is not in 0 to 180 degrees")
         if not 1 <= self.fps <= 1000:
             raise ValueError(f"{self.fps} frames per second")
+
+
+def _check_content(content):
+    """Raise ValueError where a track file has no number where one is meant."""
+    for name in ("version", "fps", "width", "height", "faces", "target"):
+        if not is_number(content[name]):
+            raise ValueError(f"{name} is {content[name]!r}")
+    check_numbers(content["doas"], "doas")
+    check_numbers(content["boxes"], "a box", null=True)
+    if not isinstance(content["source"], str):
+        raise ValueError(f"source is {content['source']!r}")
 
 
 def _bend_penalty(bandwidth, fps):

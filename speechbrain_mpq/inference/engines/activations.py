@@ -20,7 +20,7 @@ import torch
 
 from ...quantization.container import PackedModelError
 from ...quantization.packing import MODEL_FILE
-from ...utils import strict_json, write_text
+from ...utils import check_numbers, strict_json, write_text
 from .lowered import SIGNED, run
 
 RANGES_FILE = "activations.json"
@@ -236,9 +236,10 @@ def read_ranges(folder, network):
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES} bytes")
         content = strict_json(path.read_bytes())
-        if content["version"] not in (VERSION, UNSEALED):
-            raise ValueError(f"version {content['version']!r}")
-        if content["version"] == VERSION:
+        version = check_numbers(content["version"], "version")
+        if version not in (VERSION, UNSEALED):
+            raise ValueError(f"version {version!r}")
+        if version == VERSION:
             sealed = content.pop("sha256")
             if sealed != content_digest(content):
                 raise ValueError("damaged, its SHA-256 does not match")
@@ -256,8 +257,12 @@ def _checked(layers, network):
         raise ValueError("other layers than the model's")
     ranges = {}
     for name, count in groups.items():
-        scale = np.asarray(layers[name]["scale"], np.float32)
-        zero_point = np.asarray(layers[name]["zero_point"])
+        own = {
+            key: check_numbers(layers[name][key], f"{name}: {key}")
+            for key in ("scale", "zero_point")
+        }
+        scale = np.asarray(own["scale"], np.float32)
+        zero_point = np.asarray(own["zero_point"])
         shape = (count,) if count > 1 else ()
         if scale.shape != shape or zero_point.shape != shape:
             raise ValueError(f"{name}: not of shape {shape}")

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -126,6 +127,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def _without_count(metrics):
+    """A metrics file that does not tell how many items a bucket has."""
+    metrics["buckets"]["0-15"]["n"] = None
+    return metrics
+
+
 @pytest.mark.parametrize(
     "spoil, reason",
     [
@@ -136,6 +143,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         (lambda m: {**m, "average": {"wer": 1}}, "`si_snr` of average"),
         (lambda m: {**m, "average": 3}, "average holds"),
         (lambda m: {**m, "buckets": [1]}, "buckets holds"),
+        (_without_count, "`n` of bucket 0-15 is None"),
         (lambda m: {**m, "test_set": 5}, "`test_set` is 5"),
         (lambda m: {**m, "task": 5}, "`task` is 5"),
         (lambda m: {**m, "task": "singing"}, "no task 'singing', only class"),
@@ -205,6 +213,13 @@ def test_items_are_read_with_the_run(tmp_path):
         (
             json.dumps([{**i, "hypothesis": None} for i in make_items()]),
             "lacks hypotheses",
+        ),
+        *(
+            (
+                json.dumps([{**i, "si_snr_mixture": x} for i in make_items()]),
+                re.escape(f"si_snr_mixture is {x!r}"),
+            )
+            for x in (None, "1.5", True, [1.5])
         ),
     ],
 )

@@ -129,11 +129,18 @@ def spoil(content, what):
         content["layers"][name]["zero_point"] = 127.5
     elif what == "version":
         content["version"] = 3
+    elif what == "true":
+        content["layers"][name]["scale"] = True
+    elif what == "text":
+        content["layers"][name]["scale"] = "0.5"
 
 
 @pytest.mark.parametrize(
     "what",
-    ["scale", "zero point", "shape", "layer", "weights", "kind", "version"],
+    [
+        *("scale", "zero point", "shape", "layer", "weights", "kind"),
+        *("version", "true", "text"),
+    ],
 )
 def test_spoilt_file_is_refused(what, tmp_path):
     packed(tmp_path, "eight")
@@ -230,6 +237,8 @@ def test_nan_in_calibration_is_refused(tmp_path):
     [
         *("[]", "{}", '{"a": {"wav": "x.wav"}}'),
         '{"a": {"wav": "x", "doa": 200}}',
+        '{"a": {"wav": "x", "doa": true}}',
+        '{"a": {"wav": "x", "doa": "60"}}',
         *("[" * 100000, '{"a": {"wav": "x", "doa": ' + "9" * 400 + "}}"),
         '{"a": 1, "a": 2}',
         '{"a": {"wav": "x", "doa": 60, "start": 0, "stop": 800}}',

@@ -13,11 +13,13 @@ from huggingface_hub import constants
 from speechbrain_mpq.__main__ import main
 from speechbrain_mpq.ptq import pretrained_folder
 from speechbrain_mpq.ptq.pretrained_folder import (
+    KEPT,
     PTQReport,
     SourceNotFoundError,
     check_source,
     model_card,
     outcome_table,
+    read_front_matter,
 )
 from speechbrain_mpq.quantization.quant_api import quantize_
 
@@ -65,6 +67,47 @@ def test_card_is_one_that_the_hub_reads(outcome):
     assert "* 4 parameters stay in float: biases." in text
     assert 'Linear.from_hparams(source="asr_4bit")' in text
     assert "| 4 | 1 | 32 | 88.9 % |" in text
+
+
+@pytest.mark.parametrize(
+    "matter, kept",
+    [
+        ("language: no", {"language": "no"}),  # not false
+        ("license: mit\nversion: 2020-99-99", {"license": "mit"}),
+        ("tags: asr", {"tags": ["asr"]}),
+        ("tags: 5", {"tags": ["5"]}),
+        ("license: {a: b}\nlanguage: [fr, no]", {"language": ["fr", "no"]}),
+        ("license:", {}),
+    ],
+)
+def test_front_matter_is_taken_over_as_text(outcome, tmp_path, matter, kept):
+    text = f"---\nlibrary: x\n{matter}\n---\n# M\n"
+    (tmp_path / "README.md").write_text(text, "utf-8-sig")
+    outcome.card = read_front_matter(tmp_path)
+    _, written, _ = model_card(outcome).split("---\n", 2)
+    written = yaml.load(written, yaml.BaseLoader)
+    tags = kept.pop("tags", [])
+    assert [tag for tag in written["tags"] if tag in ("asr", "5")] == tags
+    assert {key: written[key] for key in KEPT if key in written} == kept
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "---\nauthor: Müller\n---\n".encode("latin-1"),
+        "---\nlicense: mit\n---\n".encode("utf-16"),
+        b"---\na: " + b"[" * 5000 + b"\n---\n",
+        b"---\n- mit\n---\n",
+        b"---\n'\n---\n",
+    ],
+)
+def test_damaged_front_matter_is_told_and_loses_no_work(
+    tmp_path, caplog, content
+):
+    (tmp_path / "README.md").write_bytes(content)
+    assert read_front_matter(tmp_path) == {}
+    (record,) = caplog.records
+    assert str(tmp_path / "README.md") in record.getMessage()
 
 
 class NoModels(BaseHTTPRequestHandler):

@@ -337,6 +337,12 @@ def test_track_file_holds_everything(track, tmp_path):
         ({"boxes": [None] * 75}, "visible in no frame"),
         ({"boxes": [[1, 2]] * 75}, "is not a track"),
         ({"fps": 0}, "0 frames per second"),
+        ({"fps": True}, "fps is True"),
+        ({"width": "720"}, "width is '720'"),
+        ({"target": [1]}, r"target is \[1\]"),
+        ({"source": None}, "source is None"),
+        ({"doas": ["90"] * 75}, "doas has '90'"),
+        ({"boxes": [[True, 2, 3, 4]] * 75}, "a box has True"),
         (None, "is not a track"),
     ],
 )
@@ -382,6 +388,8 @@ def test_given_boxes_by_the_command(tmp_path, capsys):
     ]
     + ['{"frames": [[[1, 2, 3, -4]]]}', '{"frames": [[["a", 2, 3, 4]]]}']
     + ['{"frames": [[]], "fps": NaN}', '{"frames": [[]], "width": 0}']
+    + ['{"frames": [true]}', '{"frames": [[["1", 2, 3, 4]]]}']
+    + ['{"frames": [[[true, 2, 3, 4]]]}', '{"frames": [[]], "fps": true}']
     + ['{"frames": 3}', '{"frames": [[[1, 2, 3, 1e999]]]}'],
 )
 def test_broken_boxes_are_named(tmp_path, text):
