@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 
-from .utils import MAX_NAME, scratch_folder
+from .utils import MAX_NAME, refuse_stream, scratch_folder
 
 try:
     import fcntl
@@ -108,6 +108,7 @@ def check_folder(path, change="name another folder"):
     ...
     ValueError: nothing can be written to ...results (Not a directory): ...
     """
+    refuse_stream(path)
     path = Path(path).resolve()
     try:
         there = next(p for p in (path, *path.parents) if os.path.lexists(p))

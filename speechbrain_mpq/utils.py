@@ -63,11 +63,10 @@ def atomic_write(path):
     """
     path = Path(path)
     check_output(path)
-    if _is_device(path):
+    if is_device(path):
         with scratch_folder() as folder:
             yield folder / path.name
-            with open(folder / path.name, "rb") as part, open(path, "wb") as to:
-                shutil.copyfileobj(part, to)
+            _copy_to_device(folder / path.name, path)
         return
     _remove_abandoned(path.parent.resolve())
     part, lock = _new_part(path)
@@ -81,6 +80,18 @@ def atomic_write(path):
     finally:
         part.unlink(missing_ok=True)
         lock.close()
+
+
+def _copy_to_device(source, path):
+    """Write a file to a device or pipe, which an error names."""
+    try:
+        with open(source, "rb") as part, open(path, "wb") as to:
+            shutil.copyfileobj(part, to)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def save_figure(figure, path, **options):
@@ -119,6 +130,7 @@ def check_output(path, *inputs):
     ...
     IsADirectoryError: ... is a folder: name a file in it
     """
+    refuse_stream(path)
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is no folder: make it first")
@@ -137,11 +149,22 @@ def check_output(path, *inputs):
             )
 
 
-def _is_device(path):
-    """Whether something is no file of its own, as /dev/stdout and pipes."""
+def refuse_stream(path):
+    """Refuse the name - where nothing takes it for standard output."""
+    if str(path) == "-":
+        raise ValueError(
+            "- is no name here: name a file, which may be /dev/stdout where "
+            "a file is written, or a folder"
+        )
+
+
+def is_device(path):
+    """Tells whether a path is no file of its own, as /dev/stdout and pipes."""
+    path = Path(path)
     folder = str(path.parent.resolve())
     special = folder == "/dev" or folder.startswith("/proc/")
-    return path.exists() and (special or not path.is_file())
+    # A name that is too long is none: pathlib raises
+    return os.path.exists(path) and (special or not os.path.isfile(path))
 
 
 def write_chunks(path, chunks):

@@ -55,7 +55,9 @@ class Parser(argparse.ArgumentParser):
             self.error(f"no option {name}{did_you_mean(name, options)}")
 
     def _check_value(self, action, value):
-        """Refuse a value that is none of the choices."""
+        """Refuse an empty value, and one that is none of the choices."""
+        if value == "":  # what an unset variable of the shell gives
+            raise argparse.ArgumentError(action, "it is empty: give a value")
         choices = action.choices
         if choices is not None and value not in choices:
             hint = did_you_mean(value, choices)

@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..utils import error_text
+from ..utils import error_text, is_device
 
 STREAM = "-"
 STREAM_NAME = "standard input"
@@ -169,6 +169,19 @@ def each_recording(files, work, quiet=False):
     return 1 if failed else 0
 
 
+def print_names(paths):
+    """Print what was written; not into a device, as /dev/stdout, itself.
+
+    Example
+    -------
+    >>> print_names([Path("a.wav"), Path("/dev/null")])
+    a.wav
+    """
+    for path in paths:
+        if not is_device(path):
+            print(path)
+
+
 def speed(sound, seconds):
     """How long work on some seconds of sound took, in words.
 
@@ -269,14 +282,13 @@ class OutputNames:
         list of Path
             One for each direction.
         """
-        from ..inference.output import output_paths
+        from ..inference.output import named_paths, output_paths
 
         if self.folder is not None:
             self.folder.mkdir(exist_ok=True)
         out = self._names(file, doas)
         if named and not isinstance(out, list):
-            path = Path(out)
-            out = [path.with_stem(f"{path.stem}_{doa:g}") for doa in doas]
+            out = named_paths(out, doas)
         source = Path(file)
         paths = output_paths(
             out, doas, source if os.path.exists(file) else None

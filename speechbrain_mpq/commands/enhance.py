@@ -14,6 +14,7 @@ from .audio_files import (
     OutputNames,
     each_recording,
     open_source,
+    print_names,
     recordings,
     speed,
 )
@@ -115,8 +116,7 @@ def run(options) -> int:
         model = _load(options)
         started = time.perf_counter()
         sound, paths = _enhance(model, files[0], opened, names, options)
-    for path in paths:
-        print(path)
+    print_names(paths)
     if paths and sound > LONG and not options.quiet:
         print(speed(sound, time.perf_counter() - started), file=sys.stderr)
     return 0

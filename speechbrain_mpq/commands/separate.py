@@ -14,6 +14,7 @@ from .audio_files import (
     OutputNames,
     each_recording,
     open_source,
+    print_names,
     recordings,
     speed,
 )
@@ -128,8 +129,7 @@ def run(options) -> int:
         seconds = time.perf_counter() - started
         if options.out == STREAM:
             return 0
-        for path in paths:
-            print(path)
+        print_names(paths)
         if audio.seconds > LONG and not options.quiet:
             print(speed(audio.seconds, seconds), file=sys.stderr)
     return 0

@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 import torch
 
-from ..utils import SAMPLE_RATE, open_input
+from ..utils import SAMPLE_RATE, is_device, open_input
 from .audio_headers import (
     ChangedFile,
     decoder_warning,
@@ -525,7 +525,12 @@ def system_path(path):
 
 
 def audio_format(path):
-    """Determine the audio format that a file's ending asks for."""
+    """Determine the audio format that a file's ending asks for.
+
+    Devices and pipes, as /dev/null and `>(...)`, get WAV.
+    """
+    if is_device(path):
+        return "WAV"
     ending = Path(path).suffix
     name = ending[1:].upper()
     if name not in soundfile.available_formats() or name == "RAW":

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from ..lobes.models.separator import matching_gain
-from ..utils import SAMPLE_RATE, atomic_write, check_output
+from ..utils import SAMPLE_RATE, atomic_write, check_output, is_device
 from .audio import audio_format, system_path
 
 logger = logging.getLogger(__name__)
@@ -44,9 +44,9 @@ def output_paths(out, doas, source=None):
     elif len(doas) == 1:
         paths = [Path(out)]
     else:
-        out = Path(out)
-        paths = [out.with_stem(f"{out.stem}_{doa:g}") for doa in doas]
-    if len(paths) != len(doas) or len(set(paths)) != len(paths):
+        paths = named_paths(out, doas)
+    alike = len(set(paths)) != len(paths) and str(paths[0]) != os.devnull
+    if len(paths) != len(doas) or alike:
         raise ValueError(
             f"{len(doas)} directions need as many different output files, got "
             + ", ".join(map(str, paths))
@@ -55,6 +55,14 @@ def output_paths(out, doas, source=None):
     for path in paths:
         _check_path(path, source)
     return paths
+
+
+def named_paths(out, doas):
+    """Add directions to a file's name; a device has one name for all."""
+    out = Path(out)
+    if is_device(out):
+        return [out] * len(doas)
+    return [out.with_stem(f"{out.stem}_{doa:g}") for doa in doas]
 
 
 def _check_path(path, source):

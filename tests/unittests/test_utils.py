@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from speechbrain_mpq import utils
+from speechbrain_mpq.locks import check_folder
 from speechbrain_mpq.utils import (
     atomic_write,
     check_output,
@@ -239,6 +240,21 @@ def test_a_pipe_is_written_to_and_stays_one(tmp_path):
     reader.join()
     assert read == ["sound"] and pipe.is_fifo()
     assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_a_full_device_is_named():
+    with pytest.raises(OSError) as caught:
+        write_text("/dev/full", "sound")
+    assert error_text(caught.value) == "/dev/full: No space left on device"
+
+
+def test_the_name_of_standard_output_becomes_no_file(tmp_path, monkeypatch):
+    """Of those who do not take it for standard output."""
+    monkeypatch.chdir(tmp_path)
+    for check in (check_output, check_folder):
+        with pytest.raises(ValueError, match="- is no name here"):
+            check("-")
+    assert os.listdir(tmp_path) == []
 
 
 def test_outputs_that_cannot_be(tmp_path):

@@ -232,6 +232,39 @@ def test_complaints_about_films(
     assert not list(tmp_path.glob("*_44.wav"))
 
 
+@pytest.mark.parametrize("doa", [["60"], ["60", "120"]])
+def test_output_to_a_device(folder, mixture, capfd, doa):
+    """Nothing is written but the sound, and nothing is kept."""
+    arguments = ["separate", str(mixture), "--model", folder, "--doa", *doa]
+    assert main([*arguments, "-o", os.devnull]) == 0
+    assert capfd.readouterr().out == ""
+    assert not os.path.isfile(os.devnull)
+    assert os.listdir() == ["mix.wav"]
+
+
+def test_output_to_a_pipe(folder, mixture, tmp_path, capsys):
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    arguments = ["separate", str(mixture), "--model", folder, "--doa", "60"]
+    assert main([*arguments, "-o", str(pipe)]) == 0
+    reader.join()
+    found, rate = soundfile.read(io.BytesIO(read[0]))
+    assert rate == 16000 and capsys.readouterr().out == ""
+    assert np.abs(found - expected(folder, mixture, 60)).max() < 1e-4
+    assert main([*arguments, "120", "-o", str(pipe)]) == 1
+    assert "as many different output files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["-o", "--model"])
+def test_an_empty_value_is_refused(folder, mixture, capsys, option):
+    """As the shell gives for a variable that is not set."""
+    with pytest.raises(SystemExit):
+        main(["separate", str(mixture), "--doa", "60", option, ""])
+    assert "it is empty: give a value" in capsys.readouterr().err
+
+
 def test_a_device_that_is_none(folder, mixture, capsys):
     arguments = ["separate", str(mixture), "--doa", "60", "--model", folder]
     assert main([*arguments, "--device", "gpu"]) == 1
