@@ -15,7 +15,7 @@ import torch
 
 from .chains import chains, quantizer_of
 from .parametrized import float_weights, is_traced, roots
-from .tensors import is_torchs, named_tensors
+from .tensors import is_expanded, is_torchs, named_tensors
 
 _WHY = (
     "what is computed with it is NaN or infinite, and is not with its float "
@@ -105,7 +105,8 @@ def not_finite(model):
     """
     found, owners = {}, {}
     for name, tensor in named_tensors(model).items():
-        if tensor.reason:  # such as of a type that nothing computes with
+        # Of a type that nothing computes with, or without values
+        if tensor.reason or tensor.weight.is_meta:
             continue
         if not torch.isfinite(tensor.weight).all():
             found[name] = (
@@ -163,7 +164,8 @@ def _likely_shapes(module):
 def _evaluated(module):
     """Puts a module into evaluation mode inside; its buffers come back."""
     training = {inner: inner.training for inner in module.modules()}
-    kept = [(b, b.clone()) for b in module.buffers()]
+    # Nobody can write to one that is expanded
+    kept = [(b, b.clone()) for b in module.buffers() if not is_expanded(b)]
     module.eval()
     try:
         yield

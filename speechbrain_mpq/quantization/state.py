@@ -458,6 +458,8 @@ def why_not(name, tensor):
     """Tells why a tensor cannot be stored; empty where it can."""
     if isinstance(tensor, UninitializedTensorMixin):
         return "without a shape before the first forward"
+    if tensor.is_meta:
+        return "on the meta device, without values"
     if tensor.dtype not in DTYPES:
         return f"its type {tensor.dtype} is not supported"
     if tensor.layout != torch.strided:

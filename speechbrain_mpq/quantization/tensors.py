@@ -22,6 +22,7 @@ AXES = {
     "speechbrain.nnet.quaternion_networks.q_linear.QLinear": (1,),
     "speechbrain.nnet.hypermixing.ParallelMLPs": (0, 1),
 }
+NO_SHAPE = "{} has no shape before the first forward: run the model once"
 ROOT = "."  # cluster of the parameters that the model itself owns
 OLD_WEIGHT_NORM = "torch.nn.utils.weight_norm"
 
@@ -82,6 +83,8 @@ class NamedTensor:
     @property
     def whole(self):
         """The float values of all groups, without gradient."""
+        if isinstance(self.parameter, UninitializedTensorMixin):
+            raise ValueError(NO_SHAPE.format(self.parameter_name))
         if self.chain is None:
             return self.parameter.detach()
         with torch.no_grad():
@@ -143,6 +146,13 @@ class NamedTensor:
             fake_quantize=fake_quantize,
             rows=rows,
         )
+
+
+def is_expanded(tensor):
+    """Whether elements of a tensor share memory, as `expand` leaves them."""
+    if tensor.layout != torch.strided:
+        return False
+    return any(n > 1 and not s for n, s in zip(tensor.shape, tensor.stride()))
 
 
 def named_tensors(model):

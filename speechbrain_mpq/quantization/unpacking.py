@@ -13,6 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 
 import torch
+from torch.nn.parameter import UninitializedTensorMixin
 
 from .codebook import (
     TERNARY_BITS,
@@ -38,7 +39,7 @@ from .state import (
     set_module_states,
     stored_buffers,
 )
-from .tensors import named_tensors
+from .tensors import NO_SHAPE, is_expanded, named_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -475,6 +476,7 @@ def load_packed_(model, folder):
     torch.nn.Module
         The model.
     """
+    _refuse_unwritable(model)
     own_states, _ = module_states(model)
 
     def compatible(path, shapes, header, version):
@@ -500,6 +502,18 @@ def load_packed_(model, folder):
     return model
 
 
+def _refuse_unwritable(model):
+    """Raise ValueError where values would be written to no memory."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(tensor, UninitializedTensorMixin):
+            raise ValueError(NO_SHAPE.format(name))
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name} is on the meta device, where nothing can be loaded "
+                'to: call model.to_empty(device="cpu") first'
+            )
+
+
 def _fill(model, targets, packed):
     """Put a file's values into a model that it fits, one after the other."""
     groups = packed.groups()
@@ -510,6 +524,8 @@ def _fill(model, targets, packed):
             for rows, tensor in pieces:
                 value = tensor.values(target.dtype) if tensor else None
                 value = packed.floats[name] if value is None else value
+                if is_expanded(target):  # torch writes to no such tensor
+                    target.data = target.data.clone()
                 target[rows].copy_(value)
             for module, attribute in behind.get(name, ()):
                 fix_(module, attribute, target)

@@ -158,6 +158,24 @@ def test_tensors_without_a_place_are_named(tmp_path):
         save_packed(model, tmp_path)
 
 
+def test_models_without_values_are_refused(tmp_path):
+    """Loading into them does nothing, and torch says nothing."""
+    save_packed(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3)), tmp_path)
+    meta = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3, device="meta"))
+    lazy = nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(3))
+    with pytest.raises(ValueError, match="1.weight is on the meta device"):
+        load_packed_(meta, tmp_path)
+    with pytest.raises(ValueError, match="1.weight cannot be packed.*meta"):
+        save_packed(meta, tmp_path)
+    load, quantize = (
+        lambda model: load_packed_(model, tmp_path),
+        lambda model: quantize_(model, 4),
+    )
+    for use in (load, quantize, coverage):
+        with pytest.raises(ValueError, match="1.weight has no shape"):
+            use(lazy)
+
+
 def test_keys_that_nobody_can_find_are_named():
     class Odd(nn.Linear):
         def _save_to_state_dict(self, destination, prefix, keep_vars):

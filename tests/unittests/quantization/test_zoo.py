@@ -167,6 +167,34 @@ class Rank(nn.Module):
         return weight[:, :2].clone(), torch.eye(2, weight.shape[1])
 
 
+class Expanded(nn.Module):
+    """A buffer whose elements share memory, a weight that is transposed."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 6).t())
+        self.register_buffer("shift", torch.randn(1, 4).expand(6, 4))
+        self.register_buffer("even", torch.randn(8)[::2])
+
+    def forward(self, x):
+        """Map and shift."""
+        return x @ (self.weight + self.shift) * self.even
+
+
+class Lists(nn.Module):
+    """Lists and dictionaries of parameters, one of them tied."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.list = nn.ParameterList([self.linear.weight, torch.randn(4)])
+        self.dict = nn.ParameterDict({"ü": torch.randn(4, 4)})
+
+    def forward(self, x):
+        """Use them all."""
+        return self.linear(x) @ self.list[0] * self.list[1] @ self.dict["ü"]
+
+
 def low_rank():
     """A linear layer of rank 2."""
     layer = nn.Linear(5, 4)
@@ -236,6 +264,8 @@ ZOO = {
     "shared": (Shared, draw(5, 4)),
     "saver": (Statistics, draw(2, 3)),
     "extra": (Extra, draw(2, 4)),
+    "expanded": (Expanded, draw(2, 6)),
+    "lists": (Lists, draw(2, 4)),
     "conv1d": (lambda: nn.Conv1d(4, 6, 3, groups=2), draw(2, 4, 9)),
     "conv2d": (lambda: nn.Conv2d(2, 3, 3), draw(1, 2, 5, 6)),
     "up": (lambda: nn.ConvTranspose1d(4, 6, 3), draw(2, 4, 9)),
@@ -249,6 +279,12 @@ ZOO = {
     ),
     "up_2d": (lambda: nn.ConvTranspose2d(2, 3, 3), draw(1, 2, 5, 6)),
     "bilinear": (lambda: nn.Bilinear(3, 4, 5), lambda: torch.randn(2, 2, 4)),
+    "attention": (
+        lambda: nn.MultiheadAttention(
+            8, 2, kdim=6, vdim=4, batch_first=True, add_bias_kv=True
+        ),
+        draw(2, 3, 8),
+    ),
     "lstm": (lambda: nn.LSTM(3, 4, 2, bidirectional=True), draw(5, 2, 3)),
     "lstm_projected": (lambda: nn.LSTM(3, 6, proj_size=2), draw(5, 2, 3)),
     "gru": (lambda: nn.GRU(3, 4), draw(5, 2, 3)),
@@ -420,6 +456,7 @@ ZOO = {
     ),
 }
 CALLS = {
+    "attention": lambda m, x: m(x, x[..., :6], x[..., :4]),
     "bilinear": lambda m, x: m(x[..., 0, :3], x[..., 1, :]),
     "normalizer": normalized,
     "relative": lambda m, x: m(
