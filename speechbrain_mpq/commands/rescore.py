@@ -151,7 +151,10 @@ def _check_words(lists, vocabulary, options):
     unknown = words = 0
     for row in lists:
         for text in row.hypotheses:
-            missing = vocabulary.unknown(text)
+            try:
+                missing = vocabulary.unknown(text)
+            except ValueError as error:
+                raise ValueError(f"{row.id}: {error}") from error
             if missing and options.unknown == "error":
                 raise ValueError(
                     f"{row.id}: {missing[0]!r} is not in the vocabulary of "

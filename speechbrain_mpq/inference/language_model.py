@@ -179,9 +179,7 @@ class LanguageModel:
         list of WordScores
             In their order.
         """
-        encode = self.vocabulary.encode_as_ids
-        tokens = [encode(sentence) for sentence in sentences]
-        self._check_lengths(tokens)
+        tokens = self.encode(sentences)
         # Alike lengths together: little padding. The longest first: what they
         # give back holds the shorter, while larger and larger batches would
         # each take new memory (9 GB for 17,000 hypotheses, in place of 2)
@@ -263,15 +261,27 @@ class LanguageModel:
         rescorer.name = "rnnlm" if recurrent else "transformerlm"
         return rescorer
 
-    def _check_lengths(self, tokens):
-        """Refuse sentences that the model has no positions for."""
+    def encode(self, sentences):
+        """Turn sentences into numbers of words.
+
+        Arguments
+        ---------
+        sentences : sequence of str
+
+        Returns
+        -------
+        list of list of int
+            ValueError where the model has no positions for a sentence.
+        """
         most = self.model.settings.get("max_length", math.inf)
+        tokens = [self.vocabulary.encode_as_ids(text) for text in sentences]
         for row in tokens:
             if len(row) + 1 > most:
                 raise ValueError(
                     f"a sentence of {len(row)} words, and the model takes "
                     f"{most - 1} at most: split it"
                 )
+        return tokens
 
     def _score(self, tokens):
         """WordScores of sentences of numbers, in one batch."""
@@ -465,6 +475,11 @@ def rescore(lists, lm, weights=None, ngram=None, progress=False):
         Ranked, with "recognizer_scores" and "lm_scores" as details.
     """
     weights = weights or RescoringWeights()
+    for row in lists:
+        try:
+            lm.encode(row.hypotheses)
+        except ValueError as error:
+            raise ValueError(f"{row.id}: {error}") from error
     texts = [text for row in lists for text in row.hypotheses]
     progress = progress and len(texts) > LONG
     scored = iter(zip(texts, lm.score(texts, progress=progress)))

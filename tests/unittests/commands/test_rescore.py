@@ -148,7 +148,7 @@ def test_unknown_words(folder, capsys):
     [
         ({"hypotheses": ["x y z so"], "scores": [-1]}, (), "3 of 4 words"),
         ({"hypotheses": ["so"], "scores": [2]}, (), "a score of 2 is above 0"),
-        ({"hypotheses": ["so </s>"], "scores": [-1]}, (), "which is no word"),
+        ({"hypotheses": ["so </s>"], "scores": [-1]}, (), "u: 'so </s>' holds"),
         (
             {"hypotheses": ["so"], "scores": [-1]},
             ("--scores", "costs"),

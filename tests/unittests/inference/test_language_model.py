@@ -162,6 +162,25 @@ def test_sentences_longer_than_positions():
     lm = LanguageModel(network("transformer"), Vocabulary(WORDS))
     with pytest.raises(ValueError, match="600 words, and the model takes 599"):
         lm.score(["so " * 600])
+    lists = [NBest("u1", ["so"], [-1.0]), NBest("u2", ["so " * 600], [-1.0])]
+    with pytest.raises(ValueError, match="u2: a sentence of 600 words"):
+        rescore(lists, lm)
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_scores_do_not_depend_on_what_else_is_scored(kind):
+    """And are those of a loop that reads on word by word."""
+    lm = LanguageModel(network(kind), Vocabulary(WORDS))
+    vocabulary = lm.vocabulary
+    texts = ["so be it", "", "the state of a union is so", "so nobody"]
+    turned = lm.score(texts[::-1], batch=2)[::-1]
+    for text, own, other in zip(texts, lm.score(texts), turned):
+        assert torch.allclose(own.log_probs, other.log_probs, atol=1e-5)
+        tokens = [vocabulary.bos_index, *vocabulary.encode_as_ids(text)]
+        for i, target in enumerate([*tokens[1:], vocabulary.eos_index]):
+            last = logits(lm.model, tokens[: i + 1])[-1]
+            expected = float(last.log_softmax(-1)[target])
+            assert float(own.log_probs[i]) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(
