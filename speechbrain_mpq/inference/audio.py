@@ -24,7 +24,13 @@ from .audio_headers import (
     read_header,
     samples_warning,
 )
-from .microphones import Copies, Drift, OffsetFilter, channel_warnings
+from .microphones import (
+    Copies,
+    Drift,
+    OffsetFilter,
+    Polarity,
+    channel_warnings,
+)
 
 logger = logging.getLogger(__name__)
 OFFSET_STEP = 256  # samples in which an offset that moves is looked at
@@ -32,6 +38,7 @@ BLOCK_SECONDS = 3.0
 FILTER_ZEROS = 6  # of the low-pass filter, to either side
 ROLLOFF = 0.99  # of half the lower rate
 MAX_FILTER = 2**24  # taps of a resampler: rates with no common divisor
+NO_SOUND = 1e-30  # power that single precision computes nothing with
 LOUDEST = 1e12  # of full scale: integers of 32 bits as floats are below
 CLIPPED = 0.9999  # of full scale
 CLIPPED_SHARE = 1e-4  # of all samples, from where on it is worth a warning
@@ -215,7 +222,7 @@ class AudioFile:
         mics, declared = len(self.microphones), self.frames
         moments = np.zeros((2, mics))  # sums of the signal and its square
         clipped, copies, count = 0, Copies(), 0
-        drift = Drift(self.rate)
+        drift, polarity = Drift(self.rate), Polarity(self.rate)
         resampler = None
         if self.rate != SAMPLE_RATE:
             resampler = BlockResampler(self.rate, SAMPLE_RATE)
@@ -226,6 +233,7 @@ class AudioFile:
             clipped += np.count_nonzero(np.abs(block) >= CLIPPED)
             copies.update(block)
             drift.update(block)
+            polarity.update(block)
             total += block.sum(0, dtype=np.float64)
             count += len(block)
             if resampler:
@@ -237,9 +245,8 @@ class AudioFile:
         self._offset = total / count
         mean, square = moments / self.samples
         # What is left of a constant is rounding, not sound
-        power = np.where(
-            square - mean**2 > 1e-12 * mean**2, square - mean**2, 0.0
-        )
+        power = square - mean**2
+        power = np.where(power > 1e-12 * mean**2 + NO_SOUND, power, 0.0)
         alike = mics > 1 and not copies.differ
         if self._array and power.any() and alike:
             raise AudioError(
@@ -252,7 +259,8 @@ class AudioFile:
         if self._moving:
             power = np.maximum(power - drift.power(), 0)
         strange = channel_warnings(
-            self.microphones, power, copies, self._array, self._moving
+            *(self.microphones, power, copies, polarity),
+            *(self._array, self._moving),
         )
         warnings = [
             *self._wrong_length(declared),

@@ -16,6 +16,8 @@ from ..utils import SAMPLE_RATE
 OFFSET_SECONDS = 0.16  # in which an offset is followed
 MOVING = 0.1  # of the power of the rest, from where on an offset is followed
 SAME = 1e-6  # of the peak: channels that differ by less are copies
+SLOW_SECONDS = 0.004  # means of it hold what is below about 200 Hz
+OPPOSITE = -0.5  # correlation of such means, of neighbours
 STRANGE = 20.0  # dB between a microphone and most others of its array
 
 
@@ -173,7 +175,56 @@ class Copies:
             first.setdefault(total, place)
 
 
-def channel_warnings(numbers, power, copies, array, moving):
+class Polarity:
+    """Finds microphones with swapped wires, by what is slow.
+
+    A wave of 150 Hz is 2.3 m long: neighbours in an array hear the same of it,
+    wherever it comes from. With its sign turned one of them hears the opposite.
+
+    Arguments
+    ---------
+    rate : int
+        Hz.
+
+    Example
+    -------
+    >>> polarity, time = Polarity(16000), np.arange(16000)[:, None] / 16000
+    >>> polarity.update(np.sin(800 * time - [0.0, 0.1, 0.2]) * [1, 1, -1])
+    >>> polarity.swapped()
+    [2]
+    """
+
+    def __init__(self, rate):
+        self.width = max(1, round(SLOW_SECONDS * rate))
+        self._products = 0.0  # [mics, mics]
+
+    def update(self, block):
+        """Take more of the signal, [samples, mics]."""
+        count = len(block) // self.width
+        shape = count, self.width, block.shape[1]
+        pieces = block[: count * self.width].reshape(shape)
+        # Differences leave out offsets and rumble
+        change = np.diff(pieces.mean(1, dtype=np.float64), axis=0)
+        self._products = self._products + change.T @ change
+
+    def swapped(self):
+        """Places of those that are opposite to most others."""
+        if np.ndim(self._products) < 2:
+            return []
+        scale = np.sqrt(np.diag(self._products))
+        heard = np.flatnonzero(scale > 0)
+        if len(heard) < 3:  # of two nobody can tell which
+            return []
+        alike = self._products / np.maximum(np.outer(scale, scale), 1e-300)
+        signs = [1]
+        for before, now in zip(heard, heard[1:]):
+            turned = alike[before, now] < OPPOSITE
+            signs.append(-signs[-1] if turned else signs[-1])
+        few = 1 if sum(signs) < 0 else -1
+        return [int(mic) for mic, sign in zip(heard, signs) if sign == few]
+
+
+def channel_warnings(numbers, power, copies, polarity, array, moving):
     """Says what is odd about the channels of a recording.
 
     Arguments
@@ -183,6 +234,7 @@ def channel_warnings(numbers, power, copies, array, moving):
     power : numpy.ndarray
         [mics], without offsets.
     copies : Copies
+    polarity : Polarity
     array : bool
         Whether they are the microphones of an array.
     moving : bool
@@ -196,7 +248,8 @@ def channel_warnings(numbers, power, copies, array, moving):
     Example
     -------
     >>> powers = np.array([1.0, 1.1, 1e-4])
-    >>> list(channel_warnings([1, 4, 15], powers, Copies(), True, False))
+    >>> found = Copies(), Polarity(16000)
+    >>> list(channel_warnings([1, 4, 15], powers, *found, True, False))
     [': microphone 15 is 40 dB softer than the others: check its cable ...']
     """
     if not power.any():
@@ -231,3 +284,8 @@ def channel_warnings(numbers, power, copies, array, moving):
                 f": microphones {numbers[first]} and {numbers[second]} have "
                 "one signal: check their cables; the separation suffers"
             )
+    for place in polarity.swapped() if array else ():
+        yield (
+            f": microphone {numbers[place]} has the opposite polarity of the "
+            "others: swap its wires; the separation suffers"
+        )

@@ -20,6 +20,12 @@ def heard(channels=3):
     return 0.1 * np.sin(2 * np.pi * 440 * TIME) + noise
 
 
+def slow():
+    """A voice at 110 Hz, as three microphones 18 cm apart hear it."""
+    delays = np.arange(3) * 0.18 / 343
+    return 0.1 * np.sin(2 * np.pi * 110 * (TIME - delays))
+
+
 def opened(path, signal, rate=16000):
     """A file of three microphones of an array of 15."""
     held = np.repeat(signal, rate // 16000, axis=0)
@@ -75,6 +81,15 @@ def test_each_microphone_that_is_odd_is_told(tmp_path, caplog):
         (lambda x: x * [1, 0.003, 1], "microphone 4 is 50 dB softer than"),
         (lambda x: x * [9, 0.3, 0.3], "microphone 1 is 30 dB louder than"),
         (lambda x: x[:, [0, 1, 1]], "microphones 4 and 15 have one signal"),
+        (lambda x: slow() + x * [1, -1, 1], None),  # fast alone: a direction
+        (
+            lambda x: (slow() + x) * [1, -1, 1],
+            "microphone 4 has the opposite polarity",
+        ),
+        (
+            lambda x: (slow() + x) * [-1, 1, 1] + 0.1,
+            "microphone 1 has the opposite polarity",
+        ),
         (lambda x: x * [1, 3, 0.3], None),
     ):
         audio = opened(tmp_path / "a.wav", change(signal))
