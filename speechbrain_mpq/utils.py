@@ -349,7 +349,10 @@ def read_text(path, most=MAX_JSON):
         content = file.read(most + 1)
     if len(content) > most:
         raise ValueError(f"{path}: more than {most} bytes")
-    return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    try:
+        return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError as error:  # whose repr has all of the file
+        raise ValueError(f"not UTF-8: {error}") from error
 
 
 def strict_json(text, packed=False):

@@ -89,8 +89,8 @@ class Vocabulary:
         """Vocabulary of a file that `write` made: a word on each line."""
         try:
             lines = read_text(path).splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text ({error})") from error
+        except ValueError as error:
+            raise ValueError(f"{path} is no vocabulary ({error})") from error
         if lines[: len(SPECIAL)] != list(SPECIAL) or len(lines) > LARGEST:
             raise ValueError(
                 f"{path} is no vocabulary: its first lines must be "

@@ -197,7 +197,7 @@ def write_exports(folder, files):
     folder = Path(folder)
     try:
         before = _read(folder)
-    except (OSError, ValueError):
+    except (OSError, KeyError, ValueError):
         before = {}
     sources = _sources(folder)
     if before.get("sources") != sources:  # those are of other weights
@@ -260,6 +260,8 @@ def _read(folder):
     content = read_json(folder / EXPORTS_FILE, _FIX, _FIX)
     if not isinstance(content, dict) or content.get("version") != VERSION:
         raise ValueError("of another version")
+    if not all(isinstance(content[key], dict) for key in ("sources", "files")):
+        raise ValueError("its sources or files are no objects")
     return content
 
 

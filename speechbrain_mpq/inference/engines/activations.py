@@ -20,7 +20,7 @@ import torch
 
 from ...quantization.container import PackedModelError
 from ...quantization.packing import MODEL_FILE
-from ...utils import check_numbers, strict_json, write_text
+from ...utils import check_numbers, read_text, strict_json, write_text
 from .lowered import SIGNED, run
 
 RANGES_FILE = "activations.json"
@@ -233,9 +233,7 @@ def read_ranges(folder, network):
             'manifest.json`, or choose engine="torch"',
         )
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"more than {MAX_BYTES} bytes")
-        content = strict_json(path.read_bytes())
+        content = strict_json(read_text(path, MAX_BYTES))
         version = check_numbers(content["version"], "version")
         if version not in (VERSION, UNSEALED):
             raise ValueError(f"version {version!r}")

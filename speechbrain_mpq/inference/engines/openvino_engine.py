@@ -53,7 +53,13 @@ def compiled(network, ranges, threads=1):
 def write_files(network, ranges, folder):
     """Write the model as OpenVINO's own files, for other programs."""
     path = folder / "mask_network.xml"
-    ov.save_model(build_model(network, ranges), path, compress_to_fp16=False)
+    model = build_model(network, ranges)
+    try:
+        ov.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise OSError(
+            f"{path} cannot be written ({error}): is the disk full?"
+        ) from error
 
 
 @cache

@@ -62,7 +62,7 @@ def test_files_that_are_none(tmp_path, content, match):
 def test_another_encoding(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_bytes("<pad>\n<s>\n</s>\n<unk>\ncafé\n".encode("latin1"))
-    with pytest.raises(ValueError, match="is not UTF-8"):
+    with pytest.raises(ValueError, match="not UTF-8"):
         Vocabulary.read(path)
 
 

@@ -159,6 +159,15 @@ def test_spoilt_file_is_refused(what, tmp_path):
     assert "SHA-256" not in str(caught.value)
 
 
+def test_binary_file_is_told_in_a_line(tmp_path):
+    """Not with all of its bytes."""
+    packed(tmp_path, "eight")
+    (tmp_path / "activations.json").write_bytes(b"\xff" * 10**5)
+    with pytest.raises(PackedModelError, match="not UTF-8") as caught:
+        read_ranges(tmp_path, lower(tmp_path))
+    assert len(str(caught.value)) < 500
+
+
 def test_any_changed_digit_is_found(tmp_path):
     packed(tmp_path, "eight")
     network = lower(tmp_path)

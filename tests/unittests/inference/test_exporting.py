@@ -1,6 +1,7 @@
 """From recordings to a folder that an engine runs, by the command."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -16,7 +17,11 @@ from speechbrain_mpq.inference.engines.activations import (
 )
 from speechbrain_mpq.inference.engines.engine import import_engine
 from speechbrain_mpq.inference.engines.lowered import decibels, lower
-from speechbrain_mpq.inference.exporting import export
+from speechbrain_mpq.inference.exporting import (
+    export,
+    export_problems,
+    write_exports,
+)
 from speechbrain_mpq.inference.folder import save_separator
 from speechbrain_mpq.inference.separation import QuantizedSeparator
 from speechbrain_mpq.inference.verification import check_folder
@@ -78,6 +83,35 @@ def test_exported_folder_separates_like_pytorch(
     assert "made of other weights or activation ranges" in problem
     assert main(["export", out, "--engine", engine]) == 0
     assert check_folder(out) == [] and ranges.exists()
+
+
+def test_a_full_disk_is_told_by_the_file(packed, tmp_path, monkeypatch, capsys):
+    engine = pytest.importorskip("openvino", reason="openvino is missing")
+
+    def full(*arguments, **options):
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr(engine, "save_model", full)
+    folder, manifest = packed
+    command = ["export", str(folder), "-o", str(tmp_path / "out")]
+    assert main([*command, "--calibration", str(manifest)]) == 1
+    assert "mask_network.xml cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("files", [None, [], "x"])
+def test_a_list_of_exports_that_is_none_is_written_anew(
+    packed, tmp_path, files
+):
+    folder = tmp_path / "out"
+    shutil.copytree(packed[0], folder)
+    network = folder / "mask_network.onnx"
+    network.write_bytes(b"network")
+    path = write_exports(folder, [network])
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "files": files}))
+    assert "no objects" in export_problems(folder)[0]
+    write_exports(folder, [network])
+    assert export_problems(folder) == []
 
 
 def test_silence_calibrates_nothing(packed, tmp_path, capsys):
