@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from ..quantization.codebook import check_bits, check_codebook
 from ..quantization.plan import Scheme, Selection, scheme_of
-from ..utils import read_text, strict_json, write_text
+from ..utils import check_numbers, read_text, strict_json, write_text
 
 VERSION = 1
 
@@ -170,6 +170,11 @@ class ScoreTable:
                 f"version {content['version']}, this program reads {VERSION}"
             )
         clusters = content["clusters"]
+        _check_kinds(content, _KINDS)
+        for name, row in clusters.items():
+            _check_kinds(row, {"scales": int}, f" of {name}")
+            sizes = [*row["scores"].values(), *row["tensors"].values()]
+            check_numbers(sizes, name)
         return cls(
             scores={
                 cluster: {_bits(key): x for key, x in row["scores"].items()}
@@ -183,6 +188,16 @@ class ScoreTable:
             details=content["details"],
             codebook=content.get("codebook", "midtread"),
         )
+
+
+_KINDS = {"rest_parameters": int, "method": str, "signed": bool}
+
+
+def _check_kinds(content, kinds, of=""):
+    """Raise ValueError where JSON holds something of another kind."""
+    for key, kind in kinds.items():
+        if type(content[key]) is not kind:
+            raise ValueError(f"{key}{of} is {content[key]!r}")
 
 
 def _bits(key):

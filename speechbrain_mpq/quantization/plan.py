@@ -353,8 +353,11 @@ def _cluster_to_dict(cluster):
 def _cluster_from_dict(entry):
     """ClusterBits of one cluster of plan.json."""
     tensors = entry["tensors"]
-    if not isinstance(tensors, list):
+    is_list = isinstance(tensors, list)
+    if not is_list or not all(isinstance(name, str) for name in tensors):
         raise TypeError('"tensors" must be a list of names')
+    if type(entry["parameters"]) is not int:
+        raise TypeError('"parameters" must be a number of values')
     return ClusterBits(
         entry["bits"], entry["parameters"], tensors, entry.get("scales")
     )

@@ -81,6 +81,30 @@ def test_a_signed_method_may_score_below_zero_but_not_nan():
         make_table(scores=scores, signed=True)
 
 
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (lambda c: c.update(rest_parameters="7"), "rest_parameters is '7'"),
+        (lambda c: c.update(signed="false"), "signed is 'false'"),
+        (lambda c: c.update(method=None), "method is None"),
+        (lambda c: c["clusters"]["conv"].update(scales=True), "scales of conv"),
+        (
+            lambda c: c["clusters"]["conv"]["scores"].update({"2": True}),
+            "conv has True where a number",
+        ),
+    ],
+)
+def test_a_file_with_other_kinds_of_values_is_refused(tmp_path, change, told):
+    path = tmp_path / "scores.json"
+    make_table().save(path)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="scores.json.*score again") as caught:
+        ScoreTable.load(path)
+    assert told in str(caught.value)
+
+
 def test_missing_candidate_is_refused_by_name():
     with pytest.raises(ValueError, match=r"norm has no score at \[4\] bits"):
         make_table(scores={"conv": {2: 0.0, 4: 0.0}, "norm": {2: 0.0}})

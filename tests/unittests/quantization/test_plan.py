@@ -81,6 +81,12 @@ def test_plan_survives_its_file(tmp_path):
         (lambda c: c["clusters"]["conv"].update(bits=4.0), "conv.*1 to 16"),
         (lambda c: c["clusters"]["conv"].pop("parameters"), "conv.*parameters"),
         (lambda c: c["clusters"]["conv"].update(tensors="w"), "conv.*list"),
+        (lambda c: c["clusters"]["conv"].update(tensors=[3]), "conv.*list"),
+        (lambda c: c["clusters"]["conv"].update(tensors=[{}]), "conv.*list"),
+        (
+            lambda c: c["clusters"]["conv"].update(parameters="72"),
+            "conv.*number of values",
+        ),
         (lambda c: c["clusters"]["conv"].update(parameters=0), "conv.*least"),
         (lambda c: c["clusters"]["conv"].update(bits=3), "bytes"),
         (lambda c: c["clusters"].update(norm=3), "norm"),
