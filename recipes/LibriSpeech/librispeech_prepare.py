@@ -65,9 +65,7 @@ def prepare_librispeech(librispeech_folder, data_folder, cmudict, subsets):
             spoken = {
                 key: entry
                 for key, entry in entries.items()
-                if all(
-                    w in lexicon.pronunciations for w in entry["words"].split()
-                )
+                if lexicon.covers(entry["words"])
             }
         hours = sum(entry["length"] for entry in spoken.values()) / 3600
         print(

@@ -11,6 +11,7 @@ shared out to validation and test; Fisher trains.
 import argparse
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from speechbrain_mpq.decoders.text_corpus import (
@@ -21,7 +22,7 @@ from speechbrain_mpq.decoders.text_corpus import (
 from speechbrain_mpq.experiments.command_line import guarded
 from speechbrain_mpq.locks import one_at_a_time
 
-_SWITCHBOARD = "sw*-ms98-a-trans.text"
+SWITCHBOARD = "sw*-ms98-a-trans.text"
 _FISHER = re.compile(r"([\d.]+) ([\d.]+) ([AB]): ?(.*)")
 # [laughter-yeah] was said laughing; [vocalized-noise] is no word.
 _LAUGHED = re.compile(r"\[laughter-([^\]]+)\]")
@@ -54,8 +55,63 @@ def clean(text):
     return normalize(text.replace("{", " ").replace("}", " "))
 
 
+@dataclass(frozen=True, order=True)
+class Utterance:
+    """What one side says, from `start` to `stop` in seconds.
+
+    Arguments
+    ---------
+    start : float
+        Seconds.
+    words : str
+        Cleaned.
+    stop : float
+        Seconds.
+    key : str
+        Its name, such as "sw2001A-ms98-a-0002".
+    side : str
+        The talker, "A" or "B".
+    """
+
+    start: float
+    words: str
+    stop: float
+    key: str
+    side: str
+
+
+def conversations(folder):
+    """Utterances of each conversation that have words.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Searched with its subfolders.
+
+    Returns
+    -------
+    dict of str -> list of Utterance
+        Conversation, such as "sw2001" -> utterances of both sides in order.
+    """
+    found = {}
+    for path in sorted(Path(folder).rglob(SWITCHBOARD)):
+        for number, line in enumerate(_lines(path), 1):
+            parts = line.split(maxsplit=3)
+            if len(parts) < 3:
+                raise ValueError(f"{path}, line {number}: no utterance")
+            words = clean(parts[3]) if len(parts) > 3 else ""
+            if words:
+                start, stop = (_seconds(t, path, number) for t in parts[1:3])
+                name, side = path.name[:6], path.name[6]
+                utterance = Utterance(start, words, stop, parts[0], side)
+                found.setdefault(name, []).append(utterance)
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no {SWITCHBOARD}")
+    return {name: sorted(utterances) for name, utterances in found.items()}
+
+
 def read_switchboard(folder):
-    """Utterances of each conversation.
+    """Words of each conversation.
 
     Arguments
     ---------
@@ -65,22 +121,10 @@ def read_switchboard(folder):
     Returns
     -------
     dict of str -> list of str
-        Conversation, such as "sw2001" -> utterances of both sides in order.
+        Conversation -> utterances of both sides in order.
     """
-    conversations = {}
-    for path in sorted(Path(folder).rglob(_SWITCHBOARD)):
-        name = path.name[:6]
-        for number, line in enumerate(_lines(path), 1):
-            parts = line.split(maxsplit=3)
-            if len(parts) < 3:
-                raise ValueError(f"{path}, line {number}: no utterance")
-            words = clean(parts[3]) if len(parts) > 3 else ""
-            if words:
-                rows = conversations.setdefault(name, [])
-                rows.append((_seconds(parts[1], path, number), words))
-    if not conversations:
-        raise FileNotFoundError(f"{folder} holds no {_SWITCHBOARD}")
-    return {n: [w for _, w in sorted(r)] for n, r in conversations.items()}
+    found = conversations(folder)
+    return {name: [u.words for u in spoken] for name, spoken in found.items()}
 
 
 def read_fisher(folder):

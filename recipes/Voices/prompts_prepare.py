@@ -79,8 +79,7 @@ def prepare_prompts(packages, data_folder, cmudict, workers=2):
     for key in found:
         seconds = seconds_of(data_folder / f"speech/{key}.flac")
         split, words = split_of(key), texts[key]
-        known = all(word in lexicon.pronunciations for word in words.split())
-        if not known and split != "test":
+        if split != "test" and not lexicon.covers(words):
             left_out += 1
         elif seconds:
             splits[split][key.replace("/", "_")] = {

@@ -294,6 +294,10 @@ class Lexicon:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
+    def covers(self, text):
+        """Whether all words of a text have a pronunciation."""
+        return all(word in self.pronunciations for word in text.split())
+
     def write(self, path):
         """Write a file that `read` takes, an alternative on each line.
 

@@ -1,9 +1,11 @@
-"""Recipes of TDNN-F with N-best lists at tiny size: SOTU, LibriSpeech."""
+"""Recipes of TDNN-F with N-best lists: SOTU, LibriSpeech, Switchboard."""
 
 import json
 import shutil
 
+import numpy as np
 import pytest
+import soundfile
 from helpers import ROOT, load_script, read_rows, run_row
 
 from speechbrain_mpq import HybridASR
@@ -98,3 +100,32 @@ def test_librispeech(speech, tmp_path):
     output = run_row(row, tmp_path)
     lists = read_nbest(output / "test-clean_nbest.json")
     assert all(text == text.upper() for text in lists[0].hypotheses)
+
+
+def test_switchboard(speech, tmp_path):
+    """The words of the embedded corpus in the layout of Switchboard."""
+    pytest.importorskip("kaldi_decoder")
+    speech(tmp_path / "embedded")
+    manifest = tmp_path / "embedded/train_speech.json"
+    entries = list(json.loads(manifest.read_text()).values())
+    folder = tmp_path / "swb_text"
+    (tmp_path / "swb1").mkdir()
+    folder.mkdir()
+    for number, first in zip((2001, 2005, 2010), (0, 5, 10)):
+        lines, sound = [], np.zeros((2000, 2))
+        for entry in entries[first : first + 5]:
+            wav = entry["wav"].replace("{data_root}", str(manifest.parent))
+            samples = soundfile.read(wav)[0][::2]  # 8 kHz will do
+            start = len(sound) / 8000
+            sound = np.concatenate([sound, np.stack([samples] * 2, 1)])
+            key = f"sw{number}A-ms98-a-{len(lines):04d}"
+            stop = len(sound) / 8000
+            lines.append(f"{key} {start} {stop} {entry['words']}\n")
+        path = tmp_path / f"swb1/sw0{number}.sph"
+        soundfile.write(path, sound, 8000, "ULAW", format="NIST")
+        (folder / f"sw{number}A-ms98-a-trans.text").write_text("".join(lines))
+    lexicon = ROOT / "recipes/Embedded/ASR/TDNNF/lexicon.txt"
+    shutil.copy(lexicon, tmp_path / "cmudict.txt")
+    (row,) = read_rows("Switchboard")
+    output = run_row(row, tmp_path)
+    assert len(read_nbest(output / "held-out_nbest.json")) == 5
