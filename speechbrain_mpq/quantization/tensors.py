@@ -366,6 +366,11 @@ def near_misses(wrong, names):
 
 def _tensors_of(path, module):
     """NamedTensor of each weight that a module itself owns."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError(
+            f"{path or 'the model'} is TorchScript, whose weights cannot be "
+            "replaced: take the module that it was made of"
+        )
     prefix = f"{path}." if path else ""
     divided_by = old_weight_norm(module)
     for attribute, parameter in module._parameters.items():

@@ -452,3 +452,9 @@ def test_floats_that_nothing_computes_with_stay():
     assert plan.tensors == ["weight", "bias"]
     (row,) = [row for row in coverage(layer) if row["tensor"] == "codes"]
     assert "float8_e4m3fn is not supported" in row["reason"]
+
+
+def test_torchscript_is_refused_by_name():
+    model = torch.nn.Sequential(torch.jit.script(torch.nn.Linear(4, 4)))
+    with pytest.raises(ValueError, match="^0 is TorchScript"):
+        quantize_(model, 4)
