@@ -137,6 +137,10 @@ class Timed:
         self.seconds = self.words = 0
         self.known = {}
 
+    def encode(self, sentences):
+        """See `LanguageModel.encode`."""
+        return self.lm.encode(sentences)
+
     def score(self, texts, progress=False):
         """See `LanguageModel.score`."""
         key = tuple(texts)

@@ -124,9 +124,7 @@ def _check_item(item, task):
         )
     for field in task.fields:
         value = item[field.key]
-        if field.kind is str or value is None and field.optional:
-            continue
-        if not is_number(value):
+        if not field.fits(value):
             raise ValueError(f"item {item['id']!r}: {field.key} is {value!r}")
 
 
@@ -278,13 +276,10 @@ def _load_items(folder, task):
 def _check_item_numbers(items, task):
     """Raise where an item of a file has no number where one is meant."""
     for field in task.fields:
-        if field.kind is str:
-            continue
         for item in items:  # those of older files may lack some
-            value = item.get(field.key, 0)
-            if not (is_number(value) or value is None and field.optional):
+            if field.key in item and not field.fits(item[field.key]):
                 raise ValueError(
-                    f"item {item['id']!r}: {field.key} is {value!r}"
+                    f"item {item['id']!r}: {field.key} is {item[field.key]!r}"
                 )
 
 

@@ -409,7 +409,11 @@ SPEECH_QUALITY = register_task(
                 ),
             ),
         ),
-        fields=(ItemField("score"), ItemField("label"), ItemField("held_out")),
+        fields=(
+            ItemField("score"),
+            ItemField("label"),
+            ItemField("held_out", bool),
+        ),
         summarise=_summarise_quality,
         card=_quality_card,
         conditions=Conditions(

@@ -11,6 +11,7 @@ from importlib import import_module
 from itertools import chain
 from statistics import fmean
 
+from ..utils import is_number
 from .significance import mapsswe
 from .wer import WordErrors, word_errors
 
@@ -132,9 +133,17 @@ class ItemField:
     """One entry of a test item."""
 
     key: str
-    kind: type = float  # or str
+    kind: type = float  # or str, or bool
     optional: bool = False  # whether it may be None
     plural: str = ""  # several of them, in messages; empty for `key`
+
+    def fits(self, value):
+        """Whether a value is of this kind; texts are checked elsewhere."""
+        if self.kind is str or value is None and self.optional:
+            return True
+        if self.kind is bool:
+            return isinstance(value, bool)
+        return is_number(value)
 
 
 @dataclass(frozen=True)
