@@ -15,11 +15,7 @@ import sys
 from pathlib import Path
 
 import soundfile
-from switchboard_text_prepare import (
-    SWITCHBOARD,
-    conversations,
-    read_switchboard,
-)
+from switchboard_text_prepare import SWITCHBOARD, conversations
 
 from speechbrain_mpq.decoders.text_corpus import split_documents
 from speechbrain_mpq.decoders.vocabulary import Lexicon
@@ -73,7 +69,7 @@ def prepare_switchboard(
     lexicon = Lexicon.read(cmudict, fold=str.lower)
     spoken = conversations(transcripts)
     recordings = find_recordings(switchboard_folder, spoken)
-    splits = split_documents(read_switchboard(transcripts), seed=seed)
+    splits = split_documents(spoken, seed=seed)
     cut_utterances(spoken, recordings, data_folder, workers)
     manifests = {
         split: _manifest(split, names, spoken, data_folder, lexicon)

@@ -122,10 +122,17 @@ def _check_item(item, task):
         raise ValueError(
             f"item {item.get('id', '?')!r} lacks {', '.join(missing)}"
         )
+    _check_kinds([item], task)
+
+
+def _check_kinds(items, task):
+    """Raise where an item has no number where one is meant, and so on."""
     for field in task.fields:
-        value = item[field.key]
-        if not field.fits(value):
-            raise ValueError(f"item {item['id']!r}: {field.key} is {value!r}")
+        for item in items:  # those of older files may lack some
+            if field.key in item and not field.fits(item[field.key]):
+                raise ValueError(
+                    f"item {item['id']!r}: {field.key} is {item[field.key]!r}"
+                )
 
 
 def task_of(run):
@@ -255,7 +262,7 @@ def _load_items(folder, task):
     items = read_json(path)
     try:
         _hash_test_set(items, task)
-        _check_item_numbers(items, task)
+        _check_kinds(items, task)
         lacking = [
             field.plural or field.key
             for field in task.fields
@@ -271,16 +278,6 @@ def _load_items(folder, task):
     if lacking:
         raise ValueError(f"{path} lacks {', '.join(lacking)}: evaluate again")
     return items
-
-
-def _check_item_numbers(items, task):
-    """Raise where an item of a file has no number where one is meant."""
-    for field in task.fields:
-        for item in items:  # those of older files may lack some
-            if field.key in item and not field.fits(item[field.key]):
-                raise ValueError(
-                    f"item {item['id']!r}: {field.key} is {item[field.key]!r}"
-                )
 
 
 def load_run(folder, with_items=False):

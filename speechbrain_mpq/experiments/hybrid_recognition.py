@@ -37,9 +37,9 @@ from ..evaluation.runs import load_metrics
 from ..evaluation.wer import oracle_errors
 from ..evaluation.word_tasks import RECOGNITION
 from ..inference.folder import write_card
-from ..inference.speech_recognition import save_recognizer
+from ..inference.speech_recognition import check_lexicon, save_recognizer
 from ..locks import hold_results
-from ..quantization.packing import MODEL_FILE
+from ..quantization.packing import MODEL_FILE, read_model
 from ..simulation.augmentation import NoisySpeech, Reverberation, Voices
 from ..simulation.noise import NoiseMaker
 from ..simulation.rooms import RoomBank
@@ -548,6 +548,8 @@ def _begin(hparams):
         bare = model.without_xent()
         load_best_(bare, begin, f"give {options}")
         model.load_state_dict(bare.state_dict(), strict=False)
+        about = read_model(begin).architecture or {"arguments": {}}
+        model.settings["phones"] = about["arguments"].get("phones")
     elif begin:
         load_best_(model, begin, f"give {options}", "model", key)
     fix = f"give another --output_folder, or {options}"
@@ -585,6 +587,8 @@ def run(arguments, prepare, script):
         beside = Path(script).with_name(hparams["lexicon_file"])
         hparams["lexicon_file"] = beside
     datasets, graphs = load_data(hparams)
+    if hparams["model"].settings["phones"]:  # of what training begins with
+        check_lexicon(hparams["model"], graphs.lexicon)
     if search:
         train = datasets["train"]
         datasets["train"], held_out = (

@@ -231,9 +231,8 @@ class AudioFile:
         for block, last in self._raw_blocks(raw, is_counted=False):
             block = block[:, self._index]
             clipped += np.count_nonzero(np.abs(block) >= CLIPPED)
-            copies.update(block)
-            drift.update(block)
-            polarity.update(block)
+            for watched in (copies, drift, polarity):
+                watched.update(block)
             total += block.sum(0, dtype=np.float64)
             count += len(block)
             if resampler:
@@ -259,8 +258,7 @@ class AudioFile:
         if self._moving:
             power = np.maximum(power - drift.power(), 0)
         strange = channel_warnings(
-            *(self.microphones, power, copies, polarity),
-            *(self._array, self._moving),
+            self.microphones, power, copies, polarity, self._array, self._moving
         )
         warnings = [
             *self._wrong_length(declared),

@@ -420,8 +420,8 @@ def check_lexicon(model, lexicon):
     ):
         raise ValueError(
             f"a lexicon of {len(lexicon.phones)} phones and a network with "
-            f"{outputs} outputs, two for each of its own: take the lexicon "
-            "that it was trained with"
+            f"{outputs} outputs, two for each of its own, or phones in another "
+            "order: take the lexicon that it was trained with"
         )
 
 

@@ -1,6 +1,7 @@
 """The TDNN-F recipe at tiny size: quantized by the runner, and by CTC."""
 
 import json
+import re
 import shlex
 
 import pytest
@@ -50,6 +51,18 @@ def test_what_is_published_is_a_start(trained, shared):
     row = {**ROW, "test_debug_flags": flags}
     again = metrics_of(start_row(row, shared, shared / "started"))
     assert again["average"] == metrics_of(trained)["average"]
+
+
+def test_a_start_of_other_phones_is_refused(trained, shared, tmp_path):
+    """As many of them, so that all shapes fit."""
+    text = (ROOT / SCRIPT).with_name("lexicon.txt").read_text()
+    other = tmp_path / "lexicon.txt"
+    other.write_text(re.sub(r" T\b", " ZZ", text))
+    flags = ROW["test_debug_flags"].replace("epochs 3", "epochs 0")
+    flags += f" --start_from {trained / 'published'} --lexicon_file {other}"
+    row = {**ROW, "test_debug_flags": flags}
+    with pytest.raises(ValueError, match="lexicon that it was trained with"):
+        start_row(row, shared, shared / "other_phones")
 
 
 def test_quantized_by_the_runner(trained, shared):

@@ -85,7 +85,10 @@ def test_sides_are_cut_at_their_times(script, corpus, capsys):
 
 def test_conversations_are_shared_out_as_for_language_models(script, corpus):
     out = prepare(script, corpus)
-    text = script.read_switchboard(corpus / "text")
+    text_prepare = load_script(
+        "recipes/Switchboard/switchboard_text_prepare.py"
+    )
+    text = text_prepare.read_switchboard(corpus / "text")
     for split, names in script.split_documents(text).items():
         entries = json.loads((out / f"{split}_speech.json").read_text())
         assert {key[:6] for key in entries} == set(names)
